@@ -1,0 +1,38 @@
+# One word a task. `make demo` and `make test` work from a bare clone: they create .venv, install the pinned packages
+# (constraints.txt), build the extensions and run. A second call installs nothing again.
+PYTHON ?= python3
+VENV := .venv
+PY ?= $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f \( -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh' \))
+CORPUS ?=
+
+.PHONY: demo test test-slow lint bench gpu-check clean
+
+$(STAMP): $(SOURCES)
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q -c constraints.txt -U pip setuptools wheel pybind11 ninja
+	$(VENV)/bin/pip install -q -c constraints.txt torch==2.13.0
+	$(VENV)/bin/pip install -q -c constraints.txt --no-build-isolation -e '.[test,dask]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(PY) examples/demo.py $(if $(CORPUS),--corpus $(CORPUS))
+
+test: $(STAMP)
+	$(PY) -m pytest -n 2 --dist loadfile tests
+
+test-slow: $(STAMP)
+	$(PY) -m pytest -m slow -o timeout=3000 --durations 0 tests
+
+lint: $(STAMP)
+	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+
+bench: $(STAMP)
+	$(PY) tools/bench_ops.py
+
+gpu-check:
+	$(PY) tools/gpu_check.py
+
+clean:
+	rm -rf build dist *.egg-info demo_output megatron_alum/*.so

@@ -1,0 +1,30 @@
+"""Shared fixtures and options: the device under test and the folder of real data (the only place that names it)."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED_DATA = Path(os.environ.get("MEGATRON_ALUM_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")).resolve()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="device the op tests run on")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "requires_shared_data" in item.keywords and not SHARED_DATA.is_dir():
+            item.add_marker(pytest.mark.skip(reason=f"no real data at {SHARED_DATA}; set MEGATRON_ALUM_DATA"))
+
+
+@pytest.fixture(scope="session")
+def device(request) -> torch.device:
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real text, vocabularies and evaluation sets; tests using it carry `requires_shared_data`."""
+    return SHARED_DATA
