@@ -1,0 +1,201 @@
+"""Indexed shards on disk: opened only after their parts are known to belong together.
+
+A corpus `OUT` is four things side by side, written by `tools/preprocess_data.py`:
+
+    OUT.bin          token ids of all sentences, back to back (uint16 below 65,500 vocabulary entries, else int32)
+    OUT.idx          Megatron's index: one sequence a sentence, one document an article
+    OUT.json         manifest: counts, SHA-256 sums, settings, what was skipped and why
+    OUT-tokenizer/   the Hugging Face tokenizer folder that made the ids
+
+Layout of OUT.idx, little endian: magic `MMIDIDX\\0\\0`, version u64 = 1, dtype code u8, sequence count n u64, document
+count d + 1 u64, then int32[n] lengths in tokens, int64[n] byte offsets into OUT.bin, int64[d + 1] document bounds in
+sequences. megatron-core reads it without checking that OUT.bin is the file it was made with; `open_shards` checks.
+"""
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MANIFEST_VERSION = 1
+INDEX_MAGIC = b"MMIDIDX\x00\x00"
+INDEX_HEADER_BYTES = 34
+"""magic 9, version 8, dtype code 1, sequence count 8, document count 8"""
+DTYPES: dict[int, np.dtype] = {4: np.dtype("int32"), 8: np.dtype("uint16")}
+"""Megatron's dtype codes that a BERT corpus can have."""
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The arrays of an .idx file, memory-mapped: lengths int32 [n], byte offsets int64 [n], documents int64 [d + 1]."""
+
+    dtype: np.dtype
+    lengths: np.ndarray
+    offsets: np.ndarray
+    documents: np.ndarray
+
+    @property
+    def num_sentences(self) -> int:
+        """Sequences in the index."""
+        return len(self.lengths)
+
+    @property
+    def num_documents(self) -> int:
+        """Articles in the index."""
+        return len(self.documents) - 1
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A checked corpus: `indexed` is megatron-core's own IndexedDataset over it."""
+
+    prefix: str
+    indexed: Any
+    index: ShardIndex
+    manifest: dict[str, Any]
+    tokenizer_dir: Path
+
+    @property
+    def num_documents(self) -> int:
+        """Articles in the corpus."""
+        return self.index.num_documents
+
+    @property
+    def num_sentences(self) -> int:
+        """Sentences in the corpus."""
+        return self.index.num_sentences
+
+
+def shard_paths(prefix: str | Path) -> dict[str, Path]:
+    """The four paths of a corpus by role: bin, idx, json, tokenizer."""
+    return {
+        "bin": Path(f"{prefix}.bin"),
+        "idx": Path(f"{prefix}.idx"),
+        "json": Path(f"{prefix}.json"),
+        "tokenizer": Path(f"{prefix}-tokenizer"),
+    }
+
+
+def open_shards(prefix: str | Path, *, verify: bool = False) -> Shards:
+    """Open the corpus `prefix` (the path without .bin) after checking that its files belong together.
+
+    Always checked, in time independent of the size of OUT.bin: all four parts exist, the index is whole, its last byte
+    offset is the size of OUT.bin, and its counts are the manifest's. `verify=True` also reads everything once and
+    compares the SHA-256 sums. Raises ValueError naming the file and the remedy.
+    """
+    paths = shard_paths(prefix)
+    for role, path in paths.items():
+        if not path.exists():
+            raise ValueError(
+                f"`{path}` must exist, but is missing. `{prefix}` must be the output prefix of a finished "
+                f"tools/preprocess_data.py run (its {role} part was looked for)."
+            )
+    manifest = read_manifest(paths["json"])
+    index = read_index(paths["idx"])
+    check_index(index, paths)
+    _check_counts(index, manifest, paths["json"])
+    if verify:
+        verify_checksums(prefix, manifest)
+    from megatron.core.datasets.indexed_dataset import IndexedDataset  # seconds to import: only where it is used
+
+    return Shards(str(prefix), IndexedDataset(str(prefix)), index, manifest, paths["tokenizer"])
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest at `path`; ValueError when it is no manifest of this version."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"`{path}` must be a JSON manifest, but cannot be read: {error}. Preprocess again.") from error
+    version = manifest.get("manifest_version") if isinstance(manifest, dict) else None
+    if version != MANIFEST_VERSION:
+        raise ValueError(
+            f"`{path}` must be a manifest of version {MANIFEST_VERSION}, but has version {version} instead. "
+            "Preprocess the corpus again with this release."
+        )
+    return manifest
+
+
+def read_index(path: Path) -> ShardIndex:
+    """Memory-map the .idx file at `path`; ValueError when its header or its size is wrong."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        header = stream.read(INDEX_HEADER_BYTES)
+    if len(header) < INDEX_HEADER_BYTES or header[:9] != INDEX_MAGIC:
+        raise ValueError(f"`{path}` must be a Megatron index, but its header is not one. Preprocess again.")
+    version, code, num_sequences, num_bounds = struct.unpack("<QBQQ", header[9:])
+    expected = INDEX_HEADER_BYTES + 12 * num_sequences + 8 * num_bounds
+    if version != 1 or code not in DTYPES or size != expected or num_bounds < 1:
+        raise ValueError(
+            f"`{path}` must be a whole Megatron index of {expected} bytes with uint16 or int32 tokens, but has "
+            f"{size} bytes, version {version} and dtype code {code} instead. Preprocess again."
+        )
+    data = np.memmap(path, mode="r", dtype=np.uint8)
+    lengths_end = INDEX_HEADER_BYTES + 4 * num_sequences
+    offsets_end = lengths_end + 8 * num_sequences
+    return ShardIndex(
+        DTYPES[code],
+        data[INDEX_HEADER_BYTES:lengths_end].view(np.int32),
+        data[lengths_end:offsets_end].view(np.int64),
+        data[offsets_end:].view(np.int64),
+    )
+
+
+def check_index(index: ShardIndex, paths: dict[str, Path]) -> None:
+    """Compare the index with the size of .bin and with itself; ValueError when they do not belong together."""
+    itemsize = index.dtype.itemsize
+    expected = int(index.offsets[-1]) + int(index.lengths[-1]) * itemsize if index.num_sentences else 0
+    actual = paths["bin"].stat().st_size
+    if expected != actual:
+        raise ValueError(
+            f"`{paths['bin']}` must have the {expected} bytes that `{paths['idx']}` describes, but has {actual} "
+            "instead. The two files are not of one run, or one was cut short: preprocess again or copy both."
+        )
+    if int(index.documents[0]) != 0 or int(index.documents[-1]) != index.num_sentences:
+        raise ValueError(
+            f"`{paths['idx']}` must bound its documents by 0 and {index.num_sentences} sentences, but has "
+            f"{int(index.documents[0])} and {int(index.documents[-1])} instead. Preprocess again."
+        )
+
+
+def _check_counts(index: ShardIndex, manifest: dict[str, Any], path: Path) -> None:
+    """Counts and dtype of the manifest against those of the index."""
+    for name, actual in (
+        ("num_documents", index.num_documents),
+        ("num_sentences", index.num_sentences),
+        ("dtype", index.dtype.name),
+    ):
+        if manifest.get(name) != actual:
+            raise ValueError(
+                f"`{name}` in `{path}` must be {actual} as in the index, but is {manifest.get(name)} instead. "
+                "The manifest belongs to another corpus: preprocess again or copy all four parts."
+            )
+
+
+def verify_checksums(prefix: str | Path, manifest: dict[str, Any]) -> None:
+    """Read the files named in the manifest once and compare their SHA-256; ValueError for the first that differs."""
+    base = Path(prefix).parent
+    stem = Path(prefix).name
+    for suffix, entry in manifest["files"].items():
+        path = base / f"{stem}{suffix}"
+        if not path.exists():
+            raise ValueError(f"`{path}` must exist, but is missing. Copy all parts of the corpus or preprocess again.")
+        actual = sha256_of(path)
+        if actual != entry["sha256"]:
+            raise ValueError(
+                f"`{path}` must have SHA-256 {entry['sha256']}, but has {actual} instead. "
+                "The file was changed or damaged: copy it again or preprocess again."
+            )
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of the file at `path`, read in 4 MiB pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(4 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,221 @@
+"""Tokenizers in and out: a bare vocabulary or a Hugging Face folder in, a checked Hugging Face folder out.
+
+Three kinds are supported, named by the model inside: `wordpiece` (BERT), `bpe` (byte-level, RoBERTa) and `unigram`
+(SentencePiece). A pre-training run needs five special tokens (unknown, classifier, separator, pad, mask); every door of
+this file checks them, because transformers builds a five-token tokenizer from a wrong argument without a word, and
+training with a mask id that is the unknown id would fail just as silently. Nothing here touches the network.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Case = Literal["lower", "keep"]
+KINDS = {"WordPiece": "wordpiece", "BPE": "bpe", "Unigram": "unigram"}
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+ROLES = ("unk_token", "cls_token", "sep_token", "pad_token", "mask_token")
+
+
+@dataclass(frozen=True)
+class TokenizerSource:
+    """Where the tokenizer comes from: exactly one of `folder` and `vocab_file`."""
+
+    folder: Path | None = None
+    """A Hugging Face tokenizer folder (tokenizer.json or a vocabulary with tokenizer_config.json)."""
+    vocab_file: Path | None = None
+    """vocab.txt (WordPiece) or vocab.json (byte-level BPE, with `merge_file`)."""
+    merge_file: Path | None = None
+    """merges.txt of a byte-level BPE vocabulary."""
+    case: Case | None = None
+    """"lower" or "keep"; None takes the folder's own, or lower when vocab.txt has no upper-case entry."""
+    strip_accents: bool | None = None
+    """Strip accents; None follows `case` as in Google's BERT (stripped when lower-casing)."""
+
+    def __post_init__(self) -> None:
+        if (self.folder is None) == (self.vocab_file is None):
+            raise ValueError(
+                "`--tokenizer` or `--vocab-file` must be given, and not both. "
+                "Name a tokenizer folder or a vocabulary file."
+            )
+        if self.case not in (None, "lower", "keep"):
+            raise ValueError(f"`--case` must be lower or keep, but is {self.case} instead.")
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The fast tokenizer of a Hugging Face folder, offline and checked.
+
+    Returns a transformers PreTrainedTokenizerFast whose unk, cls, sep, pad and mask ids exist, differ from each other
+    and lie below len(tokenizer). Raises ValueError when the folder is missing or one of these is not so.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"`{folder}` must be a tokenizer folder, but is no folder. Give the path of one.")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"`{folder}` must be a Hugging Face tokenizer folder, but does not load: {error}") from error
+    _check_declared_size(folder, tokenizer)
+    check_special_tokens(tokenizer, str(folder))
+    return tokenizer
+
+
+def make_tokenizer(source: TokenizerSource) -> Any:
+    """Build the tokenizer described by `source`; ValueError names what is wrong with it."""
+    if source.folder is not None:
+        return _with_case(load_tokenizer(source.folder), source)
+    assert source.vocab_file is not None
+    if not source.vocab_file.is_file():
+        raise ValueError(f"`--vocab-file` must be an existing file, but {source.vocab_file} is none.")
+    if source.vocab_file.suffix == ".json":
+        return _byte_level_from_files(source)
+    if source.merge_file is not None:
+        raise ValueError("`--merge-file` must go with a vocab.json, but the vocabulary is a WordPiece list instead.")
+    return _wordpiece_from_file(source)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write `tokenizer` as a Hugging Face folder and read it back: the ids must be all there."""
+    tokenizer.save_pretrained(str(folder))
+    again = load_tokenizer(folder)
+    assert len(again) == len(tokenizer) and again.mask_token_id == tokenizer.mask_token_id
+
+
+def check_special_tokens(tokenizer: Any, name: str) -> None:
+    """ValueError unless the five special tokens of pre-training have ids of their own in `tokenizer`."""
+    ids: dict[int, str] = {}
+    size = len(tokenizer)
+    for role in ROLES:
+        token, token_id = getattr(tokenizer, role), getattr(tokenizer, role + "_id")
+        if token is None or token_id is None or not 0 <= token_id < size:
+            raise ValueError(
+                f"`{role}` of the tokenizer {name} must have an id below {size}, but is {token!r} with id {token_id} "
+                "instead. Use a vocabulary for masked language modelling, or train one by tools/train_tokenizer.py."
+            )
+        if token_id in ids:
+            raise ValueError(
+                f"`{role}` of the tokenizer {name} must have an id of its own, but shares id {token_id} with "
+                f"{ids[token_id]}. Use a vocabulary made for masked language modelling."
+            )
+        ids[token_id] = role
+
+
+def tokenizer_kind(tokenizer: Any) -> str:
+    """ "wordpiece", "bpe" or "unigram": decides where words begin (whole-word masking) and how ids are cached."""
+    model = type(tokenizer.backend_tokenizer.model).__name__
+    if model not in KINDS:
+        raise ValueError(f"The tokenizer model must be one of {', '.join(KINDS)}, but is {model} instead.")
+    return KINDS[model]
+
+
+def _check_declared_size(folder: Path, tokenizer: Any) -> None:
+    """Compare with tokenizer.json itself: a wrong class name makes transformers build an almost empty tokenizer."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return
+    from tokenizers import Tokenizer
+
+    declared = Tokenizer.from_file(str(path)).get_vocab_size(with_added_tokens=True)
+    if declared != len(tokenizer):
+        raise ValueError(
+            f"`{folder}` must load with the {declared} entries of its tokenizer.json, but has {len(tokenizer)}. "
+            "Its tokenizer_config.json names a class that does not fit."
+        )
+
+
+def _read_vocab_lines(path: Path) -> list[str]:
+    """Entries of a vocab.txt in id order; ValueError when it cannot be a vocabulary."""
+    try:
+        entries = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`--vocab-file` must be UTF-8 text, but {path} is not: {error}.") from error
+    if entries and entries[-1] == "":
+        entries.pop()
+    entries = [entry.rstrip("\r") for entry in entries]
+    if len(set(entries)) != len(entries):
+        twice = next(entry for position, entry in enumerate(entries) if entry in entries[:position])
+        raise ValueError(f"`--vocab-file` must list each entry once, but {path} has {twice!r} more than once.")
+    _require_specials(BERT_SPECIALS, entries, path)
+    return entries
+
+
+def _require_specials(specials: Sequence[str], entries: Any, path: Path) -> None:
+    missing = [token for token in specials if token not in entries]
+    if missing:
+        raise ValueError(
+            f"`--vocab-file` must contain {', '.join(specials)}, but {path} lacks {', '.join(missing)}. "
+            "Use a vocabulary made for masked language modelling, or train one by tools/train_tokenizer.py."
+        )
+
+
+def _wordpiece_from_file(source: TokenizerSource) -> Any:
+    assert source.vocab_file is not None
+    entries = _read_vocab_lines(source.vocab_file)
+    has_upper = any(entry != entry.lower() for entry in entries if not _is_bracketed(entry))
+    lower = source.case == "lower" if source.case else not has_upper
+    return bert_tokenizer({entry: i for i, entry in enumerate(entries)}, lower=lower, accents=source.strip_accents)
+
+
+def _is_bracketed(entry: str) -> bool:
+    """[PAD], [UNK], [unused12]: control entries say nothing about the case of a vocabulary."""
+    return entry.startswith("[") and entry.endswith("]")
+
+
+def bert_tokenizer(vocab: dict[str, int], *, lower: bool, accents: bool | None) -> Any:
+    """transformers' BertTokenizer over `vocab`; `accents` = True strips them, None follows `lower`."""
+    from transformers import BertTokenizer
+
+    tokenizer = BertTokenizer(vocab=vocab, do_lower_case=lower, strip_accents=accents)
+    assert len(tokenizer) == len(vocab), "transformers built another vocabulary than the one given"
+    check_special_tokens(tokenizer, "built from the vocabulary")
+    return tokenizer
+
+
+def roberta_tokenizer(vocab: dict[str, int], merges: Any) -> Any:
+    """transformers' RobertaTokenizer (byte-level BPE) over `vocab` and `merges`, pairs of symbols in order."""
+    from transformers import RobertaTokenizer
+
+    tokenizer = RobertaTokenizer(vocab=vocab, merges=merges)
+    assert len(tokenizer) == len(vocab), "transformers built another vocabulary than the one given"
+    check_special_tokens(tokenizer, "built from the vocabulary")
+    return tokenizer
+
+
+def _byte_level_from_files(source: TokenizerSource) -> Any:
+    assert source.vocab_file is not None
+    if source.merge_file is None or not source.merge_file.is_file():
+        raise ValueError(
+            f"`--merge-file` must name the merges.txt that belongs to {source.vocab_file}, but is "
+            f"{source.merge_file} instead."
+        )
+    if source.case == "lower" or source.strip_accents:
+        raise ValueError("`--case` must be keep for a byte-level BPE vocabulary, but lower-casing was asked for.")
+    try:
+        vocab = json.loads(source.vocab_file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"`--vocab-file` must be a JSON map, but {source.vocab_file} is not: {error}.") from error
+    _require_specials(ROBERTA_SPECIALS, vocab, source.vocab_file)
+    lines = source.merge_file.read_text(encoding="utf-8").splitlines()
+    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"`--merge-file` must hold two symbols a line, but {source.merge_file} does not.")
+    return roberta_tokenizer(vocab, pairs)
+
+
+def _with_case(tokenizer: Any, source: TokenizerSource) -> Any:
+    """Apply an explicit --case or accent option to a loaded folder: only WordPiece tokenizers can change theirs."""
+    if source.case is None and source.strip_accents is None:
+        return tokenizer
+    if tokenizer_kind(tokenizer) != "wordpiece":
+        if source.case == "lower" or source.strip_accents:
+            raise ValueError(
+                f"`--case` must be keep for the tokenizer folder {source.folder}, but is lower instead: its "
+                "vocabulary decides. Train a tokenizer with the case you want by tools/train_tokenizer.py."
+            )
+        return tokenizer
+    lower = source.case == "lower" if source.case else bool(getattr(tokenizer, "do_lower_case", False))
+    return bert_tokenizer(tokenizer.get_vocab(), lower=lower, accents=source.strip_accents)
