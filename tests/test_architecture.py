@@ -1,7 +1,7 @@
 """The rules of the source tree, read from the syntax trees: import arrows, sizes, docstrings, no machine paths.
 
 Each rule is a function from a source root to the list of its violations. It is asserted twice: the project's own tree
-must give an empty list, and a small tree with the violation planted must give exactly that one (so no rule can go blind).
+must give an empty list, and a small tree with a planted violation must give exactly that one (no rule can go blind).
 Nothing is imported here; a file is seen as soon as it lies in the tree, committed or not.
 """
 

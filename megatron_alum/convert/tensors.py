@@ -1,0 +1,47 @@
+"""The two tensor rewrites of the conversion: the QKV layout and the padded vocabulary.
+
+megatron-core keeps query, key and value of one head side by side, so that tensor parallelism cuts between heads:
+rows [q0 k0 v0 q1 k1 v1 ...], each block `head_size` rows. Hugging Face keeps three matrices [q0 q1 ...], [k0 k1 ...],
+[v0 v1 ...]. The vocabulary has rows up to a multiple of `make_vocab_size_divisible_by * tp` in Megatron, none of them
+ever a token; they are dropped on the way out and written as zeros on the way in. Letters as in `keys.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def merge_qkv(query: Tensor, key: Tensor, value: Tensor, *, num_heads: int) -> Tensor:
+    """[H, ...] query, key and value (weights [H, H] or biases [H]) as Megatron's [3H, ...]."""
+    per_head = [part.reshape(num_heads, -1, *part.shape[1:]) for part in (query, key, value)]
+    return torch.cat(per_head, dim=1).reshape(3 * query.shape[0], *query.shape[1:])
+
+
+def split_qkv(merged: Tensor, *, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The inverse of `merge_qkv`: three contiguous tensors [H, ...] from [3H, ...]."""
+    per_head = merged.reshape(num_heads, 3, -1, *merged.shape[1:])
+    query, key, value = (
+        per_head[:, part].reshape(merged.shape[0] // 3, *merged.shape[1:]).contiguous() for part in range(3)
+    )
+    return query, key, value
+
+
+def strip_vocabulary(padded: Tensor, vocab_size: int) -> Tensor:
+    """The first `vocab_size` rows of a padded [Vp * tp, ...]; a view."""
+    return padded[:vocab_size]
+
+
+def pad_vocabulary(tensor: Tensor, padded_vocab_size: int) -> Tensor:
+    """`tensor` [V, ...] followed by rows of zeros up to `padded_vocab_size`."""
+    missing = padded_vocab_size - tensor.shape[0]
+    assert missing >= 0, f"{tensor.shape[0]} rows do not fit {padded_vocab_size}"
+    return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing else tensor
+
+
+def shard(tensor: Tensor, split: int | None, *, tp_rank: int, tp_size: int) -> Tensor:
+    """The part of a whole tensor that tensor-parallel rank `tp_rank` holds; a view."""
+    if split is None or tp_size == 1:
+        return tensor
+    assert tensor.shape[split] % tp_size == 0, f"dimension {split} of {tuple(tensor.shape)} by {tp_size}"
+    return tensor.chunk(tp_size, dim=split)[tp_rank]

@@ -1,0 +1,1 @@
+"""Tables and plots from the files a run leaves behind (metrics.jsonl, results.jsonl)."""
