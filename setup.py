@@ -1,0 +1,120 @@
+"""Builds the two native modules next to the Python package; everything else about the project stands in pyproject.toml.
+
+megatron_alum._data   csrc/data/*.cpp with pybind11; needs no torch.
+megatron_alum._C      csrc/library.cpp and csrc/ops/; needs the torch it will run with, so install with --no-build-isolation.
+                      CPU always; CUDA too when this torch is a CUDA build and nvcc of the same major version is found.
+USE_CUDA=0 leaves CUDA out, USE_CUDA=1 makes its absence an error. TORCH_CUDA_ARCH_LIST overrides the architectures.
+Both are compiled with ninja where it is installed (`python setup.py build_ext --inplace` recompiles what changed only).
+A folder without sources is skipped.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
+# Contraction off: the noise must have the same bits in every build. Where a fused multiply-add is wanted it is written
+# out; the CUDA code rounds step by step with intrinsics in the noise.
+CXX_FLAGS = ["-O3", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-ffp-contract=off", "-fvisibility=hidden"]
+NVCC_FLAGS = ["-O3", "-std=c++17", "-Werror", "all-warnings", "-Xptxas", "-v,-warn-spills", "-lineinfo"]
+
+try:
+    import torch
+    from torch.utils import cpp_extension
+except ImportError:
+    torch = None
+
+
+def sources(pattern: str) -> list[str]:
+    """Files below csrc matching `pattern`, relative to the project and sorted, as setuptools wants them."""
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
+
+
+def cuda_refusal() -> str | None:
+    """Why CUDA cannot be built here, or None when it can."""
+    if torch is None or torch.version.cuda is None:
+        return "this torch is not a CUDA build"
+    home = cpp_extension.CUDA_HOME
+    nvcc = shutil.which("nvcc") or (home and shutil.which("nvcc", path=str(Path(home) / "bin")))
+    if not nvcc:
+        return "nvcc was not found; put it on PATH or set CUDA_HOME"
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    release = re.search(r"release (\d+)\.", text)
+    if release is None or release.group(1) != torch.version.cuda.split(".")[0]:
+        return f"nvcc must be of CUDA {torch.version.cuda}, but is `{text.strip().splitlines()[-2]}` instead"
+    return None
+
+
+def with_cuda() -> bool:
+    """Applies USE_CUDA; says on stderr why CUDA is left out."""
+    wish = os.environ.get("USE_CUDA", "")
+    if wish not in ("", "0", "1"):
+        sys.exit(f"error: `USE_CUDA` must be 0 or 1, but is {wish!r} instead.")
+    reason = "USE_CUDA=0" if wish == "0" else cuda_refusal()
+    if reason and wish == "1":
+        sys.exit(f"error: USE_CUDA=1, but {reason}.")
+    if reason:
+        print(f"megatron_alum._C: CPU only ({reason})", file=sys.stderr)
+    return reason is None
+
+
+def ops_extension() -> Extension | None:
+    """megatron_alum._C, or None without torch or without sources."""
+    files = sources("library.cpp") + sources("ops/*.cpp") + sources("ops/cpu/*.cpp")
+    if torch is None or not files:
+        return None
+    cuda = with_cuda()
+    # Kept as text inside the binary: Python reads it before loading, since another torch would be an undefined symbol.
+    info = {"torch": torch.__version__, "cuda": torch.version.cuda if cuda else None}
+    macros = [("MEGATRON_ALUM_BUILD", json.dumps(json.dumps(info)))]
+    # -fopenmp when compiling only: at link time it would add a second OpenMP runtime beside the one torch brings.
+    compile_args = {"cxx": [*CXX_FLAGS, "-fopenmp"], "nvcc": NVCC_FLAGS}
+    include = [str(ROOT / "csrc")]
+    if not cuda:
+        return cpp_extension.CppExtension(
+            "megatron_alum._C", files, include_dirs=include, define_macros=macros, extra_compile_args=compile_args["cxx"]
+        )
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    files += sources("ops/cuda/*.cpp") + sources("ops/cuda/*.cu")
+    macros.append(("MEGATRON_ALUM_CUDA", "1"))
+    return cpp_extension.CUDAExtension(
+        "megatron_alum._C", files, include_dirs=include, define_macros=macros, extra_compile_args=compile_args
+    )
+
+
+def data_extension() -> Extension | None:
+    """megatron_alum._data, or None without sources."""
+    files = sources("data/*.cpp")
+    if not files:
+        return None
+    import pybind11
+
+    include = [str(ROOT / "csrc"), pybind11.get_include()]
+    flags = [*CXX_FLAGS, "-std=c++17"]
+    return Extension("megatron_alum._data", files, include_dirs=include, extra_compile_args=flags, language="c++")
+
+
+def headers_of(extension: Extension) -> list[str]:
+    """Headers setuptools should watch: without ninja a changed header must rebuild the whole module."""
+    folder = "data/" if extension.name.endswith("_data") else ""
+    return sources(f"{folder}**/*.h") + sources(f"{folder}**/*.cuh")
+
+
+def main() -> None:
+    """Collects the extensions that can be built here and hands them to setuptools."""
+    extensions = [extension for extension in (data_extension(), ops_extension()) if extension is not None]
+    for extension in extensions:
+        extension.depends = headers_of(extension)
+    command = build_ext if torch is None else cpp_extension.BuildExtension.with_options(no_python_abi_suffix=False)
+    setup(ext_modules=extensions, cmdclass={"build_ext": command})
+
+
+main()
