@@ -15,19 +15,19 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PANELS: tuple[tuple[str, str, str], ...] = (
-    ("lm_loss", "MLM loss (nats)", "linear"),
-    ("nsp_loss", "NSP loss (nats)", "linear"),
-    ("alum_kl", "symmetric KL (nats)", "log"),
-    ("mask_rate", "mask rate", "linear"),
-    ("lr", "learning rate", "linear"),
+PANELS: tuple[tuple[str, str, Literal["noisy", "noisy-log", "schedule"]], ...] = (
+    ("lm_loss", "MLM loss (nats)", "noisy"),
+    ("nsp_loss", "NSP loss (nats)", "noisy"),
+    ("alum_kl", "symmetric KL (nats)", "noisy-log"),
+    ("mask_rate", "mask rate", "schedule"),
+    ("lr", "learning rate", "schedule"),
 )
-"""(field of metrics.jsonl, axis label, scale) from top to bottom."""
+"""(field of metrics.jsonl, axis label, kind) from top to bottom; a schedule has no noise to average away."""
 PHASE_COLORS = {"standard": "#dbe9f6", "alum": "#fde5cf"}
 LINE_COLOR = "#24425c"
 WINDOWS_PER_RUN = 20
@@ -91,8 +91,9 @@ def plot_curves(metrics: str | Path, png: str | Path, *, title: str = "") -> Pat
     rows = read_metrics(metrics)
     figure = Figure(figsize=(9, 2.1 * len(PANELS)), layout="constrained")
     axes = figure.subplots(len(PANELS), 1, sharex=True)
-    for axis, (field, label, scale) in zip(axes, PANELS, strict=True):
-        _draw_panel(axis, rows, field, label, scale)
+    for axis, (field, label, kind) in zip(axes, PANELS, strict=True):
+        axis.set_ylabel(label)
+        _draw_panel(axis, rows, field, kind)
     axes[0].set_title(title or f"{Path(metrics).parent.name or 'run'}: {rows[-1]['iteration']} iterations")
     axes[0].legend(loc="upper right", fontsize="small")
     axes[-1].set_xlabel("iteration")
@@ -104,7 +105,7 @@ def plot_curves(metrics: str | Path, png: str | Path, *, title: str = "") -> Pat
     return target
 
 
-def _draw_panel(axis: Axes, rows: Sequence[dict[str, Any]], field: str, label: str, scale: str) -> None:
+def _draw_panel(axis: Axes, rows: Sequence[dict[str, Any]], field: str, kind: str) -> None:
     iterations = [int(row["iteration"]) for row in rows]
     values = column(rows, field)
     shaded: set[str] = set()
@@ -112,12 +113,14 @@ def _draw_panel(axis: Axes, rows: Sequence[dict[str, Any]], field: str, label: s
         name = None if phase in shaded else f"{phase} phase"
         axis.axvspan(first - 0.5, last + 0.5, color=PHASE_COLORS.get(phase, "#eeeeee"), label=name, zorder=0)
         shaded.add(phase)
-    axis.plot(iterations, values, color=LINE_COLOR, alpha=0.35, linewidth=0.8)
-    means = running_mean(values, max(1, len(rows) // WINDOWS_PER_RUN))
+    if kind == "schedule":
+        means = values
+    else:
+        axis.plot(iterations, values, color=LINE_COLOR, alpha=0.35, linewidth=0.8)
+        means = running_mean(values, max(1, len(rows) // WINDOWS_PER_RUN))
     axis.plot(iterations, means, color=LINE_COLOR, linewidth=1.6)
-    axis.set_ylabel(label)
     axis.set_xlim(iterations[0] - 0.5, iterations[-1] + 0.5)
-    if scale == "log" and any(value > 0 for value in values):
+    if kind == "noisy-log" and any(value > 0 for value in values):
         axis.set_yscale("log")
     elif all(math.isnan(value) for value in values):
         axis.text(0.5, 0.5, "not part of this run", transform=axis.transAxes, ha="center", va="center", color="#777777")
