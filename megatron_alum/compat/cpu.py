@@ -1,0 +1,242 @@
+"""Runs megatron-core 0.16.1 on machines without CUDA: the whole list of calls that have to be redirected, with the reason for each.
+
+megatron-core names the device in its code ("cuda" in factory calls, `torch.cuda.current_device()`), although its algorithms need
+nothing but torch and a process group. `enable_cpu()` points those calls at the CPU, once a process. It does nothing where CUDA is
+present and refuses another version of megatron-core, because the lists below were read out of this one.
+
+Two kinds of redirect:
+  * CALLS: attributes of torch or megatron-core that are replaced;
+  * CONSTANTS: functions of megatron-core whose literals ("cuda", 'torch.cuda.FloatTensor') are replaced in the code object, so that
+    nothing else in the process sees another meaning of the same literal.
+The model side of CPU support (no fused softmax, no fused weight gradients, CPU initialisation) is in `models/build.py`.
+"""
+
+import contextlib
+import importlib
+import importlib.metadata
+import inspect
+import logging
+import types
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+SUPPORTED_VERSION = "0.16.1"
+
+# What megatron-core and its bundled FSDP say at import when neither apex nor Transformer Engine is there. tools/doctor.py says it once, and better.
+_FALLBACK_WARNINGS = (
+    r"Transformer Engine and Apex are not installed\. Falling back to .*",
+    r"Apex is not installed\. Falling back to Torch Norm",
+)
+_RNG_WARNING = "CPU RNG state changed within GPU RNG context"
+
+_CPU_LITERALS: dict[Any, Any] = {
+    "cuda": "cpu",
+    "torch.cuda.FloatTensor": "torch.FloatTensor",
+    "torch.cuda.HalfTensor": "torch.HalfTensor",
+    "torch.cuda.BFloat16Tensor": "torch.BFloat16Tensor",
+}
+
+
+@dataclass(frozen=True)
+class CallRedirect:
+    """One replaced attribute: `module`.`attribute` becomes `replacement`, because of `reason`."""
+
+    module: str
+    attribute: str
+    replacement: Callable[..., Any]
+    reason: str
+
+
+@dataclass(frozen=True)
+class ConstantRedirect:
+    """Functions of one megatron-core module whose CUDA literals become CPU ones, because of `reason`."""
+
+    module: str
+    functions: tuple[str, ...]
+    reason: str
+
+
+def _cpu_device() -> torch.device:
+    return torch.device("cpu")
+
+
+def _nothing(*_args: Any, **_kwargs: Any) -> None:
+    return None
+
+
+def _cpu_rng_state(*_args: Any, **_kwargs: Any) -> torch.Tensor:
+    return torch.get_rng_state()
+
+
+def _set_cpu_rng_state(new_state: torch.Tensor, *_args: Any, **_kwargs: Any) -> None:
+    torch.set_rng_state(new_state)
+
+
+def _cpu_manual_seed(seed: int) -> None:
+    torch.manual_seed(seed)
+
+
+def _same_tensor(self: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+    return self
+
+
+CALLS = (
+    CallRedirect("torch.cuda", "current_device", _cpu_device, "the device of every buffer megatron-core allocates"),
+    CallRedirect("torch.cuda", "synchronize", _nothing, "CPU work is already done when a call returns"),
+    CallRedirect("torch.cuda", "manual_seed", _cpu_manual_seed, "the RNG tracker seeds its named states through it"),
+    CallRedirect("torch.cuda", "get_rng_state", _cpu_rng_state, "the tracker and checkpoints read generator states"),
+    CallRedirect("torch.cuda", "set_rng_state", _set_cpu_rng_state, "resuming restores generator states"),
+    CallRedirect("torch.Tensor", "cuda", _same_tensor, "moves of weights and checkpoint tensors to the device"),
+    CallRedirect(
+        "megatron.core.tensor_parallel.random",
+        "_get_cuda_rng_state",
+        _cpu_rng_state,
+        "forks of the tracker and activation recomputation swap the device generator's state",
+    ),
+    CallRedirect(
+        "megatron.core.tensor_parallel.random", "_set_cuda_rng_state", _set_cpu_rng_state, "the other half of that swap"
+    ),
+)
+
+CONSTANTS = (
+    ConstantRedirect(
+        "megatron.core.optimizer.optimizer",
+        (
+            "MixedPrecisionOptimizer.__init__",
+            "Float16OptimizerWithFloat16Params.__init__",
+            "FP32Optimizer.__init__",
+        ),
+        "scale factors are made on the device; parameters are sorted by the name of their CUDA tensor type",
+    ),
+    ConstantRedirect(
+        "megatron.core.optimizer.distrib_optimizer",
+        ("DistributedOptimizer.__init__", "DistributedOptimizer._build_model_and_main_param_groups"),
+        "the shards of the distributed optimizer are sorted by the same type names",
+    ),
+    ConstantRedirect(
+        "megatron.core.optimizer.grad_scaler",
+        ("MegatronGradScaler.__init__", "DynamicGradScaler.__init__"),
+        "the loss scale of fp16 is a device tensor",
+    ),
+    ConstantRedirect(
+        "megatron.core.optimizer.clip_grads",
+        ("get_grad_norm_fp32", "clip_grad_by_total_norm_fp32", "count_zeros_fp32"),
+        "norms are accumulated in device tensors",
+    ),
+    ConstantRedirect(
+        "megatron.core.utils",
+        ("local_multi_tensor_l2_norm",),
+        "the torch version of apex's norm returns a device tensor",
+    ),
+    ConstantRedirect(
+        "megatron.core.pipeline_parallel.schedules",
+        (
+            "forward_backward_no_pipelining",
+            "forward_backward_pipelining_without_interleaving",
+            "forward_backward_pipelining_with_interleaving",
+        ),
+        "the schedules count tokens in a device tensor",
+    ),
+    ConstantRedirect(
+        "megatron.core.dist_checkpointing.strategies.state_dict_saver",
+        ("verify_global_md_reuse",),
+        "ranks agree on reusing checkpoint metadata through a device tensor",
+    ),
+    ConstantRedirect(
+        "megatron.core.dist_checkpointing.exchange_utils",
+        ("_get_empty_tensor_for_exchange", "exchange_loaded_tensors_gather_rounds"),
+        "fully parallel loading exchanges tensors through device buffers",
+    ),
+)
+
+
+class _DropRngWarning(logging.Filter):
+    """Drops the tracker's complaint that the CPU generator moved: here it is the device generator."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.getMessage() != _RNG_WARNING
+
+
+_enabled = False
+
+
+def silence_fallback_warnings() -> None:
+    """Keeps megatron-core's import quiet about absent apex and Transformer Engine, and about nothing else."""
+    for message in _FALLBACK_WARNINGS:
+        warnings.filterwarnings("ignore", message=message, category=UserWarning)
+
+
+def check_version() -> None:
+    """Raises ValueError unless megatron-core is the version the redirects were written for."""
+    version = importlib.metadata.version("megatron-core")
+    if version != SUPPORTED_VERSION:
+        raise ValueError(
+            f"megatron-core must be {SUPPORTED_VERSION} to run without CUDA, but is {version} instead. "
+            f"Install it with `pip install megatron-core=={SUPPORTED_VERSION}`, or run on a machine with a GPU."
+        )
+
+
+def enable_cpu() -> bool:
+    """Makes megatron-core run on the CPU; returns whether the redirects are in force.
+
+    Does nothing and returns False where CUDA is available. May be called any number of times; everything that starts
+    megatron-core (`parallel.initialize`) calls it. Raises ValueError for a megatron-core other than 0.16.1.
+    """
+    global _enabled
+    if torch.cuda.is_available():
+        return False
+    if _enabled:
+        return True
+    check_version()
+    silence_fallback_warnings()
+    for call in CALLS:
+        setattr(_resolve(call.module), call.attribute, call.replacement)
+    for constant in CONSTANTS:
+        module = importlib.import_module(constant.module)
+        for name in constant.functions:
+            _replace_literals(_function(module, name), f"{constant.module}.{name}")
+    logging.getLogger("megatron.core.tensor_parallel.random").addFilter(_DropRngWarning())
+    _enabled = True
+    return True
+
+
+def _resolve(dotted: str) -> Any:
+    """The module or class of that name (`torch.Tensor` is a class)."""
+    with contextlib.suppress(ModuleNotFoundError):
+        return importlib.import_module(dotted)
+    parent, name = dotted.rsplit(".", 1)
+    return getattr(importlib.import_module(parent), name)
+
+
+def _function(module: types.ModuleType, qualified_name: str) -> types.FunctionType:
+    """The plain function behind a possibly decorated function, method or class method."""
+    found: Any = module
+    for part in qualified_name.split("."):
+        found = inspect.getattr_static(found, part)
+    found = getattr(found, "__func__", found)
+    function = inspect.unwrap(found)
+    assert isinstance(function, types.FunctionType), qualified_name
+    return function
+
+
+def _replace_literals(function: types.FunctionType, name: str) -> None:
+    before = function.__code__
+    function.__code__ = _with_cpu_literals(before)
+    assert function.__code__ != before, f"{name} holds no CUDA literal: another megatron-core than {SUPPORTED_VERSION}?"
+
+
+def _with_cpu_literals(code: types.CodeType) -> types.CodeType:
+    return code.replace(co_consts=tuple(_cpu_constant(constant) for constant in code.co_consts))
+
+
+def _cpu_constant(constant: Any) -> Any:
+    """The constant with CUDA literals replaced, looking into tuples (from `x in [...]`) and nested functions."""
+    if isinstance(constant, types.CodeType):
+        return _with_cpu_literals(constant)
+    if isinstance(constant, tuple):
+        return tuple(_cpu_constant(item) for item in constant)
+    return _CPU_LITERALS.get(constant, constant) if isinstance(constant, str) else constant

@@ -1,0 +1,142 @@
+"""The shape of the network: architecture, sizes, dropout, initialisation, and the presets behind `--model-size`.
+
+A preset fills in what no flag names; flags win. Sizes tiny, mini and small are Google's BERT miniatures (google-research/bert),
+base and large those of the BERT paper (arXiv 1810.04805). Three architectures:
+  megatron-bert  pre-LayerNorm, as Megatron trains BERT; exported as transformers' MegatronBert
+  bert           post-LayerNorm, as Google trained it; transformers' Bert
+  roberta        post-LayerNorm, positions from 2, one token type, no next-sentence head; transformers' Roberta
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+MODEL_TYPES = ("megatron-bert", "bert", "roberta")
+
+PRESETS: dict[str, tuple[int, int, int]] = {  # num_layers, hidden_size, num_attention_heads
+    "tiny": (2, 128, 2),
+    "mini": (4, 256, 4),
+    "small": (4, 512, 8),
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+}
+
+_LAYERNORM_EPSILON = {"megatron-bert": 1e-5, "bert": 1e-12, "roberta": 1e-5}
+_NUM_TOKEN_TYPES = {"megatron-bert": 2, "bert": 2, "roberta": 1}
+# fairseq's RoBERTa counts positions from the padding index 1 plus one, and keeps rows 0 and 1 of the table unused.
+_FIRST_POSITION = {"megatron-bert": 0, "bert": 0, "roberta": 2}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. Values left out come from `model_size` or from other fields, and are filled in on construction."""
+
+    FLAG_PREFIX: ClassVar[str] = ""
+
+    model_type: str = "megatron-bert"
+    """Architecture: megatron-bert (pre-LayerNorm), bert or roberta (post-LayerNorm)."""
+    model_size: str | None = None
+    """Preset for layers, width and heads: tiny, mini, small, base or large. Explicit flags win."""
+    num_layers: int = None  # type: ignore[assignment]
+    """Transformer layers (default: from --model-size)."""
+    hidden_size: int = None  # type: ignore[assignment]
+    """Width of the residual stream (default: from --model-size)."""
+    num_attention_heads: int = None  # type: ignore[assignment]
+    """Attention heads; must divide --hidden-size (default: from --model-size)."""
+    ffn_hidden_size: int = None  # type: ignore[assignment]
+    """Width inside the MLP (default: 4 x --hidden-size)."""
+    seq_length: int = 512
+    """Tokens of a training sequence, special tokens and padding included."""
+    max_position_embeddings: int = None  # type: ignore[assignment]
+    """Longest sequence the position table serves (default: --seq-length). RoBERTa's table has two rows more."""
+    hidden_dropout: float = 0.1
+    """Dropout probability after the embeddings, attention and MLP."""
+    attention_dropout: float = 0.1
+    """Dropout probability of attention weights."""
+    layernorm_epsilon: float = None  # type: ignore[assignment]
+    """Added to the variance in LayerNorm (default: 1e-5 for megatron-bert and roberta, 1e-12 for bert, as their authors have it)."""
+    init_method_std: float = 0.02
+    """Standard deviation of initial weights."""
+    make_vocab_size_divisible_by: int = 128
+    """The vocabulary is padded to a multiple of this that every tensor-parallel rank shares equally; padding never enters a softmax."""
+
+    def __post_init__(self) -> None:
+        """Fills in derived values, then checks each; raises ValueError naming the flag."""
+        _check_choice("--model-type", self.model_type, MODEL_TYPES)
+        self._fill_in()
+        for name in ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "seq_length"):
+            _check_positive(name, getattr(self, name))
+        _check_positive("max_position_embeddings", self.max_position_embeddings)
+        _check_positive("make_vocab_size_divisible_by", self.make_vocab_size_divisible_by)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"--hidden-size must be a multiple of --num-attention-heads {self.num_attention_heads}, "
+                f"but is {self.hidden_size} instead."
+            )
+        if self.seq_length > self.max_position_embeddings:
+            raise ValueError(
+                f"--seq-length must be at most --max-position-embeddings {self.max_position_embeddings}, "
+                f"but is {self.seq_length} instead. Shorten the sequences or enlarge the position table."
+            )
+        for name in ("hidden_dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{_flag(name)} must be in [0, 1), but is {getattr(self, name)} instead.")
+        for name in ("layernorm_epsilon", "init_method_std"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"{_flag(name)} must be positive, but is {getattr(self, name)} instead.")
+
+    @property
+    def post_layernorm(self) -> bool:
+        """Whether LayerNorm follows attention and MLP (BERT, RoBERTa) instead of preceding them."""
+        return self.model_type != "megatron-bert"
+
+    @property
+    def num_token_types(self) -> int:
+        """Rows of the token-type table."""
+        return _NUM_TOKEN_TYPES[self.model_type]
+
+    @property
+    def first_position(self) -> int:
+        """Row of the position table that the first real token takes."""
+        return _FIRST_POSITION[self.model_type]
+
+    @property
+    def num_position_rows(self) -> int:
+        """Rows of the position table, unused ones included (512 + 2 for RoBERTa)."""
+        return self.max_position_embeddings + self.first_position
+
+    @property
+    def has_nsp_head(self) -> bool:
+        """Whether there is a pooler with a next-sentence head."""
+        return self.model_type != "roberta"
+
+    def _fill_in(self) -> None:
+        if self.model_size is not None:
+            _check_choice("--model-size", self.model_size, tuple(PRESETS))
+            for name, value in zip(
+                ("num_layers", "hidden_size", "num_attention_heads"), PRESETS[self.model_size], strict=True
+            ):
+                self._default(name, value)
+        for name in ("num_layers", "hidden_size", "num_attention_heads"):
+            if getattr(self, name) is None:
+                raise ValueError(f"{_flag(name)} must be given when there is no --model-size ({', '.join(PRESETS)}).")
+        self._default("ffn_hidden_size", 4 * self.hidden_size)
+        self._default("max_position_embeddings", self.seq_length)
+        self._default("layernorm_epsilon", _LAYERNORM_EPSILON[self.model_type])
+
+    def _default(self, name: str, value: float) -> None:
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value)  # the dataclass is frozen for everyone else
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{flag} must be one of {', '.join(choices)}, but is {value} instead.")
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{_flag(name)} must be at least 1, but is {value} instead.")

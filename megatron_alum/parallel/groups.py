@@ -1,0 +1,126 @@
+"""Starts torch.distributed and megatron-core's parallel state, and hands back the groups as one object.
+
+Nothing in this project asks megatron-core's global state for a group: functions take a `ProcessGroups`, so that a test can call
+them with a group of its own. Ranks, world size and rendezvous come from torchrun's environment; without it the process is a world
+of one. The backend is NCCL with CUDA and gloo without.
+"""
+
+import os
+import random
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megatron_alum.compat import enable_cpu, silence_fallback_warnings
+
+silence_fallback_warnings()
+
+from megatron.core import parallel_state, tensor_parallel  # noqa: E402
+
+# Distance between the dropout streams of neighbouring data-parallel ranks. Larger than any tensor-parallel size, since
+# megatron-core gives tensor-parallel rank r the seed + 2718 + r.
+_DATA_PARALLEL_SEED_STEP = 100_003
+
+
+@dataclass(frozen=True)
+class ProcessGroups:
+    """The process groups of this rank, with its place in them.
+
+    `world` holds all ranks, `tp` those that share the layers of one model, `dp` those that hold the same part of it.
+    """
+
+    tp: dist.ProcessGroup
+    dp: dist.ProcessGroup
+    world: dist.ProcessGroup
+    tp_rank: int
+    tp_size: int
+    dp_rank: int
+    dp_size: int
+    sequence_parallel: bool = False
+
+    @property
+    def world_rank(self) -> int:
+        """This process among all of them."""
+        return dist.get_rank(self.world)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this rank: its CUDA device, or the CPU."""
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def initialize(
+    *, tensor_parallel_size: int, sequence_parallel: bool = False, timeout_seconds: float = 1800.0
+) -> ProcessGroups:
+    """Joins the ranks of a torchrun job and lays them out as tensor-parallel x data-parallel.
+
+    `timeout_seconds` ends a collective that a dead or stuck rank never joins. A default process group that already
+    exists is used as it is. Raises ValueError when the world size is not a multiple of `tensor_parallel_size`.
+    """
+    enable_cpu()
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    _check_sizes(world_size, tensor_parallel_size)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        _join(world_size, timedelta(seconds=timeout_seconds))
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor_parallel_size,
+        distributed_timeout_minutes=max(1, round(timeout_seconds / 60)),
+    )
+    assert dist.group.WORLD is not None
+    return ProcessGroups(
+        tp=parallel_state.get_tensor_model_parallel_group(),
+        dp=parallel_state.get_data_parallel_group(),
+        world=dist.group.WORLD,
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tp_size=tensor_parallel_size,
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=world_size // tensor_parallel_size,
+        sequence_parallel=sequence_parallel and tensor_parallel_size > 1,
+    )
+
+
+def seed_everything(seed: int, groups: ProcessGroups) -> None:
+    """Seeds Python, numpy, torch and megatron-core's RNG tracker for this rank.
+
+    Dropout outside tensor-parallel regions draws from the default generator (equal within a tensor-parallel group,
+    different between data-parallel ranks), dropout inside them from the tracker (different on every rank). Weights do not
+    depend on any of these: `models.build_model` takes its own seed.
+    """
+    rank_seed = seed + _DATA_PARALLEL_SEED_STEP * groups.dp_rank
+    random.seed(rank_seed)
+    np.random.seed(rank_seed % 2**32)
+    torch.manual_seed(rank_seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(rank_seed)
+
+
+def shutdown() -> None:
+    """Leaves all process groups; safe to call twice."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _check_sizes(world_size: int, tensor_parallel_size: int) -> None:
+    if tensor_parallel_size < 1 or world_size % tensor_parallel_size:
+        raise ValueError(
+            f"The number of processes must be a multiple of --tensor-model-parallel-size {tensor_parallel_size}, "
+            f"but is {world_size} instead. Change the flag or torchrun's --nproc-per-node."
+        )
+
+
+def _join(world_size: int, timeout: timedelta) -> None:
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    if world_size != 1:
+        raise ValueError(
+            f"WORLD_SIZE must be 1 without torchrun's rendezvous variables, but is {world_size} instead. Start with torchrun."
+        )
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)

@@ -1,0 +1,154 @@
+"""Runs a function on several ranks joined by gloo, in worker processes that live as long as the test session.
+
+    results = run_ranks(2, my_function, argument)      # my_function(rank, world_size, argument) -> anything picklable
+
+The function must be importable (module level). Workers are spawned once and reused, since importing torch and megatron-core costs
+seconds; every call gets fresh process groups on a free port, torchrun's environment variables and one torch thread a rank, and all
+parallel state is destroyed afterwards. An exception in a rank is raised here with the rank's traceback as its cause; a rank that
+hangs (typically in a collective) ends the call after `timeout_seconds`, prints its stack and costs only a new pool.
+"""
+
+import atexit
+import faulthandler
+import multiprocessing
+import os
+import pickle
+import random
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+_GRACE_SECONDS = 10.0  # for the other ranks once one has failed: they usually fail in the collective it left
+_CONTEXT = multiprocessing.get_context("spawn")
+_pool: list["_Worker"] = []
+
+
+class RemoteTraceback(Exception):
+    """Carries the traceback text of a rank; the cause of the exception that `run_ranks` raises."""
+
+    def __init__(self, rank: int, text: str) -> None:
+        super().__init__(f"rank {rank}\n{text}")
+
+
+class _Worker:
+    def __init__(self) -> None:
+        self.connection, remote = _CONTEXT.Pipe()
+        self.process = _CONTEXT.Process(target=_serve, args=(remote, os.getpid()))
+        self.process.start()
+        remote.close()
+
+    def stop(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+
+
+def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout_seconds: float = 240.0) -> list[Any]:
+    """Calls `fn(rank, world_size, *args)` on `world_size` gloo ranks and returns their results by rank."""
+    while len(_pool) < world_size:
+        _pool.append(_Worker())
+    port = _free_port()
+    for rank in range(world_size):
+        job = (rank, world_size, port, timeout_seconds, fn, args)
+        _pool[rank].connection.send_bytes(pickle.dumps(job))
+    answers = _collect(world_size, timeout_seconds)
+    failures = [(rank, answer) for rank, answer in answers.items() if not answer[0]]  # in order of arrival
+    if failures or len(answers) < world_size:
+        _stop_pool()  # the survivors may sit in a collective for ever
+    if failures:
+        rank, (_, error, text) = failures[0]
+        raise error from RemoteTraceback(rank, text)
+    if len(answers) < world_size:
+        silent = sorted(set(range(world_size)) - set(answers))
+        raise TimeoutError(f"ranks {silent} of {world_size} did not answer within {timeout_seconds} s")
+    return [answers[rank][1] for rank in range(world_size)]
+
+
+def _collect(world_size: int, timeout_seconds: float) -> dict[int, tuple]:
+    """Answers (ok, value) or (False, exception, traceback) by rank, in order of arrival, until all or the deadline."""
+    answers: dict[int, tuple] = {}
+    pending: dict[Any, int] = {_pool[rank].connection: rank for rank in range(world_size)}
+    deadline = time.monotonic() + timeout_seconds
+    while pending and (left := deadline - time.monotonic()) > 0:
+        for connection in wait(list(pending), left):
+            assert isinstance(connection, Connection)
+            rank = pending.pop(connection)
+            try:
+                answers[rank] = pickle.loads(connection.recv_bytes())
+            except EOFError:
+                answers[rank] = (False, RuntimeError(f"rank {rank} died without an answer"), "")
+            if not answers[rank][0]:
+                deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
+    return answers
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@atexit.register
+def _stop_pool() -> None:
+    while _pool:
+        _pool.pop().stop()
+
+
+def _serve(connection: Connection, parent: int) -> None:
+    """A worker's life: answer jobs until the session ends."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    while os.getppid() == parent:
+        try:
+            job = connection.recv_bytes()
+        except (EOFError, OSError):
+            return
+        connection.send_bytes(_answer(job))
+
+
+def _answer(job: bytes) -> bytes:
+    import torch
+
+    try:
+        rank, world_size, port, timeout_seconds, fn, args = pickle.loads(job)
+        faulthandler.dump_traceback_later(max(timeout_seconds - 2.0, 1.0), file=sys.__stderr__)
+        _start(rank, world_size, port, torch)
+        return pickle.dumps((True, fn(rank, world_size, *args)))
+    except BaseException as error:
+        text = traceback.format_exc()
+        try:
+            return pickle.dumps((False, error, text))
+        except Exception:  # an exception that does not pickle still has its text
+            return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}"), text))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        _clean_up(torch)
+
+
+def _start(rank: int, world_size: int, port: int, torch: Any) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    random.seed(0)
+    torch.manual_seed(0)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+
+
+def _clean_up(torch: Any) -> None:
+    """Destroys process groups and, if the job imported megatron-core, its parallel state."""
+    parallel_state = sys.modules.get("megatron.core.parallel_state")
+    if parallel_state is not None and parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,59 @@
+"""The helper that every multi-process test stands on: results by rank, errors with their rank, hangs that end."""
+
+import os
+import time
+
+import pytest
+import torch
+
+from tests.helpers.distributed import run_ranks
+
+
+def _sum_of_ranks(rank, world_size, factor):
+    total = torch.tensor(float(rank * factor))
+    torch.distributed.all_reduce(total)
+    return rank, os.getpid(), torch.get_num_threads(), total.item()
+
+
+def _fail_on_rank_one(rank, world_size):
+    if rank == 1:
+        raise ValueError("no such luck")
+    torch.distributed.barrier()
+
+
+def _rank_one_never_comes(rank, world_size):
+    if rank == 1:
+        time.sleep(60)
+    torch.distributed.barrier()
+
+
+def _rank_one_dies(rank, world_size):
+    if rank == 1:
+        os._exit(3)
+    torch.distributed.barrier()
+
+
+def test_results_come_back_by_rank_and_workers_are_reused():
+    first = run_ranks(2, _sum_of_ranks, 3)
+    second = run_ranks(2, _sum_of_ranks, 5)
+    assert [answer[0] for answer in first] == [0, 1]
+    assert [answer[3] for answer in first] == [3.0, 3.0]
+    assert [answer[3] for answer in second] == [5.0, 5.0]
+    assert [answer[1] for answer in first] == [answer[1] for answer in second]
+    assert {answer[2] for answer in first + second} == {1}
+
+
+def test_an_exception_keeps_its_type_and_names_its_rank():
+    with pytest.raises(ValueError, match="no such luck") as caught:
+        run_ranks(2, _fail_on_rank_one)
+    assert "rank 1" in str(caught.value.__cause__)
+    assert "_fail_on_rank_one" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("job", "error", "timeout"), [(_rank_one_never_comes, TimeoutError, 4), (_rank_one_dies, RuntimeError, 60)]
+)
+def test_a_hang_or_a_death_ends_and_the_next_call_works(job, error, timeout):
+    with pytest.raises(error):
+        run_ranks(2, job, timeout_seconds=timeout)
+    assert [answer[3] for answer in run_ranks(2, _sum_of_ranks, 1)] == [1.0, 1.0]
