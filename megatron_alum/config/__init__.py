@@ -1,0 +1,1 @@
+"""Configuration dataclasses, one concern each, and the command line built from them."""

@@ -1,0 +1,184 @@
+"""Command line and YAML for configuration dataclasses, and the guard around every tool's `main`.
+
+    config = parse_config(RunConfig, argv, description="...")
+
+The order of precedence is: defaults < YAML (`--config FILE`) < flags. YAML is flat and uses the flags' names. An unknown
+name is an error that names the nearest known one. A boolean flag takes true or false and may stand alone for true.
+
+Errors of a user are ValueErrors with one sentence; `main_guard` prints it and exits with status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_type_hints
+
+import yaml
+
+from megatron_alum.config.fields import Option, options_of
+
+T = TypeVar("T")
+
+
+def main_guard(fn: Callable[[], None]) -> None:
+    """Run `fn`; turn a user's error (ValueError, OSError) into `error: <sentence>` on stderr and exit status 2."""
+    try:
+        fn()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are ValueErrors, to leave the wording and the exit to `main_guard`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}. See --help.")
+
+
+def parse_config(cls: type[T], argv: Sequence[str] | None = None, *, description: str = "") -> T:
+    """The configuration that `argv` (default: the process's arguments) and the YAML it names describe.
+
+    Raises: ValueError naming the flag for unknown names, wrong types, missing values and failed checks.
+    """
+    options = {option.name: option for option in options_of(cls)}
+    parser = _build_parser(cls, options, description)
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise ValueError(_unknown_name(unknown[0], options))
+    given = vars(known)
+    from_file = read_yaml(given.pop("config"), options)
+    from_flags = {name: _convert(options[name], value) for name, value in given.items()}
+    return build_config(cls, [from_file, from_flags])
+
+
+def build_config(cls: type[T], layers: Sequence[Mapping[str, Any]]) -> T:
+    """`cls` from layers of {option name: typed value}, later layers over earlier ones."""
+    options = {option.name: option for option in options_of(cls)}
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values.update(layer)
+    missing = [o.flag for o in options.values() if o.default is dataclasses.MISSING and o.name not in values]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} must be given, but {'is' if len(missing) == 1 else 'are'} not.")
+    by_path = {options[name].path: value for name, value in values.items()}
+    return _instantiate(cls, by_path, ())
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """{option name: value}, flat, ready for JSON or YAML and for `config_from_dict`."""
+    flat = {}
+    for option in options_of(type(config)):
+        value = config
+        for name in option.path:
+            value = getattr(value, name)
+        flat[option.name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def config_from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+    """The configuration written by `config_to_dict`; names this version does not know are refused by a ValueError."""
+    options = {option.name: option for option in options_of(cls)}
+    return build_config(cls, [_checked_layer(values, options, "the stored configuration")])
+
+
+def format_config(config: Any) -> str:
+    """One `name: value` line an option, under the name of its section."""
+    lines, section = [], None
+    flat = config_to_dict(config)
+    for option in options_of(type(config)):
+        if option.path[:-1] != section:
+            section = option.path[:-1]
+            lines.append(f"[{'.'.join(section) or type(config).__name__}]")
+        lines.append(f"  {option.name}: {flat[option.name]}")
+    return "\n".join(lines)
+
+
+def read_yaml(path: str | None, options: Mapping[str, Option]) -> dict[str, Any]:
+    """{option name: typed value} of a flat YAML file; keys may use dashes or underscores; {} for no file.
+
+    Raises: ValueError for a file that is no flat mapping, unknown keys and wrong types; OSError when unreadable.
+    """
+    if path is None:
+        return {}
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be a YAML file, but does not parse: {' '.join(str(error).split())}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} must hold `name: value` lines, but holds a {type(loaded).__name__} instead.")
+    return _checked_layer(loaded, options, path)
+
+
+def _checked_layer(values: Mapping[str, Any], options: Mapping[str, Option], source: str) -> dict[str, Any]:
+    layer = {}
+    for key, value in values.items():
+        name = str(key).lstrip("-").replace("-", "_")
+        if name not in options:
+            raise ValueError(f"{source}: {_unknown_name(name, options)}")
+        layer[name] = _convert(options[name], value)
+    return layer
+
+
+def _build_parser(cls: type, options: Mapping[str, Option], description: str) -> _Parser:
+    parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config", default=None, metavar="FILE", help="YAML file of `flag-name: value` lines")
+    groups: dict[type, argparse._ArgumentGroup] = {}
+    for option in options.values():
+        if option.owner not in groups:
+            title, _, rest = (option.owner.__doc__ or option.owner.__name__).strip().partition("\n\n")
+            groups[option.owner] = parser.add_argument_group(" ".join(title.split()), " ".join(rest.split()) or None)
+        extra: dict[str, Any] = {"nargs": "+"} if option.is_list else {}
+        if option.is_bool:
+            extra = {"nargs": "?", "const": "true"}
+        metavar = "{true,false}" if option.is_bool else option.path[-1].rsplit("_", 1)[-1].upper()
+        metavar = "{" + ",".join(option.choices) + "}" if option.choices else metavar
+        groups[option.owner].add_argument(option.flag, dest=option.name, metavar=metavar, help=_help(option), **extra)
+    return parser
+
+
+def _help(option: Option) -> str:
+    default = "required" if option.default is dataclasses.MISSING else f"default: {_display(option.default)}"
+    return f"{option.doc} ({default})".replace("%", "%%")
+
+
+def _display(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def _convert(option: Option, value: Any) -> Any:
+    try:
+        return option.convert(value)
+    except ValueError as error:
+        raise ValueError(f"{option.flag} {error}, but is {value!r} instead.") from None
+
+
+def _unknown_name(name: str, options: Mapping[str, Option]) -> str:
+    bare = name.lstrip("-").split("=")[0].replace("-", "_")
+    nearest = difflib.get_close_matches(bare, list(options), n=1, cutoff=0.5)
+    hint = f" Did you mean {options[nearest[0]].flag}?" if nearest else " See --help."
+    return f"{name} is not an option of this program.{hint}"
+
+
+def _instantiate(cls: type[T], by_path: Mapping[tuple[str, ...], Any], path: tuple[str, ...]) -> T:
+    """Build nested dataclasses from the inside out; their __post_init__ checks raise ValueError."""
+    arguments: dict[str, Any] = {}
+    children: dict[str, type] = {}
+    hints = get_type_hints(cls)
+    for option in options_of(cls, path):
+        below = option.path[len(path) :]
+        if len(below) == 1:
+            if option.path in by_path:
+                arguments[below[0]] = by_path[option.path]
+        else:
+            children.setdefault(below[0], hints[below[0]])
+    for name, child in children.items():
+        arguments[name] = _instantiate(child, by_path, (*path, name))
+    return cls(**arguments)

@@ -1,0 +1,20 @@
+"""What is traded between memory and time inside one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """Memory against time
+
+    Neither option changes the mathematics of the step.
+    """
+
+    recompute_granularity: Literal["none", "selective", "full"] = "none"
+    """activations computed again in backward: none, selective (the attention core), full (every layer); dropout masks
+    are replayed, so the losses do not change"""
+    torch_compile: bool = False
+    """compile the encoder layers with torch.compile"""

@@ -1,0 +1,49 @@
+"""How the processes of a run share model and data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Layout over processes
+
+    Data-parallel size = number of processes / tensor-parallel size.
+    """
+
+    tensor_model_parallel_size: int = 1
+    """processes that share every layer's matrices (heads, feed-forward columns, vocabulary rows)"""
+    pipeline_model_parallel_size: int = 1
+    """stages of layers; only 1 is supported: the adversarial pass needs embedding and logits in one process"""
+    sequence_parallel: bool = False
+    """split LayerNorm, dropout and the residual over tokens inside a tensor-parallel group; saves activation memory"""
+    use_distributed_optimizer: bool = False
+    """split master weights and Adam's moments over the data-parallel group"""
+    overlap_grad_reduce: bool = False
+    """reduce gradients over the data-parallel group while backward still runs"""
+    distributed_timeout_minutes: float = 10.0
+    """minutes after which a collective that some process never joined is given up"""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below one and layouts that do not exist here."""
+        if self.tensor_model_parallel_size < 1:
+            raise ValueError(
+                f"--tensor-model-parallel-size must be at least 1, but is {self.tensor_model_parallel_size} instead."
+            )
+        if self.pipeline_model_parallel_size != 1:
+            raise ValueError(
+                "--pipeline-model-parallel-size must be 1, but is "
+                f"{self.pipeline_model_parallel_size} instead: ALUM needs the embedding and the logits in one process. "
+                "Use --tensor-model-parallel-size, --sequence-parallel, --use-distributed-optimizer or "
+                "--recompute-granularity."
+            )
+        if self.sequence_parallel and self.tensor_model_parallel_size == 1:
+            raise ValueError(
+                "--sequence-parallel must be false without tensor parallelism, but is true instead. "
+                "Set --tensor-model-parallel-size to 2 or more."
+            )
+        if self.distributed_timeout_minutes <= 0:
+            raise ValueError(
+                f"--distributed-timeout-minutes must be positive, but is {self.distributed_timeout_minutes} instead."
+            )

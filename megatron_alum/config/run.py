@@ -1,0 +1,70 @@
+"""The configuration of one pre-training run: every concern's dataclass, and the checks that need two of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from megatron_alum.config.alum import AlumConfig
+from megatron_alum.config.checkpoint import CheckpointConfig
+from megatron_alum.config.compute import ComputeConfig
+from megatron_alum.config.data import DataConfig
+from megatron_alum.config.logging import LoggingConfig
+from megatron_alum.config.model import ModelConfig
+from megatron_alum.config.optimizer import OptimizerConfig
+from megatron_alum.config.parallel import ParallelConfig
+from megatron_alum.config.precision import PrecisionConfig
+from megatron_alum.config.training import TrainingConfig
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """This run"""
+
+    data: DataConfig
+    model: ModelConfig
+    alum: AlumConfig = field(default_factory=AlumConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    dry_run: bool = False
+    """build everything, run 2 steps, print batch arithmetic, FLOPs, memory and days at the measured speed; save
+    nothing"""
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that cannot run on any number of processes."""
+        tp = self.parallel.tensor_model_parallel_size
+        if self.model.num_attention_heads % tp:
+            raise ValueError(
+                f"--num-attention-heads must be a multiple of --tensor-model-parallel-size ({tp}), "
+                f"but is {self.model.num_attention_heads} instead."
+            )
+        if self.parallel.sequence_parallel and self.model.seq_length % tp:
+            raise ValueError(
+                f"--seq-length must be a multiple of --tensor-model-parallel-size ({tp}) with --sequence-parallel, "
+                f"but is {self.model.seq_length} instead."
+            )
+        if self.checkpoint.save is None and not self.dry_run:
+            raise ValueError("--save must be given, but is not. Name the folder of the run, or try --dry-run.")
+
+    def data_parallel_size(self, world_size: int) -> int:
+        """Number of data-parallel replicas on `world_size` processes.
+
+        Raises: ValueError when the processes or the global batch do not divide evenly.
+        """
+        tp = self.parallel.tensor_model_parallel_size
+        if world_size % tp:
+            raise ValueError(
+                f"The number of processes must be a multiple of --tensor-model-parallel-size ({tp}), "
+                f"but is {world_size} instead. Set torchrun's --nproc-per-node (or --nnodes) accordingly."
+            )
+        dp, batch = world_size // tp, self.training
+        if batch.global_batch_size % (batch.micro_batch_size * dp):
+            raise ValueError(
+                f"--global-batch-size must be a multiple of --micro-batch-size ({batch.micro_batch_size}) times the "
+                f"data-parallel size ({dp}), but is {batch.global_batch_size} instead."
+            )
+        return dp

@@ -1,0 +1,154 @@
+"""The command line built from dataclasses: precedence, conversion, help and the wording of every refusal."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import pytest
+
+from megatron_alum.config.cli import config_from_dict, config_to_dict, format_config, main_guard, parse_config
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Engine
+
+    What drives it.
+    """
+
+    FLAG_PREFIX: ClassVar[str] = "engine_"
+    power_kw: float = 50.0
+    """power in kilowatts,
+    at 100 % load"""
+    turbo: bool = False
+    """with a turbocharger"""
+
+
+@dataclass(frozen=True)
+class Body:
+    """Body"""
+
+    doors: int = 5
+    """number of doors"""
+    height_m: float | None = None
+    """height in metres"""
+    colour: Literal["red", "blue"] = "red"
+    """paint"""
+
+    def __post_init__(self) -> None:
+        """Refuse a body without a door."""
+        if self.doors < 1:
+            raise ValueError(f"--doors must be at least 1, but is {self.doors} instead.")
+
+
+@dataclass(frozen=True)
+class Car:
+    """This car"""
+
+    plates: tuple[str, ...]
+    """one or more number plates"""
+    engine: Engine = field(default_factory=Engine)
+    body: Body = field(default_factory=Body)
+
+
+def test_defaults_are_those_of_the_dataclasses():
+    assert parse_config(Car, ["--plates", "A1", "B2"]) == Car(plates=("A1", "B2"))
+
+
+def test_flags_reach_the_nested_fields():
+    car = parse_config(Car, "--plates X --engine-power-kw 1e2 --engine-turbo --doors 3 --colour blue".split())
+    assert car == Car(("X",), Engine(100.0, True), Body(doors=3, colour="blue"))
+
+
+@pytest.mark.parametrize(
+    ("words", "turbo"), [("", True), ("true", True), ("False", False), ("0", False), ("yes", True)]
+)
+def test_booleans_take_a_word_or_stand_alone(words, turbo):
+    assert parse_config(Car, ["--plates", "X", "--engine-turbo", *words.split()]).engine.turbo is turbo
+
+
+def test_flags_override_yaml_which_overrides_defaults(tmp_path):
+    path = tmp_path / "car.yaml"
+    path.write_text("# comment\nplates: [P, Q]\nengine-power-kw: 1e-1\nengine_turbo: true\ndoors: 3\n")
+    car = parse_config(Car, ["--config", str(path), "--doors", "7"])
+    assert car == Car(("P", "Q"), Engine(0.1, True), Body(doors=7))  # PyYAML alone reads 1e-1 as text
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (
+            "--plates X --engine-powr-kw 3",
+            "--engine-powr-kw is not an option of this program. Did you mean --engine-power-kw?",
+        ),
+        ("--plates X --zzzzzz", "--zzzzzz is not an option of this program. See --help."),
+        ("--plates X --door 3", "--door is not an option of this program. Did you mean --doors?"),
+        ("--plates X --doors two", "--doors must be a whole number, but is 'two' instead."),
+        ("--plates X --doors 0", "--doors must be at least 1, but is 0 instead."),
+        ("--plates X --engine-power-kw much", "--engine-power-kw must be a number, but is 'much' instead."),
+        ("--plates X --engine-turbo maybe", "--engine-turbo must be true or false, but is 'maybe' instead."),
+        ("--plates X --colour green", "--colour must be one of red, blue, but is 'green' instead."),
+        ("--doors 3", "--plates must be given, but is not."),
+        ("--plates X --doors", "argument --doors: expected one argument. See --help."),
+    ],
+)
+def test_refusals_on_the_command_line(argv, sentence):
+    with pytest.raises(ValueError) as caught:
+        parse_config(Car, argv.split())
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("plates: X\ndoor: 3\n", "door is not an option of this program. Did you mean --doors?"),
+        ("plates: X\ndoors: true\n", "--doors must be a whole number, but is True instead."),
+        ("plates: X\ndoors: 2.5\n", "--doors must be a whole number, but is 2.5 instead."),
+        ("plates: X\nengine-turbo: 3\n", "--engine-turbo must be true or false, but is 3 instead."),
+        ("- a\n- b\n", "must hold `name: value` lines, but holds a list instead."),
+        ("a: [\n", "must be a YAML file, but does not parse"),
+    ],
+)
+def test_refusals_in_yaml_name_the_file(tmp_path, text, part):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ValueError) as caught:
+        parse_config(Car, ["--config", str(tmp_path / "bad.yaml")])
+    assert part in str(caught.value)
+
+
+def test_help_shows_docstrings_defaults_and_sections(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        parse_config(Car, ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert exit_info.value.code == 0
+    assert "power in kilowatts, at 100 % load (default: 50.0)" in text
+    assert "one or more number plates (required)" in text
+    assert "--colour {red,blue}" in text and "What drives it." in text
+
+
+def test_a_configuration_survives_json(tmp_path):
+    car = Car(("A", "B"), Engine(3.5, True), Body(height_m=1.5))
+    flat = config_to_dict(car)
+    assert flat["plates"] == ["A", "B"] and flat["engine_power_kw"] == 3.5
+    assert config_from_dict(Car, flat) == car
+    assert "  engine_turbo: True" in format_config(car)
+
+
+def test_a_stored_configuration_with_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match="wings is not an option"):
+        config_from_dict(Car, {"plates": ["A"], "wings": 2})
+
+
+@pytest.mark.parametrize("error", [ValueError("`x` must be 1."), FileNotFoundError(2, "No such file", "a.txt")])
+def test_main_guard_prints_one_line_and_exits_2(capsys, error):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        main_guard(fail)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_main_guard_lets_bugs_through():
+    with pytest.raises(ZeroDivisionError):
+        main_guard(lambda: 1 / 0)
