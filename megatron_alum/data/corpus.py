@@ -1,0 +1,99 @@
+"""One shard as the sampler sees it: memory-mapped tokens, sentence table, and the documents of each split.
+
+Documents without sentences (Megatron's own preprocessing writes them) do not count: documents are numbered by their
+text. Splits are contiguous stretches of documents, rounded as megatron-core rounds them, so that `--split 949,50,1`
+holds out the same articles in both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_alum.data.objective import Sentences
+from megatron_alum.data.settings import SPLITS
+from megatron_alum.data.shards import ShardIndex
+
+_BLOCK_SENTENCES = 1 << 22
+_DIGEST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """The files of one shard, mapped and not read."""
+
+    prefix: str
+    """path without .bin and .idx"""
+    tokens: npt.NDArray[np.integer]
+    """the .bin file, uint16 or int32"""
+    index: ShardIndex
+    """the .idx file"""
+    bounds: npt.NDArray[np.int64]
+    """[documents + 1] first sentence of each document that has text, and the end"""
+
+    @classmethod
+    def open(cls, prefix: str, index: ShardIndex) -> Corpus:
+        """Map the token file that belongs to `index`.
+
+        Raises: ValueError when there is no sentence in it (an empty file cannot be mapped either).
+        """
+        if not index.num_sentences:
+            raise ValueError(f"{prefix} must hold at least one sentence, but is empty instead. Preprocess it again.")
+        tokens = np.memmap(f"{prefix}.bin", dtype=index.dtype, mode="r")
+        return cls(prefix, tokens, index, np.unique(index.documents))
+
+    @property
+    def num_documents(self) -> int:
+        """Documents that have text."""
+        return len(self.bounds) - 1
+
+    def split(self, shares: tuple[float, float, float], split: str) -> Sentences:
+        """The documents of one split; shares sum to 1. It may be empty."""
+        number = SPLITS.index(split)
+        ends = [0] + [round(sum(shares[: i + 1]) * self.num_documents) for i in range(len(SPLITS))]
+        return Sentences(
+            lengths=self.index.lengths,
+            offsets=self.index.offsets,
+            token_bytes=self.index.dtype.itemsize,
+            bounds=self.bounds,
+            first=ends[number],
+            last=ends[number + 1],
+        )
+
+    def check_sentences(self) -> None:
+        """Refuse a sentence table the walk could not trust: empty sentences, or gaps between sentences.
+
+        Reads the whole table in blocks (about a second for 150 million sentences): done once, before rows are built.
+        """
+        size = self.index.dtype.itemsize
+        for begin in range(0, self.index.num_sentences, _BLOCK_SENTENCES):
+            lengths = self.index.lengths[begin : begin + _BLOCK_SENTENCES]
+            offsets = self.index.offsets[begin : begin + _BLOCK_SENTENCES + 1]
+            if (lengths < 1).any():
+                raise ValueError(
+                    f"{self.prefix}.idx must hold sentences of at least one token, but sentence "
+                    f"{begin + int(np.argmax(lengths < 1))} has none. Preprocess the corpus again."
+                )
+            if (np.diff(offsets) != lengths[: len(offsets) - 1].astype(np.int64) * size).any():
+                raise ValueError(
+                    f"{self.prefix}.idx must place its sentences back to back, but leaves gaps or overlaps. "
+                    "Preprocess the corpus again."
+                )
+
+    def fingerprint(self) -> str:
+        """Short digest of the sentence table: its size, beginning and end.
+
+        The end holds cumulative offsets and document bounds, which depend on every sentence before them.
+        """
+        path = Path(f"{self.prefix}.idx")
+        digest = hashlib.sha256(str(path.stat().st_size).encode())
+        with path.open("rb") as stream:
+            digest.update(stream.read(_DIGEST_BYTES))
+            stream.seek(-min(_DIGEST_BYTES, path.stat().st_size), 2)
+            digest.update(stream.read(_DIGEST_BYTES))
+        digest.update(self.index.offsets[-_DIGEST_BYTES // 8 :].tobytes())
+        return digest.hexdigest()[:24]

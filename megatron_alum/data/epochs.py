@@ -1,0 +1,113 @@
+"""One shard as an endless sequence of samples: epoch after epoch, each sample exactly once an epoch, in random order.
+
+Epochs differ in size, since the pairs are drawn anew, so the place of a sample follows from the sizes of the epochs
+before it; they are opened in order (from the cache where it has them). The epoch after the newest is built ahead by a
+background thread while the newest is being read.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_alum.data.corpus import Corpus
+from megatron_alum.data.index import Rows, Walk, epoch_rows
+from megatron_alum.data.objective import Row, Sentences, WalkSettings
+from megatron_alum.data.rng import MAX_EPOCHS, Permutation, Stream, domain_word
+
+
+@dataclass(frozen=True, eq=False)
+class Epoch:
+    """The samples of one pass."""
+
+    rows: Rows
+    """structured array of `objective.ROW`, in document order"""
+    order: Permutation
+    """sample of the epoch -> row"""
+    first_sample: int
+    """samples of this shard before the epoch"""
+
+    @property
+    def end_sample(self) -> int:
+        """Samples of this shard up to the end of the epoch."""
+        return self.first_sample + len(self.rows)
+
+
+class ShardSamples:
+    """Samples of one shard's split, numbered from 0 over all epochs."""
+
+    def __init__(
+        self, corpus: Corpus, sentences: Sentences, walk: WalkSettings, *, split: int, folder: Path | None, build: Walk
+    ) -> None:
+        """`walk` is that of epoch 0; nothing is built before the first sample is asked for."""
+        self.corpus, self.sentences, self.epochs = corpus, sentences, list[Epoch]()
+        self._walk, self._split, self._folder, self._build = walk, split, folder, build
+        self._ahead: Future[Rows] | None = None
+
+    def open_through(self, sample: int) -> None:
+        """Open all epochs up to the one that holds `sample`."""
+        while not self.epochs or sample >= self.epochs[-1].end_sample:
+            self._open_next()
+
+    def locate(self, sample: int) -> tuple[int, int]:
+        """(epoch, row) of a sample of this shard."""
+        self.open_through(sample)
+        number = next(i for i in reversed(range(len(self.epochs))) if sample >= self.epochs[i].first_sample)
+        epoch = self.epochs[number]
+        return number, int(epoch.order[sample - epoch.first_sample])
+
+    def row(self, sample: int) -> Row:
+        """The index row of a sample of this shard."""
+        number, row = self.locate(sample)
+        return self.epochs[number].rows[row].item()
+
+    def text_tokens(self) -> int:
+        """Text tokens of the split, special tokens not counted."""
+        bounds = self.sentences.bounds
+        return self.sentences.num_tokens(int(bounds[self.sentences.first]), int(bounds[self.sentences.last]))
+
+    def _open_next(self) -> None:
+        number = len(self.epochs)
+        if number >= MAX_EPOCHS:
+            raise ValueError(
+                f"The run must pass over {self.corpus.prefix} fewer than {MAX_EPOCHS} times, but wants more. "
+                "Use more text or fewer iterations."
+            )
+        rows = self._ahead.result() if self._ahead else self._rows(number)
+        if not len(rows):
+            raise ValueError(
+                f"{self.corpus.prefix} must yield at least one sample an epoch, but yields none. Use more text."
+            )
+        order = self._order(number, len(rows))
+        self.epochs.append(Epoch(rows, order, self.epochs[-1].end_sample if self.epochs else 0))
+        self._ahead = None
+
+    def build_ahead(self) -> None:
+        """Start building the next epoch in the background, once."""
+        if self._ahead is None and len(self.epochs) < MAX_EPOCHS:
+            executor = ThreadPoolExecutor(1, thread_name_prefix="pair-index")
+            self._ahead = executor.submit(self._rows, len(self.epochs))
+            executor.shutdown(wait=False)
+
+    def _rows(self, epoch: int) -> Rows:
+        walk = replace(self._walk, epoch=epoch)
+        return epoch_rows(self.corpus, self.sentences, walk, folder=self._folder, build=self._build)
+
+    def _order(self, epoch: int, size: int) -> Permutation:
+        domain = domain_word(Stream.PERMUTATION, split=self._split, dataset=self._walk.dataset, epoch=epoch)
+        return Permutation(size, seed=self._walk.seed, domain=domain)
+
+
+def gather(shard: ShardSamples, samples: npt.NDArray[np.int64]) -> Rows:
+    """Index rows of many samples of one shard, in order of `samples`."""
+    shard.open_through(int(samples.max()))
+    rows = np.empty(len(samples), dtype=shard.epochs[0].rows.dtype)
+    for epoch in shard.epochs:
+        inside = (samples >= epoch.first_sample) & (samples < epoch.end_sample)
+        if inside.any():
+            rows[inside] = epoch.rows[epoch.order[samples[inside] - epoch.first_sample]]
+    return rows

@@ -1,0 +1,110 @@
+"""The rows of an epoch on disk: built once, mapped by every rank, independent of batch size, ranks and mask rate.
+
+    CACHE/NAME-<digest>.npy     structured array of `objective.ROW` in document order
+    CACHE/NAME-<digest>.json    what the digest stands for, for people
+
+The digest covers all that decides the rows: the sentence table of the shard, the split's documents, objective, lengths,
+seed, position in the blend, epoch, and the version of the algorithm. Ranks of one machine agree by a file lock on who
+builds; across machines the file is written to a temporary name and renamed, and both would write the same bytes. Where
+the folder cannot be written the rows stay in memory, with one warning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_alum.data.corpus import Corpus
+from megatron_alum.data.objective import ROW, Sentences, WalkSettings
+
+ALGORITHM_VERSION = 1
+"""Raised whenever the rows for equal settings change."""
+Rows = npt.NDArray[np.void]
+Walk = Callable[[Sentences, WalkSettings], Rows]
+logger = logging.getLogger(__name__)
+
+
+def epoch_rows(corpus: Corpus, sentences: Sentences, walk: WalkSettings, *, folder: Path | None, build: Walk) -> Rows:
+    """The rows of one epoch, from the cache in `folder` (default: `index-cache` beside the shard) or by `build`.
+
+    Raises: ValueError when the sentence table is damaged.
+    """
+    folder = folder or Path(corpus.prefix).parent / "index-cache"
+    description = _description(corpus, sentences, walk)
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:24]
+    path = folder / f"{Path(corpus.prefix).name}-{digest}.npy"
+    if (rows := _load(path)) is not None:
+        return rows
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_suffix(".lock")):
+            if (rows := _load(path)) is not None:
+                return rows
+            rows = _checked_build(corpus, sentences, walk, build)
+            _store(path, rows, description)
+    except OSError as error:
+        logger.warning("Pair index kept in memory: cannot write %s (%s). Set --data-cache-path.", folder, error)
+        return _checked_build(corpus, sentences, walk, build) if rows is None else rows
+    return _load(path) if len(rows) else rows  # type: ignore[return-value]
+
+
+def _description(corpus: Corpus, sentences: Sentences, walk: WalkSettings) -> dict[str, object]:
+    described = {"version": ALGORITHM_VERSION, "shard": corpus.fingerprint(), **asdict(walk)}
+    if walk.objective == "none":
+        # Packing takes no random decision: every epoch and seed has the same rows in another order.
+        for name in ("seed", "epoch", "dataset", "short_seq_prob"):
+            del described[name]
+    return {**described, "first_document": sentences.first, "last_document": sentences.last}
+
+
+def _checked_build(corpus: Corpus, sentences: Sentences, walk: WalkSettings, build: Walk) -> Rows:
+    corpus.check_sentences()
+    return build(sentences, walk)
+
+
+def _load(path: Path) -> Rows | None:
+    """The mapped rows, or None when there is no usable file."""
+    try:
+        rows = np.load(path, mmap_mode="r")
+    except (OSError, ValueError):
+        return None
+    return rows if rows.dtype == ROW else None
+
+
+def _store(path: Path, rows: Rows, description: dict[str, object]) -> None:
+    with _replacing(path) as stream:
+        np.save(stream, rows)
+    with _replacing(path.with_suffix(".json")) as stream:
+        stream.write(json.dumps({**description, "rows": len(rows)}, indent=1).encode())
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file written under a name of its own and renamed when whole."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Exclusive among the processes of this machine, where the file system has locks; gone with the process."""
+    with path.open("w") as stream:
+        with contextlib.suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
