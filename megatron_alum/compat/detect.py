@@ -1,0 +1,117 @@
+"""What this machine has: CUDA, NVIDIA's apex (or the unrelated package of that name), Transformer Engine, versions.
+
+Nothing found here is required. Looks at files and package metadata without importing an accelerator library, since some
+fail or print on import. `tools/doctor.py` prints the report with advice.
+"""
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_alum.compat.cpu import SUPPORTED_VERSION
+
+_APEX_SOURCE = "https://github.com/NVIDIA/apex"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: what was looked for, what was found, and what to do about it ("" when nothing)."""
+
+    name: str
+    found: str
+    advice: str = ""
+    required: bool = False
+
+
+def package_version(name: str) -> str | None:
+    """The installed version of a distribution, or None."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def apex_kind() -> str:
+    """ "nvidia", "unrelated" (a package of the same name from the package index) or "absent"."""
+    spec = importlib.util.find_spec("apex")
+    if spec is None:
+        return "absent"
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    is_nvidia = any((folder / "optimizers" / "fused_adam.py").is_file() for folder in folders)
+    return "nvidia" if is_nvidia else "unrelated"
+
+
+def has_transformer_engine() -> bool:
+    """Whether Transformer Engine is installed."""
+    return importlib.util.find_spec("transformer_engine") is not None
+
+
+@functools.cache
+def fused_layer_norm_function() -> Callable[..., Any] | None:
+    """apex's fused LayerNorm (input, weight, bias, normalized_shape, eps), or None where CUDA or NVIDIA's apex is absent."""
+    if not torch.cuda.is_available() or apex_kind() != "nvidia":
+        return None
+    module = importlib.import_module("apex.normalization.fused_layer_norm")
+    function: Callable[..., Any] = module.fused_layer_norm_affine
+    return function
+
+
+def environment_report() -> list[Finding]:
+    """Everything that decides what runs here and how fast."""
+    return [
+        Finding("python", platform.python_version(), required=True),
+        Finding("cpu", f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"),
+        _torch(),
+        _megatron(),
+        _cuda(),
+        _apex(),
+        _transformer_engine(),
+    ]
+
+
+def _torch() -> Finding:
+    return Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} threads", required=True)
+
+
+def _megatron() -> Finding:
+    version = package_version("megatron-core")
+    if version == SUPPORTED_VERSION:
+        return Finding("megatron-core", version, required=True)
+    advice = f"pip install megatron-core=={SUPPORTED_VERSION} (the CPU redirects refuse other versions)"
+    return Finding("megatron-core", version or "absent", advice, required=True)
+
+
+def _cuda() -> Finding:
+    if not torch.cuda.is_available():
+        advice = "" if torch.version.cuda is None else "torch was built for CUDA but finds no device: check the driver"
+        return Finding("CUDA", "absent: megatron-core runs on the CPU with gloo", advice)
+    names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    return Finding("CUDA", f"{torch.version.cuda}, {torch.cuda.device_count()} x {names}")
+
+
+def _apex() -> Finding:
+    kind = apex_kind()
+    if kind == "unrelated":
+        advice = f"pip uninstall apex: that package is not NVIDIA's; build from {_APEX_SOURCE}"
+        return Finding("apex", "a package of that name that is not NVIDIA's (ignored)", advice)
+    if kind == "nvidia":
+        return Finding("apex", "NVIDIA's: fused Adam and LayerNorm on CUDA")
+    advice = f"optional, faster optimizer and LayerNorm: build from {_APEX_SOURCE}" if torch.cuda.is_available() else ""
+    return Finding("apex", "absent: torch's own optimizer and LayerNorm", advice)
+
+
+def _transformer_engine() -> Finding:
+    if has_transformer_engine():
+        return Finding("Transformer Engine", f"{package_version('transformer_engine')}: fused Adam on CUDA")
+    advice = (
+        "optional: pip install --no-build-isolation transformer_engine[pytorch]" if torch.cuda.is_available() else ""
+    )
+    return Finding("Transformer Engine", "absent", advice)

@@ -1,0 +1,112 @@
+"""Transformer layers: the pre-LayerNorm one of Megatron's BERT and the post-LayerNorm one of Google's BERT and RoBERTa.
+
+Both are megatron-core's TransformerLayer with parts put in through its layer spec: LayerNorm that allows sequence
+parallelism, SDPA attention, and a bias-dropout-add whose residual may be float32. The post-LayerNorm layer leaves
+megatron-core's two norm slots empty and normalises after each sum:
+    pre-LN   h = x + attention(LN(x));   y = h + MLP(LN(h));   one more LN after the last layer
+    post-LN  h = LN(x + attention(x));   y = LN(h + MLP(h))
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor
+
+from megatron_alum.models.attention import SdpaCoreAttention
+from megatron_alum.models.dropout import dropout
+from megatron_alum.models.normalization import LayerNorm
+
+# Distributed checkpoints of Megatron's BERT name the norms after the linear layer that follows (Transformer Engine fuses the
+# two), whichever layer spec wrote them. The same names let those checkpoints load here.
+_STOCK_CHECKPOINT_KEYS = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
+
+BiasDropoutAdd = Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]
+
+
+def get_bias_dropout_add(training: bool, _fused: bool) -> BiasDropoutAdd:
+    """residual + dropout(x + bias), summed in the wider dtype and returned in the dtype of x."""
+
+    def bias_dropout_add(x_with_bias: tuple[Tensor, Tensor | None], residual: Tensor, probability: float) -> Tensor:
+        x, bias = x_with_bias
+        branch = x if bias is None else x + bias
+        return (residual + dropout(branch, probability, training=training)).to(x.dtype)
+
+    return bias_dropout_add
+
+
+class WideInputColumnParallelLinear(ColumnParallelLinear):
+    """Multiplies in the dtype of its input and answers in the dtype of its weight.
+
+    In a 16-bit post-LayerNorm model the first QKV product is what reads the float32 sum of embedding and perturbation.
+    """
+
+    def _forward_impl(self, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
+        if input.dtype == weight.dtype:
+            return super()._forward_impl(input, weight, *args, **kwargs)
+        if (bias := kwargs.get("bias")) is not None:
+            kwargs["bias"] = bias.to(input.dtype)
+        return super()._forward_impl(input, weight.to(input.dtype), *args, **kwargs).to(weight.dtype)
+
+
+class PostLayerNormTransformerLayer(TransformerLayer):
+    """LayerNorm after each residual sum: parameters `attention_layernorm` and `mlp_layernorm` besides TransformerLayer's."""
+
+    def __init__(self, config: Any, submodules: TransformerLayerSubmodules, **kwargs: Any) -> None:
+        """As TransformerLayer; `submodules` must leave both of its norm slots empty."""
+        assert submodules.input_layernorm is IdentityOp and submodules.pre_mlp_layernorm is IdentityOp
+        super().__init__(config, submodules, **kwargs)
+        self.attention_layernorm = LayerNorm(config, config.hidden_size, config.layernorm_epsilon)
+        self.mlp_layernorm = LayerNorm(config, config.hidden_size, config.layernorm_epsilon)
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """hidden_states [S, B, H] -> ([S, B, H], context)."""
+        summed, context = self._forward_attention(*args, **kwargs)
+        return self.mlp_layernorm(self._forward_mlp(self.attention_layernorm(summed))), context
+
+
+def layer_spec(*, post_layernorm: bool) -> ModuleSpec:
+    """The spec of one layer."""
+    norm: type[torch.nn.Module] = IdentityOp if post_layernorm else LayerNorm
+    attention = SelfAttentionSubmodules(
+        linear_qkv=WideInputColumnParallelLinear,
+        core_attention=SdpaCoreAttention,
+        linear_proj=RowParallelLinear,
+        q_layernorm=IdentityOp,
+        k_layernorm=IdentityOp,
+    )
+    submodules = TransformerLayerSubmodules(
+        input_layernorm=norm,
+        self_attention=ModuleSpec(
+            module=SelfAttention, params={"attn_mask_type": AttnMaskType.padding}, submodules=attention
+        ),
+        self_attn_bda=get_bias_dropout_add,
+        pre_mlp_layernorm=norm,
+        mlp=ModuleSpec(
+            module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        ),
+        mlp_bda=get_bias_dropout_add,
+        sharded_state_dict_keys_map={} if post_layernorm else _STOCK_CHECKPOINT_KEYS,
+    )
+    return ModuleSpec(
+        module=PostLayerNormTransformerLayer if post_layernorm else TransformerLayer, submodules=submodules
+    )
+
+
+def block_spec(num_layers: int, *, post_layernorm: bool) -> TransformerBlockSubmodules:
+    """`num_layers` layers, with a final LayerNorm only in the pre-LayerNorm network."""
+    return TransformerBlockSubmodules(
+        layer_specs=[layer_spec(post_layernorm=post_layernorm)] * num_layers,
+        layer_norm=None if post_layernorm else LayerNorm,
+    )
