@@ -93,7 +93,8 @@ def reference_perturb(
     `delta` is a tensor like x or a noise key, `grad` a tensor like x or None for no step (and no projection, which the
     paper applies after a step only). `mask` is bool with x's leading dimensions, False = never perturbed.
     Returns x_adv (x's shape, `out_dtype`, gradient of x flows through), delta' (float32) and 0-dim stats:
-    `effective_perturbation` mean |cast(x + delta') - cast(x)| / mean |delta'|, `ascent_ratio` sum |step| / sum |delta|.
+    `effective_perturbation` mean |cast(x + delta') - cast(x)| / mean |delta'| and `ascent_ratio` |step| / |delta|
+    (Euclidean, 0 without a gradient); NaN for 0 / 0.
     Raises: ValueError for an unknown projection.
     """
     work = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -104,9 +105,10 @@ def reference_perturb(
         step = _masked(step_size * _direction(grad.to(work), projection), mask)
     moved = delta + step if grad is None else _project(delta + step, epsilon, projection)
     x_adv = (x.to(work) + moved).to(out_dtype)
+    effect = x_adv.detach().to(work) - x.detach().to(out_dtype).to(work)
     stats = {
-        "effective_perturbation": _ratio((x_adv.detach().to(work) - x.detach().to(out_dtype).to(work)), moved),
-        "ascent_ratio": _ratio(step, delta),
+        "effective_perturbation": effect.abs().sum() / moved.abs().sum(),
+        "ascent_ratio": torch.zeros_like(step.norm()) if grad is None else step.norm() / delta.norm(),
     }
     return x_adv, moved, stats
 
@@ -172,9 +174,3 @@ def _project(delta: Tensor, epsilon: float, projection: str) -> Tensor:
 def _masked(delta: Tensor, mask: Tensor | None) -> Tensor:
     """`delta` with zeros where `mask` is False (by selection: NaN does not survive)."""
     return delta if mask is None else torch.where(mask.unsqueeze(-1), delta, torch.zeros_like(delta))
-
-
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """sum |numerator| / sum |denominator|, 0-dim, 0 for 0 / 0."""
-    below = denominator.detach().abs().sum()
-    return torch.where(below > 0, numerator.detach().abs().sum() / below, torch.zeros_like(below))

@@ -9,43 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_alum.alum import AlumConfig, AlumRegularizer, adversarial_count, frozen, reference_kernels
-
-B, S, H, C = 3, 4, 5, 7
-# float64 arithmetic of a dozen operations: a few hundred ULP of 2e-16.
-EXACT = {"rtol": 1e-12, "atol": 1e-14}
-BIG = {"epsilon": 0.1, "noise_std": 0.1, "step_size": 0.05, "projection": "normalized_gradient"}
-
-
-class TokenModel(nn.Module):
-    """Logits of every token from a linear map, with dropout before it when `p` > 0."""
-
-    def __init__(self, p: float = 0.0, depth: int = 1):
-        super().__init__()
-        self.dropout = nn.Dropout(p)
-        self.hidden = nn.Sequential(*[layer for _ in range(depth - 1) for layer in (nn.Linear(H, H), nn.Tanh())])
-        self.head = nn.Linear(H, C)
-
-    def forward(self, x):
-        return self.head(self.hidden(self.dropout(x)))
-
-
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return TokenModel().double()
-
-
-def inputs(seed=1):
-    torch.manual_seed(seed)
-    x = torch.randn(B, S, H, dtype=torch.float64)
-    delta = 0.1 * torch.randn(B, S, H, dtype=torch.float64)
-    mask = torch.ones(B, S, dtype=torch.bool)
-    mask[1, 2:] = False
-    return x, delta, mask
+from tests.alum.toy import BIG, EXACT, B, H, S, TokenModel, inputs
 
 
 def kl(clean, adversarial):
@@ -81,7 +48,7 @@ def check_linear_step(model, kernels=None):
     g = (q - p) @ model.head.weight / (B * S)
     torch.testing.assert_close(ascent.delta, (start + 3.0 * g).clamp(-0.15, 0.15).detach(), **EXACT)
     torch.testing.assert_close(ascent.stats["inner_kl_start"], kl(model(x), model(x + start)).detach(), **EXACT)
-    expected_ratio = (3.0 * g).abs().sum() / start.abs().sum()
+    expected_ratio = (3.0 * g).norm() / start.norm()
     torch.testing.assert_close(ascent.stats["ascent_ratio"], expected_ratio.detach(), **EXACT)
 
 
@@ -302,108 +269,6 @@ def test_loss_gradient_equals_finite_differences(model):
         assert analytic[index].item() == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-6)
 
 
-def test_embedding_gradient_flows_unless_detached(model):
-    x, start, _ = inputs()
-    for detach in (False, True):
-        leaf = x.clone().requires_grad_(True)
-        clean = model(x)
-        out = AlumRegularizer(AlumConfig(**BIG, detach_embeddings=detach))(leaf, clean, model, noise_key=start)
-        (grad,) = torch.autograd.grad(out.loss, leaf, allow_unused=True)
-        assert (grad is None) == detach
-        if not detach:
-            assert grad.abs().max() > 0
-
-
-def test_shared_dropout_replays_the_clean_masks():
-    torch.manual_seed(0)
-    model = TokenModel(p=0.5).double()
-    x, _, _ = inputs()
-    zero = torch.zeros_like(x)
-    shared = AlumRegularizer(AlumConfig(dropout="shared"))
-    snapshot = shared.dropout_snapshot()
-    clean = model(x)
-    after_clean = torch.get_rng_state()
-    out = shared(x, clean, model, noise_key=zero, dropout_snapshot=snapshot)
-    assert out.loss == 0, "equal masks and no perturbation leave nothing to diverge"
-    assert torch.equal(torch.get_rng_state(), after_clean)
-    independent = AlumRegularizer(AlumConfig())
-    assert independent.dropout_snapshot() is None
-    assert independent(x, clean, model, noise_key=zero).loss > 0.01
-    with pytest.raises(ValueError, match="dropout_snapshot"):
-        shared(x, clean, model, noise_key=zero)
-
-
-def test_caller_replaces_the_dropout_generators():
-    class Counter:
-        def __init__(self):
-            self.log = []
-
-        def snapshot(self):
-            self.log.append("snapshot")
-            return len(self.log)
-
-        def restore(self, state):
-            self.log.append(f"restore {state}")
-
-    state = Counter()
-    model = TokenModel()
-    regularizer = AlumRegularizer(AlumConfig(dropout="shared"), dropout_state=state)
-    snapshot = regularizer.dropout_snapshot()
-    x = torch.randn(B, S, H)
-    regularizer(x, model(x), model, dropout_snapshot=snapshot)
-    # one inner and one outer forward: note where we are, go back to the snapshot, return
-    assert state.log == ["snapshot", "snapshot", "restore 1", "restore 2", "snapshot", "restore 1", "restore 5"]
-
-
-def run_with(**changes):
-    """(loss, delta, gradient of the head) on a fixed problem with two outputs, under changed options."""
-    torch.manual_seed(5)
-    model, second = TokenModel(depth=2).double(), nn.Linear(H, 2).double()
-    x, start, mask = inputs()
-    forward = lambda e: (model(e), second(e[:, 0]))  # noqa: E731
-    regularizer = AlumRegularizer(AlumConfig(**{**BIG, **changes}))
-    out = regularizer(x, forward(x), forward, noise_key=start.clamp(-0.1, 0.1), mask=mask)
-    (grad,) = torch.autograd.grad(out.loss, model.head.weight)
-    return out.loss.item(), out.delta, grad
-
-
-@pytest.mark.parametrize(
-    ("changes", "what"),
-    [
-        ({"epsilon": 0.05}, "delta"),
-        ({"step_size": 0.01}, "delta"),
-        ({"num_ascent_steps": 2}, "delta"),
-        ({"projection": "clamp"}, "delta"),
-        ({"projection": "normalize"}, "delta"),
-        ({"inner_divergence": "symmetric", "projection": "clamp", "step_size": 5.0}, "delta"),
-        ({"nsp": False}, "loss"),
-        ({"detach_targets": False}, "gradient"),
-    ],
-)
-def test_every_option_changes_what_it_says(changes, what):
-    base_changes = {"projection": "clamp", "step_size": 5.0} if "inner_divergence" in changes else {}
-    base, other = run_with(**base_changes), run_with(**changes)
-    differs = {
-        "loss": base[0] != other[0],
-        "delta": not torch.allclose(base[1], other[1], rtol=1e-4),
-        "gradient": not torch.allclose(base[2], other[2], rtol=1e-4),
-    }
-    assert differs[what]
-    if what == "gradient":
-        assert base[0] == pytest.approx(other[0], rel=1e-12), "stopping gradients must not change the value"
-
-
-def test_noise_std_sets_the_start_without_a_key(model):
-    x, _, _ = inputs()
-    config = AlumConfig(noise_std=0.3, epsilon=10.0, step_size=0.0)
-    torch.manual_seed(0)
-    delta = AlumRegularizer(config).ascend(x.repeat(50, 1, 1), model(x.repeat(50, 1, 1)), model).delta
-    assert delta.std().item() == pytest.approx(0.3, rel=0.05)  # 3,000 draws: 1.3 % standard error
-
-
-@pytest.mark.parametrize(
-    ("size", "fraction", "count"), [(8, 1.0, 8), (8, 0.5, 4), (8, 0.01, 1), (7, 0.5, 4), (3, 0.34, 1)]
-)
 class NoHostSync(TorchDispatchMode):
     """Refuses every operation that would make the host wait for the device."""
 
@@ -421,5 +286,6 @@ def test_nothing_waits_for_the_device(model):
         x.sum().item()
 
 
-def test_adversarial_count(size, fraction, count):
-    assert adversarial_count(size, fraction) == count
+def test_adversarial_count():
+    cases = {(8, 1.0): 8, (8, 0.5): 4, (8, 0.01): 1, (7, 0.5): 4, (3, 0.34): 1}
+    assert {case: adversarial_count(*case) for case in cases} == cases
