@@ -127,8 +127,8 @@ _PRE_LN = (
 )
 _POST_LN = (
     *_row("embedding_layernorm", "embeddings.LayerNorm", "H"),
-    *_row("encoder.layers.{i}.post_attention_layernorm", "encoder.layer.{i}.attention.output.LayerNorm", "H"),
-    *_row("encoder.layers.{i}.post_mlp_layernorm", "encoder.layer.{i}.output.LayerNorm", "H"),
+    *_row("encoder.layers.{i}.attention_layernorm", "encoder.layer.{i}.attention.output.LayerNorm", "H"),
+    *_row("encoder.layers.{i}.mlp_layernorm", "encoder.layer.{i}.output.LayerNorm", "H"),
 )
 _BERT_HEADS = (
     *_row("pooler.dense", "pooler.dense", "HH", part="pooler"),

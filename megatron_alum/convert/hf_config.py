@@ -1,0 +1,153 @@
+"""config.json of transformers <-> our ModelConfig, and the transformers classes an architecture is exported as.
+
+A model that megatron-core would compute differently is refused here, from its configuration alone: another
+architecture, relative positions, another activation than exact GELU, a decoder, untied output weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_alum.config.model import ModelConfig
+from megatron_alum.convert.keys import ARCHITECTURES, Architecture, Part
+from megatron_alum.convert.translate import Sizes
+
+ExportKind = Literal["pretraining", "masked-lm", "encoder"]
+
+# ModelConfig field -> config.json field, where both mean the same number.
+_FIELDS = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "ffn_hidden_size": "intermediate_size",
+    "hidden_dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "layernorm_epsilon": "layer_norm_eps",
+    "init_method_std": "initializer_range",
+}
+# config.json fields whose value megatron-core's encoder fixes: {field: (value there, what another value means)}.
+_FIXED: dict[str, tuple[Any, str]] = {
+    "hidden_act": ("gelu", "only exact GELU is computed alike"),
+    "position_embedding_type": ("absolute", "relative positions have no counterpart in this encoder"),
+    "is_decoder": (False, "only encoders are pre-trained by masked language modelling"),
+    "add_cross_attention": (False, "only encoders are pre-trained by masked language modelling"),
+    "tie_word_embeddings": (True, "the output layer shares the word embeddings here"),
+}
+PARTS_OF: dict[ExportKind, tuple[Part, ...]] = {
+    "pretraining": ("encoder", "pooler", "mlm", "nsp"),
+    "masked-lm": ("encoder", "mlm"),
+    "encoder": ("encoder", "pooler"),
+}
+
+
+def read_hf_config(folder: Path) -> dict[str, Any]:
+    """config.json of a Hugging Face folder as a plain dict. Raises: ValueError when it is missing or no JSON object."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} must be a Hugging Face model folder, but has no config.json.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be JSON, but does not parse ({error}).") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must be a JSON object, but is a {type(config).__name__} instead.")
+    return config
+
+
+def architecture_of(config: Mapping[str, Any], source: str) -> Architecture:
+    """The key table for a config.json. Raises: ValueError naming what this encoder would compute differently."""
+    model_type = config.get("model_type")
+    if model_type not in ARCHITECTURES:
+        raise ValueError(
+            f"`model_type` of {source} must be one of {', '.join(ARCHITECTURES)}, but is {model_type!r} instead. "
+            "Other architectures cannot be converted."
+        )
+    for field, (value, why) in _FIXED.items():
+        if config.get(field, value) != value:
+            raise ValueError(f"`{field}` of {source} must be {value!r}, but is {config[field]!r} instead: {why}.")
+    return ARCHITECTURES[model_type]
+
+
+def config_sizes(config: Mapping[str, Any], source: str) -> Sizes:
+    """The sizes of a config.json. Raises: ValueError for a field that is missing or no number."""
+
+    def count(field: str) -> int:
+        value = config.get(field)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"`{field}` of {source} must be a positive number, but is {value!r} instead.")
+        return value
+
+    return Sizes(
+        vocab_size=count("vocab_size"),
+        positions=count("max_position_embeddings"),
+        token_types=count("type_vocab_size"),
+        hidden=count("hidden_size"),
+        ffn=count("intermediate_size"),
+        num_layers=count("num_hidden_layers"),
+        num_heads=count("num_attention_heads"),
+    )
+
+
+def model_config_from_dict(
+    config: Mapping[str, Any], source: str, *, seq_length: int | None = None, divisible_by: int = 128
+) -> ModelConfig:
+    """The ModelConfig of a config.json; `seq_length` None takes the longest sequence its position table serves."""
+    architecture = architecture_of(config, source)
+    sizes = config_sizes(config, source)
+    probe = ModelConfig(model_type=architecture.model_type, model_size="tiny")
+    if sizes.token_types != probe.num_token_types:
+        raise ValueError(
+            f"`type_vocab_size` of {source} must be {probe.num_token_types} for {architecture.model_type}, "
+            f"but is {sizes.token_types} instead."
+        )
+    positions = sizes.positions - probe.first_position
+    given = {ours: config[theirs] for ours, theirs in _FIELDS.items() if theirs in config}
+    return ModelConfig(
+        model_type=architecture.model_type,
+        seq_length=positions if seq_length is None else seq_length,
+        max_position_embeddings=positions,
+        make_vocab_size_divisible_by=divisible_by,
+        **{"layernorm_epsilon": _default_epsilon(architecture), **given},
+    )
+
+
+def _default_epsilon(architecture: Architecture) -> float:
+    """transformers' default where config.json leaves the field out: it writes all fields, older files do not."""
+    import transformers
+
+    config_class = getattr(transformers, architecture.classes["encoder"]).config_class
+    return float(config_class().layer_norm_eps)
+
+
+def sizes_of(config: ModelConfig, vocab_size: int) -> Sizes:
+    """The sizes of our model with an unpadded vocabulary of `vocab_size`."""
+    return Sizes(
+        vocab_size=vocab_size,
+        positions=config.num_position_rows,
+        token_types=config.num_token_types,
+        hidden=config.hidden_size,
+        ffn=config.ffn_hidden_size,
+        num_layers=config.num_layers,
+        num_heads=config.num_attention_heads,
+    )
+
+
+def hf_config_fields(config: ModelConfig, vocab_size: int, original: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of config.json for an export: `original` (the folder once imported from, or {}) under our model's own."""
+    fields = {name: value for name, value in original.items() if name not in ("transformers_version", "architectures")}
+    fields |= {theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()}
+    return fields | {
+        "hidden_act": "gelu",
+        "vocab_size": vocab_size,
+        "type_vocab_size": config.num_token_types,
+        "max_position_embeddings": config.num_position_rows,
+    }
+
+
+def tokenizer_ids(tokenizer: Any) -> dict[str, int]:
+    """The special ids that config.json records: pad, and begin and end where the tokenizer has them."""
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    return {name: value for name, value in ids.items() if value is not None}

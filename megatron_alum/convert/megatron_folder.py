@@ -1,0 +1,174 @@
+"""Whole Megatron tensors out of a dist_checkpointing folder, in one process, without torchrun, for any parallel layout.
+
+The torch_dist format is PyTorch's distributed checkpoint: `.metadata` says for every tensor its global shape and which
+file holds which piece, so the pieces of all tensor-parallel ranks are joined while reading. Layers may be stored as one
+tensor with the layer in front ([layers, ...], megatron-core's default) or one by one, and LayerNorms under the local
+spec's names or folded into the next linear's (Transformer Engine's, and megatron-core's default on disk).
+
+`.metadata` is a pickle. It is read by an unpickler that knows the classes of a checkpoint by name and refuses all
+others; tensors are read with weights_only. Nothing of megatron-core is imported.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from megatron_alum.convert.keys import Architecture
+from megatron_alum.convert.translate import Shape, list_names
+
+
+class StoredTensors(Protocol):
+    """Tensors on disk by the names they are stored under."""
+
+    folder: Path
+    shapes: dict[str, Shape]
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor of one stored name, in its stored dtype."""
+        ...
+
+
+class DistributedTensors:
+    """The tensors of one torch_dist folder, joined over all ranks when read."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the folder's metadata only. Raises: ValueError when it is no such folder or its metadata is unsafe."""
+        self.folder = folder
+        self._reader = _SafeReader(folder)
+        stored = self._reader.read_metadata().state_dict_metadata
+        self._entries = {name: entry for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
+        self.shapes: dict[str, Shape] = {name: tuple(entry.size) for name, entry in self._entries.items()}
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor of one stored name, in its stored dtype."""
+        entry = self._entries[name]
+        target = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
+        try:
+            with warnings.catch_warnings():
+                # It announces that one process loads everything: exactly what is meant here.
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+                dcp.load(target, storage_reader=self._reader, no_dist=True)
+        except (CheckpointException, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise ValueError(
+                f"`{name}` must be readable from {self.folder}, but is not ({reason}). "
+                "The checkpoint is damaged or incomplete; use another iteration."
+            ) from None
+        return target[name]
+
+
+def read_megatron_tensors(stored: StoredTensors, architecture: Architecture, num_layers: int) -> dict[str, Tensor]:
+    """{Megatron name: whole tensor} of every row of the architecture that `stored` holds, one layer a name.
+
+    Raises: ValueError when `stored` holds another number of layers than `num_layers`, or a part of them.
+    """
+    found: dict[str, Tensor] = {}
+    for row in architecture.rows:
+        if "{i}" not in row.megatron:
+            if row.megatron in stored.shapes:
+                found[row.megatron] = stored.read(row.megatron)
+            continue
+        names = [name for name in (row.megatron, row.alias) if name is not None]
+        stack = next((s for n in names if (s := n.replace(".{i}", "")) in stored.shapes), None)
+        if stack is not None:
+            _check_depth(stored, stack, stored.shapes[stack][0], num_layers)
+            # Clones, so that the stack itself is freed: views of one storage would keep all layers alive.
+            for i, layer in enumerate(stored.read(stack)):
+                found[row.megatron.format(i=i)] = layer.clone()
+        elif name := next((n for n in names if n.format(i=0) in stored.shapes), None):
+            _check_depth(stored, name, _count_layers(stored.shapes, name), num_layers)
+            for i in range(num_layers):
+                found[row.megatron.format(i=i)] = stored.read(name.format(i=i))
+    if not found:
+        raise ValueError(
+            f"{stored.folder} must hold a BERT of megatron-core, but none of its tensors is known "
+            f"({list_names(stored.shapes)}). Give the folder of a megatron_alum or Megatron-LM BERT checkpoint."
+        )
+    return found
+
+
+def _count_layers(names: Iterable[str], template: str) -> int:
+    before, after = template.split("{i}")
+    return sum(name.startswith(before) and name.endswith(after) for name in names)
+
+
+def _check_depth(stored: StoredTensors, name: str, depth: int, num_layers: int) -> None:
+    if depth != num_layers:
+        raise ValueError(
+            f"`{name}` in {stored.folder} must have {num_layers} layers as its configuration says, but has {depth} "
+            "instead. Weights and configuration are of two models."
+        )
+
+
+# What `.metadata` may name: {module: names}. torch's own classes of a checkpoint's table of contents, and containers.
+_METADATA_CLASSES: dict[str, frozenset[str]] = {
+    "torch.distributed.checkpoint.metadata": frozenset(
+        {
+            "Metadata",
+            "TensorStorageMetadata",
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "TensorProperties",
+            "MetadataIndex",
+            "StorageMeta",
+            "_MEM_FORMAT_ENCODING",
+        }
+    ),
+    "torch.distributed.checkpoint.filesystem": frozenset({"_StorageInfo"}),
+    "torch.distributed.checkpoint.planner": frozenset({"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData"}),
+    "torch.serialization": frozenset({"_get_layout"}),
+    "torch": frozenset({"Size"}),
+    "collections": frozenset({"OrderedDict"}),
+    "pathlib": frozenset({"PosixPath", "PurePosixPath"}),
+}
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Builds the classes listed above and torch dtypes, and refuses any other name before it is imported."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not is_dtype and name not in _METADATA_CLASSES.get(module, frozenset()):
+            raise ValueError(
+                f"`.metadata` must describe tensors only, but names {module}.{name}, which could run code. "
+                "Refused; convert checkpoints from sources you trust."
+            )
+        return super().find_class(module, name)
+
+
+class _SafeReader(dcp.FileSystemReader):
+    """PyTorch's reader with the restricted unpickler, metadata read once."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._metadata = _load_metadata(folder)
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        return self._metadata
+
+
+def _load_metadata(folder: Path) -> Metadata:
+    path = folder / ".metadata"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} must be a dist_checkpointing folder, but has no .metadata. Give a folder like iter_0000100 or "
+            "the run's folder that holds it."
+        )
+    try:
+        metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
+    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must be a checkpoint's metadata, but cannot be read ({error}).") from None
+    if not isinstance(metadata, Metadata):
+        raise ValueError(f"{path} must be a checkpoint's metadata, but is a {type(metadata).__name__} instead.")
+    return metadata

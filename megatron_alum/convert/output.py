@@ -1,0 +1,39 @@
+"""Output folders that appear whole or not at all: written under a temporary name beside the target, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def require_free(target: Path, flag: str) -> None:
+    """Refuse to write over something. Raises: ValueError when `target` exists and is not an empty folder."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(
+            f"{flag} must name a new or empty folder, but {target} holds files. Remove it or choose another."
+        )
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that becomes `target` on success and vanishes on any error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    try:
+        yield partial
+        _use_default_modes(partial)
+        os.replace(partial, target)  # an empty folder of that name is replaced too
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _use_default_modes(folder: Path) -> None:
+    """Give files the modes a plain `open` would: temporary folders and safetensors files are private to their owner."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

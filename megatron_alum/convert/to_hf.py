@@ -1,0 +1,135 @@
+"""A checkpoint becomes a Hugging Face folder: weights, config.json, tokenizer and a model card.
+
+The steps are those of `export_folder`, top-down: whole tensors (megatron_folder.py) are renamed and reshaped
+(translate.py), put into the transformers class (hf_model.py), saved by transformers, and joined by the tokenizer that
+the run was trained with. The folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_alum.config.model import ModelConfig
+from megatron_alum.convert.hf_config import ExportKind, hf_config_fields, sizes_of, tokenizer_ids
+from megatron_alum.convert.hf_model import build_hf_model, export_rows, export_state_dict
+from megatron_alum.convert.keys import ARCHITECTURES
+from megatron_alum.convert.model_card import CardFacts, model_card
+from megatron_alum.convert.output import atomic_folder, require_free
+from megatron_alum.convert.translate import Sizes, check_shapes
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """Everything an export is made from, whoever trained it."""
+
+    label: str
+    """The checkpoint as the user knows it, for error messages."""
+    model: ModelConfig
+    """Shape of the network."""
+    vocab_size: int
+    """Entries of the tokenizer; the stored vocabulary has at least as many rows."""
+    tensors: Mapping[str, Tensor]
+    """{Megatron name: whole tensor}."""
+    tokenizer_dir: Path | None = None
+    """Hugging Face tokenizer folder; None for checkpoints without one (stock Megatron-LM)."""
+    original_config: Mapping[str, Any] = field(default_factory=dict)
+    """config.json of the model this one was imported from; its extra fields are kept."""
+    iteration: int | None = None
+    run: Mapping[str, Any] = field(default_factory=dict)
+    manifests: tuple[Mapping[str, Any], ...] = ()
+    metrics: tuple[Mapping[str, Any], ...] = ()
+
+
+def default_kind(source: ExportSource) -> ExportKind:
+    """pretraining where a sentence-pair head was trained, else masked-lm; an unchanged import keeps its own class."""
+    names = [name for name in source.original_config.get("architectures") or []]
+    classes = ARCHITECTURES[source.model.model_type].classes
+    if source.iteration in (None, 0) and names:
+        found = [kind for kind, name in classes.items() if name == names[0]]
+        return found[0] if found else "masked-lm"  # type: ignore[return-value]
+    trained_pairs = source.model.has_nsp_head and source.run.get("objective") != "none"
+    return "pretraining" if trained_pairs else "masked-lm"
+
+
+def export_folder(
+    source: ExportSource, output: Path, *, kind: ExportKind | None = None, dtype: str | None = None
+) -> Path:
+    """Write `source` to the new folder `output`; `dtype` None keeps the stored one. Returns `output`.
+
+    Raises: ValueError when `output` is not free, or tensors are missing, unknown or misshapen.
+    """
+    require_free(output, "--output")
+    kind = default_kind(source) if kind is None else kind
+    architecture = ARCHITECTURES[source.model.model_type]
+    sizes = sizes_of(source.model, source.vocab_size)
+    _check_source(source, sizes, kind)
+    state = export_state_dict(source.tensors, architecture, sizes, kind)
+    if dtype is not None:
+        state = {name: tensor.to(DTYPES[dtype]) for name, tensor in state.items()}
+    fields = hf_config_fields(source.model, source.vocab_size, source.original_config)
+    tokenizer = None if source.tokenizer_dir is None else _load_tokenizer(source.tokenizer_dir, source.vocab_size)
+    if tokenizer is not None:
+        fields |= tokenizer_ids(tokenizer)
+    model = build_hf_model(architecture, kind, fields, state)
+    with atomic_folder(output) as partial:
+        model.save_pretrained(partial)
+        if source.tokenizer_dir is not None:
+            _copy_tokenizer(source.tokenizer_dir, partial)
+        (partial / "README.md").write_text(_card(source, output.name, architecture.classes[kind]), encoding="utf-8")
+    return output
+
+
+def _check_source(source: ExportSource, sizes: Sizes, kind: ExportKind) -> None:
+    """Names and shapes of the rows that this export needs, the vocabulary at least as long as the tokenizer."""
+    rows = export_rows(ARCHITECTURES[source.model.model_type], sizes, kind, source.tensors)
+    expected = {row.megatron: sizes.shape(row) for row in rows}
+    given = {}
+    for row in rows:
+        if row.megatron not in source.tensors:
+            continue
+        shape = tuple(source.tensors[row.megatron].shape)
+        if row.is_vocabulary and shape[0] >= sizes.vocab_size:
+            shape = (sizes.vocab_size, *shape[1:])
+        given[row.megatron] = shape
+    check_shapes(source.label, given, expected)
+
+
+def _load_tokenizer(folder: Path, vocab_size: int) -> Any:
+    from megatron_alum.data.tokenizers import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"The tokenizer {folder} must have at most the model's {vocab_size} entries, but has {len(tokenizer)} "
+            "instead. It belongs to another model."
+        )
+    return tokenizer
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """The tokenizer's files as they are: saving it again could change them."""
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.name != "config.json":
+            shutil.copyfile(path, target / path.name)
+
+
+def _card(source: ExportSource, name: str, class_name: str) -> str:
+    return model_card(
+        CardFacts(
+            name=name,
+            class_name=class_name,
+            iteration=source.iteration,
+            run=source.run,
+            manifests=source.manifests,
+            metrics=source.metrics,
+        )
+    )
