@@ -1,13 +1,14 @@
-"""Runs megatron-core 0.16.1 on machines without CUDA: the whole list of calls that have to be redirected, with the reason for each.
+"""Runs megatron-core 0.16.1 without CUDA: the whole list of calls that have to be redirected, each with its reason.
 
-megatron-core names the device in its code ("cuda" in factory calls, `torch.cuda.current_device()`), although its algorithms need
-nothing but torch and a process group. `enable_cpu()` points those calls at the CPU, once a process. It does nothing where CUDA is
-present and refuses another version of megatron-core, because the lists below were read out of this one.
+megatron-core names the device in its code ("cuda" in factory calls, `torch.cuda.current_device()`), although its
+algorithms need nothing but torch and a process group. `enable_cpu()` points those calls at the CPU, once a process.
+It does nothing where CUDA is present and refuses another version of megatron-core, because the lists below were read
+out of this one.
 
 Two kinds of redirect:
   * CALLS: attributes of torch or megatron-core that are replaced;
-  * CONSTANTS: functions of megatron-core whose literals ("cuda", 'torch.cuda.FloatTensor') are replaced in the code object, so that
-    nothing else in the process sees another meaning of the same literal.
+  * CONSTANTS: functions of megatron-core whose literals ("cuda", 'torch.cuda.FloatTensor') are replaced in the code
+    object, so that nothing else in the process sees another meaning of the same literal.
 The model side of CPU support (no fused softmax, no fused weight gradients, CPU initialisation) is in `models/build.py`.
 """
 
@@ -26,7 +27,8 @@ import torch
 
 SUPPORTED_VERSION = "0.16.1"
 
-# What megatron-core and its bundled FSDP say at import when neither apex nor Transformer Engine is there. tools/doctor.py says it once, and better.
+# What megatron-core and its bundled FSDP say at import when neither apex nor Transformer Engine is there.
+# tools/doctor.py says it once, and better.
 _FALLBACK_WARNINGS = (
     r"Transformer Engine and Apex are not installed\. Falling back to .*",
     r"Apex is not installed\. Falling back to Torch Norm",

@@ -56,7 +56,9 @@ def has_transformer_engine() -> bool:
 
 @functools.cache
 def fused_layer_norm_function() -> Callable[..., Any] | None:
-    """apex's fused LayerNorm (input, weight, bias, normalized_shape, eps), or None where CUDA or NVIDIA's apex is absent."""
+    """apex's fused LayerNorm (input, weight, bias, normalized_shape, eps), or None where CUDA or NVIDIA's apex is
+    absent.
+    """
     if not torch.cuda.is_available() or apex_kind() != "nvidia":
         return None
     module = importlib.import_module("apex.normalization.fused_layer_norm")

@@ -1,18 +1,19 @@
 """The shape of the network: architecture, sizes, dropout, initialisation, and the presets behind `--model-size`.
 
-A preset fills in what no flag names; flags win. Sizes tiny, mini and small are Google's BERT miniatures (google-research/bert),
-base and large those of the BERT paper (arXiv 1810.04805). Three architectures:
+A preset fills in what no flag names; flags win. Sizes tiny, mini and small are Google's BERT miniatures
+(google-research/bert), base and large those of the BERT paper (arXiv 1810.04805). Three architectures:
   megatron-bert  pre-LayerNorm, as Megatron trains BERT; exported as transformers' MegatronBert
   bert           post-LayerNorm, as Google trained it; transformers' Bert
   roberta        post-LayerNorm, positions from 2, one token type, no next-sentence head; transformers' Roberta
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
-MODEL_TYPES = ("megatron-bert", "bert", "roberta")
+ModelType = Literal["megatron-bert", "bert", "roberta"]
+ModelSize = Literal["tiny", "mini", "small", "base", "large"]
 
-PRESETS: dict[str, tuple[int, int, int]] = {  # num_layers, hidden_size, num_attention_heads
+PRESETS: dict[ModelSize, tuple[int, int, int]] = {  # num_layers, hidden_size, num_attention_heads
     "tiny": (2, 128, 2),
     "mini": (4, 256, 4),
     "small": (4, 512, 8),
@@ -32,9 +33,9 @@ class ModelConfig:
 
     FLAG_PREFIX: ClassVar[str] = ""
 
-    model_type: str = "megatron-bert"
+    model_type: ModelType = "megatron-bert"
     """Architecture: megatron-bert (pre-LayerNorm), bert or roberta (post-LayerNorm)."""
-    model_size: str | None = None
+    model_size: ModelSize | None = None
     """Preset for layers, width and heads: tiny, mini, small, base or large. Explicit flags win."""
     num_layers: int = None  # type: ignore[assignment]
     """Transformer layers (default: from --model-size)."""
@@ -53,15 +54,19 @@ class ModelConfig:
     attention_dropout: float = 0.1
     """Dropout probability of attention weights."""
     layernorm_epsilon: float = None  # type: ignore[assignment]
-    """Added to the variance in LayerNorm (default: 1e-5 for megatron-bert and roberta, 1e-12 for bert, as their authors have it)."""
+    """Added to the variance in LayerNorm (default: 1e-5 for megatron-bert and roberta, 1e-12 for bert, as their
+    authors have it).
+    """
     init_method_std: float = 0.02
     """Standard deviation of initial weights."""
     make_vocab_size_divisible_by: int = 128
-    """The vocabulary is padded to a multiple of this that every tensor-parallel rank shares equally; padding never enters a softmax."""
+    """The vocabulary is padded to a multiple of this that every tensor-parallel rank shares equally; padding never
+    enters a softmax.
+    """
 
     def __post_init__(self) -> None:
         """Fills in derived values, then checks each; raises ValueError naming the flag."""
-        _check_choice("--model-type", self.model_type, MODEL_TYPES)
+        _check_choice("--model-type", self.model_type, get_args(ModelType))
         self._fill_in()
         for name in ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "seq_length"):
             _check_positive(name, getattr(self, name))

@@ -1,10 +1,10 @@
 """Core attention through torch's scaled_dot_product_attention, in the place of megatron-core's DotProductAttention.
 
 The mask names keys only, [B, 1, 1, S], and is absent for a batch without padding: an explicit mask rules out flash
-attention on the GPU, and a padded query's output is never read. Dropout runs inside megatron-core's RNG tracker, so that
-the heads of each tensor-parallel rank draw their own masks and activation recomputation can replay them. On the CPU torch's
-kernel is over ten times slower with dropout than without (1,027 ms against 76 ms for B16 S128, 4 heads of 64, forward and
-backward), so that case is written out.
+attention on the GPU, and a padded query's output is never read. Dropout runs inside megatron-core's RNG tracker, so
+that the heads of each tensor-parallel rank draw their own masks and activation recomputation can replay them. On the
+CPU torch's kernel is over ten times slower with dropout than without (1,027 ms against 76 ms for B16 S128, 4 heads of
+64, forward and backward), so that case is written out.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from megatron.core import tensor_parallel
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from megatron_alum.models.dropout import dropout
 
@@ -25,7 +25,9 @@ class SdpaCoreAttention(MegatronModule):
     """softmax(q k^T / sqrt(head size)) v for the heads of this rank; the `core_attention` of a layer spec."""
 
     def __init__(self, config: TransformerConfig, **_unused: Any) -> None:
-        """Reads the dropout probability and the layout from `config`; other arguments of the spec have no bearing here."""
+        """Reads the dropout probability and the layout from `config`; other arguments of the spec have no bearing
+        here.
+        """
         super().__init__(config=config)
         self.probability: float = config.attention_dropout
         # Under sequence parallelism the transformer block has forked the tracker already.
@@ -34,7 +36,7 @@ class SdpaCoreAttention(MegatronModule):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_unused: Any
     ) -> Tensor:
-        """query, key, value [S, B, heads, D] and mask bool [B, 1, 1, S], True = ignore this key -> [S, B, heads x D]."""
+        """query, key, value [S, B, heads, D], mask bool [B, 1, 1, S], True = ignore this key -> [S, B, heads x D]."""
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))  # [B, heads, S, D]
         keep = None if attention_mask is None else attention_mask.logical_not()
         probability = self.probability if self.training else 0.0

@@ -5,8 +5,9 @@
     mlm_logits, nsp_logits = model.heads(hidden, masked_positions)           [N, V/tp], [B, 2]
 
 `level` says where x lies: "word" (word vectors, the paper's choice) or "encoder_input" (after positions, LayerNorm and
-dropout, the released code's). Both calls must name the same one. Under sequence parallelism x, delta and hidden hold this
-rank's part of the sequence, [S/tp, B, H]. Dimensions: B micro-batch, S sequence, H hidden, N masked positions, V padded vocabulary.
+dropout, the released code's). Both calls must name the same one. Under sequence parallelism x, delta and hidden hold
+this rank's part of the sequence, [S/tp, B, H]. Dimensions: B micro-batch, S sequence, H hidden, N masked positions, V
+padded vocabulary.
 """
 
 from typing import Literal
@@ -44,7 +45,8 @@ class SplitBert(BertModel):
         groups: ProcessGroups,
     ) -> None:
         """`vocab_size` real words, `padded_vocab_size` rows of the tables; `config` is megatron-core's own."""
-        # BertModel's constructor cannot be used: its MLM head refuses sequence parallelism and its layers their own attention.
+        # BertModel's constructor cannot be used: its MLM head refuses sequence parallelism and its layers their own
+        # attention.
         super(BertModel, self).__init__(config=config)
         self.model_config = model_config
         self.groups = groups
@@ -89,7 +91,9 @@ class SplitBert(BertModel):
         return self.encoder(hidden_states=embeddings, attention_mask=_ignored_keys(padding_mask))
 
     def heads(self, hidden: Tensor, masked_positions: Tensor) -> HeadOutputs:
-        """hidden [S(/tp), B, H], masked_positions int64 [N] (b * S + s) -> logits of this rank's vocabulary rows, NSP logits."""
+        """hidden [S(/tp), B, H], masked_positions int64 [N] (b * S + s) -> logits of this rank's vocabulary rows, NSP
+        logits.
+        """
         num_masked = masked_positions.numel()
         positions = masked_positions
         if self.add_binary_head:  # one gathering for both heads
@@ -136,7 +140,7 @@ class SplitBert(BertModel):
 
 
 def _ignored_keys(padding_mask: Tensor | None) -> Tensor | None:
-    """bool [B, S], True = real -> bool [B, 1, 1, S], True = ignore, as megatron-core has it; None when nothing is padded."""
+    """bool [B, S], True = real -> bool [B, 1, 1, S], True = ignore, as megatron-core has it; None without padding."""
     if padding_mask is None or (padding_mask.device.type == "cpu" and bool(padding_mask.all())):
         return None  # on a GPU the question would stop the host; there the caller passes None
     return padding_mask.logical_not()[:, None, None, :]

@@ -1,11 +1,13 @@
-"""From a ModelConfig to a network on this rank's device: the one place that fills in megatron-core's TransformerConfig."""
+"""From a ModelConfig to a network on this rank's device: the one place that fills in megatron-core's
+TransformerConfig.
+"""
 
 import math
 from typing import Literal
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from megatron_alum.config.model import ModelConfig
 from megatron_alum.models.bert import SplitBert
@@ -36,9 +38,10 @@ def build_model(
 ) -> SplitBert:
     """The network with fresh weights, on this rank's device in `dtype`.
 
-    `vocab_size` counts the tokenizer's entries; the padded size is `SplitBert.vocab_size`. `recompute` trades memory for
-    time: "selective" recomputes the attention core, "full" every layer; either one makes `torch.autograd.grad` impossible, so
-    the inner pass must call `.backward()`. Raises ValueError when a size does not divide by the tensor-parallel size.
+    `vocab_size` counts the tokenizer's entries; the padded size is `SplitBert.vocab_size`. `recompute` trades memory
+    for time: "selective" recomputes the attention core, "full" every layer; either one makes `torch.autograd.grad`
+    impossible, so the inner pass must call `.backward()`. Raises ValueError when a size does not divide by the
+    tensor-parallel size.
     """
     _check_divisible("--num-attention-heads", model_config.num_attention_heads, groups.tp_size)
     _check_divisible("--ffn-hidden-size", model_config.ffn_hidden_size, groups.tp_size)
@@ -80,6 +83,7 @@ def transformer_config(
         init_method=_leave,  # initialize_weights fills in all parameters
         output_layer_init_method=_leave,
         embedding_init_method=_leave,
+        cuda_graph_scope=[],  # the default of this version warns about itself
         recompute_granularity=None if recompute == "none" else recompute,
         recompute_method="uniform" if recompute == "full" else None,
         recompute_num_layers=1 if recompute == "full" else None,

@@ -3,14 +3,15 @@
 torch's CPU dropout draws one Bernoulli variable an element, about 9 ns forward and backward: a seventh of a small
 BERT's step. Here a 64-bit draw serves four elements, 3 ns (both measured on 2^20 elements, one thread). The dropping
 probability is therefore a multiple of 2^-16, and the scale is that of the probability really used. CUDA takes torch's
-own kernel. Both draw from torch's default generator, which megatron-core's RNG tracker swaps in tensor-parallel regions.
+own kernel. Both draw from torch's default generator, which megatron-core's RNG tracker swaps in tensor-parallel
+regions.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 _LEVELS = 2**16
 _ELEMENTS_PER_DRAW = 4

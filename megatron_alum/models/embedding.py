@@ -15,7 +15,7 @@ from megatron.core import tensor_parallel
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from megatron_alum.config.model import ModelConfig
 from megatron_alum.models.dropout import dropout
@@ -54,7 +54,7 @@ class SplitEmbedding(LanguageModelEmbedding):
         return vectors.float().contiguous()
 
     def complete(self, words: Tensor, token_types: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """float32 [S(/tp), B, H] -> float32 encoder input of the same shape; token_types and mask (True = real) [B, S]."""
+        """float32 [S(/tp), B, H] -> float32 encoder input, same shape; token_types, mask (True = real) [B, S]."""
         hidden = words + self._positions(token_types.size(1), padding_mask) + self._types(token_types)
         if self.layer_norm is not None:
             weight, bias = self.layer_norm.weight.float(), self.layer_norm.bias.float()

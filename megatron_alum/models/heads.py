@@ -1,10 +1,10 @@
 """The two heads of BERT, computed where the loss needs them: masked positions and the first token.
 
 Rows are picked out of the encoder's output first (about a seventh of the tokens), so logits never exist for the others.
-Under sequence parallelism each rank holds a part of the tokens: it fills in the rows it has, the sum over the group completes
-them on every rank, and from there on all ranks compute the same. That makes the gradients of the head's parameters
-complete on each rank, so none of them is marked for megatron-core's sequence-parallel all-reduce, and the decoder works as
-without sequence parallelism.
+Under sequence parallelism each rank holds a part of the tokens: it fills in the rows it has, the sum over the group
+completes them on every rank, and from there on all ranks compute the same. That makes the gradients of the head's
+parameters complete on each rank, so none of them is marked for megatron-core's sequence-parallel all-reduce, and the
+decoder works as without sequence parallelism.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_para
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from megatron_alum.models.normalization import LayerNorm, mark_sequence_parallel
 from megatron_alum.parallel.groups import ProcessGroups

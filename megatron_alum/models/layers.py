@@ -25,8 +25,8 @@ from megatron_alum.models.attention import SdpaCoreAttention
 from megatron_alum.models.dropout import dropout
 from megatron_alum.models.normalization import LayerNorm
 
-# Distributed checkpoints of Megatron's BERT name the norms after the linear layer that follows (Transformer Engine fuses the
-# two), whichever layer spec wrote them. The same names let those checkpoints load here.
+# Distributed checkpoints of Megatron's BERT name the norms after the linear layer that follows (Transformer Engine
+# fuses the two), whichever layer spec wrote them. The same names let those checkpoints load here.
 _STOCK_CHECKPOINT_KEYS = {
     "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
     "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
@@ -52,7 +52,7 @@ class WideInputColumnParallelLinear(ColumnParallelLinear):
     In a 16-bit post-LayerNorm model the first QKV product is what reads the float32 sum of embedding and perturbation.
     """
 
-    def _forward_impl(self, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
+    def _forward_impl(self, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if input.dtype == weight.dtype:
             return super()._forward_impl(input, weight, *args, **kwargs)
         if (bias := kwargs.get("bias")) is not None:
@@ -61,7 +61,9 @@ class WideInputColumnParallelLinear(ColumnParallelLinear):
 
 
 class PostLayerNormTransformerLayer(TransformerLayer):
-    """LayerNorm after each residual sum: parameters `attention_layernorm` and `mlp_layernorm` besides TransformerLayer's."""
+    """LayerNorm after each residual sum: parameters `attention_layernorm` and `mlp_layernorm` besides
+    TransformerLayer's.
+    """
 
     def __init__(self, config: Any, submodules: TransformerLayerSubmodules, **kwargs: Any) -> None:
         """As TransformerLayer; `submodules` must leave both of its norm slots empty."""

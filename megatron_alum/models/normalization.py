@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from megatron_alum.compat.detect import fused_layer_norm_function
 
@@ -25,7 +25,7 @@ class LayerNorm(torch.nn.LayerNorm):
         mark_sequence_parallel(self, config.sequence_parallel)
         self._fused = fused_layer_norm_function()
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
+    def forward(self, input: Tensor) -> Tensor:
         """[..., H] -> [..., H] in the dtype of the parameters."""
         if input.dtype != self.weight.dtype:
             weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
@@ -36,6 +36,8 @@ class LayerNorm(torch.nn.LayerNorm):
 
 
 def mark_sequence_parallel(module: torch.nn.Module, sequence_parallel: bool) -> None:
-    """Tells megatron-core whether each rank sees a part of the tokens only, so that it sums these gradients over ranks."""
+    """Tells megatron-core whether each rank sees a part of the tokens only, so that it sums these gradients over
+    ranks.
+    """
     for parameter in module.parameters(recurse=False):
         parameter.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
 """Starts torch.distributed and megatron-core's parallel state, and hands back the groups as one object.
 
-Nothing in this project asks megatron-core's global state for a group: functions take a `ProcessGroups`, so that a test can call
-them with a group of its own. Ranks, world size and rendezvous come from torchrun's environment; without it the process is a world
-of one. The backend is NCCL with CUDA and gloo without.
+Nothing in this project asks megatron-core's global state for a group: functions take a `ProcessGroups`, so that a
+test can call them with a group of its own. Ranks, world size and rendezvous come from torchrun's environment; without
+it the process is a world of one. The backend is NCCL with CUDA and gloo without.
 """
 
 import os
@@ -88,8 +88,8 @@ def seed_everything(seed: int, groups: ProcessGroups) -> None:
     """Seeds Python, numpy, torch and megatron-core's RNG tracker for this rank.
 
     Dropout outside tensor-parallel regions draws from the default generator (equal within a tensor-parallel group,
-    different between data-parallel ranks), dropout inside them from the tracker (different on every rank). Weights do not
-    depend on any of these: `models.build_model` takes its own seed.
+    different between data-parallel ranks), dropout inside them from the tracker (different on every rank). Weights do
+    not depend on any of these: `models.build_model` takes its own seed.
     """
     rank_seed = seed + _DATA_PARALLEL_SEED_STEP * groups.dp_rank
     random.seed(rank_seed)
@@ -121,6 +121,7 @@ def _join(world_size: int, timeout: timedelta) -> None:
         return
     if world_size != 1:
         raise ValueError(
-            f"WORLD_SIZE must be 1 without torchrun's rendezvous variables, but is {world_size} instead. Start with torchrun."
+            f"WORLD_SIZE must be 1 without torchrun's rendezvous variables, but is {world_size} instead. "
+            "Start with torchrun."
         )
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)

@@ -2,10 +2,11 @@
 
     results = run_ranks(2, my_function, argument)      # my_function(rank, world_size, argument) -> anything picklable
 
-The function must be importable (module level). Workers are spawned once and reused, since importing torch and megatron-core costs
-seconds; every call gets fresh process groups on a free port, torchrun's environment variables and one torch thread a rank, and all
-parallel state is destroyed afterwards. An exception in a rank is raised here with the rank's traceback as its cause; a rank that
-hangs (typically in a collective) ends the call after `timeout_seconds`, prints its stack and costs only a new pool.
+The function must be importable (module level). Workers are spawned once and reused, since importing torch and
+megatron-core costs seconds; every call gets fresh process groups on a free port, torchrun's environment variables and
+one torch thread a rank, and all parallel state is destroyed afterwards. An exception in a rank is raised here with
+the rank's traceback as its cause; a rank that hangs (typically in a collective) ends the call after
+`timeout_seconds`, prints its stack and costs only a new pool.
 """
 
 import atexit
