@@ -80,7 +80,11 @@ def ops_extension() -> Extension | None:
     include = [str(ROOT / "csrc")]
     if not cuda:
         return cpp_extension.CppExtension(
-            "megatron_alum._C", files, include_dirs=include, define_macros=macros, extra_compile_args=compile_args["cxx"]
+            "megatron_alum._C",
+            files,
+            include_dirs=include,
+            define_macros=macros,
+            extra_compile_args=compile_args["cxx"],
         )
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
     files += sources("ops/cuda/*.cpp") + sources("ops/cuda/*.cu")

@@ -1,0 +1,135 @@
+"""MLM loss and symmetric KL straight from hidden states: the vocabulary projection and the losses, chunk by chunk of rows.
+
+Never more than `chunk_rows` rows of logits exist, twice (clean and adversarial). The gradients to hidden states, weight and
+bias are computed in the same loop, right after the losses of a chunk, while its logits are still there; backward only
+scales them. Hence one restriction: both sums must enter the loss with the same factor (loss scaling included), so what
+tells them apart, such as alpha, belongs into the row weights. Backward asserts it.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_alum.ops import dispatch, symmetric_kl
+from megatron_alum.ops.reference import rows as reference
+from megatron_alum.ops.reference.rows import RowOptions
+
+
+def mlm_symmetric_kl_from_hidden(
+    clean_hidden: Tensor,
+    adv_hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    *,
+    mlm_row_weight: Tensor,
+    kl_row_weight: Tensor,
+    chunk_rows: int,
+    detach_targets: bool = True,
+    valid_vocab_size: int | None = None,
+    group: dist.ProcessGroup | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """(sum_n mlm_row_weight[n] * mlm[n], sum_n kl_row_weight[n] * kl[n]), 0-dim, with logits = hidden @ weight.T + bias.
+
+    clean_hidden, adv_hidden [N, H]; weight [V, H] or its shard [V / tp, H]; bias [V] or shard or None; labels int64 [N];
+    the row weights [N] float. One collective a chunk. The gradients to the hidden states are this shard's part, as those of
+    any column-parallel layer: the caller's copy-to-tensor-parallel-region sums them. Everything else: `mlm_symmetric_kl`.
+    """
+    rows, width = clean_hidden.shape
+    if chunk_rows < 1:
+        raise ValueError(f"`chunk_rows` must be >= 1, but is {chunk_rows} instead.")
+    if adv_hidden.shape != clean_hidden.shape or weight.ndim != 2 or weight.shape[1] != width:
+        found = f"{list(clean_hidden.shape)}, {list(adv_hidden.shape)} and {list(weight.shape)}"
+        raise ValueError(f"hidden states must be two [N, H] and `weight` [V, H], but are {found} instead.")
+    for name, tensor in (("mlm_row_weight", mlm_row_weight), ("kl_row_weight", kl_row_weight)):
+        if tensor.shape != (rows,):
+            raise ValueError(f"`{name}` must have shape [{rows}], but is {list(tensor.shape)} instead.")
+    probe = clean_hidden.new_empty(rows, weight.shape[0], device="meta")
+    options = symmetric_kl.row_options(probe, probe, labels.to("meta"), valid_vocab_size, group, detach_targets)
+    impl = dispatch.select(impl, clean_hidden)
+    weights = (mlm_row_weight.detach(), kl_row_weight.detach())
+    return _ChunkedHead.apply(
+        clean_hidden, adv_hidden, weight, bias, labels, weights, (options, chunk_rows, group, impl)
+    )
+
+
+class _Accumulator:
+    """The four gradients, filled chunk by chunk; None where none is asked for."""
+
+    def __init__(self, tensors: tuple[Tensor | None, ...], needed: tuple[bool, ...]) -> None:
+        dtypes = [None if x is None else reference.working_dtype(x) for x in tensors]
+        self.clean, self.adv = (
+            torch.empty_like(x) if n else None for x, n in zip(tensors[:2], needed[:2], strict=True)
+        )
+        self.weight, self.bias = (
+            torch.zeros_like(x, dtype=d) if n and x is not None else None
+            for x, d, n in zip(tensors[2:], dtypes[2:], needed[2:], strict=True)
+        )
+
+    def add(self, part: slice, hidden: tuple[Tensor, Tensor], weight: Tensor, grads: tuple[Tensor, Tensor]) -> None:
+        """Takes the gradients of one chunk's logits to hidden states, weight and bias."""
+        for target, grad in zip((self.clean, self.adv), grads, strict=True):
+            if target is not None:
+                torch.mm(grad, weight, out=target[part])
+        for grad, states in zip(grads, hidden, strict=True):
+            if self.weight is not None:
+                _add_product(self.weight, grad.T, states)
+            if self.bias is not None:
+                self.bias += grad.sum(0, dtype=self.bias.dtype)
+
+
+class _ChunkedHead(torch.autograd.Function):
+    """Losses and gradients in forward; backward scales."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        clean, adv, weight, bias, labels, (mlm_weight, kl_weight), (options, chunk_rows, group, impl) = inputs
+        needed = ctx.needs_input_grad[:4]
+        gradients = _Accumulator(inputs[:4], needed)
+        sums = torch.zeros(2, dtype=reference.working_dtype(clean), device=clean.device)
+        for start in range(0, clean.shape[0], chunk_rows):
+            part = slice(start, start + chunk_rows)
+            hidden = clean[part], adv[part]
+            a, b = (torch.nn.functional.linear(states, weight, bias) for states in hidden)
+            records = symmetric_kl.local_statistics(a, b, labels[part], options, impl)
+            records = symmetric_kl.merge_over_group(records, options, group, impl)
+            losses = reference.row_losses(records, labels[part])
+            for i, (loss, row_weight) in enumerate(zip(losses, (mlm_weight[part], kl_weight[part]), strict=True)):
+                sums[i] += torch.where(row_weight == 0, 0.0, loss * row_weight).sum()
+            if any(needed):
+                call = (a, b, records, labels[part], mlm_weight[part].to(sums.dtype), kl_weight[part].to(sums.dtype))
+                gradients.add(part, hidden, weight, _logit_gradients(*call, options=options, impl=impl))
+        ctx.save_for_backward(gradients.clean, gradients.adv, gradients.weight, gradients.bias)
+        ctx.dtypes = [None if x is None else x.dtype for x in inputs[:4]]
+        return sums[0], sums[1]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, mlm_grad: Tensor, kl_grad: Tensor) -> tuple[Tensor | None, ...]:
+        torch._assert_async(
+            mlm_grad == kl_grad, "both sums must enter the loss with the same factor: use the row weights"
+        )
+        scaled = [
+            None if grad is None else (grad * mlm_grad.to(grad.dtype)).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, None, None, None)
+
+
+def _logit_gradients(*arguments: Any, options: RowOptions, impl: str) -> tuple[Tensor, Tensor]:
+    """Written over the chunk's logits, which nothing reads again."""
+    if impl == "reference":
+        return reference.row_gradients(*arguments, options)
+    torch.ops.megatron_alum.row_gradients_(*arguments, *options)
+    return arguments[0], arguments[1]
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, accumulated in total's dtype."""
+    if total.dtype == right.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right

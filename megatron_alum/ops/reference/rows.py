@@ -1,0 +1,216 @@
+"""Row role in plain torch: statistics of a row of clean and adversarial logits, their merge over shards, the gradients.
+
+Letters: N rows, C columns held here, R shards. a, b: clean and adversarial logits; P, Q: their softmax; d = a - b;
+h = log(p / q), so that KL(P||Q) + KL(Q||P) = sum (p - q) h. Where ALUM works d is 1e-6 to 1e-3 and lse(a) - lse(b), known
+to 1e-6 only, would drown h. So every row is centred on c, the d of its clean argmax: u = d - c is formed without rounding
+error beyond its own, t = log E_P[exp(-u)] is as small as u, and h = u + t.
+
+A record (one row of one shard) is STATISTICS floats, the same in C++ (csrc/common/row_statistics.h):
+    0 maximum    m  = max a                            3 log_ratio  t = log E_P[exp(-u)] = c - (lse(a) - lse(b))
+    1 mass       Z  = sum exp(a - m)                   4 mean       E_P[u]
+    2 center     c                                     5 divergence of the shard's own two softmax distributions
+and, with labels, 6: the clean logit of the label where this shard holds it, else 0. P and Q are normalised over the shard;
+`merge_statistics` gives the record of the whole row exactly, by the chain rule of the divergence over shards.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+STATISTICS = 6
+"""Floats of a record; one more with labels."""
+IGNORED_LABEL = -100
+_SERIES_LIMIT = 0.25  # below it h + expm1(-h) is summed as a series, its terms cancel; eight terms reach 1e-16 there
+
+
+class RowOptions(NamedTuple):
+    """What the row functions need besides tensors; the same for every shard except the columns."""
+
+    first_column: int  # global id of column 0 here
+    valid_columns: int  # columns from here on are padding of the vocabulary
+    one_sided: bool = False  # KL(P||Q) alone instead of the sum of both directions
+    detach_targets: bool = True  # each direction moves its second argument only
+
+
+def working_dtype(logits: Tensor) -> torch.dtype:
+    """float64 stays float64; everything else is computed in float32."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def row_statistics(clean: Tensor, adv: Tensor, labels: Tensor | None, options: RowOptions) -> Tensor:
+    """Records [N, 6 or 7] of this shard from logits [N, C]. A shard without valid columns has mass 0."""
+    dtype = working_dtype(clean)
+    rows = clean.shape[0]
+    record = torch.zeros(rows, STATISTICS + (labels is not None), dtype=dtype, device=clean.device)
+    if options.valid_columns == 0:
+        record[:, 0] = -torch.inf
+        return record
+    a, b = (x[:, : options.valid_columns].to(dtype) for x in (clean, adv))
+    if rows > 0:
+        maximum, argmax = a.max(dim=1)
+        difference, error = two_difference(a, b)
+        center = difference.gather(1, argmax[:, None])[:, 0]
+        u = centred_difference(difference, error, center, a, b)
+        weight = torch.exp(a - maximum[:, None])
+        mass = weight.sum(1)
+        log_ratio = _log_ratio(u, weight, mass, b, center + maximum.neg())
+        p, p_minus_q, h = _probabilities(a, u, maximum, mass, log_ratio)
+        divergence = (p * _one_sided_terms(h)).sum(1) if options.one_sided else (p_minus_q * h).sum(1)
+        mean = (p * u).sum(1)
+        record[:, :STATISTICS] = torch.stack([maximum, mass, center, log_ratio, mean, divergence], dim=1)
+    if labels is not None:
+        local, owned = local_labels(labels, options)
+        record[:, STATISTICS] = torch.where(owned, a.gather(1, local[:, None])[:, 0], 0.0)
+    return record
+
+
+def merge_statistics(records: Tensor, one_sided: bool) -> Tensor:
+    """One record a row [N, 6 or 7] from those of R shards [R, N, 6 or 7]; exact, in any order."""
+    if records.shape[0] == 1:
+        return records[0]
+    maximum, mass, center, log_ratio, mean, divergence = (records[..., i] for i in range(STATISTICS))
+    top, owner = maximum.max(dim=0)
+    scaled = mass * torch.exp(maximum - top)
+    total = scaled.sum(0)
+    empty = mass == 0
+    chosen = center.gather(0, owner[None])[0]
+    shift = torch.where(empty, 0.0, center - chosen)
+    share = scaled / total
+    # Shard-level twins of u and t: u_i = shift_i - t_i is the log of the shard's clean over its adversarial mass.
+    u = shift - log_ratio
+    ratio = _safe_log_mean_exp(-u, share)
+    h = u + ratio
+    p_minus_q = _difference_of_probabilities(torch.log(share), h)
+    offset = shift + mean
+    if one_sided:
+        merged = (share * (divergence + _one_sided_terms(h))).sum(0)
+    else:
+        merged = (p_minus_q * (offset + ratio)).sum(0) + ((share - p_minus_q) * divergence).sum(0)
+    columns = [top, total, chosen, ratio, (share * offset).sum(0), merged]
+    if records.shape[-1] > STATISTICS:
+        columns.append(records[..., STATISTICS].sum(0))
+    return torch.stack(columns, dim=-1)
+
+
+def row_losses(records: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(MLM loss [N], divergence [N]) from merged records; zero where the label is ignored, MLM loss zero without labels."""
+    divergence = records[:, 5]
+    if labels is None:
+        return torch.zeros_like(divergence), divergence.clone()
+    kept = labels != IGNORED_LABEL
+    mlm_loss = records[:, 0] + torch.log(records[:, 1]) - records[:, STATISTICS]
+    return torch.where(kept, mlm_loss, 0.0), torch.where(kept, divergence, 0.0)
+
+
+def row_gradients(
+    clean: Tensor,
+    adv: Tensor,
+    records: Tensor,
+    labels: Tensor | None,
+    mlm_weight: Tensor | None,
+    kl_weight: Tensor,
+    options: RowOptions,
+) -> tuple[Tensor, Tensor]:
+    """d (sum mlm_weight * mlm + kl_weight * divergence) / d (clean, adv), each [N, C] in the logits' dtype.
+
+    A row of weight 0 gets zeros whatever its logits hold (0 * NaN would be NaN); padding columns get zeros.
+    """
+    grads = torch.zeros_like(clean), torch.zeros_like(adv)
+    columns = options.valid_columns
+    if clean.numel() == 0 or columns == 0:
+        return grads
+    dtype = working_dtype(clean)
+    a, b = (x[:, :columns].to(dtype) for x in (clean, adv))
+    maximum, mass, center, log_ratio, mean, divergence = (records[:, i : i + 1] for i in range(STATISTICS))
+    difference, error = two_difference(a, b)
+    u = centred_difference(difference, error, center[:, 0], a, b)
+    p, p_minus_q, h = _probabilities(a, u, maximum[:, 0], mass[:, 0], log_ratio[:, 0])
+    weight = kl_weight.to(dtype)[:, None]
+    to_adv = -p_minus_q
+    to_clean = torch.zeros_like(p) if options.one_sided else p_minus_q
+    if not options.detach_targets:
+        if options.one_sided:
+            to_clean = p * (h - divergence)
+        else:
+            to_clean = to_clean + p * (u - mean)
+            to_adv = to_adv - (p - p_minus_q) * (u - (mean - divergence))
+    ignored = torch.zeros_like(weight, dtype=torch.bool) if labels is None else (labels == IGNORED_LABEL)[:, None]
+    skipped = ignored | (weight == 0)
+    to_clean = torch.where(skipped, 0.0, weight * to_clean)
+    to_adv = torch.where(skipped, 0.0, weight * to_adv)
+    if labels is not None and mlm_weight is not None:
+        local, owned = local_labels(labels, options)
+        to_mlm = p.scatter_add(1, local[:, None], -owned.to(dtype)[:, None])
+        scale = mlm_weight.to(dtype)[:, None]
+        to_clean = to_clean + torch.where(ignored | (scale == 0), 0.0, scale * to_mlm)
+    grads[0][:, :columns] = to_clean
+    grads[1][:, :columns] = to_adv
+    return grads
+
+
+def two_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(d, e) with d = a - b rounded and d + e = a - b exactly (Knuth's TwoSum; TAOCP vol. 2, 4.2.2, theorem B).
+
+    A common shift of a against b makes d large and its rounding error as large as what is left after centring.
+    """
+    difference = a - b
+    back = difference - a
+    return difference, (a - (difference - back)) - (b + back)
+
+
+def centred_difference(difference: Tensor, error: Tensor, center: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """u = a - b - c [N, C]; 0 in columns that are -inf on both sides (masked out: P and Q are 0 there)."""
+    u = (difference - center[:, None]) + torch.where(torch.isfinite(error), error, 0.0)
+    return torch.where((a == -torch.inf) & (b == -torch.inf), 0.0, u)
+
+
+def local_labels(labels: Tensor, options: RowOptions) -> tuple[Tensor, Tensor]:
+    """(column of the label here, clamped; whether this shard holds it)."""
+    local = labels - options.first_column
+    owned = (local >= 0) & (local < options.valid_columns)
+    return torch.where(owned, local, 0), owned
+
+
+def _log_ratio(u: Tensor, weight: Tensor, mass: Tensor, b: Tensor, center_minus_maximum: Tensor) -> Tensor:
+    """t [N]; by expm1 while u is moderate, else by log-sum-exp, which is accurate there and does not overflow."""
+    excess = (weight * torch.expm1(-u.clamp(min=-60))).sum(1) / mass
+    plain = torch.logsumexp(b, dim=1) + center_minus_maximum - torch.log(mass)
+    moderate = (u.amin(1) > -20) & (excess > -0.9)
+    return torch.where(moderate, torch.log1p(excess), plain)
+
+
+def _safe_log_mean_exp(x: Tensor, share: Tensor) -> Tensor:
+    """log sum_i share_i exp(x_i) over dim 0, keeping the digits of small x; a share of 0 counts nothing."""
+    x = torch.where(share == 0, 0.0, x)
+    small = torch.log1p((share * torch.expm1(x.clamp(-1, 1))).sum(0))
+    return torch.where((x.abs() < 1).all(0), small, torch.logsumexp(torch.log(share) + x, dim=0))
+
+
+def _probabilities(
+    a: Tensor, u: Tensor, maximum: Tensor, mass: Tensor, log_ratio: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(p, p - q, h), each [N, C]."""
+    h = u + log_ratio[:, None]
+    log_p = a - maximum[:, None]
+    mass = mass[:, None]
+    return torch.exp(log_p) / mass, _difference_of_probabilities(log_p, h) / mass, h
+
+
+def _difference_of_probabilities(log_p: Tensor, h: Tensor) -> Tensor:
+    """p - q from log p and h = log(p / q): the larger of the two times 1 - exp(-|h|), with its sign; never overflows."""
+    h = torch.where(log_p == -torch.inf, h.clamp(min=0), h)
+    return torch.exp(log_p - h.clamp(max=0)) * torch.expm1(-h.abs()) * -torch.sign(h)
+
+
+def _one_sided_terms(h: Tensor) -> Tensor:
+    """h + exp(-h) - 1 >= 0, whose mean under P is KL(P||Q)."""
+    return torch.where(h.abs() < _SERIES_LIMIT, h * h * _series(h), h + torch.expm1(-h))
+
+
+def _series(h: Tensor) -> Tensor:
+    """sum_{n >= 0} (-h)^n / (n + 2)!, by Horner."""
+    total = torch.zeros_like(h)
+    for factorial in (3628800.0, 362880.0, 40320.0, 5040.0, 720.0, 120.0, 24.0, 6.0, 2.0):
+        total = 1 / factorial - h * total
+    return total
