@@ -127,7 +127,7 @@ class SplitBert(BertModel):
         """[V/tp]."""
         return self.output_layer.bias
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, tokens: Tensor, token_types: Tensor, padding_mask: Tensor | None, masked_positions: Tensor
     ) -> HeadOutputs:
         """The whole network without perturbation."""

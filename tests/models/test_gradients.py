@@ -1,0 +1,73 @@
+"""Gradients of one step do not depend on the layout: TP = 1 against TP = 2, with and without sequence parallelism.
+
+Every parameter is compared, in both phases, through megatron-core's own DDP and gradient finalisation, dropout 0.
+"""
+
+import functools
+
+import pytest
+import torch
+
+from megatron_alum.config.model import ModelConfig
+from tests.helpers.distributed import run_ranks
+from tests.models.alum_step import gradients
+from tests.models.batches import make_batch
+
+# Sums over tokens and vocabulary run in another order: float32 rounding of values of order 1.
+GRADIENT_TOLERANCE = {"rtol": 1e-4, "atol": 2e-6}
+# delta is a sum of noise and step of order 0.05; the step divides by the largest gradient of a token.
+DELTA_ATOL = 1e-5
+
+TYPES = ["megatron-bert", "bert", "roberta"]
+
+
+def _config(model_type):
+    return ModelConfig(
+        model_type=model_type,
+        num_layers=2,
+        hidden_size=24,
+        num_attention_heads=4,
+        seq_length=16,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+    )
+
+
+@functools.cache
+def _one_rank(model_type, **options):
+    return run_ranks(1, gradients, _config(model_type), make_batch(model_type), options)[0]
+
+
+@pytest.mark.parametrize("level", ["word", "encoder_input"])
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("model_type", TYPES)
+def test_alum_step_equals_one_rank(model_type, sequence_parallel, level):
+    expected, losses, _, delta = _one_rank(model_type, level=level)
+    options = {"level": level, "sequence_parallel": sequence_parallel}
+    ranks = run_ranks(2, gradients, _config(model_type), make_batch(model_type), options)
+    for whole, rank_losses, inner_main_grad, _ in ranks:
+        assert inner_main_grad == 0.0
+        assert rank_losses == pytest.approx(losses, rel=1e-5)
+        assert losses["kl"] > 1e-4
+        _assert_equal(whole, expected)
+    deltas = [answer[3] for answer in ranks]
+    whole_delta = torch.cat(deltas) if sequence_parallel else deltas[0]
+    torch.testing.assert_close(whole_delta, delta, atol=DELTA_ATOL, rtol=0)
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_standard_step_equals_one_rank(sequence_parallel):
+    expected, losses, _, _ = _one_rank("megatron-bert", adversarial=False)
+    options = {"sequence_parallel": sequence_parallel, "adversarial": False}
+    for whole, rank_losses, _, _ in run_ranks(2, gradients, _config("megatron-bert"), make_batch("bert"), options):
+        assert rank_losses == pytest.approx(losses, rel=1e-5)
+        _assert_equal(whole, expected)
+
+
+def _assert_equal(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(
+            actual[name], expected[name], **GRADIENT_TOLERANCE, msg=lambda text, name=name: f"{name}: {text}"
+        )
+        assert expected[name].abs().max() > 0 or name == "embedding.tokentype_embeddings.weight", name
