@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_alum.data.objective import Sentences
-from megatron_alum.data.settings import SPLITS
+from megatron_alum.data.sample_settings import SPLITS
 from megatron_alum.data.shards import ShardIndex
 
 _BLOCK_SENTENCES = 1 << 22

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from megatron_alum.data.batch import IGNORED_LABEL, PretrainingBatch
 from megatron_alum.data.blend import Blend, parse_data_path
 from megatron_alum.data.corpus import Corpus
 from megatron_alum.data.epochs import ShardSamples
+from megatron_alum.data.native import NativeBatches, choose_sampler
+from megatron_alum.data.native import walk_epoch as native_walk_epoch
 from megatron_alum.data.objective import WalkSettings, walk_epoch
 from megatron_alum.data.sample import Sample, build_sample, row_texts
-from megatron_alum.data.settings import SPLITS, SampleSettings, SpecialTokens
+from megatron_alum.data.sample_settings import SPLITS, SampleSettings, SpecialTokens
 from megatron_alum.data.shards import open_shards
 from megatron_alum.data.tokenizers import load_tokenizer
 
@@ -36,14 +39,30 @@ class PretrainingDataset:
     """All samples of one split of a blend of shards."""
 
     def __init__(
-        self, shards: Sequence[ShardSamples], blend: Blend, *, settings: SampleSettings, special: SpecialTokens
+        self,
+        shards: Sequence[ShardSamples],
+        blend: Blend,
+        *,
+        settings: SampleSettings,
+        special: SpecialTokens,
+        native_threads: int = 0,
     ) -> None:
-        """`shards` and `blend` have the same order; `settings.split` is the split the shards were cut to."""
+        """`shards` and `blend` have the same order; `settings.split` is the split the shards were cut to.
+
+        Batches come from the C++ sampler with `native_threads` threads, or with 0 from the Python reference.
+        """
         assert shards and len(shards) == len(blend.counts)
         self.shards, self.blend, self.settings, self.special = list(shards), blend, settings, special
+        self.native = (
+            NativeBatches(self.shards, blend, settings=settings, special=special, num_threads=native_threads)
+            if native_threads
+            else None
+        )
 
     def batch(self, sample_indices: Sequence[int]) -> PretrainingBatch:
         """The samples with these global indices, as one micro-batch in their order."""
+        if self.native:
+            return self.native.batch(sample_indices)
         return collate([self.sample(g) for g in sample_indices], self, sample_indices)
 
     def sample(self, sample_index: int) -> Sample:
@@ -165,6 +184,8 @@ def open_split(
 ) -> PretrainingDataset | None:
     """The samples of `settings.split`, or None when no shard has documents for it."""
     folder = Path(config.data_cache_path) if config.data_cache_path else None
+    threads = config.sampler_threads if choose_sampler(config.sampler) == "cpp" else 0
+    walk_all = partial(native_walk_epoch, num_threads=threads) if threads else walk_epoch
     members = []
     for number, corpus in enumerate(corpora):
         sentences = corpus.split(config.split_shares, settings.split)
@@ -177,12 +198,14 @@ def open_split(
             seed=settings.seed,
             dataset=number,
         )
-        shard = ShardSamples(corpus, sentences, walk, split=settings.split_number, folder=folder, build=walk_epoch)
+        shard = ShardSamples(corpus, sentences, walk, split=settings.split_number, folder=folder, build=walk_all)
         members.append((shard, weights[number] if weights else float(shard.text_tokens())))
     if not members:
         return None
     blend = Blend.of([weight for _, weight in members])
-    return PretrainingDataset([shard for shard, _ in members], blend, settings=settings, special=special)
+    return PretrainingDataset(
+        [shard for shard, _ in members], blend, settings=settings, special=special, native_threads=threads
+    )
 
 
 def _can_serve(corpus: Corpus, num_documents: int, settings: SampleSettings) -> bool:

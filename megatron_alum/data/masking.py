@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_alum.data.rng import Stream, WordStream, domain_word, threshold
-from megatron_alum.data.settings import SampleSettings, SpecialTokens
+from megatron_alum.data.sample_settings import SampleSettings, SpecialTokens
 
 MASKED_BELOW = threshold(0.8)
 """A word below this replaces the token by the mask token,"""

@@ -22,7 +22,7 @@ the price of probabilities that differ by at most n / 2^32 of themselves (0.14 %
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,8 @@ _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _FEISTEL_ROUNDS = 8
-Word = TypeVar("Word", int, npt.NDArray[np.uint64])
-"""A 32-bit value, alone or as an array: the arithmetic below is the same for both."""
+Words = npt.NDArray[Any]
+"""uint64 values below 2^32."""
 
 
 class Stream(IntEnum):
@@ -107,7 +107,7 @@ class Permutation:
     def __init__(self, size: int, *, seed: int, domain: int) -> None:
         """`domain` is the domain word of Stream.PERMUTATION for this data set and epoch."""
         bits = max(size - 1, 0).bit_length()
-        self.size = size
+        self.size, self.domain = size, domain
         self._left_bits, self._right_bits = bits // 2, bits - bits // 2
         words = WordStream(seed, domain, 0)
         self.round_keys = [words.word() for _ in range(_FEISTEL_ROUNDS)]
@@ -120,7 +120,7 @@ class Permutation:
             values[outside] = self._encrypt(values[outside])
         return values.astype(np.int64).reshape(np.shape(positions))
 
-    def _encrypt(self, values: Word) -> Word:
+    def _encrypt(self, values: Words) -> Words:
         left, right = values >> self._right_bits, values & ((1 << self._right_bits) - 1)
         left_mask, right_mask = (1 << self._left_bits) - 1, (1 << self._right_bits) - 1
         for i, key in enumerate(self.round_keys):
@@ -131,8 +131,8 @@ class Permutation:
         return left << self._right_bits | right
 
 
-def _mix(x: Word) -> Word:
-    """Avalanche of a 32-bit value (constants of the xxHash finaliser)."""
+def _mix(x: Words) -> Words:
+    """Avalanche of 32-bit values (constants of the xxHash finaliser)."""
     x = (x ^ (x >> 15)) * 0x85EBCA77 & _WORD
     x = (x ^ (x >> 13)) * 0xC2B2AE3D & _WORD
     return x ^ (x >> 16)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from megatron_alum.data.masking import mask_words, num_to_mask, replacement, select
 from megatron_alum.data.objective import Row, Sentences
-from megatron_alum.data.settings import SampleSettings, SpecialTokens
+from megatron_alum.data.sample_settings import SampleSettings, SpecialTokens
 
 Text = npt.NDArray[np.int64]
 
@@ -39,7 +39,9 @@ def build_sample(
 ) -> Sample:
     """Assemble and mask; `texts` are A and B (`paired`) or the stretches of text between document ends."""
     between = special.pair_separators if paired else 1
-    tokens, types, candidates, text_first = [special.cls], [0], [], []
+    tokens, types = [special.cls], [0]
+    candidates: list[int] = []
+    text_first: list[bool] = []
     for i, text in enumerate(texts):
         kind = special.second_type if paired and i == 1 else 0
         candidates += range(len(tokens), len(tokens) + len(text))

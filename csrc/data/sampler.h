@@ -1,0 +1,95 @@
+// Whole batches of pre-training samples from memory-mapped shards: index row -> text -> special tokens -> mask.
+//
+// Python twin: megatron_alum/data/dataset.py with sample.py. Nothing here depends on Python: module.cpp binds it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "masking.h"
+#include "random.h"
+#include "rows.h"
+#include "thread_pool.h"
+
+namespace megatron_alum::data {
+
+// One pass over a shard; `rows` is a mapped file.
+struct Epoch {
+  const Row* rows;
+  int64_t first_sample, end_sample;  // samples of this shard before it, and up to its end
+  Permutation order;
+};
+
+struct Shard {
+  const uint8_t* tokens;  // mapped .bin file, uint16 or int32 by sentences.token_shift
+  int64_t num_tokens;
+  Sentences sentences;
+  std::vector<Epoch> epochs;
+};
+
+// The repeating block of blend.py.
+struct Blend {
+  std::vector<int16_t> shard;
+  std::vector<int32_t> rank;
+  std::vector<int64_t> counts;
+};
+
+// Where a batch is written: B rows of S, and N masked positions one after another (room for B * S).
+struct BatchBuffers {
+  int64_t* tokens;
+  int64_t* token_types;
+  uint8_t* padding_mask;
+  int64_t* masked_positions;
+  int64_t* masked_labels;
+  int64_t* nsp_labels;
+};
+
+struct SamplerSettings {
+  Objective objective;
+  int seq_length;
+  MaskSettings mask;
+  Vocabulary vocabulary;
+  Blend blend;
+  int num_threads;
+};
+
+class Sampler {
+ public:
+  explicit Sampler(SamplerSettings settings);
+
+  void add_shard(const Shard& shard) { shards_.push_back(shard); }
+  void add_epoch(int shard, const Epoch& epoch) { shards_[shard].epochs.push_back(epoch); }
+
+  // The first shard whose opened epochs do not reach one of these samples, or -1.
+  int shard_to_extend(const int64_t* sample_indices, int num_samples) const;
+
+  // Writes the batch and returns N. Throws std::runtime_error for a row that points outside its shard.
+  int64_t fill(const int64_t* sample_indices, int num_samples, const BatchBuffers& out);
+
+ private:
+  struct Place {
+    const Shard* shard;
+    const Row* row;
+  };
+  struct Worker {  // memory of one thread
+    MaskScratch mask;
+    std::vector<TextRange> texts;
+  };
+
+  int64_t index_in_shard(int64_t sample_index, int* shard) const;
+  Place locate(int64_t sample_index) const;
+  bool row_is_sound(const Place& place) const;
+  void write_sample(const Place& place, int64_t sample_index, int b, const BatchBuffers& out, Worker& worker);
+  int write_text(const Place& place, int64_t* tokens, std::vector<TextRange>& texts) const;
+
+  SamplerSettings settings_;
+  std::vector<Shard> shards_;
+  ThreadPool pool_;
+  std::vector<Worker> workers_;
+  std::vector<uint16_t> positions_;  // [B, S] masked positions of each row, before they are joined
+  std::vector<int32_t> labels_;      // [B, S]
+  std::vector<int> counts_;          // [B]
+};
+
+}  // namespace megatron_alum::data
