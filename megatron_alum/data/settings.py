@@ -1,136 +1,124 @@
-"""What decides the samples of one run, resolved from configuration and tokenizer; plain values that C++ takes as well.
+"""Settings of a preprocessing run: what tools/preprocess_data.py takes, what the manifest keeps, what --resume compares."""
 
-`SampleSettings` is everything but the text: objective, lengths, mask curriculum, seed. `SpecialTokens` is what the
-sampler must know of the vocabulary: the ids around the text, which ids may stand in for a masked token, and which ids
-begin a word. Both are immutable and say nothing of ranks or batches.
-"""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
 from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
-
-from megatron_alum.data.tokenizers import tokenizer_kind
-
-Objective = Literal["nsp", "sop", "none"]
-SPLITS = ("train", "valid", "test")
-MAX_SEQUENCE_LENGTH = 1 << 15
-"""Lengths are stored in 16 bits in the pair index."""
 
 
 @dataclass(frozen=True)
-class SampleSettings:
-    """How text becomes samples."""
+class InputSettings:
+    """What is read."""
 
-    objective: Objective
-    """sentence-pair question"""
-    seq_length: int
-    """S, special tokens included"""
-    seed: int
-    """64 bits; the key of every random decision"""
-    train_samples: int
-    """length of the training run in samples (iterations x global batch), over which the mask rate rises"""
-    mask_rates: tuple[float, ...]
-    """share of tokens masked in each equal step of the run"""
-    masking: Literal["token", "whole_word", "ngram"] = "token"
-    """unit that is masked together"""
-    max_ngram: int = 3
-    """longest run of words of masking `ngram`"""
-    short_seq_prob: float = 0.1
-    """probability of a short target length, once a document and epoch"""
-    split: Literal["train", "valid", "test"] = "train"
-    """part of the documents the samples come from"""
+    input: tuple[str, ...]
+    """files, folders or globs; .gz .bz2 .xz .zst are read as they are"""
+    format: Literal[
+        "auto", "mediawiki", "wikiextractor", "jsonl", "parquet", "text", "lines", "openwebtext", "stories"
+    ] = "auto"
+    """format of the input; auto looks at each file. text: documents between blank lines; lines and stories: one a line"""
+    text_key: str = "text"
+    """field (JSONL) or column (parquet) that holds the text"""
+    wikitext_cleaner: Literal["fast", "mwparserfromhell"] = "fast"
+    """how MediaWiki markup is removed: the own one-pass cleaner or the parser library (about ten times slower)"""
+    shard_id: int = 0
+    """which of --num-shards parts of the input this run takes, from 0 (for job arrays)"""
+    num_shards: int = 1
+    """into how many runs the input is divided; join their outputs in order by tools/merge_shards.py"""
 
     def __post_init__(self) -> None:
-        """Refuse lengths that cannot hold a sample."""
-        if not 8 <= self.seq_length <= MAX_SEQUENCE_LENGTH:
+        if not 0 <= self.shard_id < self.num_shards:
             raise ValueError(
-                f"--seq-length must be between 8 and {MAX_SEQUENCE_LENGTH}, but is {self.seq_length} instead."
-            )
-        if not 0 <= self.seed < 1 << 64:
-            raise ValueError(f"--seed must be a whole number from 0 to 2^64 - 1, but is {self.seed} instead.")
-        if self.train_samples < 1:
-            raise ValueError(
-                f"--train-iters x --global-batch-size must be at least 1, but is {self.train_samples} instead."
+                f"--shard-id must be from 0 to --num-shards - 1 = {self.num_shards - 1}, but is {self.shard_id} instead."
             )
 
-    def mask_rate(self, sample_index: int) -> float:
-        """Share of the tokens masked in this sample.
 
-        Training: a function of the global sample index alone, so that neither a resume nor the data-parallel size
-        moves it. Held-out splits: the mean of the curriculum at every point of the run (0.15 for 5 -> 25 %), so that
-        their losses compare over time.
-        """
-        if self.split != "train":
-            return round(sum(self.mask_rates) / len(self.mask_rates), 12)
-        step = sample_index * len(self.mask_rates) // self.train_samples
-        return self.mask_rates[min(step, len(self.mask_rates) - 1)]
+@dataclass(frozen=True)
+class TextSettings:
+    """How text becomes sentences of token ids."""
 
-    @property
-    def split_number(self) -> int:
-        """0 training, 1 validation, 2 test: part of the random domain."""
-        return SPLITS.index(self.split)
+    sentence_splitter: Literal["rule", "punkt"] = "rule"
+    """rule needs no data; punkt needs --punkt-dir or --train-punkt"""
+    punkt_dir: str | None = None
+    """folder of Punkt parameters in nltk's punkt_tab layout (also an nltk_data folder)"""
+    train_punkt: bool = False
+    """learn the Punkt parameters from the first 100 MB of the input, keep them as OUTPUT_PREFIX-punkt"""
+    min_document_chars: int = 1
+    """a document with fewer characters after cleaning is skipped and counted"""
+    deduplicate: bool = False
+    """skip a document whose cleaned text was seen before in this run (64-bit BLAKE2b; 16 bytes of memory a document)"""
+    strict: bool = False
+    """end the run at the first broken, empty or badly encoded document instead of counting and skipping (or repairing) it"""
 
-
-@dataclass(frozen=True, eq=False)
-class SpecialTokens:
-    """What the sampler knows of a vocabulary of V entries."""
-
-    cls: int
-    """id before the text: [CLS] or <s>"""
-    sep: int
-    """id after each text: [SEP] or </s>"""
-    mask: int
-    """id that replaces a masked token"""
-    pad: int
-    """id after the end; 0 for BERT, 1 for RoBERTa"""
-    pair_separators: int
-    """number of `sep` between A and B: 1 for BERT, 2 for RoBERTa"""
-    second_type: int
-    """token type of B and its `sep`: 1 for BERT, 0 for RoBERTa, which has one type"""
-    regular: npt.NDArray[np.int32]
-    """[<= V] ids that may replace a masked token: every id but the special ones"""
-    word_start: npt.NDArray[np.bool_]
-    """[V] True where a token begins a word"""
-
-    @classmethod
-    def from_tokenizer(cls, tokenizer: Any, *, roberta: bool) -> SpecialTokens:
-        """Ids of a Hugging Face fast tokenizer with its five special tokens; `roberta` picks the layout of pairs."""
-        special = set(tokenizer.all_special_ids)
-        return cls(
-            cls=tokenizer.cls_token_id,
-            sep=tokenizer.sep_token_id,
-            mask=tokenizer.mask_token_id,
-            pad=tokenizer.pad_token_id,
-            pair_separators=2 if roberta else 1,
-            second_type=0 if roberta else 1,
-            regular=np.array([i for i in range(len(tokenizer)) if i not in special], dtype=np.int32),
-            word_start=word_starts(tokenizer),
-        )
-
-    def num_special(self, objective: str) -> int:
-        """Special tokens a sample always holds; the rest of S is text (full sentences add one a document end)."""
-        return 2 if objective == "none" else 2 + self.pair_separators
-
-    @property
-    def vocab_size(self) -> int:
-        """V, the number of ids the tokenizer knows."""
-        return len(self.word_start)
+    def __post_init__(self) -> None:
+        if self.sentence_splitter == "punkt" and (self.punkt_dir is None) == (not self.train_punkt):
+            raise ValueError(
+                "--sentence-splitter punkt must have --punkt-dir FOLDER or --train-punkt, and not both. "
+                "nltk's punkt_tab folder will do; nothing is downloaded."
+            )
+        if self.sentence_splitter == "rule" and (self.punkt_dir is not None or self.train_punkt):
+            raise ValueError("--punkt-dir and --train-punkt must go with --sentence-splitter punkt, but it is rule.")
+        if self.min_document_chars < 1:
+            raise ValueError(f"--min-document-chars must be at least 1, but is {self.min_document_chars} instead.")
 
 
-def word_starts(tokenizer: Any) -> npt.NDArray[np.bool_]:
-    """[V] True where a token begins a word, by the kind of the tokenizer.
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """Which tokenizer makes the ids."""
 
-    WordPiece marks continuations with "##"; byte-level BPE marks beginnings with a leading space (written as U+0120)
-    and SentencePiece with U+2581, so that there punctuation belongs to the word it touches.
-    """
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    kind = tokenizer_kind(tokenizer)
-    if kind == "wordpiece":
-        return np.array([not token.startswith("##") for token in tokens], dtype=np.bool_)
-    mark = "\u0120" if kind == "bpe" else "\u2581"
-    special = set(tokenizer.all_special_tokens)
-    return np.array([token.startswith(mark) or token in special for token in tokens], dtype=np.bool_)
+    vocab_file: str | None = None
+    """vocab.txt of a WordPiece vocabulary, or vocab.json of a byte-level BPE one (with --merge-file)"""
+    merge_file: str | None = None
+    """merges.txt that belongs to a vocab.json"""
+    tokenizer: str | None = None
+    """Hugging Face tokenizer folder, instead of --vocab-file"""
+    case: Literal["lower", "keep"] | None = None
+    """lower-case the text or keep it; default: the folder's own, or lower when vocab.txt has no upper-case entry"""
+    strip_accents: bool | None = None
+    """strip accents; default: as Google's BERT, when lower-casing (WordPiece only)"""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where it goes and with what resources; nothing here changes the result."""
+
+    output_prefix: str
+    """path of the output without suffix: OUT makes OUT.bin, OUT.idx, OUT.json and OUT-tokenizer/"""
+    workers: int = 0
+    """worker processes; 0 takes one a core"""
+    scheduler: str = "local"
+    """local processes, or the address of a Dask scheduler (tcp://host:8786) whose workers see the same files"""
+    resume: bool = False
+    """continue an interrupted run of the same settings from its last checkpoint"""
+    overwrite: bool = False
+    """replace a finished output of the same name"""
+    checkpoint_mb: int = 64
+    """MB of input text between checkpoints of an unfinished run"""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"--workers must be 0 (one a core) or more, but is {self.workers} instead.")
+        if self.checkpoint_mb < 0:
+            raise ValueError(f"--checkpoint-mb must be 0 (every chunk) or more, but is {self.checkpoint_mb} instead.")
+        if self.scheduler != "local" and "://" not in self.scheduler:
+            raise ValueError(f"--scheduler must be local or an address like tcp://host:8786, but is {self.scheduler}.")
+
+
+@dataclass(frozen=True)
+class PreprocessSettings:
+    """One preprocessing run."""
+
+    inputs: InputSettings
+    run: RunSettings
+    text: TextSettings = field(default_factory=TextSettings)
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+
+    def fixed(self) -> dict[str, Any]:
+        """The settings that decide the result, for the manifest and for --resume."""
+        parts = (self.inputs, self.text, self.tokenizer)
+        return {key: value for part in parts for key, value in dataclasses.asdict(part).items()}
+
+
+def fingerprint(value: Any) -> str:
+    """Short SHA-256 of a JSON-like value, equal for equal settings."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

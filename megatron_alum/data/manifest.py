@@ -1,0 +1,66 @@
+"""The manifest OUT.json: what a corpus is, so that training can trust it and a person can read where it came from.
+
+Deterministic: no times, no host names, no number of workers. Two runs over the same files with the same settings give the
+same bytes.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from megatron_alum import __version__
+from megatron_alum.data.journal import State
+from megatron_alum.data.settings import PreprocessSettings
+from megatron_alum.data.shards import MANIFEST_VERSION, sha256_of
+from megatron_alum.data.tokenizers import load_tokenizer, tokenizer_kind
+from megatron_alum.data.word_cache import token_dtype
+
+MAX_LISTED_INPUTS = 1000
+"""Input files named one by one; beyond it only their number and bytes."""
+
+
+def make_manifest(
+    folder: Path, state: State, settings: PreprocessSettings, files: list[list[str | int]]
+) -> dict[str, Any]:
+    """The manifest of the finished parts in `folder` (a journal's)."""
+    return {
+        **describe_parts(folder / "tokens.bin", folder / "index.idx", folder / "tokenizer"),
+        "num_documents": state.num_documents,
+        "num_sentences": state.num_sentences,
+        "num_tokens": state.num_tokens,
+        "text_bytes": state.text_bytes,
+        "skipped": tally_entry(asdict(state.skipped)),
+        "repaired": tally_entry(asdict(state.repaired)),
+        "inputs": {
+            "num_files": len(files),
+            "bytes": sum(int(size) for _path, size in files),
+            "files": [{"path": path, "bytes": size} for path, size in files[:MAX_LISTED_INPUTS]],
+        },
+        "settings": settings.fixed(),
+    }
+
+
+def describe_parts(bin_file: Path, idx_file: Path, tokenizer_dir: Path) -> dict[str, Any]:
+    """The part of a manifest that describes files: sizes, SHA-256, dtype, tokenizer."""
+    tokenizer = load_tokenizer(tokenizer_dir)
+    parts = {".bin": bin_file, ".idx": idx_file, "-tokenizer/tokenizer.json": tokenizer_dir / "tokenizer.json"}
+    return {
+        "manifest_version": MANIFEST_VERSION,
+        "made_by": f"megatron_alum {__version__}",
+        "dtype": token_dtype(len(tokenizer)).name,
+        "files": {suffix: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for suffix, path in parts.items()},
+        "tokenizer": {
+            "kind": tokenizer_kind(tokenizer),
+            "class": type(tokenizer).__name__,
+            "vocab_size": len(tokenizer),
+            "lower_case": bool(getattr(tokenizer, "do_lower_case", False)),
+        },
+    }
+
+
+def tally_entry(tally: dict[str, Any]) -> dict[str, Any]:
+    """{reason: {count, examples}} from a tally's two maps."""
+    return {
+        reason: {"count": count, "examples": tally["examples"].get(reason, [])}
+        for reason, count in tally["counts"].items()
+    }

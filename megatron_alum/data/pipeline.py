@@ -1,0 +1,153 @@
+"""Raw corpus in, indexed shards out: one streaming pass of read -> clean -> split -> tokenise -> write.
+
+    settings -> files -> chunks -> (workers: documents -> sentences -> packed ids) -> journal -> OUT.bin .idx .json
+
+The coordinating process cuts files into chunks, hands them out and appends the results in order; everything that costs
+time happens in workers. Memory is bounded by the chunks under way. The output is a function of the inputs and of
+`PreprocessSettings.fixed()`: the number of workers, checkpoints and interruptions cannot change a byte of it.
+"""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from megatron_alum.data.dedup import HashSet, drop_duplicates
+from megatron_alum.data.journal import Journal
+from megatron_alum.data.manifest import make_manifest
+from megatron_alum.data.plan import InputPlan
+from megatron_alum.data.progress import Progress
+from megatron_alum.data.punkt import find_punkt, train_punkt
+from megatron_alum.data.schedulers import map_in_order, num_cores, open_executor
+from megatron_alum.data.settings import PreprocessSettings, TokenizerSettings, fingerprint
+from megatron_alum.data.shards import read_manifest, shard_paths
+from megatron_alum.data.tokenizers import TokenizerSource, make_tokenizer, save_tokenizer
+from megatron_alum.data.word_cache import token_dtype
+from megatron_alum.data.worker import WorkSpec, process_chunk
+
+PUNKT_TRAINING_CHARS = 30_000_000
+"""Text that --train-punkt learns from: Kiss and Strunk's own corpora have 1 to 5 million words."""
+
+
+def preprocess(settings: PreprocessSettings, *, show_progress: bool = True) -> dict[str, Any]:
+    """Run the whole pipeline; returns the manifest.
+
+    Raises ValueError for wrong settings, broken files and an input without a single document; nothing that looks finished
+    is left then. After a crash or a kill, OUT.partial holds what --resume continues from.
+    """
+    prefix = settings.run.output_prefix
+    manifest_path = shard_paths(prefix)["json"]
+    plan = InputPlan(settings.inputs)
+    mark = fingerprint({"settings": settings.fixed(), "files": plan.listing()})
+    with Journal(prefix, mark, resume=settings.run.resume) as journal:
+        try:
+            _check_output_is_free(settings, manifest_path, journal)
+            if not journal.state.finished:
+                _fill(journal, settings, plan, show_progress)
+            dtype = token_dtype(_vocab_size(journal.tokenizer_dir)) if not journal.state.finished else None
+            journal.finish(dtype, lambda folder: make_manifest(folder, journal.state, settings, plan.listing()))
+        except BaseException:
+            _keep_or_discard(journal)
+            raise
+    return read_manifest(manifest_path)
+
+
+def _check_output_is_free(settings: PreprocessSettings, manifest_path: Path, journal: Journal) -> None:
+    if manifest_path.exists() and not settings.run.overwrite and not journal.resumed:
+        raise ValueError(
+            f"`--output-prefix` must name a new corpus, but {manifest_path} exists. "
+            "Choose another name, or replace it by --overwrite."
+        )
+
+
+def _keep_or_discard(journal: Journal) -> None:
+    """After a failure: keep what a checkpoint refers to, remove what no run could use."""
+    if journal.state.num_documents and journal.has_checkpoint:
+        print(f"The progress is kept in {journal.folder}: the same command with --resume continues.", file=sys.stderr)
+    else:
+        journal.discard()
+
+
+def _fill(journal: Journal, settings: PreprocessSettings, plan: InputPlan, show_progress: bool) -> None:
+    """Process every chunk that the journal does not hold yet."""
+    if not journal.tokenizer_dir.is_dir():
+        _prepare_tokenizer(settings.tokenizer, journal.tokenizer_dir)
+    spec = _work_spec(settings, journal, plan)
+    seen = HashSet(journal.known_hashes()) if settings.text.deduplicate else None
+    itemsize = token_dtype(_vocab_size(journal.tokenizer_dir)).itemsize
+    state, workers = journal.state, settings.run.workers or num_cores()
+    tasks = ((spec, name, chunk) for name, chunk in plan.chunks(state.next_file, state.next_chunk))
+    unsaved_bytes = 0
+    begin, end = plan.byte_range
+    with (
+        Progress(end - begin, show=show_progress) as progress,
+        open_executor(settings.run.scheduler, workers) as (executor, workers),
+    ):
+        for (_spec, _name, chunk), result in map_in_order(executor, workers, process_chunk, tasks):
+            kept = result if seen is None else drop_duplicates(result, seen, itemsize=itemsize)
+            journal.append(kept, plan.index_of(chunk), chunk.ordinal + 1)
+            progress.advance(
+                plan.position(chunk) - begin, documents=len(kept.document_sentences), text_bytes=result.text_bytes
+            )
+            unsaved_bytes += result.text_bytes
+            if unsaved_bytes >= settings.run.checkpoint_mb * 1_000_000:
+                journal.checkpoint()
+                unsaved_bytes = 0
+    if state.num_documents == 0:
+        raise ValueError(_no_documents(state.skipped.counts))
+
+
+def _no_documents(skipped: dict[str, int]) -> str:
+    found = ", ".join(f"{count} with {reason}" for reason, count in skipped.items()) or "no record of any kind"
+    return (
+        f"`--input` must hold at least one document with text, but holds none (found: {found}). "
+        "Check --format and --input; with --num-shards, use fewer shards."
+    )
+
+
+def _prepare_tokenizer(settings: TokenizerSettings, folder: Path) -> None:
+    """Build the tokenizer into `folder`, which takes its name when it is whole."""
+    source = TokenizerSource(
+        folder=Path(settings.tokenizer) if settings.tokenizer else None,
+        vocab_file=Path(settings.vocab_file) if settings.vocab_file else None,
+        merge_file=Path(settings.merge_file) if settings.merge_file else None,
+        case=settings.case,
+        strip_accents=settings.strip_accents,
+    )
+    temporary = folder.with_name("tokenizer.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_tokenizer(make_tokenizer(source), temporary)
+    temporary.rename(folder)
+
+
+def _vocab_size(folder: Path) -> int:
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size(with_added_tokens=True)
+
+
+def _work_spec(settings: PreprocessSettings, journal: Journal, plan: InputPlan) -> WorkSpec:
+    text = settings.text
+    punkt = find_punkt(text.punkt_dir) if text.punkt_dir else None
+    if text.train_punkt:
+        punkt = journal.folder / "punkt"
+        if not punkt.is_dir():
+            _train_punkt(plan, punkt)
+    return WorkSpec(
+        tokenizer_file=str((journal.tokenizer_dir / "tokenizer.json").resolve()),
+        punkt_dir=str(punkt.resolve()) if punkt else None,
+        text_key=settings.inputs.text_key,
+        wikitext_cleaner=settings.inputs.wikitext_cleaner,
+        min_document_chars=text.min_document_chars,
+        deduplicate=text.deduplicate,
+        strict=text.strict,
+    )
+
+
+def _train_punkt(plan: InputPlan, folder: Path) -> None:
+    """Learn Punkt parameters from the beginning of the whole input, the same for every --shard-id."""
+    temporary = folder.with_name("punkt.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    train_punkt(plan.texts(PUNKT_TRAINING_CHARS), temporary)
+    temporary.rename(folder)

@@ -1,0 +1,72 @@
+"""`--format auto`: which reader a file needs, from its name and its first bytes (decompressed).
+
+parquet        magic PAR1                      mediawiki      <mediawiki within the first KiB
+openwebtext    a tar archive                   wikiextractor  first text is `<doc `
+jsonl          first text is `{`               lines          text without any blank line in its first MiB
+text           other text                      (error)        NUL bytes: not text at all
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from megatron_alum.data.readers.base import Reader
+from megatron_alum.data.readers.jsonl import JsonLinesReader
+from megatron_alum.data.readers.streams import COMPRESSED, open_stream
+from megatron_alum.data.readers.text import BlankLineReader, LinesReader
+from megatron_alum.data.readers.wikiextractor import WikiextractorReader
+
+SAMPLE_BYTES = 1 << 20
+
+READERS: dict[str, Callable[..., Reader]] = {
+    "wikiextractor": lambda **_options: WikiextractorReader(),
+    "jsonl": lambda *, text_key, **_options: JsonLinesReader(text_key),
+    "text": lambda **_options: BlankLineReader(),
+    "lines": lambda **_options: LinesReader(),
+    "stories": lambda **_options: LinesReader(),
+}
+"""Format name -> reader, called with the options of `make_reader`."""
+
+
+def make_reader(name: str, *, text_key: str = "text", wikitext_cleaner: str = "fast") -> Reader:
+    """The reader called `name`; the options reach the formats that know them."""
+    return READERS[name](text_key=text_key, wikitext_cleaner=wikitext_cleaner)
+
+
+class FormatDetector:
+    """`detect_format` that looks into each plain file, and into one compressed file a folder and suffix.
+
+    Decompressing the head of each of fifteen thousand small .bz2 files would take the coordinator minutes.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Path, str], str] = {}
+
+    def format_of(self, path: Path) -> str | None:
+        """The format of `path`, None for an empty file."""
+        key = (path.parent, "".join(path.suffixes).lower())
+        if path.suffix.lower() in COMPRESSED and key in self._known:
+            return self._known[key]
+        found = detect_format(path)
+        if found is not None:
+            self._known[key] = found
+        return found
+
+
+def detect_format(path: Path) -> str | None:
+    """The format of `path`, None for an empty file; ValueError when its first bytes are no text of any kind."""
+    with open_stream(path) as stream:
+        head = stream.read(SAMPLE_BYTES)
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not start:
+        return None
+    if b"\0" in head:
+        raise ValueError(
+            f"`{path}` must be text in a known format ({', '.join(READERS)}), but holds binary data. "
+            "Leave it out of --input, or name its format by --format."
+        )
+    if start.startswith(b"<doc "):
+        return "wikiextractor"
+    if start.startswith(b"{"):
+        return "jsonl"
+    blank = any(not line.strip() for line in head.rstrip().split(b"\n"))
+    return "text" if blank or b"\n" not in head.rstrip() else "lines"

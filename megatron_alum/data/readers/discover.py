@@ -1,0 +1,47 @@
+"""From the words after --input to a list of files: files, folders (searched below) and globs, sorted, none twice.
+
+Hidden files, and files whose suffix says that they are no text (checksums, indexes of multistream dumps), are left out of
+folders; a file named by the user is taken as it is.
+"""
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+_NO_TEXT = {".md5", ".sha1", ".sha256", ".idx", ".bin", ".log", ".html", ".yaml", ".yml", ".md", ".py", ".png", ".pdf"}
+
+
+def find_inputs(inputs: Sequence[str]) -> list[Path]:
+    """The files that `inputs` name, in order of the arguments and sorted within one; ValueError when one names nothing."""
+    found: dict[Path, None] = {}
+    for word in inputs:
+        for path in _files_of(word):
+            found.setdefault(path)
+    files = list(found)
+    if not files:
+        raise ValueError("`--input` must name at least one file, but names none. Give files, folders or globs.")
+    if all(path.stat().st_size == 0 for path in files):
+        raise ValueError(f"`--input` must hold text, but is empty: {', '.join(map(str, files[:3]))} has 0 bytes.")
+    return files
+
+
+def _files_of(word: str) -> list[Path]:
+    path = Path(word)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        files = [below for below in sorted(path.rglob("*")) if below.is_file() and _is_candidate(below, path)]
+        if not files:
+            raise ValueError(f"`--input` must hold files, but the folder {word} holds none that can be text.")
+        return files
+    matches = sorted(Path(match) for match in glob.glob(word, recursive=True))
+    files = [match for match in matches if match.is_file()]
+    if not files:
+        raise ValueError(f"`--input` must be an existing file, folder or glob, but {word} matches nothing.")
+    return files
+
+
+def _is_candidate(path: Path, folder: Path) -> bool:
+    below = path.relative_to(folder)
+    hidden = any(part.startswith((".", "_")) for part in below.parts)
+    return not hidden and path.suffix.lower() not in _NO_TEXT and "multistream-index" not in path.name

@@ -1,0 +1,38 @@
+"""JSON lines: one object a line with `text` and, if present, `id` or `title` (wikiextractor --json, datasets exports).
+
+A line that is no JSON object, or has no string under `text`, is rejected with its id or its place; blank lines are no
+records.
+"""
+
+import json
+from collections.abc import Iterator
+
+from megatron_alum.data.readers.base import Document, Rejected, decode
+from megatron_alum.data.readers.records import LineReader
+
+
+class JsonLinesReader(LineReader):
+    """`--format jsonl`; `text_key` names the field that holds the text."""
+
+    def __init__(self, text_key: str = "text") -> None:
+        self.text_key = text_key
+
+    def parse(self, data: bytes, name: str) -> Iterator[Document | Rejected]:
+        """One document or rejection a non-blank line."""
+        text, damaged = decode(data)
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line and not line.isspace():
+                yield self._record(line, f"{name}, line {number} from there", damaged and "\ufffd" in line)
+
+    def _record(self, line: str, place: str, damaged: bool) -> Document | Rejected:
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
+            return Rejected(place, "not JSON")
+        if not isinstance(record, dict):
+            return Rejected(place, "not a JSON object")
+        identity = str(record.get("id") or record.get("title") or place)
+        text = record.get(self.text_key)
+        if not isinstance(text, str):
+            return Rejected(identity, f"no string under {self.text_key!r}")
+        return Document(identity, text, damaged)

@@ -1,0 +1,55 @@
+"""Output of wikiextractor: `<doc id="12" url="..." title="Anarchism">`, a line with the title, the text, `</doc>`.
+
+The text is taken as extracted, its title line included; its section headings are lines of their own. A <doc> without its
+end is rejected. Text between documents is not expected and is rejected too, so that nothing is lost without a count.
+"""
+
+import html
+import re
+from collections.abc import Iterator
+
+from megatron_alum.data.readers.base import Document, Rejected, decode
+from megatron_alum.data.readers.records import RecordReader
+
+_START = b"\n<doc "
+_HEAD = re.compile(r"<doc ([^\n]*)>\r?\n?")
+_ID = re.compile(r'\bid="([^"]*)"')
+_END = "</doc>"
+
+
+class WikiextractorReader(RecordReader):
+    """`--format wikiextractor`."""
+
+    def next_record(self, data: bytes, begin: int) -> int:
+        """The next line that begins with <doc and a space."""
+        found = data.find(_START, begin - 1)
+        return found + 1
+
+    def parse(self, data: bytes, name: str) -> Iterator[Document | Rejected]:
+        """One document a <doc> element."""
+        text, damaged = decode(data)
+        position = 0
+        while position < len(text):
+            start = position if text.startswith("<doc ", position) else text.find("\n<doc ", position) + 1
+            if start == 0 and not text.startswith("<doc "):
+                start = len(text)
+            if text[position:start].strip():
+                yield Rejected(name, "text outside <doc>")
+            if start == len(text):
+                return
+            following = text.find("\n<doc ", start)
+            position = following + 1 if following >= 0 else len(text)
+            yield _element(text[start:position], name, damaged)
+
+
+def _element(element: str, name: str, damaged: bool) -> Document | Rejected:
+    head = _HEAD.match(element)
+    if head is None:
+        return Rejected(name, "unreadable <doc> line")
+    identity = _ID.search(head[1])
+    key = html.unescape(identity[1]) if identity else name
+    end = element.rfind(_END)
+    if end < 0:
+        return Rejected(key, "<doc> without </doc>")
+    body = element[head.end() : end]
+    return Document(key, body, damaged and "\ufffd" in body)

@@ -1,0 +1,112 @@
+"""Where chunks are processed: local processes, or the workers of a Dask cluster, behind one `concurrent.futures` face.
+
+`map_in_order` keeps a bounded number of chunks under way and yields results in the order of the chunks, so that memory does
+not grow with the corpus and the output does not depend on the number of workers. The first failure ends everything: an
+exception of a worker arrives here with its traceback, and a worker that dies without one (killed, out of memory) is
+reported instead of waited for.
+"""
+
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Task = TypeVar("Task", bound=tuple[Any, ...])
+CHUNKS_AHEAD_PER_WORKER = 3
+"""Chunks submitted beyond the one a worker is at: enough to keep it busy while an uneven one is waited for."""
+
+
+def num_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def open_executor(scheduler: str, workers: int) -> Iterator[tuple[Executor, int]]:
+    """(executor, number of workers) of `scheduler`: "local" with `workers` processes, or a Dask scheduler's address."""
+    if scheduler == "local":
+        with _local_pool(workers) as pool:
+            yield pool, workers
+    else:
+        with _dask_executor(scheduler) as found:
+            yield found
+
+
+@contextmanager
+def _local_pool(workers: int) -> Iterator[Executor]:
+    # spawn: a fork of a process with threads (tqdm, numpy) may inherit locks that nobody will release
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Leave when the coordinating process is gone: after SIGKILL nobody else would tell the workers."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ValueError(
+            f"--scheduler {address} must have the package distributed, but it is not installed. "
+            "Install it with: pip install 'megatron_alum[dask]'."
+        ) from error
+    try:
+        client = Client(address, timeout="15s")
+    except (OSError, TimeoutError) as error:
+        raise ValueError(
+            f"--scheduler must be a running Dask scheduler, but {address} does not answer: {error}"
+        ) from error
+    with client:
+        threads = sum(client.nthreads().values())
+        if threads == 0:
+            raise ValueError(
+                f"--scheduler {address} must have workers, but has none. Start some by: dask worker {address}"
+            )
+        yield client.get_executor(pure=False, retries=0), threads
+
+
+def map_in_order(
+    executor: Executor, workers: int, fn: Callable[..., T], tasks: Iterable[Task]
+) -> Iterator[tuple[Task, T]]:
+    """(task, fn(*task)) for each task, in order, with a bounded number under way."""
+    ahead: deque[tuple[Task, Future[T]]] = deque()
+    try:
+        for task in tasks:
+            ahead.append((task, executor.submit(fn, *task)))
+            if len(ahead) > workers * (1 + CHUNKS_AHEAD_PER_WORKER):
+                yield _first_result(ahead)
+        while ahead:
+            yield _first_result(ahead)
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "A worker process died without a traceback (killed from outside, or out of memory). Free some memory or lower "
+            "--workers, then run again with --resume."
+        ) from error
+    finally:
+        for _task, future in ahead:
+            future.cancel()
+
+
+def _first_result(ahead: deque[tuple[Task, Future[T]]]) -> tuple[Task, T]:
+    task, future = ahead.popleft()
+    return task, future.result()

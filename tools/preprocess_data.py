@@ -1,0 +1,31 @@
+"""Turn raw text (Wikipedia dumps, extracted Wikipedia, JSON lines, parquet, plain text) into indexed shards for training.
+
+    python tools/preprocess_data.py --input wiki/ --output-prefix data/wiki --vocab-file vocab.txt --workers 8
+
+writes data/wiki.bin, .idx (Megatron's layout: one sequence a sentence, one document an article), .json (counts, checksums,
+settings, what was skipped) and data/wiki-tokenizer/. An interrupted run continues with --resume.
+"""
+
+import sys
+
+from megatron_alum.config.cli import main_guard, parse_config
+from megatron_alum.data.pipeline import preprocess
+from megatron_alum.data.settings import PreprocessSettings
+
+
+def main() -> None:
+    """Parse the command line, run, print the counts."""
+    settings = parse_config(PreprocessSettings, description=__doc__ or "")
+    manifest = preprocess(settings)
+    for verb in ("skipped", "repaired"):
+        for reason, entry in manifest[verb].items():
+            ids = ", ".join(entry["examples"][:3])
+            print(f"{verb} {entry['count']:,} documents: {reason} (first: {ids})", file=sys.stderr)
+    print(
+        f"{settings.run.output_prefix}: {manifest['num_documents']:,} documents, {manifest['num_sentences']:,} sentences, "
+        f"{manifest['num_tokens']:,} tokens ({manifest['dtype']}, vocabulary {manifest['tokenizer']['vocab_size']:,})"
+    )
+
+
+if __name__ == "__main__":
+    main_guard(main)
