@@ -126,7 +126,7 @@ _PRE_LN = (
     *_row("encoder.final_layernorm", "encoder.ln", "H"),
 )
 _POST_LN = (
-    *_row("embedding_layernorm", "embeddings.LayerNorm", "H"),
+    *_row("embedding.layer_norm", "embeddings.LayerNorm", "H"),
     *_row("encoder.layers.{i}.attention_layernorm", "encoder.layer.{i}.attention.output.LayerNorm", "H"),
     *_row("encoder.layers.{i}.mlp_layernorm", "encoder.layer.{i}.output.LayerNorm", "H"),
 )

@@ -5,13 +5,12 @@ file holds which piece, so the pieces of all tensor-parallel ranks are joined wh
 tensor with the layer in front ([layers, ...], megatron-core's default) or one by one, and LayerNorms under the local
 spec's names or folded into the next linear's (Transformer Engine's, and megatron-core's default on disk).
 
-`.metadata` is a pickle. It is read by an unpickler that knows the classes of a checkpoint by name and refuses all
-others; tensors are read with weights_only. Nothing of megatron-core is imported.
+`.metadata` goes through the restricted unpickler of `checkpoint/metadata.py`, tensors are read with weights_only, and
+nothing of megatron-core is imported.
 """
 
 from __future__ import annotations
 
-import io
 import pickle
 import warnings
 from collections.abc import Iterable
@@ -22,8 +21,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
+from megatron_alum.checkpoint.metadata import read_metadata
 from megatron_alum.convert.keys import Architecture
 from megatron_alum.convert.translate import Shape, list_names
 
@@ -45,7 +45,7 @@ class DistributedTensors:
     def __init__(self, folder: Path) -> None:
         """Read the folder's metadata only. Raises: ValueError when it is no such folder or its metadata is unsafe."""
         self.folder = folder
-        self._reader = _SafeReader(folder)
+        self._reader = _Reader(folder)
         stored = self._reader.read_metadata().state_dict_metadata
         self._entries = {name: entry for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
         self.shapes: dict[str, Shape] = {name: tuple(entry.size) for name, entry in self._entries.items()}
@@ -111,64 +111,15 @@ def _check_depth(stored: StoredTensors, name: str, depth: int, num_layers: int) 
         )
 
 
-# What `.metadata` may name: {module: names}. torch's own classes of a checkpoint's table of contents, and containers.
-_METADATA_CLASSES: dict[str, frozenset[str]] = {
-    "torch.distributed.checkpoint.metadata": frozenset(
-        {
-            "Metadata",
-            "TensorStorageMetadata",
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "TensorProperties",
-            "MetadataIndex",
-            "StorageMeta",
-            "_MEM_FORMAT_ENCODING",
-        }
-    ),
-    "torch.distributed.checkpoint.filesystem": frozenset({"_StorageInfo"}),
-    "torch.distributed.checkpoint.planner": frozenset({"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData"}),
-    "torch.serialization": frozenset({"_get_layout"}),
-    "torch": frozenset({"Size"}),
-    "collections": frozenset({"OrderedDict"}),
-    "pathlib": frozenset({"PosixPath", "PurePosixPath"}),
-}
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Builds the classes listed above and torch dtypes, and refuses any other name before it is imported."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if not is_dtype and name not in _METADATA_CLASSES.get(module, frozenset()):
-            raise ValueError(
-                f"`.metadata` must describe tensors only, but names {module}.{name}, which could run code. "
-                "Refused; convert checkpoints from sources you trust."
-            )
-        return super().find_class(module, name)
-
-
-class _SafeReader(dcp.FileSystemReader):
-    """PyTorch's reader with the restricted unpickler, metadata read once."""
+class _Reader(dcp.FileSystemReader):
+    """PyTorch's reader, with the table of contents read by our unpickler and only once."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._metadata = _load_metadata(folder)
+        # Stock checkpoints list pickled extras beside the tensors; they are never asked for here.
+        self._metadata = read_metadata(folder, tensors_only=False)
+        if self._metadata.storage_meta is None:
+            self._metadata.storage_meta = StorageMeta()
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         return self._metadata
-
-
-def _load_metadata(folder: Path) -> Metadata:
-    path = folder / ".metadata"
-    if not path.is_file():
-        raise ValueError(
-            f"{folder} must be a dist_checkpointing folder, but has no .metadata. Give a folder like iter_0000100 or "
-            "the run's folder that holds it."
-        )
-    try:
-        metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} must be a checkpoint's metadata, but cannot be read ({error}).") from None
-    if not isinstance(metadata, Metadata):
-        raise ValueError(f"{path} must be a checkpoint's metadata, but is a {type(metadata).__name__} instead.")
-    return metadata

@@ -8,7 +8,7 @@ the run was trained with. The folder appears whole or not at all.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,16 @@ def default_kind(source: ExportSource) -> ExportKind:
 
 
 def export_folder(
-    source: ExportSource, output: Path, *, kind: ExportKind | None = None, dtype: str | None = None
+    source: ExportSource,
+    output: Path,
+    *,
+    kind: ExportKind | None = None,
+    dtype: str | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write `source` to the new folder `output`; `dtype` None keeps the stored one. Returns `output`.
+
+    `check` sees the finished folder before it takes its name; an error of it leaves nothing behind.
 
     Raises: ValueError when `output` is not free, or tensors are missing, unknown or misshapen.
     """
@@ -85,6 +92,8 @@ def export_folder(
         if source.tokenizer_dir is not None:
             _copy_tokenizer(source.tokenizer_dir, partial)
         (partial / "README.md").write_text(_card(source, output.name, architecture.classes[kind]), encoding="utf-8")
+        if check is not None:
+            check(partial)
     return output
 
 

@@ -1,0 +1,75 @@
+"""What an export needs, read from a checkpoint folder of this project: tensors, configuration, tokenizer, records."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from megatron_alum.checkpoint.folder import TOKENIZER_FOLDER, find_checkpoint, read_run_config
+from megatron_alum.config.model import ModelConfig
+from megatron_alum.convert.keys import ARCHITECTURES
+from megatron_alum.convert.megatron_folder import DistributedTensors, read_megatron_tensors
+from megatron_alum.convert.to_hf import ExportSource
+
+HF_CONFIG_KEY = "hf_config"
+"""Key of a checkpoint's config.json that keeps the config.json of the model it was imported from."""
+
+
+def read_checkpoint_source(load: str | Path) -> ExportSource:
+    """The newest valid checkpoint of a run's folder, or one checkpoint's own folder, every file checked by its SHA-256.
+
+    Raises: ValueError when there is none, or its tensors are not those of its configuration.
+    """
+    folder = find_checkpoint(load)
+    config = read_run_config(folder)
+    model = model_config_of(config, folder)
+    architecture = ARCHITECTURES[model.model_type]
+    tokenizer = folder / TOKENIZER_FOLDER
+    return ExportSource(
+        label=str(folder),
+        model=model,
+        vocab_size=int(config["vocab_size"]),
+        tensors=read_megatron_tensors(DistributedTensors(folder), architecture, model.num_layers),
+        tokenizer_dir=tokenizer if tokenizer.is_dir() else None,
+        original_config=config.get(HF_CONFIG_KEY) or {},
+        iteration=int(config["iteration"]),
+        run=config["run"],
+        manifests=_manifests(config),
+        metrics=_metrics(folder.parent / "metrics.jsonl", int(config["iteration"])),
+    )
+
+
+def model_config_of(config: dict[str, Any], folder: Path) -> ModelConfig:
+    """The ModelConfig among the flags of a checkpoint's configuration. Raises: ValueError when a field is absent."""
+    names = [field.name for field in fields(ModelConfig)]
+    missing = [name for name in names if name not in config["run"]]
+    if missing:
+        raise ValueError(f"The configuration of {folder} must hold the model's flags, but lacks {', '.join(missing)}.")
+    return ModelConfig(**{name: config["run"][name] for name in names})
+
+
+def _manifests(config: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The manifests of the shards, where they still lie at the paths of the run."""
+    found = []
+    for part in config["run"].get("data_path") or ():
+        path = Path(f"{part}.json")
+        if path.is_file():
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+    return tuple(found)
+
+
+def _metrics(path: Path, iteration: int) -> tuple[dict[str, Any], ...]:
+    """Rows of metrics.jsonl up to `iteration`; a torn last line (the run may still be writing) ends them."""
+    rows: list[dict[str, Any]] = []
+    if not path.is_file():
+        return ()
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if row["iteration"] <= iteration:
+            rows.append(row)
+    return tuple(rows)

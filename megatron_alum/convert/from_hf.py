@@ -1,0 +1,126 @@
+"""A Hugging Face folder becomes a network on this rank, or a checkpoint that any parallel layout can load.
+
+    config = model_config_from_hf(hf_dir)                                the network's shape
+    model = build_model(config, vocab_size=hf_vocab_size(hf_dir), groups=groups)
+    load_hf_into_model(hf_dir, model)                                    this rank's part of every tensor
+
+Every rank reads the folder itself, one tensor at a time, and keeps its own rows; nothing is sent. Heads that the folder
+lacks keep the fresh weights that `build_model` gave them, and a warning names them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from megatron_alum.config.model import ModelConfig
+from megatron_alum.convert.hf_config import model_config_from_dict, read_hf_config
+from megatron_alum.convert.hf_folder import HfFolder, resolve_model_folder
+from megatron_alum.convert.tensors import pad_vocabulary, shard
+from megatron_alum.convert.translate import list_names
+
+if TYPE_CHECKING:
+    from megatron_alum.models.bert import SplitBert
+
+_PART_TITLES = {"pooler": "the pooler", "mlm": "the MLM head", "nsp": "the NSP head"}
+
+
+def model_config_from_hf(hf_dir: str | Path, *, seq_length: int | None = None) -> ModelConfig:
+    """The ModelConfig of a Hugging Face folder or hub name; `seq_length` None takes the longest it supports.
+
+    Raises: ValueError naming the field of config.json that megatron-core would compute differently.
+    """
+    folder = resolve_model_folder(str(hf_dir))
+    return model_config_from_dict(read_hf_config(folder), str(folder / "config.json"), seq_length=seq_length)
+
+
+def hf_vocab_size(hf_dir: str | Path) -> int:
+    """Rows of the folder's word table, which the network must be built with."""
+    return int(read_hf_config(resolve_model_folder(str(hf_dir)))["vocab_size"])
+
+
+@torch.no_grad()
+def load_hf_into_model(hf_dir: str | Path, model: SplitBert, *, tokenizer_dir: str | Path | None = None) -> list[str]:
+    """Fill the parameters of `model` (any tensor-parallel size and dtype) from a Hugging Face folder or hub name.
+
+    `tokenizer_dir`, the shards' tokenizer, is compared with the folder's own. Returns the names of the parameters that
+    the folder lacks and that keep their fresh values; rank 0 also warns about them and about weights that this network
+    has no place for. Raises: ValueError on every rank alike, before any parameter is touched.
+    """
+    source = HfFolder(resolve_model_folder(str(hf_dir)))
+    _check_same_network(source, model)
+    if tokenizer_dir is not None:
+        check_same_vocabulary(source.folder, Path(tokenizer_dir))
+    parameters = dict(model.named_parameters())
+    groups = model.groups
+    for name, row in source.rows.items():
+        if name not in parameters:
+            continue
+        whole = source.megatron_tensor(name)
+        if row.is_vocabulary:
+            whole = pad_vocabulary(whole, model.vocab_size)
+        parameters[name].copy_(shard(whole, row.split, tp_rank=groups.tp_rank, tp_size=groups.tp_size))
+    fresh = [name for name in parameters if name not in source.rows]
+    if groups.world_rank == 0:
+        _warn_about_parts(source, model, fresh)
+    return fresh
+
+
+def _check_same_network(source: HfFolder, model: SplitBert) -> None:
+    """The network must have been built for this folder: sizes, epsilon and vocabulary."""
+    theirs = model_config_from_dict(source.config, str(source.folder / "config.json"))
+    ignored = {"model_size", "seq_length", "hidden_dropout", "attention_dropout", "init_method_std"}
+    ignored |= {"make_vocab_size_divisible_by"}
+    for field in fields(ModelConfig):
+        ours, given = getattr(model.model_config, field.name), getattr(theirs, field.name)
+        if field.name not in ignored and ours != given:
+            flag = "--" + field.name.replace("_", "-")
+            raise ValueError(f"{flag} must be {given} as in {source.folder}, but is {ours} instead.")
+    if model.real_vocab_size != source.sizes.vocab_size:
+        raise ValueError(
+            f"The vocabulary must have the {source.sizes.vocab_size} entries of {source.folder}, but has "
+            f"{model.real_vocab_size} instead. Preprocess the corpus with the tokenizer of that folder."
+        )
+
+
+def check_same_vocabulary(hf_dir: Path, tokenizer_dir: Path) -> None:
+    """Compare two tokenizers entry by entry; a folder without a tokenizer agrees with any.
+
+    Raises: ValueError naming an entry that has two ids: the weights would belong to other words.
+    """
+    if not any((hf_dir / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
+        return
+    from megatron_alum.data.tokenizers import load_tokenizer
+
+    theirs, ours = load_tokenizer(hf_dir).get_vocab(), load_tokenizer(tokenizer_dir).get_vocab()
+    for token, index in sorted(ours.items(), key=lambda item: item[1]):
+        if theirs.get(token) != index:
+            raise ValueError(
+                f"The tokenizer of the shards ({tokenizer_dir}) must be that of {hf_dir}, but gives {token!r} the id "
+                f"{index} instead of {theirs.get(token)}. Preprocess the corpus with --tokenizer {hf_dir}."
+            )
+
+
+def _warn_about_parts(source: HfFolder, model: SplitBert, fresh: list[str]) -> None:
+    if fresh:
+        warnings.warn(
+            f"{source.folder} has no weights for {_titles(fresh)}: {list_names(fresh)} start from fresh values.",
+            stacklevel=3,
+        )
+    known = dict(model.named_parameters())
+    dropped = [name for name in source.rows if name not in known]
+    if dropped:
+        warnings.warn(
+            f"{model.model_config.model_type} has no place for {_titles(dropped)} of {source.folder}: "
+            f"{list_names(dropped)} are left out.",
+            stacklevel=3,
+        )
+
+
+def _titles(names: list[str]) -> str:
+    starts = {"pooler": "pooler.", "mlm": ("lm_head.", "output_layer."), "nsp": "binary_head."}
+    return ", ".join(_PART_TITLES[part] for part, start in starts.items() if any(n.startswith(start) for n in names))

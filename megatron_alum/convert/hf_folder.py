@@ -1,0 +1,171 @@
+"""The tensors of a Hugging Face folder by the names of our key tables, read one at a time and without running code.
+
+Weights may be model.safetensors, sharded safetensors with their index, or pytorch_model.bin (sharded too), which is
+read with weights_only. Names are brought to one form: the old LayerNorm names gamma and beta become weight and bias,
+the base model's prefix is added where a bare encoder has none, position buffers and tied copies are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from megatron_alum.convert.hf_config import architecture_of, config_sizes, read_hf_config
+from megatron_alum.convert.hf_model import full_name
+from megatron_alum.convert.keys import Part, Row, expand_rows
+from megatron_alum.convert.translate import Shape, check_shapes, megatron_tensor
+
+_SAFE, _PICKLED = "model.safetensors", "pytorch_model.bin"
+_BUFFERS = (".position_ids", ".token_type_ids")
+_OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
+HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin")
+"""What is fetched of a hub repository: one model in PyTorch form with its tokenizer."""
+
+
+class HfFolder:
+    """A Hugging Face BERT or RoBERTa whose configuration and tensors have been checked against the key table.
+
+    `config` is config.json; `parts` are the pieces that the folder has: encoder always, pooler, mlm, nsp where present.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises: ValueError for a model that cannot be converted, damaged files, tensors missing or left over."""
+        self.folder = folder
+        self.config: dict[str, Any] = read_hf_config(folder)
+        self.architecture = architecture_of(self.config, str(folder / "config.json"))
+        self.sizes = config_sizes(self.config, str(folder / "config.json"))
+        self._stored = _open_weights(folder)
+        self._stored_name = {self._canonical(name): name for name in self._stored if not name.endswith(_BUFFERS)}
+        self.rows = {row.megatron: row for row in self._check_names()}
+        self.parts: set[Part] = {row.part for row in self.rows.values()}
+
+    def megatron_tensor(self, name: str) -> Tensor:
+        """The whole, unpadded Megatron tensor `name`, in the folder's dtype."""
+        row = self.rows[name]
+        names = {hf: self._stored_name[full_name(self.architecture, row, hf, bare=False)] for hf in row.hf}
+        return megatron_tensor({hf: self._stored[stored].read() for hf, stored in names.items()}, row, self.sizes)
+
+    def _canonical(self, name: str) -> str:
+        """A stored name as it is in a model with heads."""
+        for old, new in _OLD_NAMES.items():
+            if name.endswith(old):
+                name = name[: -len(old)] + new
+        prefix = self.architecture.prefix
+        is_bare = not any(stored.startswith(prefix) for stored in self._stored)
+        heads = tuple(n for row in self.architecture.rows if row.part in ("mlm", "nsp") for n in row.hf)
+        return prefix + name if is_bare and name not in heads else name
+
+    def _check_names(self) -> list[Row]:
+        """The rows present: the whole encoder, and each other part whole or not at all."""
+        given = {name: self._stored[stored].shape for name, stored in self._stored_name.items()}
+        self._check_copies(given)
+        given = {name: shape for name, shape in given.items() if name not in self.architecture.aliases}
+        rows, expected = [], {}
+        for row in expand_rows(self.architecture, self.sizes.num_layers):
+            names = [full_name(self.architecture, row, name, bare=False) for name in row.hf]
+            if row.part == "encoder" or self._has_part(row.part, given):
+                rows.append(row)
+                expected |= dict.fromkeys(names, self.sizes.hf_shape(row))
+        check_shapes(str(self.folder), given, expected)
+        return rows
+
+    def _has_part(self, part: Part, given: Mapping[str, Shape]) -> bool:
+        rows = [row for row in self.architecture.rows if row.part == part]
+        return any(full_name(self.architecture, row, name, bare=False) in given for row in rows for name in row.hf)
+
+    def _check_copies(self, given: Mapping[str, Shape]) -> None:
+        """A repeated tensor (the decoder of a .bin file) must equal its original: our output layer is tied."""
+        for copy, original in self.architecture.aliases.items():
+            if copy not in given or original not in given:
+                continue
+            tensors = (self._stored[self._stored_name[name]].read() for name in (copy, original))
+            if not torch.equal(*tensors):
+                raise ValueError(
+                    f"`{copy}` of {self.folder} must equal `{original}`, but differs: models with untied output "
+                    "weights cannot be converted."
+                )
+
+
+class _StoredTensor:
+    """Shape of a tensor on disk and how to read it."""
+
+    def __init__(self, shape: Shape, read: Callable[[], Tensor]) -> None:
+        self.shape = shape
+        self.read = read
+
+
+def resolve_model_folder(name_or_path: str) -> Path:
+    """A local folder as it is; anything else is a hub name, whose files are fetched into the hub's cache.
+
+    Raises: ValueError when there is no such folder and no such repository can be reached.
+    """
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name_or_path, allow_patterns=list(HUB_FILES)))
+    except (OSError, HFValidationError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{name_or_path} must be a model folder or the name of a hub repository, but there is no such folder and "
+            f"the hub gives none ({reason})."
+        ) from None
+
+
+def _open_weights(folder: Path) -> dict[str, _StoredTensor]:
+    """{stored name: tensor} over all weight files of the folder."""
+    for name, open_file in ((_SAFE, _open_safetensors), (_PICKLED, _open_pickled)):
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return open_file(folder / name)
+        if index.is_file():
+            tensors: dict[str, _StoredTensor] = {}
+            for part in _shard_names(index):
+                tensors |= open_file(folder / part)
+            return tensors
+    raise ValueError(f"{folder} must hold {_SAFE} or {_PICKLED} (whole or with an index), but has neither.")
+
+
+def _shard_names(index: Path) -> list[str]:
+    """The files an index names, all in its own folder and all there."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} must be an index with a weight_map, but cannot be read ({error!r}).") from None
+    missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
+    if missing:
+        raise ValueError(f"The files of {index} must lie beside it, but {', '.join(missing)} do not. Fetch them again.")
+    return names
+
+
+def _open_safetensors(path: Path) -> dict[str, _StoredTensor]:
+    try:
+        file = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} must be a whole safetensors file, but is not ({error}). Fetch it again.") from None
+
+    def entry(name: str) -> _StoredTensor:
+        return _StoredTensor(tuple(file.get_slice(name).get_shape()), lambda: file.get_tensor(name))
+
+    return {name: entry(name) for name in file.keys()}
+
+
+def _open_pickled(path: Path) -> dict[str, _StoredTensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        unsafe = isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower()
+        why = "it names code to run, which is refused" if unsafe else "it is damaged; fetch it again"
+        raise ValueError(f"{path} must hold tensors only, but cannot be read: {why}.") from None
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ValueError(f"{path} must hold a dictionary of tensors, but does not.")
+    return {name: _StoredTensor(tuple(value.shape), lambda value=value: value) for name, value in loaded.items()}
