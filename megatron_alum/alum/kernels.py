@@ -22,12 +22,29 @@ NORMALIZE_EPSILON = 1e-6  # of the released code: keeps a token of zeros finite
 class NoiseKey(Protocol):
     """What names a random start without storing it; megatron_alum.ops.NoiseKey is one."""
 
-    seed: int
-    iteration: int
-    sample_index: Tensor  # int64 [B], global sample ids
-    position: Tensor  # int64 [S], token positions held here
-    std: float
-    batch_first: bool
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+
+    @property
+    def iteration(self) -> int:
+        """Of the training."""
+
+    @property
+    def sample_index(self) -> Tensor:
+        """Global sample ids, int64 [B]."""
+
+    @property
+    def position(self) -> Tensor:
+        """Token positions held here, int64 [S]."""
+
+    @property
+    def std(self) -> float:
+        """Standard deviation sigma."""
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether embeddings are [B, S, H], else [S, B, H]."""
 
 
 Start = Tensor | NoiseKey
@@ -41,7 +58,7 @@ class Perturb(Protocol):
     def __call__(
         self,
         x: Tensor,
-        delta: Start,
+        delta: Any,  # Start; implementations may ask for their own noise key
         grad: Tensor | None,
         *,
         step_size: float,

@@ -7,7 +7,7 @@ The caller owns the model: it hands in embeddings x, outputs f(x) and the functi
         for m in 1..K:                                                  line 4   ascend
             g = gradient of l(f(x), f(x + delta)) in delta              line 5   _line_5_gradient
             delta = project(delta + eta g)                              line 6   _line_6_step
-        minimise l(f(x), y) + alpha l(f(x), f(x + delta))               line 8   __call__ returns the second l
+        minimise l(f(x), y) + alpha l(f(x), f(x + delta))               line 8   divergence: the second l
 
 The parameters are frozen on lines 4 to 6: g needs none of their gradients, and fused weight-gradient accumulation would
 write them all the same. Nothing here waits for the device, prints or keeps state between calls.
@@ -116,7 +116,7 @@ class AlumRegularizer:
         x = embeddings.detach() if self.config.detach_embeddings else embeddings
         x_adv = (x.to(ascent.delta.dtype) + ascent.delta).to(x.dtype)
         adversarial = self._forward(forward_from_embeddings, x_adv, dropout_snapshot)
-        loss = self._line_8_divergence(clean_outputs, adversarial)
+        loss = self.divergence(clean_outputs, adversarial)  # line 8
         with torch.no_grad():
             kl_end = self._inner_divergence(_detached(clean_outputs), _detached(adversarial))
         stats = {**ascent.stats, "kl_gain": kl_end - ascent.stats["inner_kl_start"]}
@@ -180,8 +180,8 @@ class AlumRegularizer:
         """x + delta and delta after project(delta + eta g)."""
         return self._perturb(x, delta, grad, mask)
 
-    def _line_8_divergence(self, clean: Outputs, adversarial: Outputs) -> Tensor:
-        """l(f(x), f(x + delta)): the symmetric divergence that is minimised."""
+    def divergence(self, clean: Outputs, adversarial: Outputs) -> Tensor:
+        """Line 8's l(f(x), f(x + delta)): the symmetric divergence that is minimised, 0-dim, without alpha."""
         return self.kernels.divergence(
             self._selected(clean),
             self._selected(adversarial),

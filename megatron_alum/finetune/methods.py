@@ -1,0 +1,88 @@
+"""The fine-tuning methods that can be compared side by side, as rows of a table with their sources.
+
+    none     plain fine-tuning: exactly the Hugging Face Trainer
+    alum     Liu et al. 2020, arXiv 2004.08994: alpha 1, one ascent step, constants of section 4.2
+    smart    Jiang et al. 2020, arXiv 1911.03437: normalised ascent step on the symmetric KL; optional Bregman term
+             against a moving average of the model (equations 2 and 6)
+    freelb   Zhu et al. 2020, arXiv 1909.11764, Algorithm 1: K ascent steps on the task loss, every step's parameter
+             gradient is used, equal dropout masks over the steps, L2 ball
+    r-drop   Liang et al. 2021, arXiv 2106.14448: divergence of two dropout passes, no perturbation. The labels' loss
+             is that of the first pass alone, so that it is the ALUM loss with radius 0.
+
+A row is a starting point: every setting can be changed by `dataclasses.replace` or its flag.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from megatron_alum.config.alum import AlumConfig
+
+
+@dataclass(frozen=True)
+class FreeLbConfig:
+    """Settings of FreeLB; the values are those of its released BERT scripts where it has one for all tasks."""
+
+    num_steps: int = 3
+    """forward and backward passes K per batch"""
+    step_size: float = 0.1
+    """length of an ascent step in the L2 norm of a sequence"""
+    init_magnitude: float = 0.1
+    """scale of the uniform start before division by sqrt(tokens * hidden size)"""
+    max_norm: float = 0.0
+    """radius of the L2 ball of a sequence; 0 does not project"""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the labels' loss is regularised."""
+
+    name: str
+    """none | alum | smart | freelb | r-drop; kept in results.jsonl"""
+    config: AlumConfig = field(default_factory=AlumConfig.finetuning)
+    """the regulariser's settings; alpha 0 switches it off"""
+    regularizes: bool = True
+    """whether a divergence is added to the labels' loss"""
+    perturbs: bool = True
+    """whether the second pass sees perturbed embeddings"""
+    bregman_weight: float = 0.0
+    """weight mu of the divergence from the moving average of the model (SMART); 0 keeps no average"""
+    bregman_momentum: float = 0.99
+    """decay of that moving average per optimizer step"""
+    freelb: FreeLbConfig | None = None
+    """settings of FreeLB's own step, None for every other method"""
+
+    @property
+    def is_plain(self) -> bool:
+        """True when training is exactly the Hugging Face Trainer's."""
+        has_divergence = self.regularizes and self.config.alpha > 0
+        return not has_divergence and self.bregman_weight == 0 and self.freelb is None
+
+
+METHODS = {
+    "none": Method("none", regularizes=False),
+    "alum": Method("alum"),
+    "smart": Method(
+        "smart", AlumConfig.finetuning(projection="normalized_gradient", inner_divergence="symmetric", epsilon=1e-5)
+    ),
+    "freelb": Method("freelb", regularizes=False, freelb=FreeLbConfig()),
+    "r-drop": Method(
+        "r-drop",
+        # R-Drop averages the two directions: half of our sum.
+        AlumConfig.finetuning(alpha=0.5, epsilon=0.0, noise_std=0.0, detach_targets=False),
+        perturbs=False,
+    ),
+}
+
+
+def method(name: str, **changes: object) -> Method:
+    """The preset `name` with AlumConfig fields, or fields of Method, changed.
+
+    Raises: ValueError for an unknown preset; TypeError for an unknown field.
+    """
+    if name not in METHODS:
+        raise ValueError(f"`method` must be one of {', '.join(METHODS)}, but is {name!r} instead.")
+    preset = METHODS[name]
+    own = {key: value for key, value in changes.items() if key in Method.__dataclass_fields__}
+    rest = {key: value for key, value in changes.items() if key not in own}
+    return replace(preset, config=replace(preset.config, **rest), **own)  # type: ignore[arg-type]

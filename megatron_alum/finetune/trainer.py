@@ -1,0 +1,169 @@
+"""`AlumTrainer`: Hugging Face's Trainer with ALUM, SMART, FreeLB or R-Drop in the training step.
+
+    trainer = AlumTrainer(model=model, args=TrainingArguments(...), train_dataset=..., method="alum")
+    trainer.train()
+
+Everything else is the Trainer's: data loading, mixed precision, accelerate, gradient accumulation, checkpoints. With
+method "none" or alpha 0 not one operation differs from it. The clean pass is the Trainer's own `compute_loss`; the
+second pass runs on the unwrapped module inside the same graph, so one backward serves both. The regularised loss is a
+mean per micro-batch, divided by the number of accumulation steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from megatron_alum.alum import AlumRegularizer
+from megatron_alum.alum.regularizer import AlumOutput
+from megatron_alum.finetune.bregman import MovingAverage
+from megatron_alum.finetune.divergence import Kind, comparable, kind_of, task_kernels
+from megatron_alum.finetune.embeddings import EmbeddingSplit, Inputs, perturbable, without_labels
+from megatron_alum.finetune.freelb import freelb_backward
+from megatron_alum.finetune.methods import Method
+from megatron_alum.finetune.methods import method as preset
+from megatron_alum.ops import NoiseKey
+
+# Keeps float16 gradients of a divergence near 1e-6 from vanishing; divided out again in float32.
+HALF_PRECISION_GRADIENT_SCALE = 2.0**12
+
+
+class AlumTrainer(Trainer):
+    """A Trainer whose training loss is l(f(x), y) + alpha * l(f(x), f(x + delta)).
+
+    `method` is a preset's name (none, alum, smart, freelb, r-drop) or a `Method`; `kind` is found from the model's head
+    unless given. Training logs carry alum_kl (without alpha), effective_perturbation, ascent_ratio, kl_gain and
+    nonfinite. Raises: ValueError for sharded models (FSDP, DeepSpeed) and for a model that cannot run from
+    embeddings."""
+
+    def __init__(self, *args: Any, method: str | Method = "alum", kind: Kind | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.method = method if isinstance(method, Method) else preset(method)
+        if self.method.is_plain:
+            return
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "`method` must be none when the model is sharded by FSDP or DeepSpeed, "
+                f"but is {self.method.name} instead. Use data parallelism."
+            )
+        assert isinstance(self.model, nn.Module)
+        self.kind = kind or kind_of(self.model)
+        self.split = EmbeddingSplit(self.model, self.method.config.perturb)
+        self.model_accepts_loss_kwargs = False  # losses are means per micro-batch, as the divergence is
+        self.statistics: dict[str, Tensor] = {}
+        self.statistics_count = 0
+        self.micro_step = (0, 0)
+        self.average: MovingAverage | None = None
+        if self.method.bregman_weight > 0:
+            self.average = MovingAverage(self.method.bregman_momentum)
+            self.add_callback(self.average)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The labels' loss plus, in training, the method's divergences."""
+        if self.method.is_plain or self.method.freelb is not None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs = dict(inputs)
+        regularizer = self._regularizer(inputs)
+        snapshot = regularizer.dropout_snapshot()
+        loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
+        clean = comparable(outputs, self.kind, perturbable(inputs))
+        if self.method.regularizes and self.method.config.alpha > 0:
+            out = self._divergence(regularizer, clean, inputs, snapshot)
+            loss = loss + self.method.config.alpha * out.loss.to(loss.dtype)
+        if self.average is not None:
+            loss = loss + self.method.bregman_weight * self._bregman(regularizer, clean, inputs).to(loss.dtype)
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """The Trainer's step; FreeLB has its own, with a backward pass per ascent step."""
+        if self.method.freelb is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = dict(self._prepare_inputs(inputs))
+        return freelb_backward(self, model, inputs, self.split, self.method.freelb)
+
+    def labels_loss(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        """The Trainer's own loss of the labels, without any divergence."""
+        loss = super().compute_loss(model, dict(inputs))
+        assert isinstance(loss, Tensor)
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the mean statistics since the last training log."""
+        if not self.method.is_plain and "loss" in logs and self.statistics_count:
+            means = {name: (total / self.statistics_count).item() for name, total in self.statistics.items()}
+            logs = {**logs, **means}
+            self.statistics, self.statistics_count = {}, 0
+        super().log(logs, *args, **kwargs)
+
+    def _regularizer(self, inputs: Inputs) -> AlumRegularizer:
+        labels = inputs["labels"] if self.kind == "tags" else None
+        scale = HALF_PRECISION_GRADIENT_SCALE if self.args.fp16 else 1.0
+        return AlumRegularizer(self.method.config, task_kernels(self.kind, labels), gradient_scale=scale)
+
+    def _divergence(self, regularizer: AlumRegularizer, clean: Any, inputs: Inputs, snapshot: Any) -> AlumOutput:
+        """The divergence of the second pass, from perturbed embeddings or, for R-Drop, from the same ones."""
+        mask = perturbable(inputs)
+        embeddings = self.split.embed(inputs)
+
+        def forward(x: Tensor) -> Any:
+            return comparable(self.split.forward(x, inputs), self.kind, mask)
+
+        if not self.method.perturbs:
+            second = forward(embeddings)
+            loss = regularizer.divergence(clean, second)
+            out = AlumOutput(loss, {}, torch.zeros_like(embeddings), second)
+        else:
+            out = regularizer(
+                embeddings,
+                clean,
+                forward,
+                mask=mask,
+                noise_key=self._noise_key(embeddings),
+                parameters=self.split.model.parameters(),
+                dropout_snapshot=snapshot,
+            )
+        self._record({"alum_kl": out.loss, **out.stats})
+        return out
+
+    def _bregman(self, regularizer: AlumRegularizer, clean: Any, inputs: Inputs) -> Tensor:
+        """SMART's proximal term: divergence from the outputs of the moving average, which gets no gradient."""
+        assert self.average is not None
+        with torch.no_grad(), self.average.swapped_into(self.split.model):
+            past = comparable(self.split.model(**without_labels(inputs)), self.kind, perturbable(inputs))
+        loss = regularizer.divergence(past, clean)
+        self._record({"bregman_kl": loss})
+        return loss
+
+    def _noise_key(self, embeddings: Tensor) -> NoiseKey:
+        """A random start named by seed, micro-batch since the start of training, process and row: resumable."""
+        step, micro = self.micro_step
+        self.micro_step = (step, micro + 1) if step == self.state.global_step else (self.state.global_step, 0)
+        step, micro = self.micro_step
+        batch, positions = embeddings.shape[:2]
+        device = embeddings.device
+        return NoiseKey(
+            seed=self.args.seed,
+            iteration=step * self.args.gradient_accumulation_steps + micro,
+            sample_index=torch.arange(batch, device=device) + self.args.process_index * batch,
+            position=torch.arange(positions, device=device),
+            std=self.method.config.noise_std,
+            batch_first=True,
+        )
+
+    def _record(self, stats: dict[str, Tensor]) -> None:
+        """Add to the running sums, on the device."""
+        self.statistics_count += "alum_kl" in stats or not self.method.regularizes
+        for name, value in stats.items():
+            self.statistics[name] = self.statistics.get(name, 0) + value.detach().float()
