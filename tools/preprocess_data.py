@@ -1,9 +1,10 @@
-"""Turn raw text (Wikipedia dumps, extracted Wikipedia, JSON lines, parquet, plain text) into indexed shards for training.
+"""Turn raw text (Wikipedia dumps, extracted Wikipedia, JSON lines, parquet, plain text) into indexed shards for
+training.
 
     python tools/preprocess_data.py --input wiki/ --output-prefix data/wiki --vocab-file vocab.txt --workers 8
 
-writes data/wiki.bin, .idx (Megatron's layout: one sequence a sentence, one document an article), .json (counts, checksums,
-settings, what was skipped) and data/wiki-tokenizer/. An interrupted run continues with --resume.
+writes data/wiki.bin, .idx (Megatron's layout: one sequence a sentence, one document an article), .json (counts,
+checksums, settings, what was skipped) and data/wiki-tokenizer/. An interrupted run continues with --resume.
 """
 
 import sys
@@ -22,7 +23,8 @@ def main() -> None:
             ids = ", ".join(entry["examples"][:3])
             print(f"{verb} {entry['count']:,} documents: {reason} (first: {ids})", file=sys.stderr)
     print(
-        f"{settings.run.output_prefix}: {manifest['num_documents']:,} documents, {manifest['num_sentences']:,} sentences, "
+        f"{settings.run.output_prefix}: {manifest['num_documents']:,} documents, "
+        f"{manifest['num_sentences']:,} sentences, "
         f"{manifest['num_tokens']:,} tokens ({manifest['dtype']}, vocabulary {manifest['tokenizer']['vocab_size']:,})"
     )
 

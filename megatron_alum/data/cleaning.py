@@ -5,8 +5,9 @@
     3. Control characters (category Cc) and the byte-order mark U+FEFF are removed; a tab counts as white space.
     4. Any run of white space within a line becomes one space; lines are stripped; empty lines go.
 
-Format characters other than the BOM (zero-width joiners, directional marks) stay: they carry meaning in some scripts, and
-every tokenizer has its own rule for them. `clean_lines` is called once a document and is tuned for text that needs nothing.
+Format characters other than the BOM (zero-width joiners, directional marks) stay: they carry meaning in some scripts,
+and every tokenizer has its own rule for them. `clean_lines` is called once a document and is tuned for text that
+needs nothing.
 """
 
 import re

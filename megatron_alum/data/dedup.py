@@ -1,7 +1,8 @@
-"""Exact de-duplication by text hash: a set of 64-bit hashes in 16 bytes an entry, and the removal of repeated documents.
+"""Exact de-duplication by text hash: a set of 64-bit hashes in 16 bytes an entry, and the removal of repeated
+documents.
 
-With n documents the chance that any two different ones share a hash is n * n / 2 ** 65: 1e-6 for the 6 million articles of
-English Wikipedia. Open addressing with linear probing, at most half full, doubled by re-insertion.
+With n documents the chance that any two different ones share a hash is n * n / 2 ** 65: 1e-6 for the 6 million
+articles of English Wikipedia. Open addressing with linear probing, at most half full, doubled by re-insertion.
 """
 
 from dataclasses import replace

@@ -9,8 +9,9 @@
       hashes.u64       text hashes of the documents kept, under --deduplicate
       tokenizer/       becomes OUT-tokenizer
 
-Whatever lies beyond the sizes in state.json is cut off on resume, so a run killed at any moment continues as if it had just
-reached its last checkpoint. Finished files are renamed one by one, the manifest last: without OUT.json there is no corpus.
+Whatever lies beyond the sizes in state.json is cut off on resume, so a run killed at any moment continues as if it
+had just reached its last checkpoint. Finished files are renamed one by one, the manifest last: without OUT.json there
+is no corpus.
 """
 
 import fcntl
@@ -125,7 +126,8 @@ class Journal:
         return np.fromfile(self.folder / "hashes.u64", np.uint64) if self.resumed else np.zeros(0, np.uint64)
 
     def finish(self, dtype: np.dtype | None, manifest_of: Callable[[Path], dict[str, Any]]) -> None:
-        """Write the index and the manifest (`manifest_of` the folder) beside the tokens, then give all parts their names.
+        """Write the index and the manifest (`manifest_of` the folder) beside the tokens, then give all parts their
+        names.
 
         A run killed in here is completed by --resume: what is renamed already is no longer found here and left alone.
         """

@@ -1,7 +1,7 @@
 """The manifest OUT.json: what a corpus is, so that training can trust it and a person can read where it came from.
 
-Deterministic: no times, no host names, no number of workers. Two runs over the same files with the same settings give the
-same bytes.
+Deterministic: no times, no host names, no number of workers. Two runs over the same files with the same settings give
+the same bytes.
 """
 
 from dataclasses import asdict

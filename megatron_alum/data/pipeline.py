@@ -9,7 +9,6 @@ time happens in workers. Memory is bounded by the chunks under way. The output i
 
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,8 @@ PUNKT_TRAINING_CHARS = 30_000_000
 def preprocess(settings: PreprocessSettings, *, show_progress: bool = True) -> dict[str, Any]:
     """Run the whole pipeline; returns the manifest.
 
-    Raises ValueError for wrong settings, broken files and an input without a single document; nothing that looks finished
-    is left then. After a crash or a kill, OUT.partial holds what --resume continues from.
+    Raises ValueError for wrong settings, broken files and an input without a single document; nothing that looks
+    finished is left then. After a crash or a kill, OUT.partial holds what --resume continues from.
     """
     prefix = settings.run.output_prefix
     manifest_path = shard_paths(prefix)["json"]

@@ -1,11 +1,12 @@
-"""The input of a run in order: which files, in which format, cut into which chunks, and which of them belong to this shard.
+"""The input of a run in order: which files, in which format, cut into which chunks, and which of them belong to this
+shard.
 
-With `--num-shards n` the stored bytes of all files, laid end to end, are divided into n equal ranges; a chunk belongs to
-the range its first byte lies in. The shards are therefore consecutive, and merged in order they equal a single run.
+With `--num-shards n` the stored bytes of all files, laid end to end, are divided into n equal ranges; a chunk belongs
+to the range its first byte lies in. The shards are therefore consecutive, and merged in order they equal a single
+run.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from megatron_alum.data.readers.base import Chunk, Document, Reader
 from megatron_alum.data.readers.detect import FormatDetector, make_reader
@@ -54,17 +55,22 @@ class InputPlan:
                 if chunk.ordinal >= skip and begin <= self.position(chunk) < end:
                     yield name, chunk
 
+    def reading(self) -> Iterator[tuple[Reader, Chunk]]:
+        """(reader, chunk) of the whole input, all shards alike."""
+        for index in range(len(self.files)):
+            for name, chunk in self._file_chunks(index):
+                yield self._reader(name), chunk
+
     def texts(self, max_chars: int) -> Iterator[str]:
         """Raw texts of the documents from the beginning of the input, all shards alike, about `max_chars` in all."""
         taken = 0
-        for index in range(len(self.files)):
-            for name, chunk in self._file_chunks(index):
-                for document in self._reader(name).documents(chunk):
-                    if isinstance(document, Document):
-                        yield document.text
-                        taken += len(document.text)
-                if taken >= max_chars:
-                    return
+        for reader, chunk in self.reading():
+            for document in reader.documents(chunk):
+                if isinstance(document, Document):
+                    yield document.text
+                    taken += len(document.text)
+            if taken >= max_chars:
+                return
 
     def _file_chunks(self, index: int) -> Iterator[tuple[str, Chunk]]:
         path = self.files[index]

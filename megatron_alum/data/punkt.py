@@ -1,7 +1,8 @@
 """Punkt sentence splitting (Kiss and Strunk 2006) through nltk, from a local folder or trained on the corpus itself.
 
-The folder is nltk's `punkt_tab` layout (abbrev_types.txt, collocations.tab, sent_starters.txt, ortho_context.tab): the one
-nltk 3.9 and later read, since they refuse the old pickles. Nothing is downloaded. `train_punkt` writes the same layout.
+The folder is nltk's `punkt_tab` layout (abbrev_types.txt, collocations.tab, sent_starters.txt, ortho_context.tab):
+the one nltk 3.9 and later read, since they refuse the old pickles. Nothing is downloaded. `train_punkt` writes the
+same layout.
 """
 
 from collections.abc import Iterable
@@ -50,8 +51,8 @@ def _load(folder: Path) -> Any:
 def train_punkt(documents: Iterable[str], folder: Path) -> int:
     """Learn Punkt parameters from `documents`, one text each, into `folder`; returns the number of abbreviations found.
 
-    Raises ValueError when the text is too little to learn anything. Memory grows with the vocabulary of the text, not with
-    its length; a few hundred MB of text are plenty.
+    Raises ValueError when the text is too little to learn anything. Memory grows with the vocabulary of the text, not
+    with its length; a few hundred MB of text are plenty.
     """
     from nltk.tokenize.punkt import PunktTrainer, save_punkt_params
 

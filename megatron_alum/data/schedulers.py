@@ -1,9 +1,9 @@
 """Where chunks are processed: local processes, or the workers of a Dask cluster, behind one `concurrent.futures` face.
 
-`map_in_order` keeps a bounded number of chunks under way and yields results in the order of the chunks, so that memory does
-not grow with the corpus and the output does not depend on the number of workers. The first failure ends everything: an
-exception of a worker arrives here with its traceback, and a worker that dies without one (killed, out of memory) is
-reported instead of waited for.
+`map_in_order` keeps a bounded number of chunks under way and yields results in the order of the chunks, so that
+memory does not grow with the corpus and the output does not depend on the number of workers. The first failure ends
+everything: an exception of a worker arrives here with its traceback, and a worker that dies without one (killed, out
+of memory) is reported instead of waited for.
 """
 
 import multiprocessing
@@ -80,7 +80,7 @@ def _dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
         threads = sum(client.nthreads().values())
         if threads == 0:
             raise ValueError(
-                f"--scheduler {address} must have workers, but has none. Start some by: dask worker {address}"
+                f"--scheduler {address} must have workers, but has none. Start some: dask worker {address}"
             )
         yield client.get_executor(pure=False, retries=0), threads
 

@@ -21,7 +21,8 @@ _CLOSERS = "\"'\u2019\u201d\u00bb)\\]}"
 _OPENERS = "\"'\u2018\u201c\u00ab(\\[{\u00bf\u00a1"
 # 1: terminators of scripts with spaces, followed by a space and something that may begin a sentence; 2: CJK full stops.
 _CANDIDATE = re.compile(
-    rf"([.!?\u2026]+)[{_CLOSERS}]* +(?=[{_OPENERS}]*[^\Wa-z_])|[\u3002\uff01\uff1f\uff61]+[{_CLOSERS}\u300d\u300f\uff09]*"
+    rf"([.!?\u2026]+)[{_CLOSERS}]* +(?=[{_OPENERS}]*[^\Wa-z_])"
+    rf"|[\u3002\uff01\uff1f\uff61]+[{_CLOSERS}\u300d\u300f\uff09]*"
 )
 _NEXT_WORD = re.compile(rf"[{_OPENERS}]*(\w+)")
 _LAST_WORD = re.compile(rf"[^\s{_OPENERS}]+$")
@@ -43,9 +44,9 @@ MAYBE_FINAL = frozenset(
 )
 """Lower-case words that, followed by a period, end a sentence only before a common first word."""
 FIRST_WORDS = frozenset(
-    "The This That These Those There Their They Then Thus Though Through To Today A An And As At After Although Also All "
-    "Among Another Any Around Because Before Between Both But By During Despite Due Each Early Even Every For From Following "
-    "Further Furthermore He Her Here His How However I If In Instead Into It Its Later Like Many More Most Moreover My "
+    "The This That These Those There Their They Then Thus Though Through To Today A An And As At After Although Also "
+    "All Among Another Any Around Because Before Between Both But By During Despite Due Each Early Even Every For From "
+    "Following Further Furthermore He Her Here His How However I If In Instead Into It Its Later Like Many More Most Moreover My "
     "Nevertheless No Nor Not Now Of On Once One Only Or Other Our Over She Several Since So Some Soon Still Such Under "
     "Unlike Until Upon Was We Were What When Where Whether Which While Who With Within Without Yet You Your".split()
 )

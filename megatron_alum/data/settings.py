@@ -1,4 +1,5 @@
-"""Settings of a preprocessing run: what tools/preprocess_data.py takes, what the manifest keeps, what --resume compares."""
+"""Settings of a preprocessing run: what tools/preprocess_data.py takes, what the manifest keeps, what --resume
+compares."""
 
 import dataclasses
 import hashlib
@@ -16,7 +17,8 @@ class InputSettings:
     format: Literal[
         "auto", "mediawiki", "wikiextractor", "jsonl", "parquet", "text", "lines", "openwebtext", "stories"
     ] = "auto"
-    """format of the input; auto looks at each file. text: documents between blank lines; lines and stories: one a line"""
+    """format of the input; auto looks at each file. text: documents between blank lines; lines and stories: one a
+    line"""
     text_key: str = "text"
     """field (JSONL) or column (parquet) that holds the text"""
     wikitext_cleaner: Literal["fast", "mwparserfromhell"] = "fast"
@@ -29,7 +31,7 @@ class InputSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.shard_id < self.num_shards:
             raise ValueError(
-                f"--shard-id must be from 0 to --num-shards - 1 = {self.num_shards - 1}, but is {self.shard_id} instead."
+                f"--shard-id must be from 0 to {self.num_shards - 1} (--num-shards - 1), but is {self.shard_id}."
             )
 
 
@@ -48,7 +50,8 @@ class TextSettings:
     deduplicate: bool = False
     """skip a document whose cleaned text was seen before in this run (64-bit BLAKE2b; 16 bytes of memory a document)"""
     strict: bool = False
-    """end the run at the first broken, empty or badly encoded document instead of counting and skipping (or repairing) it"""
+    """end the run at the first broken, empty or badly encoded document instead of counting and skipping (or
+    repairing) it"""
 
     def __post_init__(self) -> None:
         if self.sentence_splitter == "punkt" and (self.punkt_dir is None) == (not self.train_punkt):

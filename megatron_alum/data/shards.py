@@ -173,10 +173,10 @@ def write_index(path: Path, dtype: np.dtype, lengths_file: Path, documents_file:
 
 
 def _array_pieces(path: Path, dtype: type) -> Iterator[np.ndarray]:
-    """The array in the file, a million elements at a time."""
+    """The array in the file, 4 MiB at a time."""
     with path.open("rb") as stream:
-        while len(piece := np.fromfile(stream, dtype, 1 << 20)):
-            yield piece
+        while data := stream.read(1 << 22):
+            yield np.frombuffer(data, dtype)
 
 
 def check_index(index: ShardIndex, paths: dict[str, Path]) -> None:

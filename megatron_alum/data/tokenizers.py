@@ -185,6 +185,26 @@ def roberta_tokenizer(vocab: dict[str, int], merges: Any) -> Any:
     return tokenizer
 
 
+def unigram_tokenizer(backend: Any) -> Any:
+    """transformers' PreTrainedTokenizerFast over a trained unigram `backend` with BERT's special tokens and pairs."""
+    from tokenizers import decoders, processors
+    from transformers import PreTrainedTokenizerFast
+
+    cls_token, sep_token = "[CLS]", "[SEP]"
+    backend.decoder = decoders.Metaspace()
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{cls_token}:0 $A:0 {sep_token}:0",
+        pair=f"{cls_token}:0 $A:0 {sep_token}:0 $B:1 {sep_token}:1",
+        special_tokens=[(token, backend.token_to_id(token)) for token in (cls_token, sep_token)],
+    )
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), BERT_SPECIALS, strict=True))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_input_names=["input_ids", "token_type_ids", "attention_mask"], **names
+    )
+    check_special_tokens(tokenizer, "trained as unigram")
+    return tokenizer
+
+
 def _byte_level_from_files(source: TokenizerSource) -> Any:
     assert source.vocab_file is not None
     if source.merge_file is None or not source.merge_file.is_file():

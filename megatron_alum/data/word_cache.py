@@ -1,9 +1,10 @@
 """Sentences to token ids at many times the library's speed, with the library's ids: a bounded cache of words.
 
-The pre-tokenizers of BERT, RoBERTa and SentencePiece all cut at the plain space, so the ids of a cleaned sentence are the
-ids of its space-separated words, one after the other. A word's ids are looked up as packed bytes; the words of a chunk that
-are not cached are encoded by the tokenizers library in one batch. What does not fit this scheme (white space other than
-single spaces, a tokenizer whose pieces span words) goes to the library as it is. The tests compare every id with it.
+The pre-tokenizers of BERT, RoBERTa and SentencePiece all cut at the plain space, so the ids of a cleaned sentence are
+the ids of its space-separated words, one after the other. A word's ids are looked up as packed bytes; the words of a
+chunk that are not cached are encoded by the tokenizers library in one batch. What does not fit this scheme (white
+space other than single spaces, a tokenizer whose pieces span words) goes to the library as it is. The tests compare
+every id with it.
 
 Literal special tokens in the text ("[MASK]" in an article about BERT) are text here, not control ids.
 """
@@ -43,7 +44,8 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class WordCache:
-    """Encodes sentences without special tokens; `tokenizer` is a tokenizers.Tokenizer, set to split specials as text."""
+    """Encodes sentences without special tokens; `tokenizer` is a tokenizers.Tokenizer, set to split specials as
+    text."""
 
     def __init__(self, tokenizer: Tokenizer, *, max_words: int = MAX_WORDS) -> None:
         tokenizer.no_truncation()
@@ -103,8 +105,8 @@ def _remove(cache: dict[str, bytes], words: list[str]) -> None:
 def word_scheme(spec: dict[str, Any]) -> str | None:
     """How the pieces of a tokenizer.json relate to space-separated words.
 
-    "uniform": a word has the same ids anywhere; "prefixed": the first word is encoded bare, the others with their space;
-    None: pieces may span words, or it is not known that they cannot.
+    "uniform": a word has the same ids anywhere; "prefixed": the first word is encoded bare, the others with their
+    space; None: pieces may span words, or it is not known that they cannot.
     """
     if any(not token["special"] for token in spec["added_tokens"]):
         return None

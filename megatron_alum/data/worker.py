@@ -1,8 +1,8 @@
 """The work on one chunk, in whatever process: read, clean, split, tokenise, pack.
 
-`process_chunk` is a plain function of picklable arguments, so that any `concurrent.futures` executor can run it. What is
-costly to build (tokenizer, word cache, splitter) is kept per thread and specification. The result holds packed arrays, no
-text: about a third of the input's size.
+`process_chunk` is a plain function of picklable arguments, so that any `concurrent.futures` executor can run it. What
+is costly to build (tokenizer, word cache, splitter) is kept per thread and specification. The result holds packed
+arrays, no text: about a third of the input's size.
 """
 
 import hashlib

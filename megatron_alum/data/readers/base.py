@@ -1,8 +1,9 @@
 """What a reader is: a file cut into chunks that any process can read, and a chunk turned into documents.
 
-The two halves exist for speed and for restarts. `chunks` runs in the one coordinating process and must be cheap: it names
-byte ranges of a plain file, whole small compressed files, or hands over bytes it had to decompress. `documents` runs in a
-worker. Chunks depend on the file alone (never on the number of workers), so chunk n of a file is the same in every run.
+The two halves exist for speed and for restarts. `chunks` runs in the one coordinating process and must be cheap: it
+names byte ranges of a plain file, whole small compressed files, or hands over bytes it had to decompress. `documents`
+runs in a worker. Chunks depend on the file alone (never on the number of workers), so chunk n of a file is the same
+in every run.
 """
 
 from collections.abc import Iterator
@@ -38,7 +39,8 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of one input file: `span` (bytes or row groups) of the file, or `data`, or the whole file when both None."""
+    """A part of one input file: `span` (bytes or row groups) of the file, or `data`, or the whole file when both
+    None."""
 
     path: str
     ordinal: int

@@ -1,7 +1,7 @@
 """From the words after --input to a list of files: files, folders (searched below) and globs, sorted, none twice.
 
-Hidden files, and files whose suffix says that they are no text (checksums, indexes of multistream dumps), are left out of
-folders; a file named by the user is taken as it is.
+Hidden files, and files whose suffix says that they are no text (checksums, indexes of multistream dumps), are left
+out of folders; a file named by the user is taken as it is.
 """
 
 import glob
@@ -12,7 +12,8 @@ _NO_TEXT = {".md5", ".sha1", ".sha256", ".idx", ".bin", ".log", ".html", ".yaml"
 
 
 def find_inputs(inputs: Sequence[str]) -> list[Path]:
-    """The files that `inputs` name, in order of the arguments and sorted within one; ValueError when one names nothing."""
+    """The files that `inputs` name, in order of the arguments and sorted within one; ValueError when one names
+    nothing."""
     found: dict[Path, None] = {}
     for word in inputs:
         for path in _files_of(word):

@@ -1,7 +1,7 @@
 """Formats whose documents are stretches of a byte stream: lines, blank-line blocks, <doc> and <page> elements.
 
-A subclass says where a record starts (`next_record`) and what a stretch of whole records contains (`parse`). The rest is
-here, the same for every such format and every compression:
+A subclass says where a record starts (`next_record`) and what a stretch of whole records contains (`parse`). The rest
+is here, the same for every such format and every compression:
 
     plain file               byte ranges; a worker reads its own range
     small compressed file    the whole file is one chunk; a worker decompresses it
@@ -107,7 +107,8 @@ class RecordReader:
         return last
 
     def _pass_over(self, stream: IO[bytes], begun: bytes) -> tuple[int, bytes]:
-        """Read on from `begun`, the head of a record, to the next one: (bytes passed over, what was read after them)."""
+        """Read on from `begun`, the head of a record, to the next one: (bytes passed over, what was read after
+        them)."""
         passed, window = 0, begun
         while (cut := self.next_record(window, 1)) < 0:
             piece = stream.read(_READ_BYTES)

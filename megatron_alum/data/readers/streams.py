@@ -1,7 +1,8 @@
 """Compressed files as byte streams: .gz .bz2 .xz .zst by suffix, with one error sentence for a file cut short.
 
-`bz2_stream_starts` finds where the independent streams of a multistream dump begin (Wikimedia packs 100 pages a stream),
-so that workers decompress them side by side; a file of one stream is decompressed by the coordinating process.
+`bz2_stream_starts` finds where the independent streams of a multistream dump begin (Wikimedia packs 100 pages a
+stream), so that workers decompress them side by side; a file of one stream is decompressed by the coordinating
+process.
 """
 
 import bz2

@@ -1,7 +1,8 @@
 """Output of wikiextractor: `<doc id="12" url="..." title="Anarchism">`, a line with the title, the text, `</doc>`.
 
-The text is taken as extracted, its title line included; its section headings are lines of their own. A <doc> without its
-end is rejected. Text between documents is not expected and is rejected too, so that nothing is lost without a count.
+The text is taken as extracted, its title line included; its section headings are lines of their own. A <doc> without
+its end is rejected. Text between documents is not expected and is rejected too, so that nothing is lost without a
+count.
 """
 
 import html

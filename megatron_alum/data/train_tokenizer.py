@@ -1,0 +1,175 @@
+"""Training a vocabulary on a corpus: WordPiece, byte-level BPE or SentencePiece unigram, streamed through `tokenizers`.
+
+The text goes through the readers and the cleaning of preprocessing. Memory holds the counts of different words (not the
+text), and an even sample of about `max_mb` of text keeps that bounded on any corpus. The result is a Hugging Face
+folder whose tokenizer loads with AutoTokenizer and serves tools/preprocess_data.py --tokenizer.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_alum.data.cleaning import clean_lines
+from megatron_alum.data.plan import InputPlan
+from megatron_alum.data.progress import Progress
+from megatron_alum.data.readers.base import Document
+from megatron_alum.data.readers.streams import COMPRESSED
+from megatron_alum.data.settings import InputSettings
+from megatron_alum.data.tokenizers import (
+    BERT_SPECIALS,
+    ROBERTA_SPECIALS,
+    bert_tokenizer,
+    roberta_tokenizer,
+    save_tokenizer,
+    unigram_tokenizer,
+)
+
+COMPRESSION_RATIO = 3.5
+"""Text bytes a stored byte of a compressed file, for the size of the sample (bz2 and xz of English: 3 to 4)."""
+
+
+@dataclass(frozen=True)
+class VocabularySettings:
+    """The vocabulary to train."""
+
+    output: str
+    """tokenizer folder to write"""
+    type: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
+    """wordpiece as in BERT, byte-level bpe as in RoBERTa, unigram as in SentencePiece"""
+    vocab_size: int = 30522
+    """entries, special tokens included; a small corpus may give fewer"""
+    case: Literal["lower", "keep"] | None = None
+    """lower-case the text or keep it; default: lower for wordpiece and unigram, keep for bpe (which has no lower)"""
+    strip_accents: bool | None = None
+    """strip accents; default: when lower-casing (wordpiece and unigram)"""
+    min_frequency: int = 2
+    """pairs of symbols seen less often are not merged (wordpiece and bpe)"""
+    max_mb: int = 1000
+    """MB of text to learn from, taken evenly over the input"""
+    overwrite: bool = False
+    """replace an existing folder"""
+
+    def __post_init__(self) -> None:
+        if self.type == "bpe" and (self.case == "lower" or self.strip_accents):
+            raise ValueError(
+                "--case must be keep for --type bpe (RoBERTa's tokenizer has no lower-casing), but is lower."
+            )
+        smallest = 256 + len(ROBERTA_SPECIALS) if self.type == "bpe" else 50
+        if self.vocab_size < smallest:
+            raise ValueError(
+                f"--vocab-size must be at least {smallest} for {self.type}, but is {self.vocab_size} instead."
+            )
+        if self.max_mb < 1:
+            raise ValueError(f"--max-mb must be at least 1, but is {self.max_mb} instead.")
+
+
+@dataclass(frozen=True)
+class TrainTokenizerSettings:
+    """One training run."""
+
+    inputs: InputSettings
+    vocabulary: VocabularySettings = field(default_factory=lambda: VocabularySettings(output=""))
+
+
+def train_tokenizer(settings: TrainTokenizerSettings, *, show_progress: bool = True) -> Any:
+    """Train and save; returns the tokenizer. ValueError for an input without text or an output that exists."""
+    folder = Path(settings.vocabulary.output)
+    if folder.exists() and not settings.vocabulary.overwrite:
+        raise ValueError(f"`--output` must be a new folder, but {folder} exists. Choose another, or give --overwrite.")
+    plan = InputPlan(settings.inputs)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # one process: the library may use all cores
+    tokenizer = _train(sample_lines(plan, settings.vocabulary.max_mb, show_progress), settings.vocabulary)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(tokenizer, folder)
+    return tokenizer
+
+
+def sample_lines(plan: InputPlan, max_mb: int, show_progress: bool = False) -> Iterator[str]:
+    """Cleaned lines of an even sample of the input's chunks, about `max_mb` MB; ValueError when there is no text."""
+    stored = sum(
+        size * (COMPRESSION_RATIO if path.suffix.lower() in COMPRESSED else 1)
+        for path, size in zip(plan.files, plan.sizes, strict=True)
+    )
+    share = min(1.0, max_mb * 1e6 / stored)
+    found = False
+    with Progress(sum(plan.sizes), show=show_progress, what="read") as progress:
+        for number, (reader, chunk) in enumerate(plan.reading()):
+            if math.floor((number + 1) * share) == math.floor(number * share) and number:
+                continue
+            texts = [item.text for item in reader.documents(chunk) if isinstance(item, Document)]
+            for text in texts:
+                lines = clean_lines(text)
+                found = found or bool(lines)
+                yield from lines
+            progress.advance(plan.position(chunk), documents=len(texts), text_bytes=sum(map(len, texts)))
+    if not found:
+        raise ValueError("`--input` must hold at least one document with text, but holds none. Check --format.")
+
+
+def _train(lines: Iterator[str], settings: VocabularySettings) -> Any:
+    lower = settings.case != "keep"
+    if settings.type == "wordpiece":
+        return _train_wordpiece(lines, settings, lower)
+    if settings.type == "bpe":
+        return _train_byte_level(lines, settings)
+    return _train_unigram(lines, settings, lower)
+
+
+def _train_wordpiece(lines: Iterator[str], settings: VocabularySettings, lower: bool) -> Any:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower, strip_accents=settings.strip_accents)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=settings.vocab_size,
+        min_frequency=settings.min_frequency,
+        special_tokens=list(BERT_SPECIALS),
+        limit_alphabet=1000,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    return bert_tokenizer(tokenizer.get_vocab(), lower=lower, accents=settings.strip_accents)
+
+
+def _train_byte_level(lines: Iterator[str], settings: VocabularySettings) -> Any:
+    import json
+
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.vocab_size,
+        min_frequency=settings.min_frequency,
+        special_tokens=list(ROBERTA_SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    return roberta_tokenizer(model["vocab"], [tuple(pair) for pair in model["merges"]])
+
+
+def _train_unigram(lines: Iterator[str], settings: VocabularySettings, lower: bool) -> Any:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    strip = lower if settings.strip_accents is None else settings.strip_accents
+    steps = [normalizers.NFKC()]
+    if strip:
+        steps += [normalizers.NFD(), normalizers.StripAccents()]
+    if lower:
+        steps.append(normalizers.Lowercase())
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    trainer = trainers.UnigramTrainer(
+        vocab_size=settings.vocab_size, special_tokens=list(BERT_SPECIALS), unk_token="[UNK]", show_progress=False
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    return unigram_tokenizer(tokenizer)
