@@ -104,6 +104,9 @@ def _serve(connection: Connection, parent: int) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
+    from megatron_alum.compat import silence_fallback_warnings
+
+    silence_fallback_warnings()
     torch.set_num_threads(1)
     while os.getppid() == parent:
         try:

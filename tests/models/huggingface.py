@@ -1,6 +1,6 @@
 """The same weights in a transformers model: the second implementation that the networks are compared with.
 
-Written from the two architectures' definitions and independent of `megatron_alum.convert`. Works on whole (TP = 1) models.
+Written from the architectures' definitions, independent of `megatron_alum.convert`. Works on whole (TP = 1) tensors.
 """
 
 import torch
@@ -55,8 +55,7 @@ def twin(model: SplitBert) -> torch.nn.Module:
         )
     )
     ours = {name: tensor.detach() for name, tensor in model.named_parameters()}
-    renamed = dict(_renamed(config, ours, model.real_vocab_size))
-    missing, unexpected = hf.load_state_dict(renamed, strict=False)
+    missing, unexpected = hf.load_state_dict(dict(renamed(config, ours, model.real_vocab_size)), strict=False)
     assert not unexpected
     tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias", "lm_head.decoder.weight", "lm_head.bias"}
     assert all(name in tied or "position_ids" in name for name in missing), missing
@@ -64,7 +63,8 @@ def twin(model: SplitBert) -> torch.nn.Module:
     return hf.eval()
 
 
-def _renamed(config, ours, vocab_size):
+def renamed(config, ours, vocab_size):
+    """(transformers' name, tensor) for whole tensors by SplitBert's names: weights, or anything linear in them."""
     root = "roberta" if config.model_type == "roberta" else "bert"
     yield f"{root}.embeddings.word_embeddings.weight", ours["embedding.word_embeddings.weight"][:vocab_size]
     yield f"{root}.embeddings.position_embeddings.weight", ours["embedding.position_embeddings.weight"]

@@ -21,7 +21,7 @@ DELTA_ATOL = 1e-5
 TYPES = ["megatron-bert", "bert", "roberta"]
 
 
-def _config(model_type):
+def small_config(model_type):
     return ModelConfig(
         model_type=model_type,
         num_layers=2,
@@ -35,7 +35,7 @@ def _config(model_type):
 
 @functools.cache
 def _one_rank(model_type, **options):
-    return run_ranks(1, gradients, _config(model_type), make_batch(model_type), options)[0]
+    return run_ranks(1, gradients, small_config(model_type), make_batch(model_type), options)[0]
 
 
 @pytest.mark.parametrize("level", ["word", "encoder_input"])
@@ -44,7 +44,7 @@ def _one_rank(model_type, **options):
 def test_alum_step_equals_one_rank(model_type, sequence_parallel, level):
     expected, losses, _, delta = _one_rank(model_type, level=level)
     options = {"level": level, "sequence_parallel": sequence_parallel}
-    ranks = run_ranks(2, gradients, _config(model_type), make_batch(model_type), options)
+    ranks = run_ranks(2, gradients, small_config(model_type), make_batch(model_type), options)
     for whole, rank_losses, inner_main_grad, _ in ranks:
         assert inner_main_grad == 0.0
         assert rank_losses == pytest.approx(losses, rel=1e-5)
@@ -59,7 +59,7 @@ def test_alum_step_equals_one_rank(model_type, sequence_parallel, level):
 def test_standard_step_equals_one_rank(sequence_parallel):
     expected, losses, _, _ = _one_rank("megatron-bert", adversarial=False)
     options = {"sequence_parallel": sequence_parallel, "adversarial": False}
-    for whole, rank_losses, _, _ in run_ranks(2, gradients, _config("megatron-bert"), make_batch("bert"), options):
+    for whole, rank_losses, _, _ in run_ranks(2, gradients, small_config("megatron-bert"), make_batch("bert"), options):
         assert rank_losses == pytest.approx(losses, rel=1e-5)
         _assert_equal(whole, expected)
 
