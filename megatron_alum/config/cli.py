@@ -2,7 +2,7 @@
 
     config = parse_config(RunConfig, argv, description="...")
 
-The order of precedence is: defaults < YAML (`--config FILE`) < flags. YAML is flat and uses the flags' names. An unknown
+Precedence: defaults < YAML (`--config FILE`) < flags. YAML is flat and uses the flags' names. An unknown
 name is an error that names the nearest known one. A boolean flag takes true or false and may stand alone for true.
 
 Errors of a user are ValueErrors with one sentence; `main_guard` prints it and exits with status 2.

@@ -1,0 +1,98 @@
+"""Finds the newest valid checkpoint together with all ranks and loads it, on the layout it was saved with or another.
+
+Order of checks, each before the next may read anything: COMPLETE and SHA-256 of every file (shared by the ranks) ->
+`.metadata` through the restricted unpickler -> megatron-core. Other files are read with weights_only or as JSON.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megatron_alum.checkpoint import folder as layout
+from megatron_alum.checkpoint.agreement import together
+from megatron_alum.checkpoint.metadata import read_metadata
+
+
+def newest_valid(root: str | Path, group: dist.ProcessGroup) -> Path | None:
+    """The newest checkpoint below `root` whose files are all whole, or None; the same on every rank.
+
+    A damaged one is reported on stderr and the one before it is tried. Collective over `group`.
+    """
+    path = Path(root)
+    iterations: list[Any] = [sorted(layout.list_iterations(path), reverse=True)]
+    dist.broadcast_object_list(iterations, src=0)
+    for iteration in iterations[0]:
+        candidate = layout.iteration_folder(path, iteration)
+        try:
+            verify(candidate, group)
+            return candidate
+        except (ValueError, OSError) as error:
+            if dist.get_rank(group) == 0:
+                print(f"WARNING: {error} Falling back to the checkpoint before it.", file=sys.stderr, flush=True)
+    return None
+
+
+def verify(candidate: Path, group: dist.ProcessGroup) -> None:
+    """Check marker and SHA-256 of one checkpoint, files shared among the ranks. Raises: ValueError on all alike."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+
+    def check_share() -> None:
+        recorded = layout.read_complete(candidate)
+        layout.verify_files(candidate, recorded, sorted(recorded)[rank::size])
+
+    together(group, check_share)
+
+
+def load_checkpoint(folder: Path, sharded: dict[str, Any], group: dist.ProcessGroup) -> dict[str, Any]:
+    """The stored values for a nested dict of megatron-core ShardedTensors, plus the plain values of common.pt.
+
+    Tensors are loaded into the parts of this rank whatever the layout of the saving run. Collective.
+    Raises: ValueError when the folder is unsafe, damaged or of another model.
+    """
+    together(group, lambda: read_metadata(folder))
+    try:
+        return dist_checkpointing.load(sharded, str(folder), validate_access_integrity=False)
+    except (CheckpointException, CheckpointingException, KeyError, UnpicklingError) as error:
+        raise ValueError(
+            f"{folder} must hold the tensors of this model and optimizer, but does not ({_first_reason(error)}). "
+            "Check --num-layers, --hidden-size and the other sizes against its config.json."
+        ) from None
+
+
+def load_model_weights(folder: str | Path, model: torch.nn.Module) -> None:
+    """Load the model part of a checkpoint into `model` (a SplitBert, any layout). Collective over all ranks.
+
+    Raises: ValueError as `load_checkpoint`.
+    """
+    assert dist.group.WORLD is not None
+    state = load_checkpoint(Path(folder), {"model": model_sharded_state(model)}, dist.group.WORLD)
+    model.load_state_dict(state["model"], strict=False)
+
+
+def model_sharded_state(model: torch.nn.Module) -> dict[str, Any]:
+    """The model's ShardedTensors by name; empty pickled extras that megatron-core's layers add are left out."""
+    state = model.sharded_state_dict()  # type: ignore[operator]
+    return {name: value for name, value in state.items() if not isinstance(value, ShardedObject)}
+
+
+def load_rng(folder: Path, rank: int) -> dict[str, Any]:
+    """The random states that rank `rank` saved; tensors and plain values only."""
+    return torch.load(folder / f"rng_{rank:05d}.pt", weights_only=True)
+
+
+def _first_reason(error: Exception) -> str:
+    """One line of the innermost cause."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]  # type: ignore[assignment]
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

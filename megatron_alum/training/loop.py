@@ -1,0 +1,203 @@
+"""A pre-training run: set up, resume, iterate, log, validate, save, stop.
+
+    torchrun --nproc-per-node 2 pretrain_bert_alum.py --data-path OUT --save DIR ...
+
+`train` is the whole story in order; one iteration's mathematics is in `step.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+from megatron_alum.checkpoint.save import CheckpointSaver
+from megatron_alum.config.cli import format_config
+from megatron_alum.config.run import RunConfig
+from megatron_alum.data.loader import BatchLoader, BatchPlan
+from megatron_alum.parallel import initialize, shutdown
+from megatron_alum.training.control import Agreement, Control
+from megatron_alum.training.metrics import METRICS_FILE, VALIDATION_FILE, Interval, Writers, metrics_row
+from megatron_alum.training.objective import Counts, MicroBatch
+from megatron_alum.training.resume import check_save_folder, find_resume
+from megatron_alum.training.state import TrainState, build_state, checkpoint_content, load_into
+from megatron_alum.training.step import StepResult, train_step
+from megatron_alum.training.validation import validate
+
+
+def train(config: RunConfig) -> None:
+    """Run `config` to its end, its --exit-interval or a SIGTERM. Called on every rank of a torchrun job.
+
+    Raises: ValueError for what the user must change, OSError for disks and lost ranks.
+    """
+    check_save_folder(config)
+    groups = initialize(
+        tensor_parallel_size=config.parallel.tensor_model_parallel_size,
+        sequence_parallel=config.parallel.sequence_parallel,
+        timeout_seconds=60.0 * config.parallel.distributed_timeout_minutes,
+    )
+    try:
+        state = build_state(config, groups)
+        run = Run(state)
+        state.watch.run(run.until_done)
+    finally:
+        shutdown()
+
+
+class Run:
+    """The loop around `train_step` and everything that happens between two steps."""
+
+    def __init__(self, state: TrainState) -> None:
+        """Prepare folders, resume if asked to, and open the outputs. Collective."""
+        config, groups = state.config, state.groups
+        self.state, self.config = state, config
+        self.control = Control(groups, timeout_seconds=60.0 * config.parallel.distributed_timeout_minutes)
+        assert config.checkpoint.save is not None
+        self.saver = CheckpointSaver(
+            config.checkpoint.save, keep_last=config.checkpoint.keep_last, in_background=config.checkpoint.async_save
+        )
+        self.saver.prepare()
+        resumed = find_resume(config, groups)
+        if resumed is not None:
+            load_into(state, *resumed)
+        self.plan = BatchPlan(
+            config.training.micro_batch_size, config.training.global_batch_size, groups.dp_rank, groups.dp_size
+        )
+        self.is_leader = groups.world_rank == 0
+        if self.is_leader:
+            print(format_config(config), flush=True)
+        self.interval = Interval(groups, skipped=state.skipped)
+        self.writers = Writers(config, rank=groups.world_rank, resumed_iteration=state.iteration)
+        self.last_saved = state.iteration if resumed is not None else None
+
+    def until_done(self) -> None:
+        """Iterate to the end of the run, then save."""
+        config, state = self.config, self.state
+        last = config.training.train_iters
+        if config.training.exit_interval is not None:
+            last = min(last, config.training.exit_interval)
+        with (
+            self.control.signals(),
+            self._progress_bar() as bar,
+            BatchLoader(
+                state.datasets.train,
+                self.plan,
+                consumed_samples=state.consumed_samples,
+                prefetch_batches=config.data.prefetch_batches,
+                pin_memory=state.groups.device.type == "cuda",
+            ) as loader,
+        ):
+            self._since = time.perf_counter()
+            while state.iteration < last:
+                micro_batches, agreement = self._fetch(loader)
+                if agreement.save and not agreement.stop:
+                    self.save()
+                if agreement.stop:
+                    self._say(f"SIGTERM: stopping after iteration {state.iteration}.")
+                    break
+                result = train_step(state, micro_batches, _global_counts(agreement), state.iteration + 1)
+                state.iteration += 1
+                self._after_step(result, bar)
+        self.save()
+        self.saver.close()
+        self.writers.close()
+
+    def save(self) -> None:
+        """Save a checkpoint of the last finished iteration unless there is one already. Collective."""
+        state = self.state
+        if self.last_saved == state.iteration:
+            return
+        state.watch.enter(f"saving the checkpoint of iteration {state.iteration}")
+        state.skipped = self.interval.skipped
+        self.saver.save(state.iteration, checkpoint_content(state))
+        self.last_saved = state.iteration
+
+    def _fetch(self, loader: BatchLoader) -> tuple[list[MicroBatch], Agreement]:
+        """This rank's micro-batches of the next iteration, and what all ranks agree on."""
+        state = self.state
+        state.watch.enter(f"agreeing on iteration {state.iteration + 1}")
+        batches = itertools.islice(loader, self.plan.num_micro_batches)
+        micro_batches = [MicroBatch.load(batch, self.config.alum, state.groups.device) for batch in batches]
+        fields = ("masked", "labelled", "adversarial_masked", "adversarial_sequences")
+        counts = [sum(getattr(micro.counts, field) for micro in micro_batches) for field in fields]
+        agreement = self.control.agree(counts, save_failed=self.saver.failed)
+        if agreement.save_failed:
+            self.saver.wait()
+        return micro_batches, agreement
+
+    def _after_step(self, result: StepResult, bar: Any) -> None:
+        """Log, validate and save where they are due."""
+        iteration, options = self.state.iteration, self.config.training
+        self.interval.add(result)
+        self._check_skips()
+        if iteration % self.config.logging.log_interval == 0:
+            self._log(result, bar)
+        bar.update(1)
+        if options.eval_interval and iteration % options.eval_interval == 0:
+            losses = validate(self.state, self.plan)
+            if losses is not None:
+                self.writers.write(VALIDATION_FILE, {"iteration": iteration, **losses})
+            self._since = time.perf_counter()
+        if self.config.checkpoint.save_interval and iteration % self.config.checkpoint.save_interval == 0:
+            self.save()
+            self._since = time.perf_counter()
+
+    def _log(self, result: StepResult, bar: Any) -> None:
+        config, iteration = self.config, self.state.iteration
+        means = self.interval.means()
+        now = time.perf_counter()
+        samples = config.training.global_batch_size * config.logging.log_interval
+        tokens_per_second = samples * config.model.seq_length / (now - self._since)
+        self._since = now
+        first_sample = (iteration - 1) * config.training.global_batch_size
+        row = metrics_row(
+            iteration,
+            result,
+            means,
+            alpha=config.alum.alpha,
+            mask_rate=self.state.datasets.train.settings.mask_rate(first_sample),
+            tokens_per_second=round(tokens_per_second, 1),
+            skipped=self.interval.skipped,
+        )
+        self.writers.write(METRICS_FILE, row)
+        bar.set_postfix(
+            {"phase": result.phase, "lm": _short(means["lm_loss"]), "tok/s": f"{tokens_per_second:.0f}"}, refresh=False
+        )
+
+    def _check_skips(self) -> None:
+        """Raises: ValueError once too many iterations in a row were skipped."""
+        limit, run = self.config.training.max_consecutive_skips, self.interval.consecutive_skips
+        if limit and run >= limit:
+            scale = float(self.state.optimizer.get_loss_scale())
+            raise ValueError(
+                f"{run} iterations in a row, up to {self.state.iteration}, had a loss or gradient that is not finite "
+                f"(loss scale {scale:g}). Lower --lr, use --bf16 instead of --fp16, or raise --max-consecutive-skips; "
+                "continue from the last checkpoint with --load."
+            )
+
+    def _progress_bar(self) -> Any:
+        return tqdm(
+            total=self.config.training.train_iters,
+            initial=self.state.iteration,
+            desc="pre-training",
+            unit="it",
+            disable=not (self.is_leader and self.config.logging.progress_bar),
+            mininterval=0.2 if sys.stderr.isatty() else 10.0,
+            dynamic_ncols=True,
+        )
+
+    def _say(self, message: str) -> None:
+        if self.is_leader:
+            print(message, file=sys.stderr, flush=True)
+
+
+def _global_counts(agreement: Agreement) -> Counts:
+    """Denominators of the coming iteration's losses."""
+    return Counts(*(max(1, count) for count in agreement.counts))
+
+
+def _short(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.3f}"

@@ -1,0 +1,207 @@
+"""From device tensors to one row of metrics.jsonl, TensorBoard and Weights & Biases; values are fetched once a row.
+
+metrics.jsonl holds one JSON object a row with exactly the keys of COLUMNS, null where a value does not exist (the
+adversarial ones in the standard phase) or is not finite. What concerns speed and memory alone goes to
+performance.jsonl, validation losses to validation.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_alum.config.run import RunConfig
+from megatron_alum.parallel import ProcessGroups
+from megatron_alum.training.step import STATISTICS, StepResult
+
+COLUMNS = (
+    "iteration",
+    "phase",
+    "lm_loss",
+    "nsp_loss",
+    "alum_kl",
+    "alum_nsp_kl",
+    "loss",
+    "lr",
+    "grad_norm",
+    "mask_rate",
+    "effective_perturbation",
+    "ascent_ratio",
+    "kl_gain",
+    "tokens_per_second",
+    "skipped",
+)
+METRICS_FILE, PERFORMANCE_FILE, VALIDATION_FILE = "metrics.jsonl", "performance.jsonl", "validation.jsonl"
+_REDUCED = (
+    "lm_loss",
+    "nsp_loss",
+    "alum_kl",
+    "alum_nsp_kl",
+    "effective_perturbation",
+    "ascent_ratio",
+    "kl_gain",
+    "nonfinite",
+)
+
+
+class Interval:
+    """Sums of the iterations since the last row, on the device, and the counters of the whole run."""
+
+    def __init__(self, groups: ProcessGroups, *, skipped: int = 0) -> None:
+        """`skipped` is the number of skipped iterations before a resume."""
+        self._groups = groups
+        self.skipped = skipped
+        self.consecutive_skips = 0
+        self._sums: dict[str, Tensor] = {}
+        self._iterations: dict[str, int] = {}
+
+    def add(self, result: StepResult) -> None:
+        """Take in one iteration; no value is fetched."""
+        self.consecutive_skips = self.consecutive_skips + 1 if result.skipped else 0
+        self.skipped += result.skipped
+        for name, value in result.logged.items():
+            total = value.double()
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+            self._iterations[name] = self._iterations.get(name, 0) + 1
+
+    def means(self) -> dict[str, float | None]:
+        """Means over the interval's iterations and all ranks, then start anew. Collective; the one fetch of a row."""
+        zero = torch.zeros((), dtype=torch.float64, device=self._groups.device)
+        stacked = torch.stack([self._sums.get(name, zero) for name in _REDUCED])
+        dist.all_reduce(stacked, group=self._groups.world)
+        # Tensor-parallel ranks hold equal losses, so the sum over all ranks counts each tp times.
+        stacked /= self._groups.tp_size
+        values = dict(zip(_REDUCED, stacked.tolist(), strict=True))
+        for name in STATISTICS:
+            values[name] /= self._groups.dp_size
+        means = {name: values[name] / self._iterations[name] if name in self._iterations else None for name in _REDUCED}
+        self._sums, self._iterations = {}, {}
+        return {name: finite(value) for name, value in means.items()}
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None (JSON null) for NaN and infinities, which JSON has not."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def metrics_row(
+    iteration: int, result: StepResult, means: dict[str, float | None], *, alpha: float, **others: Any
+) -> dict[str, Any]:
+    """One row in the order of COLUMNS; `others` are mask_rate, tokens_per_second and skipped."""
+    terms = [means["lm_loss"], means["nsp_loss"]]
+    if result.phase == "alum":
+        terms += [None if (kl := means[name]) is None else alpha * kl for name in ("alum_kl", "alum_nsp_kl")]
+    loss = None if None in terms else sum(term for term in terms if term is not None)
+    values = {
+        **means,
+        "iteration": iteration,
+        "phase": result.phase,
+        "loss": loss,
+        "lr": result.learning_rate,
+        "grad_norm": finite(result.grad_norm),
+        **others,
+    }
+    if result.phase == "standard":
+        for name in ("alum_kl", "alum_nsp_kl", "effective_perturbation", "ascent_ratio", "kl_gain"):
+            values[name] = None
+    return {name: values[name] for name in COLUMNS}
+
+
+class JsonLines:
+    """One .jsonl file, appended to and flushed a row at a time; a resume drops the rows after its iteration."""
+
+    def __init__(self, path: Path, *, resumed_iteration: int) -> None:
+        """Keep the rows up to `resumed_iteration` (none for 0) and open for appending."""
+        kept = _rows_up_to(path, resumed_iteration)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, path)
+        self._stream = path.open("a", encoding="utf-8")
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row."""
+        self._stream.write(json.dumps(row) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def _rows_up_to(path: Path, iteration: int) -> list[str]:
+    """Whole rows with an iteration of at most `iteration`; a last row cut short by a kill is dropped."""
+    if iteration == 0 or not path.is_file():
+        return []
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if line.endswith("\n") and row["iteration"] <= iteration:
+            kept.append(line)
+    return kept
+
+
+class Writers:
+    """All outputs of rank 0; on other ranks every call does nothing."""
+
+    def __init__(self, config: RunConfig, *, rank: int, resumed_iteration: int) -> None:
+        """Open the files below --save and, by option, TensorBoard and Weights & Biases."""
+        self._files: dict[str, JsonLines] = {}
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        if rank != 0 or config.checkpoint.save is None:
+            return
+        root = Path(config.checkpoint.save)
+        for name in (METRICS_FILE, PERFORMANCE_FILE, VALIDATION_FILE):
+            self._files[name] = JsonLines(root / name, resumed_iteration=resumed_iteration)
+        if config.logging.tensorboard_dir is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(config.logging.tensorboard_dir, purge_step=resumed_iteration + 1)
+        if config.logging.wandb_project is not None:
+            self._wandb = _start_wandb(config)
+
+    def write(self, file: str, row: dict[str, Any]) -> None:
+        """Append `row` to one of the files and show its numbers in the dashboards under the file's name."""
+        if file not in self._files:
+            return
+        self._files[file].write(row)
+        group = file.removesuffix(".jsonl")
+        numbers = {f"{group}/{k}": v for k, v in row.items() if isinstance(v, (int, float)) and k != "iteration"}
+        if self._tensorboard is not None:
+            for name, value in numbers.items():
+                self._tensorboard.add_scalar(name, value, row["iteration"])
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=row["iteration"])
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        for file in self._files.values():
+            file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _start_wandb(config: RunConfig) -> Any:
+    """A Weights & Biases run. Raises: ValueError when the package is missing."""
+    from megatron_alum.config.cli import config_to_dict
+
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError(
+            "--wandb-project needs the wandb package, but it is not installed. "
+            "Run `pip install wandb`, or leave the option out."
+        ) from None
+    return wandb.init(project=config.logging.wandb_project, config=config_to_dict(config), resume="allow")

@@ -1,0 +1,278 @@
+"""The losses of one micro-batch on the Megatron model: MLM, next sentence, and the adversarial divergence.
+
+Every term is a sum over the micro-batch's rows divided by a count over the whole global batch, so that adding up
+micro-batches and data-parallel ranks gives the mean of the global batch, however it is cut. The same counts divide the
+inner divergence, so that the ascent, too, does not depend on the layout.
+
+Letters: B micro-batch, A sequences of it that take the adversarial branch, S sequence, H hidden, N masked positions of
+the micro-batch, M the first of them, which lie in the A sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from megatron_alum.alum import AlumRegularizer, Ascent, Kernels, adversarial_count
+from megatron_alum.alum.dropout import replayed
+from megatron_alum.config.alum import AlumConfig
+from megatron_alum.config.run import RunConfig
+from megatron_alum.data.batch import IGNORED_LABEL, PretrainingBatch
+from megatron_alum.models import SplitBert
+from megatron_alum.ops import NoiseKey, kl_divergence, perturb_embeddings, symmetric_kl
+from megatron_alum.training.rng import TrainingRng
+from megatron_alum.training.vocabulary import ChunkedLogits, Outputs, VocabularyLosses, WholeLogits, weighted_sum
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows of the global batch that the losses are means over; at least 1 each, so that an empty batch gives 0."""
+
+    masked: int
+    """masked tokens"""
+    labelled: int
+    """sequences with a sentence-pair label"""
+    adversarial_masked: int
+    """masked tokens of the sequences that take the adversarial branch"""
+    adversarial_sequences: int
+    """those sequences"""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A micro-batch on the device, with what the host must know of it."""
+
+    batch: PretrainingBatch
+    """tensors on the device"""
+    padding_mask: Tensor | None
+    """bool [B, S], or None where nothing is padding: attention is faster without a mask"""
+    counts: Counts
+    """of this micro-batch alone; adversarial_sequences is A, adversarial_masked M"""
+
+    @classmethod
+    def load(cls, batch: PretrainingBatch, config: AlumConfig, device: torch.device) -> MicroBatch:
+        """Count on the host, then move to `device`."""
+        sequences = adversarial_count(batch.num_sequences, config.batch_fraction)
+        counts = Counts(
+            masked=batch.num_masked_tokens,
+            labelled=int((batch.nsp_labels != IGNORED_LABEL).sum()),
+            adversarial_masked=int((batch.masked_positions < sequences * batch.tokens.shape[1]).sum()),
+            adversarial_sequences=sequences,
+        )
+        moved = batch.to(device, non_blocking=True)
+        return cls(moved, None if bool(batch.padding_mask.all()) else moved.padding_mask, counts)
+
+
+class MicroLoss(NamedTuple):
+    """The loss of one micro-batch and its contributions to the log."""
+
+    loss: Tensor
+    """0-dim: this micro-batch's share of the global batch's loss"""
+    logged: dict[str, Tensor]
+    """0-dim device tensors without graph; losses are shares like `loss`, statistics are values"""
+
+
+class Objective:
+    """Forward passes and losses of micro-batches."""
+
+    def __init__(self, model: SplitBert, config: RunConfig) -> None:
+        """`model` is the bare network, not its data-parallel wrapper."""
+        self.model, self.config, self.alum = model, config, config.alum
+        self.parameters = list(model.parameters())
+        self.whole = WholeLogits(model, detach_targets=config.alum.detach_targets)
+        chunk = config.alum.head_chunk_rows
+        chunked = ChunkedLogits(model, detach_targets=config.alum.detach_targets, chunk_rows=chunk) if chunk else None
+        self.vocabulary: VocabularyLosses = chunked or self.whole
+
+    def standard(self, micro: MicroBatch, counts: Counts) -> MicroLoss:
+        """MLM + next sentence."""
+        hidden = self._encode(self._embed(micro), micro)
+        outputs = self.whole.heads(hidden, micro.batch.masked_positions)
+        lm_loss = self.whole.mlm(outputs.rows, micro.batch.masked_labels) / counts.masked
+        nsp_loss = self._nsp_loss(outputs.nsp_logits, micro, counts)
+        return MicroLoss(lm_loss + nsp_loss, _detached(lm_loss=lm_loss, nsp_loss=nsp_loss))
+
+    def adversarial(self, micro: MicroBatch, counts: Counts, *, iteration: int, loss_scale: Tensor) -> MicroLoss:
+        """Algorithm 1: clean forward, ascent on delta, forward at x + delta, one pass over the rows of both logits.
+
+        `iteration` keys the noise; `loss_scale` multiplies the inner divergence before its backward (float16).
+        """
+        regularizer = self._regularizer(counts, loss_scale)
+        part = adversarial_part(micro)
+        x = self._embed(micro)
+        snapshot = regularizer.dropout_snapshot()
+        hidden = self._encode(x, micro)
+        outputs = self.vocabulary.heads(hidden, part.batch.masked_positions)
+        clean = self._of_part(outputs, part)
+        x = x[:, : part.batch.num_sequences]
+        ascent = regularizer.ascend(
+            x,
+            clean,
+            self._forward_on(part),
+            mask=self._may_be_perturbed(part),
+            noise_key=self._noise_key(part, iteration),
+            parameters=self.parameters,
+            dropout_snapshot=snapshot,
+        )
+        with replayed(regularizer.dropout_state, snapshot):
+            adversarial = self._forward_on(part)(self._perturbed(x, ascent))
+        with torch.no_grad():
+            kl_end = self._divergence(counts, clean, adversarial, symmetric=self.alum.inner_divergence == "symmetric")
+        lm_loss, alum_kl = self._row_losses(clean, adversarial, ascent, part, counts)
+        lm_loss = lm_loss + self._mlm_of_the_rest(hidden, micro, counts)
+        nsp_loss = self._nsp_loss(outputs.nsp_logits, micro, counts)
+        alum_nsp_kl = self._nsp_divergence(clean, adversarial, ascent, counts)
+        loss = lm_loss + nsp_loss + alum_kl + alum_nsp_kl
+        alpha = self.alum.alpha
+        logged = _detached(lm_loss=lm_loss, nsp_loss=nsp_loss, alum_kl=alum_kl / alpha, alum_nsp_kl=alum_nsp_kl / alpha)
+        return MicroLoss(loss, logged | _statistics(ascent, kl_end))
+
+    def _row_losses(
+        self, clean: Outputs, adversarial: Outputs, ascent: Ascent, part: MicroBatch, counts: Counts
+    ) -> tuple[Tensor, Tensor]:
+        """(MLM loss of the M clean rows, alpha x their symmetric KL), both as shares of the global batch."""
+        sample = part.batch.masked_positions // part.batch.tokens.shape[1]
+        weight = self.alum.alpha / counts.adversarial_masked
+        kl_weights = torch.where(ascent.finite[sample], weight, 0.0).float()
+        return self.vocabulary.mlm_and_divergence(
+            clean.rows, adversarial.rows, part.batch.masked_labels, mlm_weight=1 / counts.masked, kl_weights=kl_weights
+        )
+
+    def _mlm_of_the_rest(self, hidden: Tensor, micro: MicroBatch, counts: Counts) -> Tensor | float:
+        """MLM loss of the rows that took no adversarial branch (--alum-batch-fraction)."""
+        begin = micro.counts.adversarial_masked
+        if begin == micro.counts.masked:
+            return 0.0
+        logits = self.whole.heads(hidden, micro.batch.masked_positions[begin:]).rows
+        return self.whole.mlm(logits, micro.batch.masked_labels[begin:]) / counts.masked
+
+    def _nsp_loss(self, logits: Tensor | None, micro: MicroBatch, counts: Counts) -> Tensor:
+        if logits is None or not micro.counts.labelled:
+            return torch.zeros((), device=micro.batch.tokens.device)
+        labels = micro.batch.nsp_labels
+        return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum") / counts.labelled
+
+    def _nsp_divergence(self, clean: Outputs, adversarial: Outputs, ascent: Ascent, counts: Counts) -> Tensor:
+        """alpha x the symmetric KL of the next-sentence logits, as a share of the global batch."""
+        if not self.alum.nsp or clean.nsp_logits is None or adversarial.nsp_logits is None:
+            return torch.zeros((), device=ascent.delta.device)
+        rows = symmetric_kl(clean.nsp_logits, adversarial.nsp_logits, detach_targets=self.alum.detach_targets)
+        weight = self.alum.alpha / counts.adversarial_sequences
+        return weighted_sum(rows, torch.where(ascent.finite, weight, 0.0).to(rows.dtype))
+
+    def _of_part(self, outputs: Outputs, part: MicroBatch) -> Outputs:
+        """The outputs of the A sequences from those of all B (the rows are theirs already)."""
+        if outputs.nsp_logits is None:
+            return outputs
+        return Outputs(outputs.rows, outputs.nsp_logits[: part.batch.num_sequences])
+
+    def _divergence(self, counts: Counts, clean: Outputs, adversarial: Outputs, *, symmetric: bool) -> Tensor:
+        """The inner divergence of this micro-batch as its share of the global batch's."""
+        total = self.vocabulary.divergence(clean.rows, adversarial.rows, symmetric=symmetric)
+        total = total / counts.adversarial_masked
+        if not self.alum.nsp or clean.nsp_logits is None or adversarial.nsp_logits is None:
+            return total
+        row_divergence = symmetric_kl if symmetric else kl_divergence
+        rows = row_divergence(clean.nsp_logits, adversarial.nsp_logits, detach_targets=False)
+        return total + rows.sum() / counts.adversarial_sequences
+
+    def _regularizer(self, counts: Counts, loss_scale: Tensor) -> AlumRegularizer:
+        def divergence(clean: Outputs | Tensor, adversarial: Outputs | Tensor, *, symmetric: bool, **_: bool) -> Tensor:
+            # With --alum-nsp false the regulariser hands over the first output alone.
+            pair = (value if isinstance(value, Outputs) else Outputs(value, None) for value in (clean, adversarial))
+            return self._divergence(counts, *pair, symmetric=symmetric)
+
+        return AlumRegularizer(
+            self.alum,
+            Kernels(perturb=perturb_embeddings, divergence=divergence, agree=self._agree),
+            dropout_state=TrainingRng(),
+            plain_backward=self.config.compute.recompute_granularity != "none",
+            gradient_scale=loss_scale,
+        )
+
+    def _agree(self, finite: Tensor) -> Tensor:
+        """Finite on every tensor-parallel rank: under sequence parallelism each sees a part of the tokens."""
+        if self.model.groups.tp_size == 1:
+            return finite
+        flags = finite.to(torch.int32)
+        dist.all_reduce(flags, op=dist.ReduceOp.MIN, group=self.model.groups.tp)
+        return flags.bool()
+
+    def _embed(self, micro: MicroBatch) -> Tensor:
+        """x, float32 [S(/tp), B, H]."""
+        return self.model.embed(micro.batch.tokens, token_types=micro.batch.token_types, level=self.alum.perturb)
+
+    def _encode(self, embeddings: Tensor, micro: MicroBatch) -> Tensor:
+        types, level = micro.batch.token_types, self.alum.perturb
+        return self.model.encode(embeddings, token_types=types, padding_mask=micro.padding_mask, level=level)
+
+    def _forward_on(self, part: MicroBatch) -> Callable[[Tensor], Outputs]:
+        """forward_from_embeddings of Algorithm 1 for the A sequences."""
+
+        def forward(embeddings: Tensor) -> Outputs:
+            hidden = self._encode(embeddings, part)
+            return self.vocabulary.heads(hidden, part.batch.masked_positions)
+
+        return forward
+
+    def _perturbed(self, x: Tensor, ascent: Ascent) -> Tensor:
+        """x + delta; the gradient of x flows unless --alum-detach-embeddings."""
+        x = x.detach() if self.alum.detach_embeddings else x
+        settings = {"step_size": 0.0, "epsilon": self.alum.epsilon, "projection": self.alum.projection}
+        x_adv, _, _ = perturb_embeddings(x, ascent.delta, None, **settings)
+        return x_adv
+
+    def _local_positions(self, length: int, device: torch.device) -> Tensor:
+        """Token positions whose embeddings this rank holds, int64 [S(/tp)]."""
+        groups = self.model.groups
+        positions = torch.arange(length, device=device)
+        return positions.chunk(groups.tp_size)[groups.tp_rank] if groups.sequence_parallel else positions
+
+    def _may_be_perturbed(self, part: MicroBatch) -> Tensor | None:
+        """bool [S(/tp), A]: False at padding; None where there is none."""
+        if part.padding_mask is None:
+            return None
+        positions = self._local_positions(part.padding_mask.shape[1], part.padding_mask.device)
+        return part.padding_mask[:, positions].transpose(0, 1).contiguous()
+
+    def _noise_key(self, part: MicroBatch, iteration: int) -> NoiseKey:
+        return NoiseKey(
+            seed=self.config.training.seed,
+            iteration=iteration,
+            sample_index=part.batch.sample_index,
+            position=self._local_positions(part.batch.tokens.shape[1], part.batch.tokens.device),
+            std=self.alum.noise_std,
+        )
+
+
+def adversarial_part(micro: MicroBatch) -> MicroBatch:
+    """The first A sequences of a micro-batch with their M masked positions."""
+    sequences, rows = micro.counts.adversarial_sequences, micro.counts.adversarial_masked
+    if sequences == micro.batch.num_sequences:
+        return micro
+    batch = micro.batch
+    part = PretrainingBatch(
+        tokens=batch.tokens[:sequences],
+        token_types=batch.token_types[:sequences],
+        padding_mask=batch.padding_mask[:sequences],
+        masked_positions=batch.masked_positions[:rows],
+        masked_labels=batch.masked_labels[:rows],
+        nsp_labels=batch.nsp_labels[:sequences],
+        sample_index=batch.sample_index[:sequences],
+    )
+    return MicroBatch(part, None if micro.padding_mask is None else micro.padding_mask[:sequences], micro.counts)
+
+
+def _detached(**values: Tensor) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in values.items()}
+
+
+def _statistics(ascent: Ascent, kl_end: Tensor) -> dict[str, Tensor]:
+    names = ("effective_perturbation", "ascent_ratio", "nonfinite")
+    return {"kl_gain": kl_end - ascent.stats["inner_kl_start"], **{name: ascent.stats[name] for name in names}}

@@ -1,0 +1,97 @@
+"""Whether and from where a run continues, and what may not have changed since."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_alum.checkpoint.folder import list_iterations, read_run_config
+from megatron_alum.checkpoint.load import newest_valid
+from megatron_alum.config.cli import config_to_dict
+from megatron_alum.config.run import RunConfig
+from megatron_alum.parallel import ProcessGroups
+from megatron_alum.training.state import data_fingerprint
+
+MODEL_OPTIONS = (
+    "model_type",
+    "num_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "ffn_hidden_size",
+    "max_position_embeddings",
+    "layernorm_epsilon",
+)
+"""decide the shapes and the function of the network: never different"""
+SCHEDULE_OPTIONS = (
+    "train_iters",
+    "global_batch_size",
+    "seed",
+    "seq_length",
+    "objective",
+    "split",
+    "short_seq_prob",
+    "masking",
+    "mask_rate_start",
+    "mask_rate_end",
+    "mask_rate_steps",
+    "lr_warmup_fraction",
+    "alum_start_fraction",
+)
+"""decide which samples an iteration sees and at what rates: different with --override-schedule only"""
+
+
+def check_save_folder(config: RunConfig) -> None:
+    """Raises: ValueError when --save holds checkpoints that this run would mix with its own."""
+    save, load = config.checkpoint.save, config.checkpoint.load
+    if save is None or not list_iterations(Path(save)):
+        return
+    if load is None or Path(load).resolve() != Path(save).resolve():
+        raise ValueError(
+            f"--save must be a folder without checkpoints, but {save} holds some. "
+            f"Continue that run with --load {save}, or choose another folder."
+        )
+
+
+def find_resume(config: RunConfig, groups: ProcessGroups) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint to continue from with its config.json; None for a fresh start. Collective.
+
+    Raises: ValueError when it belongs to another model, schedule or corpus.
+    """
+    if config.checkpoint.load is None:
+        return None
+    folder = newest_valid(config.checkpoint.load, groups.world)
+    if folder is None:
+        if dist.get_rank(groups.world) == 0:
+            print(
+                f"WARNING: --load {config.checkpoint.load} holds no valid checkpoint; starting fresh.", file=sys.stderr
+            )
+        return None
+    stored = read_run_config(folder)
+    check_compatible(config, stored, folder)
+    return folder, stored
+
+
+def check_compatible(config: RunConfig, stored: dict[str, Any], folder: Path) -> None:
+    """Raises: ValueError naming the first option in which the run must equal the checkpoint but does not."""
+    options, saved = config_to_dict(config), stored["run"]
+    for name in MODEL_OPTIONS:
+        if options[name] != saved[name]:
+            raise ValueError(
+                _differs(name, saved[name], options[name], folder) + " Another model needs another --load."
+            )
+    for name in SCHEDULE_OPTIONS:
+        if options[name] != saved[name] and not config.training.override_schedule:
+            raise ValueError(_differs(name, saved[name], options[name], folder) + " Or pass --override-schedule.")
+    if data_fingerprint(config) != stored["data_sha256"]:
+        raise ValueError(
+            f"--data-path must name the corpus that {folder} was trained on, but its files differ (by their SHA-256). "
+            "Restore that corpus, or start a new run."
+        )
+
+
+def _differs(name: str, saved: Any, given: Any, folder: Path) -> str:
+    flag = "--" + name.replace("_", "-")
+    return f"{flag} must be {saved} as in {folder}, but is {given} instead."

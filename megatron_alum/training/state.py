@@ -1,0 +1,161 @@
+"""Builds everything a run needs from its configuration, and turns it into the content of a checkpoint and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_alum.checkpoint.folder import FORMAT_VERSION, TOKENIZER_FOLDER
+from megatron_alum.checkpoint.load import load_checkpoint, load_rng, model_sharded_state
+from megatron_alum.checkpoint.save import CheckpointContent
+from megatron_alum.config.cli import config_to_dict
+from megatron_alum.config.run import RunConfig
+from megatron_alum.data.blend import parse_data_path
+from megatron_alum.data.dataset import Datasets, open_datasets
+from megatron_alum.data.shards import read_manifest, shard_paths
+from megatron_alum.models import SplitBert, build_model
+from megatron_alum.parallel import ProcessGroups, seed_everything
+from megatron_alum.training.control import Watch
+from megatron_alum.training.objective import Objective
+from megatron_alum.training.optimizer import build_optimizer, wrap_data_parallel
+from megatron_alum.training.rng import TrainingRng
+from megatron_alum.training.step import Trainable
+
+# Every value as in a plain optimizer's state, so that any layout can read what another has written.
+_OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+
+@dataclass
+class TrainState(Trainable):
+    """A `Trainable` with its data, its layout and its place in the run."""
+
+    groups: ProcessGroups
+    """process groups of this rank"""
+    datasets: Datasets
+    """training and validation samples"""
+    iteration: int = 0
+    """iterations done"""
+    skipped: int = 0
+    """of those, skipped for a gradient that was not finite"""
+
+    @property
+    def network(self) -> SplitBert:
+        """The bare network below the data-parallel wrapper."""
+        return self.objective.model
+
+    @property
+    def consumed_samples(self) -> int:
+        """Global index of the first sample of the next iteration."""
+        return self.iteration * self.config.training.global_batch_size
+
+
+def open_run_data(config: RunConfig) -> Datasets:
+    """The samples of a run. Raises: ValueError for unusable shards."""
+    return open_datasets(
+        config.data,
+        model_type=config.model.model_type,
+        seq_length=config.model.seq_length,
+        train_samples=config.training.train_iters * config.training.global_batch_size,
+        seed=config.training.seed,
+    )
+
+
+def build_state(config: RunConfig, groups: ProcessGroups) -> TrainState:
+    """Fresh model, optimizer and data of a run. Collective over all ranks."""
+    config.data_parallel_size(groups.tp_size * groups.dp_size)
+    datasets = open_run_data(config)
+    seed_everything(config.training.seed, groups)
+    network = build_model(
+        config.model,
+        vocab_size=datasets.vocab_size,
+        groups=groups,
+        dtype=getattr(torch, config.precision.dtype_name),
+        seed=config.training.seed,
+        recompute=config.compute.recompute_granularity,
+    )
+    network.train()
+    model = wrap_data_parallel(network, config)
+    return TrainState(
+        config=config,
+        model=model,
+        optimizer=build_optimizer(model, config),
+        objective=Objective(network, config),
+        watch=Watch(groups.world_rank),
+        groups=groups,
+        datasets=datasets,
+    )
+
+
+def data_fingerprint(config: RunConfig) -> str:
+    """SHA-256 over the manifests of all shards in order: it changes when the corpus does, not when it moves."""
+    prefixes, weights = parse_data_path(config.data.data_path)
+    digest = hashlib.sha256(json.dumps(weights).encode())
+    for prefix in prefixes:
+        manifest = read_manifest(shard_paths(prefix)["json"])
+        digest.update(json.dumps(manifest["files"], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def checkpoint_content(state: TrainState) -> CheckpointContent:
+    """What `load_into` needs, as this rank sees it."""
+    model = model_sharded_state(state.network)
+    return CheckpointContent(
+        sharded={"model": model, "optimizer": state.optimizer.sharded_state_dict(model, metadata=_OPTIMIZER_FORMAT)},
+        rng=TrainingRng().snapshot(),
+        config=describe(state),
+        tokenizer=state.datasets.tokenizer_dir,
+    )
+
+
+def describe(state: TrainState) -> dict[str, Any]:
+    """config.json of a checkpoint: what a resume, a conversion or a reader must know."""
+    import megatron.core
+
+    return {
+        "format_version": FORMAT_VERSION,
+        "iteration": state.iteration,
+        "consumed_samples": state.consumed_samples,
+        "skipped": state.skipped,
+        "vocab_size": state.network.real_vocab_size,
+        "padded_vocab_size": state.network.vocab_size,
+        "model": dataclasses.asdict(state.config.model),
+        "run": config_to_dict(state.config),
+        "layout": {
+            "world_size": state.groups.tp_size * state.groups.dp_size,
+            "tensor_parallel_size": state.groups.tp_size,
+            "data_parallel_size": state.groups.dp_size,
+            "sequence_parallel": state.groups.sequence_parallel,
+        },
+        "data_sha256": data_fingerprint(state.config),
+        "tokenizer": TOKENIZER_FOLDER,
+        "versions": {
+            "torch": torch.__version__,
+            "megatron_core": megatron.core.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def load_into(state: TrainState, folder: Path, stored: dict[str, Any]) -> None:
+    """Continue from a checkpoint whose config.json is `stored`, saved on this layout or another. Collective.
+
+    On the same layout the random states continue, so that the run goes on bit for bit; on another one they start anew
+    from the seed and the iteration.
+    """
+    model = model_sharded_state(state.network)
+    optimizer = state.optimizer.sharded_state_dict(model, is_loading=True, metadata=_OPTIMIZER_FORMAT)
+    loaded = load_checkpoint(folder, {"model": model, "optimizer": optimizer}, state.groups.world)
+    state.network.load_state_dict(loaded["model"], strict=False)
+    state.optimizer.load_state_dict(loaded["optimizer"])
+    state.iteration, state.skipped = stored["iteration"], stored["skipped"]
+    if stored["layout"] == describe(state)["layout"]:
+        TrainingRng().restore(load_rng(folder, state.groups.world_rank))
+    else:
+        seed_everything(state.config.training.seed + state.iteration, state.groups)

@@ -1,0 +1,96 @@
+"""One iteration: from the micro-batches of a global batch to one optimizer step.
+
+    set the learning rate -> for each micro-batch: forward, loss, backward -> reduce gradients -> finite? clip, step
+
+No input or output, no argument parsing, no question which rank this is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.distributed.finalize_model_grads import finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer
+from torch import Tensor
+
+from megatron_alum.config.run import RunConfig
+from megatron_alum.training.control import Watch
+from megatron_alum.training.objective import Counts, MicroBatch, MicroLoss, Objective
+from megatron_alum.training.optimizer import apply_gradients, set_learning_rate
+from megatron_alum.training.schedule import Phase, phase_of
+
+STATISTICS = frozenset({"effective_perturbation", "ascent_ratio"})
+"""logged values that are means over micro-batches; all others are shares that add up"""
+
+
+@dataclass
+class Trainable:
+    """What a step changes."""
+
+    config: RunConfig
+    """the run"""
+    model: DistributedDataParallel
+    """the data-parallel wrapper of the network"""
+    optimizer: MegatronOptimizer
+    """Adam with its master weights"""
+    objective: Objective
+    """the losses"""
+    watch: Watch
+    """notes what is going on"""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one iteration did."""
+
+    phase: Phase
+    """objective it trained on"""
+    logged: dict[str, Tensor]
+    """0-dim device tensors of this rank: losses add up over data-parallel ranks, STATISTICS are means"""
+    learning_rate: float
+    """of this iteration"""
+    grad_norm: float
+    """global L2 norm before clipping; NaN or inf when the step was skipped"""
+    skipped: bool
+    """the gradient was not finite, so nothing was changed"""
+
+
+def train_step(state: Trainable, micro_batches: Sequence[MicroBatch], counts: Counts, iteration: int) -> StepResult:
+    """Train on one global batch; `counts` are its rows over all ranks. Collective over all ranks."""
+    phase = phase_of(iteration, state.config)
+    state.model.zero_grad_buffer()
+    state.optimizer.zero_grad()
+    rate = set_learning_rate(state.optimizer, iteration, state.config)
+    logged: dict[str, Tensor] = {}
+    for number, micro in enumerate(micro_batches):
+        state.watch.enter(f"training on micro-batch {number} of iteration {iteration}")
+        is_last = number == len(micro_batches) - 1
+        with nullcontext() if is_last else state.model.no_sync():
+            result = micro_batch_loss(state, micro, counts, iteration)
+            backward(result.loss, state.optimizer.get_loss_scale())
+        for name, value in result.logged.items():
+            share = value / len(micro_batches) if name in STATISTICS else value
+            logged[name] = logged[name] + share if name in logged else share
+    state.watch.enter(f"reducing the gradients of iteration {iteration}")
+    finalize_model_grads([state.model])
+    state.watch.enter(f"clipping and stepping in iteration {iteration}")
+    stepped, norm = apply_gradients(state.optimizer, clip_grad=state.config.optimizer.clip_grad)
+    return StepResult(phase, logged, rate, norm, not stepped)
+
+
+def micro_batch_loss(state: Trainable, micro: MicroBatch, counts: Counts, iteration: int) -> MicroLoss:
+    """The objective of this iteration's phase on one micro-batch."""
+    if phase_of(iteration, state.config) == "standard":
+        return state.objective.standard(micro, counts)
+    scale = state.optimizer.get_loss_scale()
+    return state.objective.adversarial(micro, counts, iteration=iteration, loss_scale=scale)
+
+
+def backward(loss: Tensor, loss_scale: Tensor) -> None:
+    """Backward of the scaled loss; one that is not finite makes every gradient NaN, so that all ranks skip the step."""
+    finite = torch.where(torch.isfinite(loss.detach()), 1.0, float("nan"))
+    (loss * finite * loss_scale.squeeze()).backward()

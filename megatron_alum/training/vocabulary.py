@@ -1,0 +1,121 @@
+"""Losses over the vocabulary from the rows at masked positions: with whole logits, or in pieces to bound memory.
+
+Two classes with the same methods. Rows are what `heads` returns first: logits [N, Vp], or what the decoder multiplies,
+[N, H], from which `ChunkedLogits` makes the logits of `chunk_rows` rows at a time. All losses are weighted sums over
+rows; a row of weight 0 contributes nothing, not even a NaN. Vp is this rank's part of the padded vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from megatron_alum.models import SplitBert
+from megatron_alum.ops import kl_divergence, mlm_symmetric_kl, mlm_symmetric_kl_from_hidden, symmetric_kl
+
+
+class Outputs(NamedTuple):
+    """What the divergence compares."""
+
+    rows: Tensor
+    """[N, Vp] logits, or [N, H] to make them from"""
+    nsp_logits: Tensor | None
+    """[B, 2], or None for a network without that head"""
+
+
+class VocabularyLosses(Protocol):
+    """What the adversarial step asks of the vocabulary head."""
+
+    def heads(self, hidden: Tensor, positions: Tensor) -> Outputs:
+        """Both heads on hidden [S(/tp), B, H] and masked positions int64 [N]."""
+
+    def divergence(self, clean: Tensor, adversarial: Tensor, *, symmetric: bool) -> Tensor:
+        """Sum of the rows' KL(clean || adversarial), or of the symmetric one; targets flow, detach them before."""
+
+    def mlm_and_divergence(
+        self, clean: Tensor, adversarial: Tensor, labels: Tensor, *, mlm_weight: float, kl_weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(mlm_weight * sum of MLM losses of the clean rows, sum of kl_weights [N] * symmetric KL), 0-dim each."""
+
+
+class WholeLogits:
+    """All logits at once."""
+
+    def __init__(self, model: SplitBert, *, detach_targets: bool) -> None:
+        """`detach_targets` as in AlumConfig."""
+        self.model, self.detach_targets = model, detach_targets
+        self.vocabulary = {"valid_vocab_size": model.real_vocab_size, "group": model.groups.tp}
+
+    def heads(self, hidden: Tensor, positions: Tensor) -> Outputs:
+        """Rows are logits [N, Vp]."""
+        return Outputs(*self.model.heads(hidden, positions))
+
+    def mlm(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the rows' MLM losses. The fused pass compares the logits with themselves, which costs one read."""
+        losses, _ = mlm_symmetric_kl(logits, logits.detach(), labels, **self.vocabulary)
+        return losses.sum()
+
+    def divergence(self, clean: Tensor, adversarial: Tensor, *, symmetric: bool) -> Tensor:
+        """As in the protocol."""
+        row_divergence = symmetric_kl if symmetric else kl_divergence
+        return row_divergence(clean, adversarial, detach_targets=False, **self.vocabulary).sum()
+
+    def mlm_and_divergence(
+        self, clean: Tensor, adversarial: Tensor, labels: Tensor, *, mlm_weight: float, kl_weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As in the protocol; backward writes its gradients over both logits, which nobody may use again."""
+        options: dict[str, Any] = {"detach_targets": self.detach_targets, "overwrite_logits": True, **self.vocabulary}
+        mlm, kl = mlm_symmetric_kl(clean, adversarial, labels, **options)
+        return mlm.sum() * mlm_weight, weighted_sum(kl, kl_weights)
+
+
+class ChunkedLogits:
+    """At most `chunk_rows` rows of logits, twice, exist at a time."""
+
+    def __init__(self, model: SplitBert, *, detach_targets: bool, chunk_rows: int) -> None:
+        """`detach_targets` as in AlumConfig, `chunk_rows` its head_chunk_rows."""
+        self.model, self.detach_targets, self.chunk_rows = model, detach_targets, chunk_rows
+        self.vocabulary = {"valid_vocab_size": model.real_vocab_size, "group": model.groups.tp}
+
+    def heads(self, hidden: Tensor, positions: Tensor) -> Outputs:
+        """Rows are what the decoder multiplies, [N, H]."""
+        return Outputs(self.model.mlm_hidden(hidden, positions), self.model.nsp_logits(hidden))
+
+    def divergence(self, clean: Tensor, adversarial: Tensor, *, symmetric: bool) -> Tensor:
+        """As in the protocol; the logits of a piece are computed again in backward."""
+        row_divergence = symmetric_kl if symmetric else kl_divergence
+        weight, bias = self.model.decoder_weight(), self.model.decoder_bias()
+
+        def piece(clean_rows: Tensor, adversarial_rows: Tensor) -> Tensor:
+            logits = (F.linear(rows, weight, bias) for rows in (clean_rows, adversarial_rows))
+            return row_divergence(*logits, detach_targets=False, **self.vocabulary).sum()
+
+        pieces = zip(clean.split(self.chunk_rows), adversarial.split(self.chunk_rows), strict=True)
+        sums = [checkpoint(piece, a, b, use_reentrant=False, preserve_rng_state=False) for a, b in pieces]
+        return torch.stack(sums).sum()
+
+    def mlm_and_divergence(
+        self, clean: Tensor, adversarial: Tensor, labels: Tensor, *, mlm_weight: float, kl_weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As in the protocol."""
+        return mlm_symmetric_kl_from_hidden(
+            clean,
+            adversarial,
+            self.model.decoder_weight(),
+            self.model.decoder_bias(),
+            labels,
+            mlm_row_weight=torch.full_like(kl_weights, mlm_weight),
+            kl_row_weight=kl_weights,
+            chunk_rows=self.chunk_rows,
+            detach_targets=self.detach_targets,
+            **self.vocabulary,
+        )
+
+
+def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
+    """sum of weights * values over the rows whose weight is not 0 (0 * NaN would be NaN)."""
+    return torch.where(weights == 0, torch.zeros_like(values), values * weights).sum()
