@@ -1,8 +1,8 @@
 """megatron-core's data-parallel wrapper and Adam around a model.
 
 Gradients are summed, not averaged, over the data-parallel group: every loss is already divided by a count over the
-whole global batch (`step.py`). Weight decay is decoupled and leaves out biases and LayerNorm (megatron-core's own rule: names
-ending in .bias and parameters of one dimension).
+whole global batch (`step.py`). Weight decay is decoupled and leaves out biases and LayerNorm (by megatron-core's rule:
+names ending in .bias and parameters of one dimension).
 """
 
 from __future__ import annotations
