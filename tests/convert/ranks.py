@@ -1,0 +1,80 @@
+"""What the ranks of the conversion tests run (module level, so that spawned workers can import it)."""
+
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megatron_alum.convert import hf_vocab_size, load_hf_into_model, model_config_from_hf
+from megatron_alum.models import build_model
+from megatron_alum.parallel import initialize, seed_everything
+from tests.convert.models import batch
+
+
+def build(hf_dir, tp, *, load=True, dtype=torch.float32):
+    """A network for a Hugging Face folder at tensor-parallel size `tp`, and the names of its fresh parameters."""
+    groups = initialize(tensor_parallel_size=tp)
+    seed_everything(1, groups)
+    model = build_model(
+        model_config_from_hf(hf_dir), vocab_size=hf_vocab_size(hf_dir), groups=groups, dtype=dtype, seed=9
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fresh = load_hf_into_model(hf_dir, model) if load else []
+    return model.eval(), fresh
+
+
+@torch.no_grad()
+def outputs(model):
+    """As `models.hf_outputs`, the vocabulary gathered from the tensor-parallel group and unpadded."""
+    tokens, types, mask = batch(model.model_config.model_type)
+    hidden = model.encode(model.embed(tokens, token_types=types), token_types=types, padding_mask=mask)
+    logits, nsp = model.heads(hidden, mask.flatten().nonzero().flatten())
+    parts = [torch.empty_like(logits) for _ in range(model.groups.tp_size)]
+    dist.all_gather(parts, logits, group=model.groups.tp)
+    return torch.cat(parts, -1)[:, : model.real_vocab_size], nsp, hidden.transpose(0, 1)[mask]
+
+
+def outputs_after_import(rank, world_size, hf_dir, tp):
+    model, fresh = build(hf_dir, tp)
+    return outputs(model), fresh
+
+
+def save_from_hf(rank, world_size, hf_dir, tp, root, run, tokenizer):
+    """Write a checkpoint of the imported network as training does, on this layout; returns the network's outputs."""
+    from megatron_alum.checkpoint.folder import FORMAT_VERSION
+    from megatron_alum.checkpoint.load import model_sharded_state
+    from megatron_alum.checkpoint.save import CheckpointContent, CheckpointSaver
+    from megatron_alum.config.cli import config_to_dict
+
+    model, _ = build(hf_dir, tp)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "iteration": 7,
+        "vocab_size": model.real_vocab_size,
+        "padded_vocab_size": model.vocab_size,
+        "run": {**config_to_dict(model.model_config), **run},
+    }
+    saver = CheckpointSaver(root, keep_last=1, in_background=False)
+    saver.prepare()
+    saver.save(
+        7,
+        CheckpointContent(
+            sharded={"model": model_sharded_state(model)},
+            rng={},
+            config=config,
+            tokenizer=None if tokenizer is None else Path(tokenizer),
+        ),
+    )
+    saver.close()
+    return outputs(model)
+
+
+def outputs_of_checkpoint(rank, world_size, hf_dir, tp, checkpoint):
+    """Outputs of a network loaded by megatron-core from a checkpoint folder."""
+    from megatron_alum.checkpoint.load import load_model_weights
+
+    model, _ = build(hf_dir, tp, load=False)
+    load_model_weights(checkpoint, model)
+    return outputs(model)
