@@ -30,12 +30,24 @@ def num_cores() -> int:
 @contextmanager
 def open_executor(scheduler: str, workers: int) -> Iterator[tuple[Executor, int]]:
     """(executor, number of workers) of `scheduler`: "local" with `workers` processes, or a Dask scheduler's address."""
-    if scheduler == "local":
+    if scheduler == "local" and workers == 1:
+        yield _InThisProcess(), 1
+    elif scheduler == "local":
         with _local_pool(workers) as pool:
             yield pool, workers
     else:
         with _dask_executor(scheduler) as found:
             yield found
+
+
+class _InThisProcess(Executor):
+    """One worker needs no second process: a traceback is plain and a debugger works."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run `fn` now."""
+        future: Future[T] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
 
 
 @contextmanager
@@ -73,9 +85,7 @@ def _dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
     try:
         client = Client(address, timeout="15s")
     except (OSError, TimeoutError) as error:
-        raise ValueError(
-            f"--scheduler must be a running Dask scheduler, but {address} does not answer: {error}"
-        ) from error
+        raise ValueError(f"--scheduler must be a Dask scheduler, but {address} does not answer: {error}") from error
     with client:
         threads = sum(client.nthreads().values())
         if threads == 0:
@@ -99,8 +109,8 @@ def map_in_order(
             yield _first_result(ahead)
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "A worker process died without a traceback (killed from outside, or out of memory). Free some memory or lower "
-            "--workers, then run again with --resume."
+            "A worker process died without a traceback (killed from outside, or out of memory). "
+            "Free some memory or lower --workers, then run again with --resume."
         ) from error
     finally:
         for _task, future in ahead:

@@ -4,9 +4,10 @@ A line of cleaned text is cut after a run of terminators (. ! ? and the ellipsis
 where white space and a plausible beginning follow; CJK full stops need no white space. These do not end a sentence:
 
     a lower-case letter follows              "approx. ten", "Yahoo! is"
-    a title or a never-final abbreviation    Dr. Mr. St. vs. e.g. No.
+    a title or a never-final abbreviation    Dr. Mr. St. vs. e.g.
     an initial before a name                 J. R. R. Tolkien
     an abbreviation that may be final        etc. Inc. U.S. p.m. : only before a common first word (The, In, He ...)
+    an abbreviation before a number          No. 5, pp. 12, Dec. 7
     the number that opens a line             1. First
     a decimal, a version, a host name        3.14, example.com: no white space follows
 
@@ -32,23 +33,27 @@ _LOOKBACK = 24
 """Characters before a terminator that are searched for its word: longer words are no abbreviations."""
 
 NEVER_FINAL = frozenset(
-    "mr mrs ms dr prof st mt ft gen col maj capt lt sgt cpl pvt adm cmdr brig rev hon gov sen rep pres msgr fr sr. "
-    "vs v cf viz e.g i.e eg ie al nos no vol vols pp pg ch fig figs sec art eds ed trans approx ca c b d r born "
-    "jan feb mar apr jun jul aug sept sep oct nov dec mon tue tues wed thu thur thurs fri sat sun "
-    "op cit ibid est min max dept univ asst assoc supt insp messrs mme mlle mgr lat long".split()
+    "mr mrs ms messrs mme mlle dr prof st ste mt ft gen col maj capt lt sgt cpl pvt adm cmdr brig rev hon gov sen rep "
+    "pres msgr supt insp vs v cf viz e.g i.e eg ie eds trans approx dept univ asst assoc op".split()
 )
 """Lower-case words that, followed by a period, do not end a sentence."""
+BEFORE_NUMBERS = frozenset(
+    "no nos vol vols p pp pg ch fig figs sec art ca c b d est max min "
+    "jan feb mar apr jun jul aug sept sep oct nov dec mon tue tues wed thu thur thurs fri sat sun".split()
+)
+"""Lower-case words that, followed by a period and a digit, do not end a sentence: many are words of their own."""
 MAYBE_FINAL = frozenset(
     "etc inc co corp ltd bros jr sr esq ph.d m.d b.a m.a b.s m.s d.c u.s u.k u.n u.s.a p.m a.m b.c a.d b.c.e c.e "
-    "plc llc rd ave blvd hwy sq ft lb lbs oz mi km cm mm kg hr hrs min mins sec secs govt intl natl dist".split()
+    "al ed ibid plc llc rd ave blvd hwy sq ft lb lbs oz mi km cm mm kg hr hrs mins secs govt intl natl dist".split()
 )
 """Lower-case words that, followed by a period, end a sentence only before a common first word."""
 FIRST_WORDS = frozenset(
-    "The This That These Those There Their They Then Thus Though Through To Today A An And As At After Although Also "
-    "All Among Another Any Around Because Before Between Both But By During Despite Due Each Early Even Every For From "
-    "Following Further Furthermore He Her Here His How However I If In Instead Into It Its Later Like Many More Most Moreover My "
-    "Nevertheless No Nor Not Now Of On Once One Only Or Other Our Over She Several Since So Some Soon Still Such Under "
-    "Unlike Until Upon Was We Were What When Where Whether Which While Who With Within Without Yet You Your".split()
+    "A After All Also Although Among An And Another Any Around As At Because Before Between Both But By Despite "
+    "Due During Each Early Even Every Following For From Further Furthermore He Her Here His How However I If In "
+    "Instead Into It Its Later Like Many More Moreover Most My Nevertheless No Nor Not Now Of On Once One Only Or "
+    "Other Our Over Several She Since So Some Soon Still Such That The Their Then There These They This Those "
+    "Though Through Thus To Today Under Unlike Until Upon Was We Were What When Where Whether Which While Who "
+    "With Within Without Yet You Your".split()
 )
 """Words that begin sentences often and names seldom."""
 
@@ -101,7 +106,7 @@ def _period_ends(line: str, start: int, period: int, after: int) -> bool:
         return True
     word = found[0]
     lower = word.lower()
-    if lower in NEVER_FINAL and not (lower == "no" and next_word in FIRST_WORDS):
+    if lower in NEVER_FINAL or (lower in BEFORE_NUMBERS and next_word[:1].isdigit()):
         return False
     if word.isdigit():
         return found.start() > start or start > 0

@@ -16,8 +16,10 @@ import hashlib
 import json
 import os
 import struct
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +55,20 @@ class ShardIndex:
 
 @dataclass(frozen=True)
 class Shards:
-    """A checked corpus: `indexed` is megatron-core's own IndexedDataset over it."""
+    """A checked corpus."""
 
     prefix: str
-    indexed: Any
     index: ShardIndex
     manifest: dict[str, Any]
     tokenizer_dir: Path
+
+    @cached_property
+    def indexed(self) -> Any:
+        """megatron-core's own reader; imported here because that takes seconds and its warnings are not ours."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from megatron.core.datasets.indexed_dataset import IndexedDataset
+        return IndexedDataset(self.prefix)
 
     @property
     def num_documents(self) -> int:
@@ -102,9 +111,7 @@ def open_shards(prefix: str | Path, *, verify: bool = False) -> Shards:
     _check_counts(index, manifest, paths["json"])
     if verify:
         verify_checksums(prefix, manifest)
-    from megatron.core.datasets.indexed_dataset import IndexedDataset  # seconds to import: only where it is used
-
-    return Shards(str(prefix), IndexedDataset(str(prefix)), index, manifest, paths["tokenizer"])
+    return Shards(str(prefix), index, manifest, paths["tokenizer"])
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_alum.data.shards import Shards
+from megatron_alum.data.shards import Shards, shard_paths
 
 QUANTILES = (0.05, 0.5, 0.95, 1.0)
 SAMPLE_TOKENS = 5_000_000
@@ -18,13 +18,14 @@ SAMPLE_TOKENS = 5_000_000
 def describe(shards: Shards, tokenizer: Any) -> dict[str, Any]:
     """Counts, quantiles of tokens a sentence and of sentences and tokens a document, share of unknown tokens."""
     index = shards.index
-    ends = np.concatenate([[0], np.cumsum(index.lengths, dtype=np.int64)])
-    tokens_a_document = np.diff(ends[index.documents])
+    num_tokens = shard_paths(shards.prefix)["bin"].stat().st_size // index.dtype.itemsize
+    starts = np.append(index.offsets, num_tokens * index.dtype.itemsize) // index.dtype.itemsize
+    tokens_a_document = np.diff(starts[index.documents])
     sample = np.memmap(f"{shards.prefix}.bin", index.dtype, mode="r")[:SAMPLE_TOKENS]
     return {
         "documents": index.num_documents,
         "sentences": index.num_sentences,
-        "tokens": int(ends[-1]),
+        "tokens": num_tokens,
         "dtype": index.dtype.name,
         "vocabulary": len(tokenizer),
         "tokens a sentence": quantiles(index.lengths),

@@ -158,7 +158,7 @@ def _train_unigram(lines: Iterator[str], settings: VocabularySettings, lower: bo
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     strip = lower if settings.strip_accents is None else settings.strip_accents
-    steps = [normalizers.NFKC()]
+    steps: list[Any] = [normalizers.NFKC()]
     if strip:
         steps += [normalizers.NFD(), normalizers.StripAccents()]
     if lower:
