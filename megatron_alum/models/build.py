@@ -45,13 +45,14 @@ def build_model(
     """
     _check_divisible("--num-attention-heads", model_config.num_attention_heads, groups.tp_size)
     _check_divisible("--ffn-hidden-size", model_config.ffn_hidden_size, groups.tp_size)
-    model = SplitBert(
-        model_config,
-        config=transformer_config(model_config, groups=groups, dtype=dtype, recompute=recompute),
-        vocab_size=vocab_size,
-        padded_vocab_size=padded_vocab_size(vocab_size, model_config.make_vocab_size_divisible_by, groups.tp_size),
-        groups=groups,
-    )
+    with torch.random.fork_rng(devices=[]):  # torch's modules draw weights on construction, to be overwritten below
+        model = SplitBert(
+            model_config,
+            config=transformer_config(model_config, groups=groups, dtype=dtype, recompute=recompute),
+            vocab_size=vocab_size,
+            padded_vocab_size=padded_vocab_size(vocab_size, model_config.make_vocab_size_divisible_by, groups.tp_size),
+            groups=groups,
+        )
     initialize_weights(model, model_config, vocab_size=vocab_size, seed=seed, groups=groups)
     return model.to(device=groups.device, dtype=dtype)
 

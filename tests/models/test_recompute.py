@@ -1,0 +1,34 @@
+"""Recomputing activations changes no number: dropout masks are replayed, the inner pass works by `.backward()`."""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+
+from tests.helpers.distributed import run_ranks
+from tests.models.alum_step import gradients
+from tests.models.batches import make_batch
+from tests.models.test_gradients import small_config
+
+
+@functools.cache
+def _answers(model_type, world_size, sequence_parallel, recompute, adversarial=True):
+    config = dataclasses.replace(small_config(model_type), hidden_dropout=0.2, attention_dropout=0.2)
+    options = {"sequence_parallel": sequence_parallel, "recompute": recompute, "adversarial": adversarial}
+    return run_ranks(world_size, gradients, config, make_batch(model_type), options)
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+@pytest.mark.parametrize(("world_size", "sequence_parallel"), [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize("model_type", ["megatron-bert", "roberta"])
+def test_alum_step_with_dropout_is_bit_equal(model_type, world_size, sequence_parallel, recompute):
+    expected = _answers(model_type, world_size, sequence_parallel, "none")
+    actual = _answers(model_type, world_size, sequence_parallel, recompute)
+    for (whole, losses, inner_main_grad, _), (expected_whole, expected_losses, _, _) in zip(
+        actual, expected, strict=True
+    ):
+        assert inner_main_grad == 0.0
+        assert losses == expected_losses
+        for name in expected_whole:
+            assert torch.equal(whole[name], expected_whole[name]), name
