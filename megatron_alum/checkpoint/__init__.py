@@ -5,5 +5,8 @@ The names below need no megatron-core; `save` and `load` do and are imported whe
 
 from megatron_alum.checkpoint.folder import find_checkpoint, read_run_config
 from megatron_alum.checkpoint.metadata import read_metadata
+from megatron_alum.compat import silence_fallback_warnings
+
+silence_fallback_warnings()
 
 __all__ = ["find_checkpoint", "read_metadata", "read_run_config"]

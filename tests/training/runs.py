@@ -1,0 +1,89 @@
+"""Small pre-training runs for the tests: a corpus of real prose, and `launch`, which trains on several gloo ranks."""
+
+import contextlib
+import io
+import json
+import pydoc_data.topics
+from pathlib import Path
+
+from megatron_alum.config.cli import parse_config
+from megatron_alum.config.run import RunConfig
+from tests.data.prep.corpora import prepare, write_jsonl
+from tests.helpers.distributed import run_ranks
+
+NUM_DOCUMENTS = 40
+"""articles of the test corpus: documentation text that every CPython carries"""
+TINY = {
+    "num-layers": 2,
+    "hidden-size": 32,
+    "num-attention-heads": 4,
+    "seq-length": 48,
+    "micro-batch-size": 2,
+    "global-batch-size": 8,
+    "train-iters": 20,
+    "lr": 1e-3,
+    "save-interval": 0,
+    "eval-interval": 0,
+    "progress-bar": "false",
+    "prefetch-batches": 2,
+}
+"""a network that takes milliseconds a step"""
+EXACT = {"hidden-dropout": 0.0, "attention-dropout": 0.0, "alum-epsilon": 0.05, "alum-noise-std": 0.05}
+"""where layouts can be compared: at the paper's 1e-5 rounding alone moves the divergence by 1 %"""
+
+
+def build_corpus(folder: Path) -> str:
+    """Shards of NUM_DOCUMENTS articles with a spelling vocabulary of about 120 entries; returns the prefix."""
+    texts = [topic for topic in pydoc_data.topics.topics.values() if len(topic) > 400][:NUM_DOCUMENTS]
+    source = write_jsonl(folder / "topics.jsonl", [text[:3000] for text in texts])
+    prepare(folder, source, output_prefix=str(folder / "topics"))
+    return str(folder / "topics")
+
+
+def arguments(prefix: str, save: Path | str | None, **options: object) -> list[str]:
+    """A command line: TINY and the given options, underscores for dashes."""
+    given = {**TINY, **{name.replace("_", "-"): value for name, value in options.items()}}
+    given = {"data-path": prefix, **({"save": save} if save is not None else {}), **given}
+    return [
+        word
+        for name, value in given.items()
+        for word in (f"--{name}", str(value).lower() if isinstance(value, bool) else str(value))
+    ]
+
+
+def launch(world_size: int, prefix: str, save: Path, **options: object) -> list[dict]:
+    """Train on `world_size` gloo ranks and return the rows of metrics.jsonl."""
+    run_ranks(world_size, train_quietly, arguments(prefix, save, **options))
+    return read_rows(save)
+
+
+def train_quietly(rank: int, world_size: int, argv: list[str]) -> None:
+    """One rank of a run."""
+    from megatron_alum.training.loop import train
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        train(parse_config(RunConfig, argv))
+
+
+def read_rows(save: Path, name: str = "metrics.jsonl") -> list[dict]:
+    """The rows of one of the run's files."""
+    return [json.loads(line) for line in (Path(save) / name).read_text().splitlines()]
+
+
+def without_timing(rows: list[dict]) -> list[dict]:
+    """The rows without what a clock decides."""
+    return [{name: value for name, value in row.items() if name != "tokens_per_second"} for row in rows]
+
+
+def largest_difference(rows: list[dict], expected: list[dict], names: tuple[str, ...]) -> dict[str, float]:
+    """{name: largest relative difference}; both None is equal, one None infinite."""
+    worst = dict.fromkeys(names, 0.0)
+    assert [row["iteration"] for row in rows] == [row["iteration"] for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        for name in names:
+            a, b = row[name], other[name]
+            if (a is None) != (b is None):
+                worst[name] = float("inf")
+            elif a is not None:
+                worst[name] = max(worst[name], abs(a - b) / max(abs(b), 1e-30))
+    return worst

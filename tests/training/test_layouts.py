@@ -1,0 +1,42 @@
+"""The same run on other layouts: losses within TOLERANCE of the single process, both phases included.
+
+dropout 0, float32, epsilon = noise_std = 0.05, 20 iterations, global batch 8: the divergence is of the order of 1, so
+float32 rounding (1e-7 a sum, growing with the updates) is what is left to differ.
+"""
+
+import functools
+
+import pytest
+
+from tests.training.runs import EXACT, largest_difference, launch
+
+LOSSES = ("lm_loss", "nsp_loss", "alum_kl", "alum_nsp_kl", "grad_norm")
+TOLERANCE = 1e-4
+"""relative, over 20 iterations: the project's own promise"""
+
+
+@pytest.fixture(scope="module")
+def single(prefix, tmp_path_factory):
+    """Rows of the single-process run, by its options, computed once."""
+
+    @functools.cache
+    def run(**options):
+        return launch(1, prefix, tmp_path_factory.mktemp("single"), **EXACT, **options)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("world_size", "layout"),
+    [
+        pytest.param(2, {"tensor_model_parallel_size": 2}, id="tp2"),
+        pytest.param(2, {}, id="dp2"),
+        pytest.param(1, {"micro_batch_size": 8}, id="one-micro-batch"),
+    ],
+)
+def test_losses_do_not_depend_on_the_layout(single, prefix, tmp_path, world_size, layout):
+    rows = launch(world_size, prefix, tmp_path / "run", **EXACT, **layout)
+    expected = single()
+    assert [row["phase"] for row in rows] == ["standard"] * 10 + ["alum"] * 10
+    worst = largest_difference(rows, expected, LOSSES)
+    assert max(worst.values()) < TOLERANCE, worst

@@ -1,0 +1,100 @@
+"""Stopping and continuing: bit for bit on the same layout, within rounding on another, refused where it would mix runs."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from tests.training.runs import EXACT, largest_difference, launch, read_rows, without_timing
+
+LOSSES = ("lm_loss", "nsp_loss", "alum_kl", "grad_norm")
+TOLERANCE = 1e-4
+"""relative, as in test_layouts.py"""
+
+
+@pytest.fixture(scope="module")
+def interrupted(prefix, tmp_path_factory):
+    """A TP=2 run of 12 iterations with dropout that stopped after 7, and the rows of the uninterrupted one."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    straight = launch(2, prefix, folder / "straight", tensor_model_parallel_size=2, train_iters=12)
+    launch(2, prefix, folder / "run", tensor_model_parallel_size=2, train_iters=12, exit_interval=7)
+    return folder / "run", straight
+
+
+def copy_of(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_exit_interval_stops_with_a_checkpoint(interrupted):
+    run, straight = interrupted
+    assert without_timing(read_rows(run)) == without_timing(straight[:7])
+    assert (run / "latest_checkpointed_iteration.txt").read_text() == "7\n"
+    config = json.loads((run / "iter_0000007" / "config.json").read_text())
+    assert (config["iteration"], config["consumed_samples"]) == (7, 56)
+    assert config["run"]["train_iters"] == 12 and config["layout"]["tensor_parallel_size"] == 2
+
+
+def test_a_resumed_run_equals_the_straight_one_bit_for_bit(interrupted, prefix, tmp_path):
+    """Dropout is on: its generators continue too. A row past the checkpoint and half a row are dropped first."""
+    run, straight = interrupted
+    run = copy_of(run, tmp_path)
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write(json.dumps({**straight[7], "lm_loss": 99.0}) + "\n" + '{"iteration": 9, "ph')
+    rows = launch(2, prefix, run, load=run, tensor_model_parallel_size=2, train_iters=12)
+    assert without_timing(rows) == without_timing(straight)
+
+
+def test_a_checkpoint_of_two_tensor_parallel_ranks_continues_on_one(prefix, tmp_path):
+    straight = launch(1, prefix, tmp_path / "straight", **EXACT)
+    launch(2, prefix, tmp_path / "run", **EXACT, tensor_model_parallel_size=2, exit_interval=8)
+    rows = launch(1, prefix, tmp_path / "run", load=tmp_path / "run", **EXACT)
+    worst = largest_difference(rows, straight, LOSSES)
+    assert max(worst.values()) < TOLERANCE, worst
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"num_layers": 1}, "--num-layers must be 2 as in .*iter_0000007, but is 1 instead"),
+        ({"hidden_size": 64}, "--hidden-size must be 32 as in .*, but is 64 instead"),
+        ({"train_iters": 14}, "--train-iters must be 12 as in .*, but is 14 instead. Or pass --override-schedule"),
+        ({"seed": 4}, "--seed must be 1234 as in .*, but is 4 instead"),
+        ({"load": None}, "--save must be a folder without checkpoints, but .* holds some"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_may_not_change_is_refused(interrupted, prefix, options, sentence):
+    run, _ = interrupted
+    given = {"load": run, "train_iters": 12, **options}
+    given = {name: value for name, value in given.items() if value is not None}
+    before = sorted(path.name for path in run.iterdir())
+    with pytest.raises(ValueError, match=re.compile(sentence)):
+        launch(1, prefix, run, **given)
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_another_corpus_is_refused(interrupted, prefix, tmp_path):
+    run, _ = interrupted
+    for suffix in (".bin", ".idx", ".json"):
+        shutil.copy(prefix + suffix, tmp_path / f"other{suffix}")
+    shutil.copytree(f"{prefix}-tokenizer", tmp_path / "other-tokenizer")
+    launch(1, str(tmp_path / "other"), copy_of(run, tmp_path), load=tmp_path / "run", train_iters=12, exit_interval=8)
+    manifest = json.loads((tmp_path / "other.json").read_text())
+    manifest["files"][".bin"]["sha256"] = "0" * 64
+    (tmp_path / "other.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="--data-path must name the corpus that .* was trained on"):
+        launch(1, str(tmp_path / "other"), tmp_path / "run", load=tmp_path / "run", train_iters=12)
+
+
+def test_a_longer_schedule_is_accepted_on_request(interrupted, prefix, tmp_path):
+    run, _ = interrupted
+    copied = copy_of(run, tmp_path)
+    rows = launch(1, prefix, copied, load=copied, train_iters=14, override_schedule=True, exit_interval=8)
+    assert len(rows) == 8
+
+
+def test_load_without_a_checkpoint_starts_fresh(prefix, tmp_path):
+    rows = launch(1, prefix, tmp_path / "run", load=tmp_path / "run", train_iters=2)
+    assert [row["iteration"] for row in rows] == [1, 2]
