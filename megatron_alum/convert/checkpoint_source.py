@@ -12,6 +12,8 @@ from megatron_alum.config.model import ModelConfig
 from megatron_alum.convert.keys import ARCHITECTURES
 from megatron_alum.convert.megatron_folder import DistributedTensors, read_megatron_tensors
 from megatron_alum.convert.to_hf import ExportSource
+from megatron_alum.data.blend import parse_data_path
+from megatron_alum.data.shards import shard_paths
 
 HF_CONFIG_KEY = "hf_config"
 """Key of a checkpoint's config.json that keeps the config.json of the model it was imported from."""
@@ -42,22 +44,20 @@ def read_checkpoint_source(load: str | Path) -> ExportSource:
 
 
 def model_config_of(config: dict[str, Any], folder: Path) -> ModelConfig:
-    """The ModelConfig among the flags of a checkpoint's configuration. Raises: ValueError when a field is absent."""
-    names = [field.name for field in fields(ModelConfig)]
-    missing = [name for name in names if name not in config["run"]]
-    if missing:
-        raise ValueError(f"The configuration of {folder} must hold the model's flags, but lacks {', '.join(missing)}.")
-    return ModelConfig(**{name: config["run"][name] for name in names})
+    """The ModelConfig that a checkpoint's configuration describes. Raises: ValueError when fields are absent."""
+    stored = config.get("model")
+    names = {field.name for field in fields(ModelConfig)}
+    if not isinstance(stored, dict) or set(stored) != names:
+        raise ValueError(f"`model` in {folder}/config.json must hold {', '.join(sorted(names))}, but does not.")
+    return ModelConfig(**stored)
 
 
 def _manifests(config: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     """The manifests of the shards, where they still lie at the paths of the run."""
-    found = []
-    for part in config["run"].get("data_path") or ():
-        path = Path(f"{part}.json")
-        if path.is_file():
-            found.append(json.loads(path.read_text(encoding="utf-8")))
-    return tuple(found)
+    data_path = config["run"].get("data_path")
+    prefixes = parse_data_path(data_path)[0] if data_path else []
+    paths = [shard_paths(prefix)["json"] for prefix in prefixes]
+    return tuple(json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file())
 
 
 def _metrics(path: Path, iteration: int) -> tuple[dict[str, Any], ...]:

@@ -74,6 +74,7 @@ def _write_checkpoint(root: Path, model: SplitBert, folder: Path) -> None:
         "iteration": 0,
         "vocab_size": model.real_vocab_size,
         "padded_vocab_size": model.vocab_size,
+        "model": asdict(model.model_config),
         "run": asdict(model.model_config),
         HF_CONFIG_KEY: read_hf_config(folder),
     }

@@ -1,6 +1,7 @@
 """What the ranks of the conversion tests run (module level, so that spawned workers can import it)."""
 
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -46,7 +47,6 @@ def save_from_hf(rank, world_size, hf_dir, tp, root, run, tokenizer):
     from megatron_alum.checkpoint.folder import FORMAT_VERSION
     from megatron_alum.checkpoint.load import model_sharded_state
     from megatron_alum.checkpoint.save import CheckpointContent, CheckpointSaver
-    from megatron_alum.config.cli import config_to_dict
 
     model, _ = build(hf_dir, tp)
     config = {
@@ -54,7 +54,8 @@ def save_from_hf(rank, world_size, hf_dir, tp, root, run, tokenizer):
         "iteration": 7,
         "vocab_size": model.real_vocab_size,
         "padded_vocab_size": model.vocab_size,
-        "run": {**config_to_dict(model.model_config), **run},
+        "model": asdict(model.model_config),
+        "run": {**asdict(model.model_config), **run},
     }
     saver = CheckpointSaver(root, keep_last=1, in_background=False)
     saver.prepare()
