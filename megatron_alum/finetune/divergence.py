@@ -84,7 +84,8 @@ def _mean_kl(clean: Tensor, adversarial: Tensor, counted: Tensor | None, symmetr
 
 def _squared_error(clean: Tensor, adversarial: Tensor, symmetric: bool, detach: bool) -> Tensor:
     """Mean squared difference; symmetric counts it in both directions, so that detaching keeps the value."""
-    clean, adversarial = clean.float().flatten(), adversarial.float().flatten()
+    work = torch.float64 if clean.dtype == torch.float64 else torch.float32
+    clean, adversarial = clean.to(work).flatten(), adversarial.to(work).flatten()
     target_a = clean.detach() if detach else clean
     loss = (adversarial - target_a).square().mean()
     if symmetric:

@@ -26,6 +26,9 @@ class HasLabelsLoss(Protocol):
     accelerator: Any
     current_gradient_accumulation_steps: int
 
+    def noise_seed(self) -> int:
+        """A seed of this micro-batch and process."""
+
     def labels_loss(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """The labels' loss of a batch."""
 
@@ -40,7 +43,7 @@ def freelb_backward(
     returns."""
     mask = perturbable(inputs).unsqueeze(-1)
     with torch.no_grad():
-        delta = uniform_start(split.embed(inputs), mask, config.init_magnitude)
+        delta = uniform_start(split.embed(inputs), mask, config.init_magnitude, trainer.noise_seed())
     dropout = TorchDropoutState()
     snapshot, total = dropout.snapshot(), torch.zeros((), device=delta.device)
     for step in range(config.num_steps):
@@ -59,11 +62,15 @@ def freelb_backward(
     return total
 
 
-def uniform_start(x: Tensor, mask: Tensor, magnitude: float) -> Tensor:
-    """Uniform in [-1, 1] times magnitude / sqrt(tokens * H) per sequence, 0 at pads; x [B, S, H], mask [B, S, 1]."""
+def uniform_start(x: Tensor, mask: Tensor, magnitude: float, seed: int) -> Tensor:
+    """Uniform in [-1, 1] times magnitude / sqrt(tokens * H) per sequence, 0 at pads; x [B, S, H], mask [B, S, 1].
+
+    Has its own generator, so that dropout draws what it would without it.
+    """
+    generator = torch.Generator(device=x.device).manual_seed(seed)
     dimensions = mask.sum(dim=(1, 2), keepdim=True).clamp(min=1) * x.shape[-1]
-    noise = torch.empty_like(x, dtype=torch.float32).uniform_(-1, 1) * (magnitude / dimensions.sqrt())
-    return torch.where(mask, noise, torch.zeros_like(noise))
+    noise = torch.empty_like(x, dtype=torch.float32).uniform_(-1, 1, generator=generator)
+    return torch.where(mask, noise * (magnitude / dimensions.sqrt()), torch.zeros_like(noise))
 
 
 def moved(delta: Tensor, grad: Tensor, mask: Tensor, config: FreeLbConfig) -> Tensor:

@@ -55,7 +55,7 @@ class AlumTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # losses are means per micro-batch, as the divergence is
         self.statistics: dict[str, Tensor] = {}
         self.statistics_count = 0
-        self.micro_step = (0, 0)
+        self.micro_step = (-1, 0)
         self.average: MovingAverage | None = None
         if self.method.bregman_weight > 0:
             self.average = MovingAverage(self.method.bregman_momentum)
@@ -148,19 +148,28 @@ class AlumTrainer(Trainer):
 
     def _noise_key(self, embeddings: Tensor) -> NoiseKey:
         """A random start named by seed, micro-batch since the start of training, process and row: resumable."""
-        step, micro = self.micro_step
-        self.micro_step = (step, micro + 1) if step == self.state.global_step else (self.state.global_step, 0)
-        step, micro = self.micro_step
         batch, positions = embeddings.shape[:2]
         device = embeddings.device
         return NoiseKey(
             seed=self.args.seed,
-            iteration=step * self.args.gradient_accumulation_steps + micro,
+            iteration=self._next_micro_batch(),
             sample_index=torch.arange(batch, device=device) + self.args.process_index * batch,
             position=torch.arange(positions, device=device),
             std=self.method.config.noise_std,
             batch_first=True,
         )
+
+    def noise_seed(self) -> int:
+        """A seed for FreeLB's start, of this micro-batch and process."""
+        count = self._next_micro_batch() * self.args.world_size + self.args.process_index
+        return (self.args.seed * 1_000_003 + count) % 2**63
+
+    def _next_micro_batch(self) -> int:
+        """Number of this micro-batch since the start of training, by the Trainer's step: resuming keeps it."""
+        step, micro = self.micro_step
+        self.micro_step = (step, micro + 1) if step == self.state.global_step else (self.state.global_step, 0)
+        step, micro = self.micro_step
+        return step * self.args.gradient_accumulation_steps + micro
 
     def _record(self, stats: dict[str, Tensor]) -> None:
         """Add to the running sums, on the device."""

@@ -1,0 +1,173 @@
+"""Settings of tools/finetune.py: what to train on, how, and which grid to search. ALUM's own flags override the
+method's.
+
+Flags bear the names of Hugging Face's example scripts where those have them. Lists (`--seeds 1 2 3`) span a grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+
+@dataclass(frozen=True)
+class FinetuneDataConfig:
+    """Task and data"""
+
+    model: str
+    """Hugging Face folder of the encoder to fine-tune (also what convert_checkpoint.py writes)"""
+    task: str
+    """cola sst2 mrpc stsb qqp mnli qnli rte wnli ax snli scitail fever anli anli-all squad-v1.1 squad-v2 adv-squad swag
+    hellaswag bc2gm ncbi-disease jnlpba custom"""
+    output: str
+    """folder of results.jsonl, predictions and the best model"""
+    data_dir: str = "."
+    """folder of the task's official files, or the one above it"""
+    tokenizer: str | None = None
+    """tokenizer folder, if not the model's own"""
+    max_train_samples: int | None = None
+    """examples of the training set to use, the first so many after a shuffle with seed 0; all by default"""
+    max_eval_samples: int | None = None
+    """examples of each evaluated split to use; all by default"""
+    max_seq_length: int = 512
+    """tokens of the longest input; lowered to what the model takes"""
+    doc_stride: int = 128
+    """tokens shared by neighbouring windows of a SQuAD context, at most a quarter of --max-seq-length"""
+    n_best_size: int = 20
+    """candidate starts and ends of an answer per window"""
+    max_answer_length: int = 30
+    """longest answer, in tokens"""
+    null_score_diff_threshold: float = 0.0
+    """margin by which "no answer" must win in SQuAD v2.0"""
+    train_file: str | None = None
+    """training file of --task custom (.tsv with header, .csv, .jsonl)"""
+    validation_file: str | None = None
+    """validation file of --task custom"""
+    test_file: str | None = None
+    """test file of --task custom"""
+    text_column: str = "sentence"
+    """text column of --task custom"""
+    text_pair_column: str | None = None
+    """second text column of --task custom"""
+    label_column: str = "label"
+    """label column of --task custom"""
+    labels: tuple[str, ...] = ()
+    """class names of --task custom; none makes it a regression"""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that no run can use."""
+        if self.task == "custom" and (self.validation_file is None or self.train_file is None):
+            raise ValueError("--train-file and --validation-file must be given with --task custom, but are not.")
+        for name in ("max_train_samples", "max_eval_samples", "max_seq_length", "n_best_size", "max_answer_length"):
+            _require_positive(name, getattr(self, name))
+        if self.doc_stride < 0:
+            raise ValueError(f"--doc-stride must be at least 0, but is {self.doc_stride} instead.")
+
+
+@dataclass(frozen=True)
+class FinetuneTrainingConfig:
+    """Training"""
+
+    method: Literal["none", "alum", "smart", "freelb", "r-drop"] = "none"
+    """how the labels' loss is regularised"""
+    alum: bool = False
+    """short for --method alum"""
+    bregman_weight: float = 0.0
+    """weight of SMART's divergence from a moving average of the model; any method"""
+    seeds: tuple[int, ...] = (42,)
+    """one run each"""
+    learning_rate: tuple[float, ...] = (2e-5,)
+    """peak learning rates to try"""
+    per_device_train_batch_size: tuple[int, ...] = (32,)
+    """batch sizes to try"""
+    paper_grid: bool = False
+    """the paper's search: learning rates 5e-6 8e-6 1e-5 2e-5, batches 16 32 64, 10 epochs"""
+    num_train_epochs: float = 3.0
+    """passes over the training set"""
+    max_steps: int | None = None
+    """optimizer steps instead of epochs"""
+    per_device_eval_batch_size: int = 64
+    """examples of an evaluation batch"""
+    gradient_accumulation_steps: int = 1
+    """micro-batches of an optimizer step"""
+    optim: Literal["adam", "radam"] = "adam"
+    """Adam or rectified Adam, both with decoupled weight decay"""
+    weight_decay: float = 0.01
+    """decoupled, none on biases and LayerNorm"""
+    warmup_ratio: float = 0.1
+    """share of the steps in which the learning rate rises; it falls linearly afterwards"""
+    max_grad_norm: float = 1.0
+    """clipping norm"""
+    early_stopping_patience: int = 0
+    """epochs without a better result on the development set before a run stops; 0 never stops early"""
+    bf16: bool = False
+    """bfloat16 mixed precision"""
+    fp16: bool = False
+    """float16 mixed precision"""
+    torch_compile: bool = False
+    """compile the model"""
+    logging_steps: int = 50
+    """optimizer steps between log lines"""
+    save_model: bool = True
+    """keep the best model of all runs in OUTPUT/model"""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that no run can use."""
+        for name in ("per_device_eval_batch_size", "gradient_accumulation_steps", "max_steps", "logging_steps"):
+            _require_positive(name, getattr(self, name))
+        for name in ("seeds", "learning_rate", "per_device_train_batch_size"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name.replace('_', '-')} must have at least one value, but has none.")
+        if self.num_train_epochs <= 0:
+            raise ValueError(f"--num-train-epochs must be above 0, but is {self.num_train_epochs} instead.")
+        if self.alum and self.method not in ("none", "alum"):
+            raise ValueError(f"--alum must not be combined with another --method, but is with {self.method}.")
+        if self.bf16 and self.fp16:
+            raise ValueError("--bf16 and --fp16 must not be combined, but both are given. Choose one.")
+
+
+@dataclass(frozen=True)
+class AlumOverrides:
+    """Settings of the method, where they differ from its preset"""
+
+    FLAG_PREFIX: ClassVar[str] = "alum_"
+
+    alpha: float | None = None
+    """weight of the divergence"""
+    epsilon: float | None = None
+    """radius of the ball around the embeddings"""
+    step_size: float | None = None
+    """size of an ascent step"""
+    noise_std: float | None = None
+    """standard deviation of the random start"""
+    num_ascent_steps: int | None = None
+    """ascent steps K"""
+    projection: Literal["clamp", "normalize", "normalized_gradient"] | None = None
+    """as in pre-training"""
+    perturb: Literal["word", "encoder_input"] | None = None
+    """as in pre-training"""
+    dropout: Literal["independent", "shared"] | None = None
+    """as in pre-training"""
+    inner_divergence: Literal["kl", "symmetric"] | None = None
+    """as in pre-training"""
+    detach_targets: bool | None = None
+    """as in pre-training"""
+
+    def given(self) -> dict[str, Any]:
+        """{field: value} of those that are set."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """This run"""
+
+    data: FinetuneDataConfig
+    training: FinetuneTrainingConfig = field(default_factory=FinetuneTrainingConfig)
+    alum: AlumOverrides = field(default_factory=AlumOverrides)
+
+
+def _require_positive(name: str, value: int | None) -> None:
+    """Raise unless `value` is None or at least 1."""
+    if value is not None and value < 1:
+        raise ValueError(f"--{name.replace('_', '-')} must be at least 1, but is {value} instead.")

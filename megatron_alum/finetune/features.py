@@ -1,0 +1,155 @@
+"""From examples to the model's inputs, by task kind, and the collator that pads them.
+
+    classification, regression, choice   one feature an example; choice stacks its candidates [n, S]
+    spans      question and context in windows of `max_tokens` that overlap by `stride`; one feature a window, its
+    answer at
+               token 0 where the window does not hold it
+    tags       words in windows; the label sits on a word's first sub-word, the rest and repeated words have -100
+
+Nothing is cut without a window. A feature that stems from a window carries `example` (index) and, for decoding,
+`offsets` (spans) or `words` (tags); the collator leaves those out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from megatron_alum.finetune.divergence import IGNORED_LABEL, Kind
+from megatron_alum.finetune.loading import Example
+
+Feature = dict[str, Any]
+DECODING_KEYS = ("example", "offsets", "words")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How texts become tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+    """a fast tokenizer"""
+    kind: Kind
+    """kind of task"""
+    max_tokens: int = 512
+    """longest input, special tokens included"""
+    stride: int = 128
+    """tokens shared by neighbouring windows of spans; tags share an eighth of a window"""
+    tags: tuple[str, ...] = ()
+    """tag names in the order of their ids"""
+
+    def encode(self, examples: Sequence[Example]) -> list[Feature]:
+        """Features of all examples, in order."""
+        encoders = {"spans": self._spans, "tags": self._tags, "choice": self._choice}
+        encode = encoders.get(self.kind, self._text)
+        return [feature for index, example in enumerate(examples) for feature in encode(index, example)]
+
+    def _text(self, index: int, example: Example) -> list[Feature]:
+        pair = (example["first"],) if example["second"] is None else (example["first"], example["second"])
+        encoded = self.tokenizer(*pair, truncation=True, max_length=self.max_tokens)
+        label = example["label"]
+        return [{**encoded, "labels": label if label is not None else 0}]
+
+    def _choice(self, index: int, example: Example) -> list[Feature]:
+        endings = [" ".join(filter(None, (example["second"], ending))) for ending in example["endings"]]
+        firsts = [example["first"]] * len(endings)
+        encoded = self.tokenizer(firsts, endings, truncation="longest_first", max_length=self.max_tokens)
+        return [{**encoded, "labels": example["label"] if example["label"] is not None else 0}]
+
+    def _spans(self, index: int, example: Example) -> list[Feature]:
+        encoded = self.tokenizer(
+            example["question"].strip(),
+            example["context"],
+            truncation="only_second",
+            max_length=self.max_tokens,
+            stride=self.stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        features = []
+        for window in range(len(encoded["input_ids"])):
+            spans = encoded["offset_mapping"][window]
+            in_context = [source == 1 for source in encoded.sequence_ids(window)]
+            offsets = [pair if inside else None for pair, inside in zip(spans, in_context, strict=True)]
+            start, end = answer_tokens(offsets, example)
+            features.append(
+                {
+                    **self._model_inputs(encoded, window),
+                    "start_positions": start,
+                    "end_positions": end,
+                    "example": index,
+                    "offsets": offsets,
+                }
+            )
+        return features
+
+    def _tags(self, index: int, example: Example) -> list[Feature]:
+        encoded = self.tokenizer(
+            example["tokens"],
+            is_split_into_words=True,
+            truncation=True,
+            max_length=self.max_tokens,
+            stride=self.max_tokens // 8,
+            return_overflowing_tokens=True,
+        )
+        features, seen = [], set()
+        for window in range(len(encoded["input_ids"])):
+            words, labels = [], []
+            for word in encoded.word_ids(window):
+                first = word is not None and word not in seen
+                seen.add(word)
+                words.append(word if first else None)
+                labels.append(self.tags.index(example["tags"][word]) if first else IGNORED_LABEL)
+            features.append({**self._model_inputs(encoded, window), "labels": labels, "example": index, "words": words})
+        return features
+
+    def _model_inputs(self, encoded: Mapping[str, Any], window: int) -> Feature:
+        return {name: encoded[name][window] for name in self.tokenizer.model_input_names if name in encoded}
+
+
+def answer_tokens(offsets: Sequence[tuple[int, int] | None], example: Example) -> tuple[int, int]:
+    """(first, last) token of the first gold answer in a window, (0, 0) when the window does not hold all of it."""
+    if not example["answers"]:
+        return 0, 0
+    answer = example["answers"][0]
+    start, end = answer["answer_start"], answer["answer_start"] + len(answer["text"])
+    inside = [(token, pair) for token, pair in enumerate(offsets) if pair is not None and pair[1] > pair[0]]
+    if not inside or inside[0][1][0] > start or inside[-1][1][1] < end:
+        return 0, 0
+    first = max(token for token, pair in inside if pair[0] <= start)
+    last = min(token for token, pair in inside if pair[1] >= end)
+    return first, last
+
+
+class Collator:
+    """Stack features into tensors, padded on the right to the longest of the batch."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, kind: Kind) -> None:
+        self.tokenizer, self.kind = tokenizer, kind
+
+    def __call__(self, features: Sequence[Feature]) -> dict[str, Tensor]:
+        """{name: [B, S]}, {name: [B, n, S]} for choices; labels [B] or [B, S]."""
+        rows = [{name: value for name, value in feature.items() if name not in DECODING_KEYS} for feature in features]
+        labels = {
+            name: [row.pop(name) for row in rows]
+            for name in ("labels", "start_positions", "end_positions")
+            if name in rows[0]
+        }
+        count = len(rows[0]["input_ids"]) if self.kind == "choice" else 1
+        if self.kind == "choice":
+            rows = [{name: row[name][i] for name in row} for row in rows for i in range(count)]
+        padded = self.tokenizer.pad(rows, return_tensors="pt", padding_side="right")
+        batch = {name: value.view(len(features), count, -1) if count > 1 else value for name, value in padded.items()}
+        return {**batch, **{name: self._labels(values, batch) for name, values in labels.items()}}
+
+    def _labels(self, values: list[Any], batch: Mapping[str, Tensor]) -> Tensor:
+        if self.kind == "regression":
+            return torch.tensor(values, dtype=torch.float32)
+        if self.kind != "tags":
+            return torch.tensor(values)
+        length = batch["input_ids"].shape[1]
+        return torch.tensor([row + [IGNORED_LABEL] * (length - len(row)) for row in values])

@@ -1,0 +1,262 @@
+"""A grid of fine-tuning runs: every learning rate, batch size and seed, resumable, with one results file.
+
+    OUTPUT/results.jsonl                      one row per run, split and metric (keys: see `result_rows`)
+    OUTPUT/runs/lr2e-05-bs32-seed42/          checkpoints while a run lasts, then its predictions and DONE
+    OUTPUT/model/                             the best model of all runs on the development set
+    OUTPUT/best.json                          which run that is
+
+A run with a DONE file is not repeated; an interrupted one goes on from its last checkpoint. Rows are appended when a
+run is complete, so the file never holds half a run.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from megatron_alum.config.finetune import FinetuneConfig
+from megatron_alum.finetune.decoding import Decoded, SpanOptions, decode
+from megatron_alum.finetune.features import Collator, Feature
+from megatron_alum.finetune.loading import Example
+from megatron_alum.finetune.methods import Method
+from megatron_alum.finetune.methods import method as preset
+from megatron_alum.finetune.models import build_model
+from megatron_alum.finetune.predictions import write_predictions
+from megatron_alum.finetune.tasks import BATCH_SIZES, LEARNING_RATES, MAX_EPOCHS, Task
+from megatron_alum.finetune.trainer import AlumTrainer
+
+DONE = "DONE"
+ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-6  # Devlin et al. 2019
+
+
+@dataclass(frozen=True)
+class Split:
+    """One evaluated split, encoded."""
+
+    name: str
+    """dev, test, dev_mismatched, add_sent, ..."""
+    examples: Sequence[Example]
+    """of the split"""
+    features: Sequence[Feature]
+    """of the examples, in order"""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything the runs of a grid share."""
+
+    task: Task
+    """row of the table"""
+    tokenizer: PreTrainedTokenizerBase
+    """of the model"""
+    train: Sequence[Feature]
+    """training features"""
+    splits: Sequence[Split]
+    """evaluated splits, dev first"""
+    tags: tuple[str, ...] = ()
+    """tag names in the order of their ids"""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the grid."""
+
+    learning_rate: float
+    """peak"""
+    batch_size: int
+    """per device"""
+    seed: int
+    """of initialisation, order and dropout"""
+
+    @property
+    def name(self) -> str:
+        """Folder name."""
+        return f"lr{self.learning_rate:g}-bs{self.batch_size}-seed{self.seed}"
+
+
+def grid(config: FinetuneConfig) -> Iterator[Point]:
+    """All points, seeds innermost."""
+    training = config.training
+    rates = LEARNING_RATES if training.paper_grid else training.learning_rate
+    sizes = BATCH_SIZES if training.paper_grid else training.per_device_train_batch_size
+    for rate in rates:
+        for size in sizes:
+            for seed in training.seeds:
+                yield Point(rate, size, seed)
+
+
+def method_of(config: FinetuneConfig) -> Method:
+    """The preset that the flags name, with their changes."""
+    training = config.training
+    name = "alum" if training.alum else training.method
+    changes: dict[str, Any] = dict(config.alum.given())
+    if training.bregman_weight:
+        changes["bregman_weight"] = training.bregman_weight
+    return preset(name, **changes)
+
+
+def run_grid(config: FinetuneConfig, prepared: Prepared) -> list[dict[str, Any]]:
+    """Run what is not done yet; all result rows of this grid."""
+    output = Path(config.data.output)
+    rows: list[dict[str, Any]] = []
+    for point in grid(config):
+        folder = output / "runs" / point.name
+        done = folder / DONE
+        if done.is_file():
+            print(f"{point.name}: done before, not repeated")
+            rows += json.loads(done.read_text(encoding="utf-8"))
+            continue
+        rows += run_point(config, prepared, point, folder)
+    return rows
+
+
+def run_point(config: FinetuneConfig, prepared: Prepared, point: Point, folder: Path) -> list[dict[str, Any]]:
+    """Train one point, evaluate its best checkpoint on every split, store rows and predictions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    trainer = build_trainer(config, prepared, point, folder)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    rows: list[dict[str, Any]] = []
+    for split in prepared.splits:
+        decoded = evaluate(config, prepared, split, _outputs(trainer, split))
+        seconds = time.monotonic() - started
+        rows += result_rows(config, prepared.task, split.name, point, decoded, trainer.state.epoch or 0.0, seconds)
+        if trainer.is_world_process_zero():
+            write_predictions(prepared.task, split.name, split.examples, decoded, folder)
+    if trainer.is_world_process_zero():
+        keep_best(config, prepared, trainer, point, rows)
+        _finish(Path(config.data.output), folder, rows)
+    return rows
+
+
+def build_trainer(config: FinetuneConfig, prepared: Prepared, point: Point, folder: Path) -> AlumTrainer:
+    """The trainer of one point, with the model initialised from its seed."""
+    set_seed(point.seed)
+    model = build_model(config.data.model, prepared.task, prepared.tags)
+    # Its loss is a mean per micro-batch: let the Trainer average over accumulation.
+    model.__dict__["accepts_loss_kwargs"] = False
+    dev = prepared.splits[0]
+
+    def dev_metrics(prediction: Any) -> dict[str, float]:
+        return evaluate(config, prepared, dev, prediction.predictions).metrics
+
+    patience = config.training.early_stopping_patience
+    return AlumTrainer(
+        model=model,
+        args=training_arguments(config, prepared.task, point, folder),
+        train_dataset=list(prepared.train),
+        eval_dataset=list(dev.features),
+        data_collator=Collator(prepared.tokenizer, prepared.task.kind),
+        processing_class=prepared.tokenizer,
+        compute_metrics=dev_metrics,
+        callbacks=[EarlyStoppingCallback(patience)] if patience else None,
+        optimizer_cls_and_kwargs=optimizer_of(config, point),
+        method=method_of(config),
+        kind=prepared.task.kind,
+    )
+
+
+def training_arguments(config: FinetuneConfig, task: Task, point: Point, folder: Path) -> TrainingArguments:
+    """Hugging Face's arguments of one point: evaluated and saved every epoch, best on dev kept."""
+    training = config.training
+    epochs = MAX_EPOCHS if training.paper_grid else training.num_train_epochs
+    return TrainingArguments(
+        output_dir=str(folder),
+        learning_rate=point.learning_rate,
+        per_device_train_batch_size=point.batch_size,
+        per_device_eval_batch_size=training.per_device_eval_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        num_train_epochs=epochs,
+        max_steps=training.max_steps or -1,
+        weight_decay=training.weight_decay,
+        warmup_steps=training.warmup_ratio,
+        max_grad_norm=training.max_grad_norm,
+        bf16=training.bf16,
+        fp16=training.fp16,
+        torch_compile=training.torch_compile,
+        seed=point.seed,
+        logging_steps=training.logging_steps,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=task.metrics[0],
+        greater_is_better=True,
+        remove_unused_columns=False,
+        report_to="none",
+    )
+
+
+def optimizer_of(config: FinetuneConfig, point: Point) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """Class and arguments of Adam or RAdam with decoupled weight decay."""
+    arguments: dict[str, Any] = {"lr": point.learning_rate, "betas": ADAM_BETAS, "eps": ADAM_EPSILON}
+    if config.training.optim == "radam":
+        return torch.optim.RAdam, {**arguments, "decoupled_weight_decay": True}
+    return torch.optim.AdamW, arguments
+
+
+def evaluate(config: FinetuneConfig, prepared: Prepared, split: Split, outputs: Any) -> Decoded:
+    """Decode and score a model's outputs on a split."""
+    data = config.data
+    options = SpanOptions(data.n_best_size, data.max_answer_length, data.null_score_diff_threshold)
+    return decode(prepared.task, split.name, split.examples, split.features, outputs, tags=prepared.tags, spans=options)
+
+
+def _outputs(trainer: AlumTrainer, split: Split) -> Any:
+    """The model's outputs for a split, gathered in order."""
+    features: Any = list(split.features)  # a list serves as a Dataset
+    return trainer.predict(features).predictions
+
+
+def result_rows(
+    config: FinetuneConfig, task: Task, split: str, point: Point, decoded: Decoded, epochs: float, seconds: float
+) -> list[dict[str, Any]]:
+    """One row a metric."""
+    common = {
+        "n": decoded.num_examples,
+        "seed": point.seed,
+        "model": config.data.model,
+        "method": method_of(config).name,
+        "learning_rate": point.learning_rate,
+        "batch_size": point.batch_size,
+        "epochs": round(epochs, 4),
+        "seconds": round(seconds, 1),
+    }
+    return [
+        {"task": task.name, "split": split, "metric": name, "value": value, **common}
+        for name, value in decoded.metrics.items()
+    ]
+
+
+def keep_best(
+    config: FinetuneConfig, prepared: Prepared, trainer: AlumTrainer, point: Point, rows: list[dict[str, Any]]
+) -> None:
+    """Save the model as OUTPUT/model if its result on the first split is the best of the grid so far."""
+    wanted = (prepared.splits[0].name, prepared.task.metrics[0])
+    values = [row["value"] for row in rows if (row["split"], row["metric"]) == wanted]
+    record = Path(config.data.output) / "best.json"
+    best = json.loads(record.read_text(encoding="utf-8"))["value"] if record.is_file() else float("-inf")
+    if not values or values[0] <= best:
+        return
+    if config.training.save_model:
+        trainer.save_model(str(Path(config.data.output) / "model"))
+    content = {"run": point.name, "split": wanted[0], "metric": wanted[1], "value": values[0]}
+    record.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def _finish(output: Path, folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Append the rows, mark the run as done and delete its checkpoints."""
+    with (output / "results.jsonl").open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in rows)
+    (folder / DONE).write_text(json.dumps(rows), encoding="utf-8")
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
