@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 Task = TypeVar("Task", bound=tuple[Any, ...])
+DASK_TIMEOUT_SECONDS = 15
 CHUNKS_AHEAD_PER_WORKER = 3
 """Chunks submitted beyond the one a worker is at: enough to keep it busy while an uneven one is waited for."""
 
@@ -83,7 +84,7 @@ def _dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
             "Install it with: pip install 'megatron_alum[dask]'."
         ) from error
     try:
-        client = Client(address, timeout="15s")
+        client = Client(address, timeout=DASK_TIMEOUT_SECONDS)
     except (OSError, TimeoutError) as error:
         raise ValueError(f"--scheduler must be a Dask scheduler, but {address} does not answer: {error}") from error
     with client:

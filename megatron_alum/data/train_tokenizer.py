@@ -5,6 +5,7 @@ text), and an even sample of about `max_mb` of text keeps that bounded on any co
 folder whose tokenizer loads with AutoTokenizer and serves tools/preprocess_data.py --tokenizer.
 """
 
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -136,8 +137,6 @@ def _train_wordpiece(lines: Iterator[str], settings: VocabularySettings, lower: 
 
 
 def _train_byte_level(lines: Iterator[str], settings: VocabularySettings) -> Any:
-    import json
-
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -172,4 +171,19 @@ def _train_unigram(lines: Iterator[str], settings: VocabularySettings, lower: bo
         vocab_size=settings.vocab_size, special_tokens=list(BERT_SPECIALS), unk_token="[UNK]", show_progress=False
     )
     tokenizer.train_from_iterator(lines, trainer)
-    return unigram_tokenizer(tokenizer)
+    return unigram_tokenizer(_with_unlikely_specials(tokenizer))
+
+
+def _with_unlikely_specials(tokenizer: Any) -> Any:
+    """The trained unigram tokenizer with special tokens that literal text is not segmented into.
+
+    The trainer lists them among the pieces with log-probability 0, the likeliest of all; here they become less likely
+    than spelling them (at most 6 characters) in the rarest pieces.
+    """
+    from tokenizers import Tokenizer
+
+    spec = json.loads(tokenizer.to_str())
+    vocab = spec["model"]["vocab"]
+    rarest = min(score for _piece, score in vocab) - 10  # the library's own penalty for an unknown character is 10
+    spec["model"]["vocab"] = [[piece, 8 * rarest if piece in BERT_SPECIALS else score] for piece, score in vocab]
+    return Tokenizer.from_str(json.dumps(spec))

@@ -59,6 +59,11 @@ class WordCache:
         # A word after a space has other ids than the same word without one: in byte-level vocabularies only.
         self._later: dict[str, bytes] = {} if self.scheme == "prefixed" else self._first
 
+    @property
+    def num_words(self) -> int:
+        """Words kept."""
+        return len(self._first) + (len(self._later) if self._later is not self._first else 0)
+
     def encode(self, sentences: list[str]) -> list[bytes]:
         """Packed ids (of `self.dtype`) of each sentence; empty bytes for a sentence without tokens."""
         if self.scheme is None:

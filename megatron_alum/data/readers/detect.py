@@ -3,7 +3,7 @@
 parquet        magic PAR1                      mediawiki      <mediawiki within the first KiB
 openwebtext    a tar archive                   wikiextractor  first text is `<doc `
 jsonl          first text is `{`               lines          text without any blank line in its first MiB
-text           other text                      (error)        NUL bytes: not text at all
+text           other text                      (error)        NUL bytes, or no UTF-8: not text at all
 """
 
 from collections.abc import Callable
@@ -16,6 +16,8 @@ from megatron_alum.data.readers.text import BlankLineReader, LinesReader
 from megatron_alum.data.readers.wikiextractor import WikiextractorReader
 
 SAMPLE_BYTES = 1 << 20
+MAX_UNDECODABLE = 0.05
+"""Share of bytes that are no UTF-8 above which a file is taken for binary data (or another encoding)."""
 
 READERS: dict[str, Callable[..., Reader]] = {
     "wikiextractor": lambda **_options: WikiextractorReader(),
@@ -59,7 +61,8 @@ def detect_format(path: Path) -> str | None:
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start:
         return None
-    if b"\0" in head:
+    undecodable = head.decode("utf-8", "replace").count("\ufffd")
+    if b"\0" in head or undecodable > max(64, len(head) * MAX_UNDECODABLE):
         raise ValueError(
             f"`{path}` must be text in a known format ({', '.join(READERS)}), but holds binary data. "
             "Leave it out of --input, or name its format by --format."

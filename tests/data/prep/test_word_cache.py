@@ -1,0 +1,159 @@
+"""Ids from the word cache equal the library's, for every tokenizer kind, on any text: that is its whole contract."""
+
+import json
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from megatron_alum.data.readers.base import Document
+from megatron_alum.data.readers.wikiextractor import WikiextractorReader
+from megatron_alum.data.settings import InputSettings
+from megatron_alum.data.tokenizers import TokenizerSource, make_tokenizer
+from megatron_alum.data.train_tokenizer import TrainTokenizerSettings, VocabularySettings, train_tokenizer
+from megatron_alum.data.word_cache import WordCache, token_dtype, word_scheme
+from tests.data.prep.corpora import write_jsonl
+
+KINDS = ["wordpiece", "wordpiece-cased", "bpe", "unigram", "unigram-cased"]
+TRAINING = [
+    "The quick brown fox jumps over the lazy dog, again and again: 12 times!",
+    "Zo\u00eb's na\u00efve caf\u00e9.",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    """A trained tokenizer of each kind."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    source = write_jsonl(folder / "in.jsonl", TRAINING * 5)
+    made = {}
+    for name in KINDS:
+        kind, _, cased = name.partition("-")
+        vocabulary = VocabularySettings(
+            output=str(folder / name), type=kind, vocab_size=300, case="keep" if cased or kind == "bpe" else "lower"
+        )
+        run = TrainTokenizerSettings(InputSettings((str(source),)), vocabulary)
+        made[name] = train_tokenizer(run, show_progress=False)
+    return made
+
+
+def library_ids(tokenizer, texts):
+    """Ids by transformers itself, special tokens in the text taken as text."""
+    return [tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) for text in texts]
+
+
+def cache_of(tokenizer, **options):
+    return WordCache(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), **options)
+
+
+def ids_of(cache, texts):
+    from numpy import frombuffer
+
+    return [frombuffer(packed, cache.dtype).tolist() for packed in cache.encode(texts)]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_has_a_word_scheme(tokenizers, name):
+    assert cache_of(tokenizers[name]).scheme == ("prefixed" if name == "bpe" else "uniform")
+
+
+# Letters, accents as one and as two code points, CJK, Hangul, spaces of all kinds, controls, joiners, ligatures,
+# final sigma.
+ALPHABET = (
+    "aB1.,!'\"-_#\u00e9e\u0301\u4e2d\uac00 \u00a0\u3000\t\n\u200d\u00ad\ufb01\u03a3\u00df\u0130\u2581\u0120\u00a8[]<>"
+)
+TEXT = st.text(st.one_of(st.sampled_from(ALPHABET), st.characters(exclude_categories=["Cs"])), max_size=40)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_any_text_gets_the_librarys_ids(tokenizers, name):
+    cache = cache_of(tokenizers[name])
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(st.lists(TEXT, max_size=4))
+    def check(texts):
+        assert ids_of(cache, texts) == library_ids(tokenizers[name], texts)
+
+    check()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_full_cache_gives_the_same_ids_and_does_not_grow(tokenizers, name):
+    cache = cache_of(tokenizers[name], max_words=5)
+    texts = [
+        " ".join(random.Random(i).choices("the quick brown fox jumps over lazy dogs 1 22 333 a'b".split(), k=9))
+        for i in range(30)
+    ]
+    for _ in range(2):
+        assert ids_of(cache, texts) == library_ids(tokenizers[name], texts)
+        assert cache.num_words <= 2 * 5
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_special_tokens_in_the_text_are_text(tokenizers, name):
+    tokenizer = tokenizers[name]
+    cache = cache_of(tokenizer)
+    text = f"the {tokenizer.mask_token} dog{tokenizer.sep_token} {tokenizer.cls_token}"
+    (ids,) = ids_of(cache, [text])
+    assert not set(ids) & {tokenizer.mask_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id}
+
+
+def test_long_words_are_not_kept(tokenizers):
+    cache = cache_of(tokenizers["wordpiece"])
+    cache.encode(["a" * 1000 + " dog"])
+    assert cache.num_words == 1
+
+
+def test_schemes_that_are_refused(tokenizers):
+    spec = json.loads(tokenizers["unigram"].backend_tokenizer.to_str())
+    assert word_scheme(spec) == "uniform"
+    assert word_scheme({**spec, "pre_tokenizer": None}) is None
+    assert word_scheme({**spec, "added_tokens": [{"special": False}]}) is None
+    assert word_scheme({**spec, "normalizer": {"type": "Prepend"}}) is None
+    regex = {"type": "Replace", "pattern": {"Regex": " +"}, "content": ""}
+    assert word_scheme({**spec, "normalizer": {"type": "Sequence", "normalizers": [regex]}}) is None
+    bpe = json.loads(tokenizers["bpe"].backend_tokenizer.to_str())
+    bpe["pre_tokenizer"]["use_regex"] = False
+    assert word_scheme(bpe) is None
+
+
+def test_the_library_serves_a_tokenizer_without_scheme(tokenizers):
+    backend = Tokenizer.from_str(tokenizers["wordpiece"].backend_tokenizer.to_str())
+    from tokenizers import pre_tokenizers
+
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    cache = WordCache(backend)
+    assert cache.scheme is None
+    assert ids_of(cache, ["The dog, again."]) == [backend.encode("The dog, again.", add_special_tokens=False).ids]
+
+
+def test_dtype_follows_megatron():
+    from megatron.core.datasets.indexed_dataset import DType
+
+    for size in (1, 65_499, 65_500, 250_000):
+        assert token_dtype(size) == DType.optimal_dtype(size)
+
+
+SHARED = {
+    "bert-uncased": ("bert-base-uncased-vocab.txt", None),
+    "bert-cased": ("bert-base-cased-vocab.txt", None),
+    "roberta": ("roberta-base-vocab.json", "gpt2-merges.txt"),
+}
+
+
+@pytest.mark.requires_shared_data
+@pytest.mark.parametrize("name", SHARED)
+def test_real_text_gets_transformers_ids(shared_data, name):
+    vocab, merges = SHARED[name]
+    folder = shared_data / "vocab"
+    source = TokenizerSource(vocab_file=folder / vocab, merge_file=folder / merges if merges else None)
+    tokenizer = make_tokenizer(source)
+    paths = sorted((shared_data / "wiki" / "extracted" / "AB").glob("*.bz2"))[:2]
+    reader = WikiextractorReader()
+    texts = [
+        item.text for p in paths for c in reader.chunks(p) for item in reader.documents(c) if isinstance(item, Document)
+    ]
+    lines = [line for text in texts for line in text.split("\n")][:6000]
+    assert ids_of(cache_of(tokenizer), lines) == tokenizer(lines, add_special_tokens=False)["input_ids"]
