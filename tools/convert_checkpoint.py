@@ -3,7 +3,8 @@
     python tools/convert_checkpoint.py to-hf   --load RUN_DIR  --output HF_DIR [--verify]
     python tools/convert_checkpoint.py from-hf --model HF_DIR  --save RUN_DIR  [--verify]
 
-to-hf takes a run's folder (its newest valid checkpoint) or one iter_ folder, saved at any parallel layout.
+to-hf takes a run's folder (its newest valid checkpoint) or one iter_ folder, saved at any parallel layout, and
+checkpoints of stock Megatron-LM BERT (torch_dist or mp_rank_XX, local or Transformer Engine keys) with --tokenizer.
 from-hf writes a checkpoint at iteration 0 that any size can start from (pretrain_bert_alum.py --init-from).
 --verify runs both models on a batch and prints how far their predictions are apart; more than rounding is an error.
 """
@@ -27,6 +28,7 @@ def main() -> None:
             Path(arguments.output),
             kind=arguments.architecture,
             dtype=arguments.dtype,
+            tokenizer=None if arguments.tokenizer is None else Path(arguments.tokenizer),
             verify=arguments.verify,
         )
     else:
@@ -43,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
         "--architecture",
         choices=("pretraining", "masked-lm", "encoder"),
         help="class of the export: MLM and NSP heads, MLM head, or none (default: the heads that were trained)",
+    )
+    to_hf.add_argument(
+        "--tokenizer", metavar="DIR", help="tokenizer folder of a Megatron-LM checkpoint, which has none"
     )
     from_hf = directions.add_parser("from-hf", help="Hugging Face folder to checkpoint")
     from_hf.add_argument("--model", required=True, metavar="HF_DIR", help="folder, or name on the hub")

@@ -1,4 +1,4 @@
-"""What tools/convert_checkpoint.py does: one conversion, its progress and its closing line."""
+"""What tools/convert_checkpoint.py does: one conversion, its warnings and its closing line."""
 
 from __future__ import annotations
 
@@ -8,22 +8,40 @@ from pathlib import Path
 
 from megatron_alum.compat import silence_fallback_warnings
 from megatron_alum.convert.checkpoint_source import read_checkpoint_source
+from megatron_alum.convert.from_hf import fill_parameters
 from megatron_alum.convert.hf_config import ExportKind
 from megatron_alum.convert.import_folder import import_folder
+from megatron_alum.convert.keys import ARCHITECTURES, expand_rows
+from megatron_alum.convert.stock import find_stock_checkpoint, read_stock_source
+from megatron_alum.convert.tensors import strip_vocabulary
 from megatron_alum.convert.to_hf import ExportSource, export_folder
 from megatron_alum.convert.verify import Comparison, compare, single_rank_model
 
 
 def to_hf(
-    load: str, output: Path, *, kind: ExportKind | None = None, dtype: str | None = None, verify: bool = False
+    load: str,
+    output: Path,
+    *,
+    kind: ExportKind | None = None,
+    dtype: str | None = None,
+    tokenizer: Path | None = None,
+    verify: bool = False,
 ) -> None:
-    """Export the newest valid checkpoint of `load` as the new folder `output`. Raises: ValueError with one sentence."""
+    """Export the newest valid checkpoint of `load` as the new folder `output`.
+
+    `load` may also be a checkpoint of stock Megatron-LM, which comes without its `tokenizer` folder.
+    Raises: ValueError with one sentence.
+    """
     start = time.perf_counter()
     _quiet_libraries()
-    source = read_checkpoint_source(load)
+    stock = find_stock_checkpoint(load)
+    source = read_checkpoint_source(load) if stock is None else read_stock_source(stock, tokenizer)
 
     def check(written: Path) -> None:
-        _report(compare_with_checkpoint(written, Path(source.label), source), exact=dtype is None)
+        compared = (
+            _compare_with_checkpoint(written, source) if stock is None else _compare_with_tensors(written, source)
+        )
+        _report(compared, exact=dtype is None)
 
     export_folder(source, output, kind=kind, dtype=dtype, check=check if verify else None)
     print(f"{output}: iteration {source.iteration} of {load} ({time.perf_counter() - start:.1f} s)")
@@ -35,18 +53,35 @@ def from_hf(model: str, save: Path, *, dtype: str | None = None, verify: bool = 
     _quiet_libraries()
 
     def check(hf_dir: Path, written: Path) -> None:
-        _report(compare_with_checkpoint(hf_dir, written, read_checkpoint_source(written)), exact=dtype is None)
+        _report(_compare_with_checkpoint(hf_dir, read_checkpoint_source(written)), exact=dtype is None)
 
     checkpoint = import_folder(model, save, dtype=dtype, check=check if verify else None)
     print(f"{checkpoint}: weights of {model} ({time.perf_counter() - start:.1f} s)")
 
 
-def compare_with_checkpoint(hf_dir: Path, checkpoint: Path, source: ExportSource) -> Comparison:
-    """Both folders on one batch, the checkpoint loaded by megatron-core."""
+def _compare_with_checkpoint(hf_dir: Path, source: ExportSource) -> Comparison:
+    """The folder and the checkpoint on one batch, the checkpoint read by megatron-core and not by the converter."""
     from megatron_alum.checkpoint.load import load_model_weights
 
     with single_rank_model(source.model, source.vocab_size) as model:
-        load_model_weights(checkpoint, model)
+        load_model_weights(source.label, model)
+        return compare(hf_dir, model)
+
+
+def _compare_with_tensors(hf_dir: Path, source: ExportSource) -> Comparison:
+    """As above for a stock checkpoint, whose tensors fill our network directly."""
+    rows = {row.megatron: row for row in expand_rows(ARCHITECTURES[source.model.model_type], source.model.num_layers)}
+    with single_rank_model(source.model, source.vocab_size) as model:
+        present = {name: row for name, row in rows.items() if name in source.tensors}
+        fill_parameters(
+            model,
+            present,
+            lambda name: (
+                strip_vocabulary(source.tensors[name], source.vocab_size)
+                if present[name].is_vocabulary
+                else source.tensors[name]
+            ),
+        )
         return compare(hf_dir, model)
 
 

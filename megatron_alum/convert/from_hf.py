@@ -11,15 +11,18 @@ lacks keep the fresh weights that `build_model` gave them, and a warning names t
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from megatron_alum.config.model import ModelConfig
 from megatron_alum.convert.hf_config import model_config_from_dict, read_hf_config
 from megatron_alum.convert.hf_folder import HfFolder, resolve_model_folder
+from megatron_alum.convert.keys import Row
 from megatron_alum.convert.tensors import pad_vocabulary, shard
 from megatron_alum.convert.translate import list_names
 
@@ -43,7 +46,6 @@ def hf_vocab_size(hf_dir: str | Path) -> int:
     return int(read_hf_config(resolve_model_folder(str(hf_dir)))["vocab_size"])
 
 
-@torch.no_grad()
 def load_hf_into_model(hf_dir: str | Path, model: SplitBert, *, tokenizer_dir: str | Path | None = None) -> list[str]:
     """Fill the parameters of `model` (any tensor-parallel size and dtype) from a Hugging Face folder or hub name.
 
@@ -55,19 +57,28 @@ def load_hf_into_model(hf_dir: str | Path, model: SplitBert, *, tokenizer_dir: s
     _check_same_network(source, model)
     if tokenizer_dir is not None:
         check_same_vocabulary(source.folder, Path(tokenizer_dir))
+    fresh = fill_parameters(model, source.rows, source.megatron_tensor)
+    if model.groups.world_rank == 0:
+        _warn_about_parts(source, model, fresh)
+    return fresh
+
+
+@torch.no_grad()
+def fill_parameters(model: SplitBert, rows: Mapping[str, Row], whole_tensor: Callable[[str], Tensor]) -> list[str]:
+    """Copy this rank's part of `whole_tensor(name)`, unpadded, into each parameter that has a row.
+
+    Returns the names of the parameters without one. Rows without a parameter are passed over.
+    """
     parameters = dict(model.named_parameters())
     groups = model.groups
-    for name, row in source.rows.items():
+    for name, row in rows.items():
         if name not in parameters:
             continue
-        whole = source.megatron_tensor(name)
+        whole = whole_tensor(name)
         if row.is_vocabulary:
             whole = pad_vocabulary(whole, model.vocab_size)
         parameters[name].copy_(shard(whole, row.split, tp_rank=groups.tp_rank, tp_size=groups.tp_size))
-    fresh = [name for name in parameters if name not in source.rows]
-    if groups.world_rank == 0:
-        _warn_about_parts(source, model, fresh)
-    return fresh
+    return [name for name in parameters if name not in rows]
 
 
 def _check_same_network(source: HfFolder, model: SplitBert) -> None:

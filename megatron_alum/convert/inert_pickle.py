@@ -1,0 +1,79 @@
+"""torch.save files whose pickles name classes of a training framework, read without running any code.
+
+Megatron-LM stores its argparse Namespace, enums and optimizer objects beside the weights, which weights_only refuses.
+Here tensors, containers and the Namespace become themselves; every other name of a known library becomes an inert
+placeholder (nothing is imported); a name of any other module is refused, because no checkpoint needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import pickle
+import types
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_REAL: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("argparse", "Namespace"): argparse.Namespace,
+    ("torch", "Size"): torch.Size,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+}
+_INERT_ROOTS = frozenset({"megatron", "torch", "numpy", "enum", "signal", "pathlib", "apex", "transformer_engine"})
+
+
+class Inert:
+    """Stands for an object that is not needed: takes whatever the pickle gives it and keeps nothing."""
+
+    def __new__(cls, *_args: Any, **_named: Any) -> Inert:
+        """Any arguments."""
+        return super().__new__(cls)
+
+    def __init__(self, *_args: Any, **_named: Any) -> None:
+        """Any arguments."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Any state."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Any item."""
+
+    def append(self, value: Any) -> None:
+        """Any value."""
+
+    def extend(self, values: Any) -> None:
+        """Any values."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _REAL:
+            return _REAL[module, name]
+        if module == "torch" and isinstance(value := getattr(torch, name, None), torch.dtype):
+            return value
+        if module.split(".")[0] in _INERT_ROOTS:
+            return Inert
+        raise ValueError(f"it names {module}.{name}, which no checkpoint needs and which could run code")
+
+
+def load_inert(path: Path) -> dict[str, Any]:
+    """The dictionary of a torch.save file, tensors memory-mapped.
+
+    Raises: ValueError when the file is damaged, names foreign code, or holds no dictionary.
+    """
+    module = types.SimpleNamespace(Unpickler=_Unpickler, __name__="inert")
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no whole torch.save file")
+        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=False, pickle_module=module)
+        if not isinstance(loaded, dict):
+            raise ValueError(f"it holds a {type(loaded).__name__} instead of a dictionary")
+    except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError, TypeError, AttributeError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} must be a checkpoint's file, but cannot be read: {reason}.") from None
+    return loaded
