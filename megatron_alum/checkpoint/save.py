@@ -12,6 +12,7 @@ over a gloo group of its own, which lets a background thread use it while traini
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from dataclasses import dataclass
@@ -161,7 +162,7 @@ class CheckpointSaver:
         renamed, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
         state = mcore_to_pyt_state_dict(renamed, False)
         planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
-        writer = dcp.FileSystemWriter(temporary, single_file_per_rank=True, sync_files=True, thread_count=1)
+        writer = _Writer(temporary, single_file_per_rank=True, sync_files=True, thread_count=1)
         try:
             dcp.save(state, storage_writer=writer, planner=planner, process_group=self._group)
         except CheckpointException as error:
@@ -234,12 +235,36 @@ def _write_shared_files(temporary: Path, content: CheckpointContent, common: dic
         shutil.copytree(content.tokenizer, temporary / layout.TOKENIZER_FOLDER)
 
 
+class _Writer(dcp.FileSystemWriter):
+    """PyTorch's writer of tensor files, whose errors are the operating system's."""
+
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        """Write this rank's file. Raises: OSError."""
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            raise _system_error(error) from None
+
+
 def _save(value: Any, path: Path) -> None:
-    """torch.save whose write errors are OSErrors."""
+    """torch.save whose errors are the operating system's. Raises: OSError."""
     try:
-        torch.save(value, path)
-    except RuntimeError as error:  # the zip writer reports a full disk this way
-        raise OSError(f"{path.name}: {str(error).splitlines()[0]}") from None
+        with path.open("wb") as stream:
+            torch.save(value, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except RuntimeError as error:
+        raise _system_error(error) from None
+
+
+def _system_error(error: BaseException) -> OSError:
+    """What the disk said: torch's zip writer puts its own complaint on top of the stream's OSError."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return OSError(f"{cause.strerror}")
+        cause = cause.__cause__ or cause.__context__
+    return OSError(str(error).splitlines()[0])
 
 
 def _reason(error: CheckpointException) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,11 +27,15 @@ T = TypeVar("T")
 
 
 def main_guard(fn: Callable[[], None]) -> None:
-    """Run `fn`; turn a user's error (ValueError, OSError) into `error: <sentence>` on stderr and exit status 2."""
+    """Run `fn`; turn a user's error (ValueError, OSError) into `error: <sentence>` on stderr and exit status 2.
+
+    Under torchrun all ranks refuse the same input, so a ValueError is printed once a node, by local rank 0.
+    """
     try:
         fn()
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, OSError) or os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
 
 

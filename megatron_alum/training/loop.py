@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import time
 from typing import Any
@@ -22,7 +23,7 @@ from megatron_alum.parallel import initialize, shutdown
 from megatron_alum.training.control import Agreement, Control
 from megatron_alum.training.metrics import METRICS_FILE, VALIDATION_FILE, Interval, Writers, metrics_row
 from megatron_alum.training.objective import Counts, MicroBatch
-from megatron_alum.training.resume import check_save_folder, find_resume
+from megatron_alum.training.resume import Resume, check_save_folder, find_resume
 from megatron_alum.training.state import TrainState, build_state, checkpoint_content, load_into
 from megatron_alum.training.step import StepResult, train_step
 from megatron_alum.training.validation import validate
@@ -33,6 +34,7 @@ def train(config: RunConfig) -> None:
 
     Raises: ValueError for what the user must change, OSError for disks and lost ranks.
     """
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron-core overlaps by stream order
     check_save_folder(config)
     groups = initialize(
         tensor_parallel_size=config.parallel.tensor_model_parallel_size,
@@ -40,9 +42,9 @@ def train(config: RunConfig) -> None:
         timeout_seconds=60.0 * config.parallel.distributed_timeout_minutes,
     )
     try:
-        state = build_state(config, groups)
-        run = Run(state)
-        state.watch.run(run.until_done)
+        resumed = find_resume(config, groups)
+        run = Run(build_state(config, groups), resumed)
+        run.state.watch.run(run.until_done)
     finally:
         shutdown()
 
@@ -50,8 +52,8 @@ def train(config: RunConfig) -> None:
 class Run:
     """The loop around `train_step` and everything that happens between two steps."""
 
-    def __init__(self, state: TrainState) -> None:
-        """Prepare folders, resume if asked to, and open the outputs. Collective."""
+    def __init__(self, state: TrainState, resumed: Resume | None) -> None:
+        """Prepare folders, load the checkpoint to resume from, and open the outputs. Collective."""
         config, groups = state.config, state.groups
         self.state, self.config = state, config
         self.control = Control(groups, timeout_seconds=60.0 * config.parallel.distributed_timeout_minutes)
@@ -60,7 +62,6 @@ class Run:
             config.checkpoint.save, keep_last=config.checkpoint.keep_last, in_background=config.checkpoint.async_save
         )
         self.saver.prepare()
-        resumed = find_resume(config, groups)
         if resumed is not None:
             load_into(state, *resumed)
         self.plan = BatchPlan(

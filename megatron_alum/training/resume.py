@@ -15,6 +15,9 @@ from megatron_alum.config.run import RunConfig
 from megatron_alum.parallel import ProcessGroups
 from megatron_alum.training.state import data_fingerprint
 
+Resume = tuple[Path, dict[str, Any]]
+"""a checkpoint and its config.json"""
+
 MODEL_OPTIONS = (
     "model_type",
     "num_layers",
@@ -55,7 +58,7 @@ def check_save_folder(config: RunConfig) -> None:
         )
 
 
-def find_resume(config: RunConfig, groups: ProcessGroups) -> tuple[Path, dict[str, Any]] | None:
+def find_resume(config: RunConfig, groups: ProcessGroups) -> Resume | None:
     """The checkpoint to continue from with its config.json; None for a fresh start. Collective.
 
     Raises: ValueError when it belongs to another model, schedule or corpus.

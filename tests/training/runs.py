@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import pydoc_data.topics
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron_alum.config.cli import parse_config
@@ -53,16 +54,28 @@ def arguments(prefix: str, save: Path | str | None, **options: object) -> list[s
 
 def launch(world_size: int, prefix: str, save: Path, **options: object) -> list[dict]:
     """Train on `world_size` gloo ranks and return the rows of metrics.jsonl."""
-    run_ranks(world_size, train_quietly, arguments(prefix, save, **options))
+    return launch_prepared(world_size, prefix, save, train_quietly, **options)
+
+
+def launch_prepared(world_size: int, prefix: str, save: Path, fn: Callable, **options: object) -> list[dict]:
+    """`launch` with another function a rank. Raises: what rank 0 refused, as the ranks themselves did."""
+    refusals = run_ranks(world_size, fn, arguments(prefix, save, **options))
+    if refusals[0] is not None:
+        raise refusals[0]
+    assert not any(refusals), refusals
     return read_rows(save)
 
 
-def train_quietly(rank: int, world_size: int, argv: list[str]) -> None:
-    """One rank of a run."""
+def train_quietly(rank: int, world_size: int, argv: list[str]) -> Exception | None:
+    """One rank of a run; returns what it refused, so that the pool of workers lives on."""
     from megatron_alum.training.loop import train
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        train(parse_config(RunConfig, argv))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            train(parse_config(RunConfig, argv))
+    except (ValueError, OSError) as error:
+        return type(error)(str(error))
+    return None
 
 
 def read_rows(save: Path, name: str = "metrics.jsonl") -> list[dict]:

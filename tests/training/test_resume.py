@@ -1,4 +1,4 @@
-"""Stopping and continuing: bit for bit on the same layout, within rounding on another, refused where it would mix runs."""
+"""Stopping and continuing: bit for bit on the same layout, within rounding on another, refused where runs would mix."""
 
 import json
 import re
@@ -84,7 +84,7 @@ def test_another_corpus_is_refused(interrupted, prefix, tmp_path):
     manifest = json.loads((tmp_path / "other.json").read_text())
     manifest["files"][".bin"]["sha256"] = "0" * 64
     (tmp_path / "other.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="--data-path must name the corpus that .* was trained on"):
+    with pytest.raises(ValueError, match=r"--data-path must name the corpus that .* was trained on"):
         launch(1, str(tmp_path / "other"), tmp_path / "run", load=tmp_path / "run", train_iters=12)
 
 

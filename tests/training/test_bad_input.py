@@ -1,0 +1,113 @@
+"""What a user can get wrong: one sentence, status 2, nothing half-written; through the real command line."""
+
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_alum.checkpoint.folder import list_iterations
+from tests.training.runs import arguments, launch, launch_prepared, train_quietly
+
+ENTRY = Path(__file__).parents[2] / "pretrain_bert_alum.py"
+
+
+def run_entry(argv, **kwargs):
+    """The entry script as a user starts it on one process."""
+    command = [sys.executable, str(ENTRY), *argv]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ENTRY.parent, timeout=120, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"seq_length": 64, "max_position_embeddings": 32},
+            "--seq-length must be at most --max-position-embeddings 32",
+        ),
+        (
+            {"tensor_model_parallel_size": 3},
+            "--num-attention-heads must be a multiple of --tensor-model-parallel-size (3)",
+        ),
+        (
+            {"micro_batch_size": 3},
+            "--global-batch-size must be a multiple of --micro-batch-size (3), but is 8 instead.",
+        ),
+        ({"pipeline_model_parallel_size": 2}, "--pipeline-model-parallel-size must be 1, but is 2 instead"),
+        ({"sequence_parallel": True}, "--sequence-parallel must be false without tensor parallelism"),
+        ({"bf16": True, "fp16": True}, "--fp16 must be false when --bf16 is true"),
+        ({"lr": -1}, "--lr must be positive, but is -1.0 instead."),
+        ({"trian_iters": 3}, "--trian-iters is not an option of this program. Did you mean --train-iters?"),
+        ({"config": "no/such.yaml"}, "no/such.yaml"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_the_configuration_is_refused_before_anything_starts(tmp_path, monkeypatch, capsys, options, sentence):
+    from megatron_alum.config.cli import main_guard, parse_config
+    from megatron_alum.config.run import RunConfig
+
+    argv = arguments("anything", tmp_path / "run", **options)
+    with pytest.raises(SystemExit) as caught:
+        main_guard(lambda: parse_config(RunConfig, argv))
+    printed = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert printed.startswith("error: ") and sentence in printed and printed.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_entry_script_prints_one_line_and_no_traceback(tmp_path):
+    finished = run_entry(arguments("anything", tmp_path / "run", micro_batch_size=3))
+    assert finished.returncode == 2
+    assert finished.stderr == (
+        "error: --global-batch-size must be a multiple of --micro-batch-size (3), but is 8 instead.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("world_size", "options", "sentence"),
+    [
+        (
+            1,
+            {"tensor_model_parallel_size": 2},
+            "number of processes must be a multiple of --tensor-model-parallel-size",
+        ),
+        (2, {"micro_batch_size": 8}, "--global-batch-size must be a multiple of --micro-batch-size"),
+        (1, {"data_path": "no-such-shards"}, "no-such-shards"),
+        (1, {"split": "0,1,0"}, "--split must leave documents for training"),
+    ],
+)
+def test_what_depends_on_ranks_and_files_is_refused(prefix, tmp_path, world_size, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        launch(world_size, prefix, tmp_path / "run", **options)
+    assert not list_iterations(tmp_path / "run")
+
+
+def train_with_small_files(rank, world_size, argv):
+    """A rank that cannot write files beyond 20 kB: the kernel refuses as it does on a full disk or over quota."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        return train_quietly(rank, world_size, argv)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_while_saving_leaves_nothing_half_written(prefix, tmp_path):
+    run = tmp_path / "run"
+    launch(2, prefix, run, train_iters=6, exit_interval=2)
+    with pytest.raises(OSError, match=r"checkpoint of iteration 4 could not be written .* File too large"):
+        launch_prepared(2, prefix, run, train_with_small_files, load=run, train_iters=6, exit_interval=4)
+    assert list_iterations(run) == [2] and not list(run.glob(".*iter*"))
+    assert (run / "latest_checkpointed_iteration.txt").read_text() == "2\n"
+    assert len(launch(2, prefix, run, load=run, train_iters=6)) == 6
+
+
+def test_too_little_space_is_refused_before_writing(prefix, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    refused = train_quietly(0, 1, arguments(prefix, tmp_path / "run", train_iters=1))
+    assert isinstance(refused, OSError) and "must have 0.00 GB free for a checkpoint" in str(refused)
+    assert not list_iterations(tmp_path / "run")
