@@ -1,9 +1,9 @@
 """Checkpoints of stock Megatron-LM BERT (its megatron-core model), to be exported by to-hf.
 
 Two formats: torch_dist (`--ckpt-format torch_dist`, common.pt and .metadata) and torch (mp_rank_00/model_optim_rng.pt,
-one file a tensor-parallel rank); two key layouts: the local spec's and Transformer Engine's, which folds LayerNorms into
-the next linear. The network's sizes come from the arguments stored with the weights. They name no tokenizer that could
-be trusted to lie where it did, so the caller gives one; its length is the vocabulary without padding.
+one file a tensor-parallel rank); two key layouts: the local spec's and Transformer Engine's, which folds LayerNorms
+into the next linear. The network's sizes come from the arguments stored with the weights. They name no tokenizer that
+could be trusted to lie where it did, so the caller gives one; its length is the vocabulary without padding.
 """
 
 from __future__ import annotations
