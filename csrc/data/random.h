@@ -5,6 +5,9 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+
+#include "common/philox.h"
 
 namespace megatron_alum::data {
 
@@ -40,20 +43,10 @@ class WordStream {
 
  private:
   void refill() {
-    uint32_t c0[kBlocks], c1[kBlocks], c2[kBlocks], c3[kBlocks];
-    for (int i = 0; i < kBlocks; ++i) c0[i] = block_ + i, c1[i] = low_, c2[i] = high_, c3[i] = domain_;
-    uint32_t k0 = static_cast<uint32_t>(seed_), k1 = static_cast<uint32_t>(seed_ >> 32);
-    for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-      for (int i = 0; i < kBlocks; ++i) {
-        const uint64_t p0 = uint64_t{0xD2511F53u} * c0[i], p1 = uint64_t{0xCD9E8D57u} * c2[i];
-        c0[i] = static_cast<uint32_t>(p1 >> 32) ^ c1[i] ^ k0;
-        c2[i] = static_cast<uint32_t>(p0 >> 32) ^ c3[i] ^ k1;
-        c1[i] = static_cast<uint32_t>(p1);
-        c3[i] = static_cast<uint32_t>(p0);
-      }
-    }
+    const PhiloxKey key{static_cast<uint32_t>(seed_), static_cast<uint32_t>(seed_ >> 32)};
     for (int i = 0; i < kBlocks; ++i) {
-      words_[4 * i] = c0[i], words_[4 * i + 1] = c1[i], words_[4 * i + 2] = c2[i], words_[4 * i + 3] = c3[i];
+      const PhiloxBlock block = philox(PhiloxBlock{{block_ + i, low_, high_, domain_}}, key);
+      std::memcpy(words_ + 4 * i, block.word, sizeof(block.word));
     }
     block_ += kBlocks;
     taken_ = 0;

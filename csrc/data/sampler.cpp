@@ -10,7 +10,7 @@
 namespace megatron_alum::data {
 namespace {
 
-constexpr int kTaskSamples = 8;
+constexpr int kTaskSamples = 4;
 constexpr int64_t kIgnoredLabel = -100;
 
 void prefetch_text(const Shard& shard, int64_t start, int64_t length) {

@@ -1,8 +1,7 @@
 """The C++ sampler (module megatron_alum._data): same rows and same batches as the Python reference, bit for bit.
 
 `choose_sampler` picks between them; with `auto` the reference serves where the extension is not built, and says so
-once. Nothing of torch is known to the extension: batches are written into the memory of freshly made tensors or of
-buffers that the caller keeps.
+once. Nothing of torch is known to the extension: batches are written into numpy arrays, which tensors then share.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from megatron_alum.data.batch import PretrainingBatch
@@ -70,6 +70,19 @@ def _table(sentences: Sentences) -> Any:
     )
 
 
+class BatchBuffers:
+    """Memory of one batch of B samples, written by `NativeBatches.fill`; uninitialised at first."""
+
+    def __init__(self, num_samples: int, seq_length: int) -> None:
+        """The masked ones have room for every position; what is not written takes no memory."""
+        self.tokens = np.empty((num_samples, seq_length), dtype=np.int64)
+        self.token_types = np.empty((num_samples, seq_length), dtype=np.int64)
+        self.padding_mask = np.empty((num_samples, seq_length), dtype=np.bool_)
+        self.masked_positions = np.empty(num_samples * seq_length, dtype=np.int64)
+        self.masked_labels = np.empty(num_samples * seq_length, dtype=np.int64)
+        self.nsp_labels = np.empty(num_samples, dtype=np.int64)
+
+
 class NativeBatches:
     """Batches of one split, assembled in C++. Calls must not overlap, and the object does not survive a fork."""
 
@@ -98,33 +111,37 @@ class NativeBatches:
         for shard in shards:
             self._sampler.add_shard(shard.corpus.tokens, _table(shard.sentences))
 
-    def batch(self, sample_indices: Sequence[int], buffers: PretrainingBatch | None = None) -> PretrainingBatch:
-        """The samples with these global indices; into new tensors, or over `buffers` (see `empty_batch`)."""
+    def batch(self, sample_indices: Sequence[int]) -> PretrainingBatch:
+        """The samples with these global indices, in new tensors."""
         samples = np.array(sample_indices, dtype=np.int64)
+        out = BatchBuffers(len(samples), self._settings.seq_length)
+        num_masked = self.fill(samples, out)
+        return PretrainingBatch(
+            tokens=torch.from_numpy(out.tokens),
+            token_types=torch.from_numpy(out.token_types),
+            padding_mask=torch.from_numpy(out.padding_mask),
+            masked_positions=torch.from_numpy(out.masked_positions[:num_masked]),
+            masked_labels=torch.from_numpy(out.masked_labels[:num_masked]),
+            nsp_labels=torch.from_numpy(out.nsp_labels),
+            sample_index=torch.from_numpy(samples),
+        )
+
+    def fill(self, samples: npt.NDArray[np.int64], out: BatchBuffers) -> int:
+        """Write the samples over `out` and return N, how many of its masked positions and labels are meant."""
         while (number := self._sampler.shard_to_extend(samples)) >= 0:
             self._extend(number)
-        out = buffers or empty_batch(len(samples), self._settings.seq_length)
         try:
-            num_masked = self._sampler.fill(
+            return self._sampler.fill(
                 samples,
-                tokens=out.tokens.numpy(),
-                token_types=out.token_types.numpy(),
-                padding_mask=out.padding_mask.numpy(),
-                masked_positions=out.masked_positions.numpy(),
-                masked_labels=out.masked_labels.numpy(),
-                nsp_labels=out.nsp_labels.numpy(),
+                tokens=out.tokens,
+                token_types=out.token_types,
+                padding_mask=out.padding_mask,
+                masked_positions=out.masked_positions,
+                masked_labels=out.masked_labels,
+                nsp_labels=out.nsp_labels,
             )
         except RuntimeError as error:
             raise ValueError(str(error)) from None
-        return PretrainingBatch(
-            tokens=out.tokens,
-            token_types=out.token_types,
-            padding_mask=out.padding_mask,
-            masked_positions=out.masked_positions[:num_masked],
-            masked_labels=out.masked_labels[:num_masked],
-            nsp_labels=out.nsp_labels,
-            sample_index=torch.from_numpy(samples),
-        )
 
     def _extend(self, number: int) -> None:
         shard, known = self._shards[number], self._known_epochs[number]
@@ -139,20 +156,6 @@ class NativeBatches:
             domain=epoch.order.domain,
         )
         self._known_epochs[number] = known + 1
-
-
-def empty_batch(num_samples: int, seq_length: int) -> PretrainingBatch:
-    """Uninitialised tensors for `NativeBatches.batch`; the masked ones have room for every position."""
-    room = num_samples * seq_length
-    return PretrainingBatch(
-        tokens=torch.empty((num_samples, seq_length), dtype=torch.int64),
-        token_types=torch.empty((num_samples, seq_length), dtype=torch.int64),
-        padding_mask=torch.empty((num_samples, seq_length), dtype=torch.bool),
-        masked_positions=torch.empty(room, dtype=torch.int64),
-        masked_labels=torch.empty(room, dtype=torch.int64),
-        nsp_labels=torch.empty(num_samples, dtype=torch.int64),
-        sample_index=torch.empty(num_samples, dtype=torch.int64),
-    )
 
 
 def _mask_settings(settings: SampleSettings) -> Any:

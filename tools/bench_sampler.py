@@ -1,0 +1,258 @@
+"""Samples a second of the C++ sampler, of its Python reference and of megatron-core's own BERT dataset, in one run.
+
+    python tools/bench_sampler.py [--data-path PREFIX] [--seq-length 512] [--batch-size 64] [--csv FILE]
+
+All read the same shard with the page cache warm; without --data-path a synthetic shard of Wikipedia's proportions is
+made. Ours writes whole batches into preallocated buffers, index reads included, masking 15 % of single tokens with NSP.
+`BERTMaskedWordPieceDataset` yields one sample a call (single tokens, 15 %, its sentence-order question),
+and nothing is counted for collating its samples. It packs sentences of A and B up to the same length, so its rows hold
+a different number of tokens: tokens a second are printed beside samples.
+
+Timings are the best of several rounds, since other work on the machine can only slow one down. The CSV has one line a
+case, with the processor and the commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_alum.config.cli import main_guard
+from megatron_alum.config.data import DataConfig
+from megatron_alum.data.dataset import PretrainingDataset, open_datasets
+from megatron_alum.data.native import BatchBuffers
+
+MASK_RATE = 0.15
+STOCK_SAMPLES = 50_000
+"""Samples of megatron-core's index; it wants a number."""
+PERMUTED = 1 << 22
+"""Sample indices are drawn from this range: several epochs of a small shard, one of a large."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table and the CSV."""
+
+    case: str
+    objective: str
+    masking: str
+    seq_length: int
+    batch_size: int
+    threads: int
+    samples_per_second: float
+    tokens_per_second: float
+    times_megatron_core: float
+    processor: str
+    commit: str
+
+
+def main() -> None:
+    """Measure every case and print the table."""
+    args = _arguments()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        prefix = args.data_path or write_synthetic(Path(folder) / "synthetic", num_documents=args.documents)
+        results = list(_measure_all(prefix, args, folder))
+    for line in _table(results):
+        print(line)
+    if args.csv:
+        _write_csv(Path(args.csv), results)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-path", help="prefix of a shard made by preprocess_data.py (default: a synthetic one)")
+    parser.add_argument("--documents", type=int, default=50_000, help="documents of the synthetic shard")
+    parser.add_argument("--seq-length", type=int, default=512, help="S, special tokens included")
+    parser.add_argument("--batch-size", type=int, default=64, help="samples a call")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time spent on each case")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="thread counts of the C++ sampler")
+    parser.add_argument("--csv", help="file to write the results to")
+    return parser.parse_args()
+
+
+def _measure_all(prefix: str, args: argparse.Namespace, folder: str) -> Iterator[Result]:
+    stock_rate, stock_tokens = measure_megatron_core(prefix, args.seq_length, args.seconds, folder)
+
+    def result(case: str, objective: str, masking: str, threads: int, rate: float, tokens: float) -> Result:
+        return Result(
+            case, objective, masking, args.seq_length, args.batch_size, threads, round(rate, 1),
+            round(rate * tokens), round(rate / stock_rate, 1), _processor(), _commit(),
+        )  # fmt: skip
+
+    yield result("megatron-core", "sop", "token", 1, stock_rate, stock_tokens)
+    yield result("python", "nsp", "token", 1, *measure_sampler(prefix, args, folder, sampler="python"))
+    for threads in args.threads:
+        yield result("cpp", "nsp", "token", threads, *measure_sampler(prefix, args, folder, sampler_threads=threads))
+    for objective, masking in (("nsp", "whole_word"), ("nsp", "ngram"), ("sop", "token"), ("none", "token")):
+        rate, tokens = measure_sampler(prefix, args, folder, objective=objective, masking=masking)
+        yield result("cpp", objective, masking, 1, rate, tokens)
+
+
+def measure_sampler(prefix: str, args: argparse.Namespace, folder: str, **options: Any) -> tuple[float, float]:
+    """(samples a second, real tokens a sample) of our sampler; `options` are fields of DataConfig."""
+    config = DataConfig(
+        data_path=(prefix,), split="1", mask_rate_start=MASK_RATE, mask_rate_end=MASK_RATE, mask_rate_steps=1,
+        data_cache_path=folder, **options,
+    )  # fmt: skip
+    dataset = open_datasets(config, model_type="bert", seq_length=args.seq_length, train_samples=PERMUTED, seed=1).train
+    num_samples = dataset.samples_per_epoch()[0]
+    batches = np.random.default_rng(0).integers(0, num_samples, size=(256, args.batch_size))
+    draw, real_tokens = _drawer(dataset, args)
+    counts = []
+    for batch in batches:  # warms the page cache too
+        draw(batch)
+        counts.append(real_tokens())
+    rate = best_rate(lambda i: draw(batches[i % len(batches)]), args.seconds) * args.batch_size
+    return rate, float(np.mean(counts)) / args.batch_size
+
+
+def _drawer(
+    dataset: PretrainingDataset, args: argparse.Namespace
+) -> tuple[Callable[[np.ndarray], object], Callable[[], int]]:
+    """A function that draws one batch, and one that counts the real tokens of the batch drawn last."""
+    out, native = BatchBuffers(args.batch_size, args.seq_length), dataset.native
+    if native is not None:
+        return lambda batch: native.fill(batch, out), lambda: int(out.padding_mask.sum())
+
+    def draw(batch: np.ndarray) -> None:
+        out.padding_mask[:] = dataset.batch(batch.tolist()).padding_mask
+
+    return draw, lambda: int(out.padding_mask.sum())
+
+
+def measure_megatron_core(prefix: str, seq_length: int, seconds: float, folder: str) -> tuple[float, float]:
+    """(samples a second, real tokens a sample) of megatron-core's BERTMaskedWordPieceDataset, item by item."""
+    dataset = megatron_core_dataset(prefix, seq_length, folder)
+    order = np.random.default_rng(0).permutation(len(dataset))
+    real = np.mean([int((dataset[int(i)]["padding_mask"] != 0).sum()) for i in order[:64]])
+    return best_rate(lambda i: dataset[int(order[i % len(order)])], seconds), float(real)
+
+
+def megatron_core_dataset(prefix: str, seq_length: int, folder: str) -> Any:
+    """megatron-core's own dataset over the shard, masking like ours: 15 % of single tokens."""
+    from megatron.core.datasets.bert_dataset import BERTMaskedWordPieceDataset, BERTMaskedWordPieceDatasetConfig
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+    from megatron.core.datasets.utils import Split
+
+    from megatron_alum.data.tokenizers import load_tokenizer
+
+    tokenizer = load_tokenizer(f"{prefix}-tokenizer")
+    described = SimpleNamespace(
+        cls=tokenizer.cls_token_id,
+        sep=tokenizer.sep_token_id,
+        mask=tokenizer.mask_token_id,
+        pad=tokenizer.pad_token_id,
+        inv_vocab={i: token for token, i in tokenizer.get_vocab().items()},
+        unique_identifiers={"folder": prefix},
+    )
+    config = BERTMaskedWordPieceDatasetConfig(
+        random_seed=1, sequence_length=seq_length, blend=([prefix], None), split="1,0,0", tokenizer=described,
+        path_to_cache=folder, masking_probability=MASK_RATE, short_sequence_probability=0.1, masking_max_ngram=1,
+        masking_do_full_word=False, masking_do_permutation=False, masking_use_longer_ngrams=False,
+        masking_use_geometric_distribution=False, classification_head=True,
+    )  # fmt: skip
+    if not torch.distributed.is_initialized():  # its index is built on rank 0 of a process group
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    indexed = IndexedDataset(prefix)
+    documents = np.arange(len(indexed.document_indices) - 1, dtype=np.int32)
+    return BERTMaskedWordPieceDataset(indexed, prefix, documents, STOCK_SAMPLES, Split.train, config)
+
+
+def best_rate(call: Callable[[int], object], seconds: float, rounds: int = 5) -> float:
+    """Calls a second in the best of `rounds` equal stretches of the time."""
+    best, i = 0.0, 0
+    for _ in range(rounds):
+        begin, count = time.perf_counter(), 0
+        while (elapsed := time.perf_counter() - begin) < seconds / rounds:
+            call(i)
+            i, count = i + 1, count + 1
+        best = max(best, count / elapsed)
+    return best
+
+
+def write_synthetic(prefix: Path, *, num_documents: int) -> str:
+    """A shard of Wikipedia's proportions: 14 sentences a document (geometric), 22 tokens a sentence (Poisson)."""
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    from megatron_alum.data.tokenizers import bert_tokenizer, save_tokenizer
+
+    words = [f"w{i}" for i in range(24_000)] + [f"##c{i}" for i in range(6_000)]
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    save_tokenizer(
+        bert_tokenizer({entry: i for i, entry in enumerate(entries)}, lower=True, accents=None),
+        Path(f"{prefix}-tokenizer"),
+    )
+    rng = np.random.default_rng(0)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    sentences = rng.geometric(1 / 14, size=num_documents)
+    for count in sentences.tolist():
+        lengths = 1 + rng.poisson(21, size=count)
+        text = torch.from_numpy(rng.integers(5, len(entries), size=int(lengths.sum())))
+        builder.add_document(text, lengths.tolist())
+    builder.finalize(f"{prefix}.idx")
+    manifest = {
+        "manifest_version": 1,
+        "num_documents": num_documents,
+        "num_sentences": int(sentences.sum()),
+        "dtype": "uint16",
+    }
+    Path(f"{prefix}.json").write_text(json.dumps(manifest))
+    return str(prefix)
+
+
+def _table(results: list[Result]) -> Iterator[str]:
+    first = results[0]
+    yield f"{first.processor}, sequence {first.seq_length}, batches of {first.batch_size}, commit {first.commit}"
+    yield f"{'case':<14}{'objective':<10}{'masking':<12}{'threads':>7}{'samples/s':>12}{'tokens/s':>14}{'x core':>9}"
+    for r in results:
+        yield (
+            f"{r.case:<14}{r.objective:<10}{r.masking:<12}{r.threads:>7}{r.samples_per_second:>12,.0f}"
+            f"{r.tokens_per_second:>14,.0f}{r.times_megatron_core:>9,.1f}"
+        )
+
+
+def _write_csv(path: Path, results: list[Result]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(asdict(results[0])), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(result) for result in results)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.machine()
+    return f"{name} ({os.cpu_count()} cores)"
+
+
+def _commit() -> str:
+    found = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    )
+    return found.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main_guard(main))
