@@ -1,0 +1,126 @@
+"""Layout of ranks, seeds of the dropout streams, and their snapshot."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from megatron.core import tensor_parallel
+
+from megatron_alum.parallel import TensorParallelDropoutState, initialize, seed_everything, shutdown
+from tests.helpers.distributed import run_ranks
+
+
+def _layout(rank, world_size, tensor_parallel_size):
+    groups = initialize(tensor_parallel_size=tensor_parallel_size, sequence_parallel=True)
+    members = {}
+    for name in ("tp", "dp", "world"):
+        everyone = [None] * torch.distributed.get_world_size(getattr(groups, name))
+        torch.distributed.all_gather_object(everyone, rank, group=getattr(groups, name))
+        members[name] = everyone
+    return (
+        members,
+        (groups.tp_rank, groups.tp_size, groups.dp_rank, groups.dp_size),
+        groups.sequence_parallel,
+        groups.world_rank,
+    )
+
+
+def test_four_ranks_as_two_by_two():
+    answers = run_ranks(4, _layout, 2)
+    assert [answer[0] for answer in answers] == [
+        {"tp": [0, 1], "dp": [0, 2], "world": [0, 1, 2, 3]},
+        {"tp": [0, 1], "dp": [1, 3], "world": [0, 1, 2, 3]},
+        {"tp": [2, 3], "dp": [0, 2], "world": [0, 1, 2, 3]},
+        {"tp": [2, 3], "dp": [1, 3], "world": [0, 1, 2, 3]},
+    ]
+    assert [answer[1] for answer in answers] == [(0, 2, 0, 2), (1, 2, 0, 2), (0, 2, 1, 2), (1, 2, 1, 2)]
+    assert [answer[2:] for answer in answers] == [(True, rank) for rank in range(4)]
+
+
+def test_sequence_parallelism_means_nothing_on_one_rank():
+    assert run_ranks(1, _layout, 1)[0][2] is False
+
+
+def _refused(rank, world_size, tensor_parallel_size):
+    with pytest.raises(ValueError) as caught:
+        initialize(tensor_parallel_size=tensor_parallel_size)
+    return str(caught.value)
+
+
+def test_a_world_that_does_not_divide_is_refused():
+    assert run_ranks(2, _refused, 3)[0] == (
+        "The number of processes must be a multiple of --tensor-model-parallel-size 3, but is 2 instead. "
+        "Change the flag or torchrun's --nproc-per-node."
+    )
+
+
+def test_a_plain_python_process_is_a_world_of_one():
+    code = """
+from megatron_alum.parallel import initialize, shutdown
+groups = initialize(tensor_parallel_size=1)
+print(groups.tp_size, groups.dp_size, groups.world_rank, groups.device)
+shutdown(); shutdown()
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "MASTER_ADDR")}
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+    assert process.stdout == "1 1 0 cpu\n", process.stderr
+
+
+def test_a_world_size_without_rendezvous_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert not torch.distributed.is_initialized()
+    with pytest.raises(
+        ValueError, match="WORLD_SIZE must be 1 without torchrun's rendezvous variables, but is 2 instead"
+    ):
+        initialize(tensor_parallel_size=2)
+
+
+def _draws(rank, world_size, seed):
+    seed_everything(seed, initialize(tensor_parallel_size=2))
+    default = torch.rand(2)
+    with tensor_parallel.get_cuda_rng_tracker().fork():
+        forked = torch.rand(2)
+    return default, forked
+
+
+def test_dropout_streams_differ_where_they_must():
+    draws = run_ranks(4, _draws, 7)  # tp ranks (0, 1) and (2, 3)
+    default, forked = zip(*draws, strict=True)
+    assert torch.equal(default[0], default[1]) and torch.equal(default[2], default[3])
+    assert not torch.equal(default[0], default[2]), "data-parallel ranks must not share masks"
+    assert len({tuple(values.tolist()) for values in forked}) == 4
+    assert torch.equal(run_ranks(4, _draws, 7)[3][1], forked[3])
+    assert not torch.equal(run_ranks(4, _draws, 8)[3][1], forked[3])
+
+
+def _replay(rank, world_size):
+    seed_everything(1, initialize(tensor_parallel_size=world_size))
+    state, tracker = TensorParallelDropoutState(), tensor_parallel.get_cuda_rng_tracker()
+
+    def draw():
+        outside = torch.rand(3)
+        with tracker.fork():
+            inside = torch.rand(3)
+        return torch.cat((outside, inside))
+
+    draw()
+    snapshot = state.snapshot()
+    first, second = draw(), draw()
+    replays = []
+    for _ in range(2):
+        state.restore(snapshot)
+        replays.append(draw())
+    return first, second, *replays
+
+
+def test_a_snapshot_replays_both_streams_any_number_of_times():
+    for first, second, again, once_more in run_ranks(2, _replay):
+        assert torch.equal(first, again) and torch.equal(first, once_more)
+        assert not torch.equal(first[:3], second[:3]) and not torch.equal(first[3:], second[3:])
+
+
+def test_shutdown_without_a_start_does_nothing():
+    shutdown()

@@ -1,0 +1,68 @@
+"""Prints what this machine has for megatron_alum and what to do about what it lacks.
+
+    python tools/doctor.py
+
+Exits with 1 when something required is missing or the network does not run one step, else with 0.
+"""
+
+import sys
+
+from megatron_alum.compat.detect import Finding, environment_report
+from megatron_alum.config.cli import main_guard
+
+
+def main() -> None:
+    """Report, self-test, exit code."""
+    findings = [*environment_report(), *_extensions(), _self_test()]
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        print(f"{finding.name:<{width}}  {finding.found}")
+        if finding.advice:
+            print(f"{'':<{width}}  -> {finding.advice}")
+    sys.exit(1 if any(finding.required and finding.advice for finding in findings) else 0)
+
+
+def _extensions() -> list[Finding]:
+    """The compiled parts: fused ops (`_C`) and sampler (`_data`)."""
+    from megatron_alum.ops import build_info
+
+    info = build_info()
+    ops = Finding("fused ops", ", ".join(f"{key} {value}" for key, value in info.items()))
+    try:
+        from megatron_alum import _data  # noqa: F401
+    except ImportError as error:
+        rebuild = "pip install --no-build-isolation -e ."
+        return [ops, Finding("sampler", f"not built ({error}): the Python reference is used", rebuild)]
+    return [ops, Finding("sampler", "built")]
+
+
+def _self_test() -> Finding:
+    """A forward and backward pass of a tiny network on this machine's device."""
+    try:
+        loss = _one_step()
+    except Exception as error:
+        return Finding("self-test", f"failed: {type(error).__name__}: {error}", "report this output", required=True)
+    return Finding("self-test", f"one step of a tiny BERT ran, loss {loss:.2f}")
+
+
+def _one_step() -> float:
+    import torch
+
+    from megatron_alum.config.model import ModelConfig
+    from megatron_alum.models import build_model
+    from megatron_alum.parallel import initialize, seed_everything, shutdown
+
+    groups = initialize(tensor_parallel_size=1)
+    seed_everything(0, groups)
+    model = build_model(ModelConfig(model_size="tiny", seq_length=16), vocab_size=100, groups=groups)
+    tokens = torch.arange(32, device=groups.device).view(2, 16)
+    positions = torch.tensor([3, 20], device=groups.device)
+    outputs = model(tokens, torch.zeros_like(tokens), None, positions)
+    loss = torch.nn.functional.cross_entropy(outputs.mlm_logits[:, :100].float(), tokens.flatten()[positions])
+    loss.backward()
+    shutdown()
+    return loss.item()
+
+
+if __name__ == "__main__":
+    main_guard(main)
