@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 # Contraction off: the noise must have the same bits in every build. Where a fused multiply-add is wanted it is written
 # out; the CUDA code rounds step by step with intrinsics in the noise.
-CXX_FLAGS = ["-O3", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-ffp-contract=off", "-fvisibility=hidden"]
+CXX_FLAGS = ["-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas", "-ffp-contract=off", "-fvisibility=hidden"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-Werror", "all-warnings", "-Xptxas", "-v,-warn-spills", "-lineinfo"]
 
 try:

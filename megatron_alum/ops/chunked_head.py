@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_alum.ops import dispatch, symmetric_kl
+from megatron_alum.ops import dispatch, divergence
 from megatron_alum.ops.reference import rows as reference
 from megatron_alum.ops.reference.rows import RowOptions
 
@@ -48,7 +48,7 @@ def mlm_symmetric_kl_from_hidden(
         if tensor.shape != (rows,):
             raise ValueError(f"`{name}` must have shape [{rows}], but is {list(tensor.shape)} instead.")
     probe = clean_hidden.new_empty(rows, weight.shape[0], device="meta")
-    options = symmetric_kl.row_options(probe, probe, labels.to("meta"), valid_vocab_size, group, detach_targets)
+    options = divergence.row_options(probe, probe, labels.to("meta"), valid_vocab_size, group, detach_targets)
     impl = dispatch.select(impl, clean_hidden)
     weights = (mlm_row_weight.detach(), kl_row_weight.detach())
     return _ChunkedHead.apply(
@@ -94,8 +94,8 @@ class _ChunkedHead(torch.autograd.Function):
             part = slice(start, start + chunk_rows)
             hidden = clean[part], adv[part]
             a, b = (torch.nn.functional.linear(states, weight, bias) for states in hidden)
-            records = symmetric_kl.local_statistics(a, b, labels[part], options, impl)
-            records = symmetric_kl.merge_over_group(records, options, group, impl)
+            records = divergence.local_statistics(a, b, labels[part], options, impl)
+            records = divergence.merge_over_group(records, options, group, impl)
             losses = reference.row_losses(records, labels[part])
             for i, (loss, row_weight) in enumerate(zip(losses, (mlm_weight[part], kl_weight[part]), strict=True)):
                 sums[i] += torch.where(row_weight == 0, 0.0, loss * row_weight).sum()

@@ -21,6 +21,7 @@ from torch import Tensor
 STATISTICS = 6
 """Floats of a record; one more with labels."""
 IGNORED_LABEL = -100
+_EMPTY = torch.tensor([-torch.inf, 0, 0, 0, 0, 0])  # of a shard in which no column counts
 _SERIES_LIMIT = 0.25  # below it h + expm1(-h) is summed as a series, its terms cancel; eight terms reach 1e-16 there
 
 
@@ -44,21 +45,23 @@ def row_statistics(clean: Tensor, adv: Tensor, labels: Tensor | None, options: R
     rows = clean.shape[0]
     record = torch.zeros(rows, STATISTICS + (labels is not None), dtype=dtype, device=clean.device)
     if options.valid_columns == 0:
-        record[:, 0] = -torch.inf
+        record[:, :STATISTICS] = _EMPTY
         return record
     a, b = (x[:, : options.valid_columns].to(dtype) for x in (clean, adv))
     if rows > 0:
-        maximum, argmax = a.max(dim=1)
-        difference, error = two_difference(a, b)
-        center = difference.gather(1, argmax[:, None])[:, 0]
-        u = centred_difference(difference, error, center, a, b)
-        weight = torch.exp(a - maximum[:, None])
+        maximum = a.amax(1)
+        center = torch.logsumexp(a, dim=1) - torch.logsumexp(b, dim=1)
+        u = centred_difference(a, b, center)
+        weight, difference = _weights(a, b, u, maximum, center, torch.zeros_like(center))
         mass = weight.sum(1)
-        log_ratio = _log_ratio(u, weight, mass, b, center + maximum.neg())
-        p, p_minus_q, h = _probabilities(a, u, maximum, mass, log_ratio)
-        divergence = (p * _one_sided_terms(h)).sum(1) if options.one_sided else (p_minus_q * h).sum(1)
-        mean = (p * u).sum(1)
-        record[:, :STATISTICS] = torch.stack([maximum, mass, center, log_ratio, mean, divergence], dim=1)
+        log_ratio = torch.log1p(-difference.sum(1) / mass)
+        h = u + log_ratio[:, None]
+        weight, difference = _weights(a, b, h, maximum, center, log_ratio)
+        terms = weight * _one_sided_terms(h) if options.one_sided else difference * h
+        sums = torch.where(weight == 0, 0.0, weight * u).sum(1), torch.where(weight + difference == 0, 0.0, terms).sum(1)
+        columns = torch.stack([maximum, mass, center, log_ratio, sums[0] / mass, sums[1] / mass], dim=1)
+        masked = ((a == -torch.inf) & (b == -torch.inf)).all(1)
+        record[:, :STATISTICS] = torch.where(masked[:, None], _EMPTY.to(columns), columns)
     if labels is not None:
         local, owned = local_labels(labels, options)
         record[:, STATISTICS] = torch.where(owned, a.gather(1, local[:, None])[:, 0], 0.0)
@@ -81,7 +84,7 @@ def merge_statistics(records: Tensor, one_sided: bool) -> Tensor:
     u = shift - log_ratio
     ratio = _safe_log_mean_exp(-u, share)
     h = u + ratio
-    p_minus_q = _difference_of_probabilities(torch.log(share), h)
+    p_minus_q = _difference_of_shares(share, h)
     offset = shift + mean
     if one_sided:
         merged = (share * (divergence + _one_sided_terms(h))).sum(0)
@@ -95,9 +98,9 @@ def merge_statistics(records: Tensor, one_sided: bool) -> Tensor:
 
 def row_losses(records: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     """(MLM loss [N], divergence [N]) from merged records; zero where the label is ignored, MLM loss zero without labels."""
-    divergence = records[:, 5]
+    divergence = torch.where(records[:, 1] == 0, torch.nan, records[:, 5])  # no column counts: no distribution
     if labels is None:
-        return torch.zeros_like(divergence), divergence.clone()
+        return torch.zeros_like(divergence), divergence
     kept = labels != IGNORED_LABEL
     mlm_loss = records[:, 0] + torch.log(records[:, 1]) - records[:, STATISTICS]
     return torch.where(kept, mlm_loss, 0.0), torch.where(kept, divergence, 0.0)
@@ -123,9 +126,9 @@ def row_gradients(
     dtype = working_dtype(clean)
     a, b = (x[:, :columns].to(dtype) for x in (clean, adv))
     maximum, mass, center, log_ratio, mean, divergence = (records[:, i : i + 1] for i in range(STATISTICS))
-    difference, error = two_difference(a, b)
-    u = centred_difference(difference, error, center[:, 0], a, b)
-    p, p_minus_q, h = _probabilities(a, u, maximum[:, 0], mass[:, 0], log_ratio[:, 0])
+    u = centred_difference(a, b, center[:, 0])
+    h = u + log_ratio
+    p, p_minus_q = (x / mass for x in _weights(a, b, h, maximum[:, 0], center[:, 0], log_ratio[:, 0]))
     weight = kl_weight.to(dtype)[:, None]
     to_adv = -p_minus_q
     to_clean = torch.zeros_like(p) if options.one_sided else p_minus_q
@@ -159,8 +162,9 @@ def two_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return difference, (a - (difference - back)) - (b + back)
 
 
-def centred_difference(difference: Tensor, error: Tensor, center: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def centred_difference(a: Tensor, b: Tensor, center: Tensor) -> Tensor:
     """u = a - b - c [N, C]; 0 in columns that are -inf on both sides (masked out: P and Q are 0 there)."""
+    difference, error = two_difference(a, b)
     u = (difference - center[:, None]) + torch.where(torch.isfinite(error), error, 0.0)
     return torch.where((a == -torch.inf) & (b == -torch.inf), 0.0, u)
 
@@ -172,14 +176,6 @@ def local_labels(labels: Tensor, options: RowOptions) -> tuple[Tensor, Tensor]:
     return torch.where(owned, local, 0), owned
 
 
-def _log_ratio(u: Tensor, weight: Tensor, mass: Tensor, b: Tensor, center_minus_maximum: Tensor) -> Tensor:
-    """t [N]; by expm1 while u is moderate, else by log-sum-exp, which is accurate there and does not overflow."""
-    excess = (weight * torch.expm1(-u.clamp(min=-60))).sum(1) / mass
-    plain = torch.logsumexp(b, dim=1) + center_minus_maximum - torch.log(mass)
-    moderate = (u.amin(1) > -20) & (excess > -0.9)
-    return torch.where(moderate, torch.log1p(excess), plain)
-
-
 def _safe_log_mean_exp(x: Tensor, share: Tensor) -> Tensor:
     """log sum_i share_i exp(x_i) over dim 0, keeping the digits of small x; a share of 0 counts nothing."""
     x = torch.where(share == 0, 0.0, x)
@@ -187,20 +183,22 @@ def _safe_log_mean_exp(x: Tensor, share: Tensor) -> Tensor:
     return torch.where((x.abs() < 1).all(0), small, torch.logsumexp(torch.log(share) + x, dim=0))
 
 
-def _probabilities(
-    a: Tensor, u: Tensor, maximum: Tensor, mass: Tensor, log_ratio: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(p, p - q, h), each [N, C]."""
-    h = u + log_ratio[:, None]
-    log_p = a - maximum[:, None]
-    mass = mass[:, None]
-    return torch.exp(log_p) / mass, _difference_of_probabilities(log_p, h) / mass, h
+def _weights(
+    a: Tensor, b: Tensor, h: Tensor, maximum: Tensor, center: Tensor, log_ratio: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(Z p, Z (p - q)), each [N, C], with h = log(p / q): the larger of p and q first, the smaller as e^-|h| of it."""
+    level, error = two_difference(maximum, center)
+    log_q = ((b - level[:, None]) - error[:, None]) - log_ratio[:, None]
+    larger = torch.exp(torch.maximum(a - maximum[:, None], log_q))
+    p = torch.where(h < 0, larger * torch.exp(-h.abs()), larger)
+    return p, larger * torch.expm1(-h.abs()) * -torch.sign(h)
 
 
-def _difference_of_probabilities(log_p: Tensor, h: Tensor) -> Tensor:
-    """p - q from log p and h = log(p / q): the larger of the two times 1 - exp(-|h|), with its sign; never overflows."""
-    h = torch.where(log_p == -torch.inf, h.clamp(min=0), h)
-    return torch.exp(log_p - h.clamp(max=0)) * torch.expm1(-h.abs()) * -torch.sign(h)
+def _difference_of_shares(share: Tensor, h: Tensor) -> Tensor:
+    """share - share exp(-h); never overflows."""
+    log_share = torch.log(share)
+    h = torch.where(share == 0, h.clamp(min=0), h)
+    return torch.exp(log_share - h.clamp(max=0)) * torch.expm1(-h.abs()) * -torch.sign(h)
 
 
 def _one_sided_terms(h: Tensor) -> Tensor:

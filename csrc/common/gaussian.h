@@ -1,0 +1,87 @@
+// A random word turned into a standard Gaussian number: the inverse distribution function from correctly rounded +, -, *, /
+// and sqrt in a fixed order, so that every device gives the same bits. Definition, sources and error of the polynomials:
+// megatron_alum/ops/reference/noise.py.
+#pragma once
+
+#include "common/philox.h"
+
+MA_FUNCTION float float_of_bits(int32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+MA_FUNCTION int32_t bits_of_float(float value) {
+  int32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+// total * x + coefficient, rounded twice.
+#define MA_HORNER(total, x, coefficient) MA_ADD(MA_MUL(total, x), coefficient)
+
+// log y for positive, normal y.
+MA_FUNCTION float ordered_log(float y) {
+  const int32_t sqrt_half = 0x3F3504F3;
+  const int32_t bits = bits_of_float(y) - sqrt_half;
+  const float exponent = static_cast<float>(bits >> 23);
+  const float f = MA_ADD(float_of_bits((bits & 0x7FFFFF) + sqrt_half), -1.0f);
+  float p = 0.08808367f;
+  p = MA_HORNER(p, f, -0.14351936f);
+  p = MA_HORNER(p, f, 0.1491018f);
+  p = MA_HORNER(p, f, -0.16563112f);
+  p = MA_HORNER(p, f, 0.1996212f);
+  p = MA_HORNER(p, f, -0.25002128f);
+  p = MA_HORNER(p, f, 0.33333957f);
+  p = MA_HORNER(p, f, -0.49999985f);
+  return MA_ADD(MA_ADD(f, MA_MUL(MA_MUL(f, f), p)), MA_MUL(exponent, 0.693147182f));
+}
+
+MA_FUNCTION float erfinv_over_x_central(float w) {
+  float p = 2.81022636e-08f;
+  p = MA_HORNER(p, w, 3.43273939e-07f);
+  p = MA_HORNER(p, w, -3.5233877e-06f);
+  p = MA_HORNER(p, w, -4.39150654e-06f);
+  p = MA_HORNER(p, w, 0.00021858087f);
+  p = MA_HORNER(p, w, -0.00125372503f);
+  p = MA_HORNER(p, w, -0.00417768164f);
+  p = MA_HORNER(p, w, 0.246640727f);
+  return MA_HORNER(p, w, 1.50140941f);
+}
+
+MA_FUNCTION float erfinv_over_x_tail(float w) {
+  float p = -0.000200214257f;
+  p = MA_HORNER(p, w, 0.000100950558f);
+  p = MA_HORNER(p, w, 0.00134934322f);
+  p = MA_HORNER(p, w, -0.00367342844f);
+  p = MA_HORNER(p, w, 0.00573950773f);
+  p = MA_HORNER(p, w, -0.0076224613f);
+  p = MA_HORNER(p, w, 0.00943887047f);
+  p = MA_HORNER(p, w, 1.00167406f);
+  return MA_HORNER(p, w, 2.83297682f);
+}
+
+MA_FUNCTION float gaussian_of_word(uint32_t word) {
+  const float bits = static_cast<float>(static_cast<int32_t>(word & 0x7FFFFFFFu));
+  const float v = MA_MUL(MA_ADD(bits, 0.5f), 2.3283064365386963e-10f);  // 2^-32
+  const float x = MA_ADD(1.0f, -MA_MUL(2.0f, v));
+  const float w = -ordered_log(MA_MUL(MA_MUL(4.0f, v), MA_ADD(1.0f, -v)));
+  const float central = erfinv_over_x_central(MA_ADD(w, -2.5f));
+  const float tail = erfinv_over_x_tail(MA_ADD(MA_SQRT(w), -3.0f));
+  const float z = MA_MUL(MA_MUL(w < 5.0f ? central : tail, x), 1.41421354f);
+  return (word >> 31) != 0 ? -z : z;
+}
+
+// What the noise of one token depends on besides the channel.
+struct NoiseToken {
+  PhiloxKey key;
+  uint32_t position;
+  uint64_t sample;  // global sample index
+};
+
+// Channels 4 * block .. 4 * block + 3 of one token, standard deviation 1.
+MA_FUNCTION PhiloxBlock noise_words(const NoiseToken& token, uint32_t block) {
+  const PhiloxBlock counter{
+      {block, token.position, static_cast<uint32_t>(token.sample), static_cast<uint32_t>(token.sample >> 32)}};
+  return philox(counter, token.key);
+}

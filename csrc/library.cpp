@@ -1,0 +1,49 @@
+// Schemas of the fused ops (torch.ops.megatron_alum.*); the text here is the contract, the code is found by path:
+// ops/rows.cpp and ops/tiles.cpp build the tasks, ops/cpu and ops/cuda run them. Autograd, fake kernels and the public doors
+// are in Python (megatron_alum/ops). `first_column` and `valid_columns` place a vocabulary shard: see ops/rows.h.
+#include <torch/library.h>
+
+#include "ops/cpu/kernels.h"
+
+// Read by megatron_alum/ops/dispatch.py before the library is loaded.
+extern "C" __attribute__((visibility("default"), used)) const char megatron_alum_build[] =
+    "megatron_alum_build:" MEGATRON_ALUM_BUILD;
+
+TORCH_LIBRARY(megatron_alum, m) {
+  m.def("instruction_set() -> str", [] { return std::string(cpu_kernels().name); });
+
+  // Records [N, 6] (7 with labels) of one shard.
+  m.def("row_statistics(Tensor clean, Tensor adv, Tensor? labels, int first_column, int valid_columns, bool one_sided) -> Tensor");
+  // [R, N, 6 or 7] -> [N, 6 or 7].
+  m.def("merge_statistics(Tensor records, bool one_sided) -> Tensor");
+  // (MLM loss [N], divergence [N]) from merged records; differentiable in the logits (Python: ops/symmetric_kl.py).
+  m.def(
+      "row_losses(Tensor clean, Tensor adv, Tensor records, Tensor? labels, int first_column, int valid_columns, "
+      "bool one_sided, bool detach_targets, bool overwrite) -> (Tensor, Tensor)");
+  // Gradients to (clean, adv); one that is not needed is an empty tensor.
+  m.def(
+      "row_gradients(Tensor clean, Tensor adv, Tensor records, Tensor? labels, Tensor? mlm_weight, Tensor kl_weight, "
+      "int first_column, int valid_columns, bool one_sided, bool detach_targets, bool need_clean, bool need_adv) "
+      "-> (Tensor, Tensor)");
+  // The same, written over the logits.
+  m.def(
+      "row_gradients_(Tensor(a!) clean, Tensor(b!) adv, Tensor records, Tensor? labels, Tensor? mlm_weight, "
+      "Tensor kl_weight, int first_column, int valid_columns, bool one_sided, bool detach_targets) -> ()");
+  // Statistics and gradients over the logits in one pass, for logits that are not sharded. Returns the records.
+  m.def(
+      "row_fused_(Tensor(a!) clean, Tensor(b!) adv, Tensor? labels, Tensor? mlm_weight, Tensor kl_weight, "
+      "int first_column, int valid_columns, bool one_sided, bool detach_targets) -> Tensor");
+
+  // [S, B, num_channels] float32.
+  m.def(
+      "gaussian_noise(Tensor sample_index, Tensor position, int num_channels, float std, int seed, int iteration) -> Tensor");
+  m.def("ascend_and_project(Tensor delta, Tensor grad, float step_size, float epsilon, int projection) -> Tensor");
+  // (x + delta', delta', sums [6]).
+  m.def(
+      "perturb(Tensor x, Tensor delta, Tensor? grad, float step_size, float epsilon, int projection, Tensor? mask, "
+      "ScalarType out_dtype) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "perturb_noise(Tensor x, Tensor sample_index, Tensor position, float std, int seed, int iteration, "
+      "bool batch_first, Tensor? grad, float step_size, float epsilon, int projection, Tensor? mask, "
+      "ScalarType out_dtype) -> (Tensor, Tensor, Tensor)");
+}

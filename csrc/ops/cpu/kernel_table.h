@@ -1,0 +1,21 @@
+// Gathers the functions of one instruction set into its table; included last by each kernels_*.cpp.
+#pragma once
+
+#include "ops/cpu/kernels.h"
+#include "ops/cpu/row_gradients.h"
+#include "ops/cpu/tile_kernels.h"
+
+namespace {
+
+// Calls the instance for the task's element type.
+#define MA_BY_ELEMENT(function)                                                     \
+  [](const RowTask& task, int64_t begin, int64_t end) {                             \
+    if (task.element == kFloat32) return function<float>(task, begin, end);         \
+    if (task.element == kBFloat16) return function<BFloat16>(task, begin, end);     \
+    return function<Float16>(task, begin, end);                                     \
+  }
+
+const CpuKernels kTable{Vector::name, MA_BY_ELEMENT(row_statistics_of), MA_BY_ELEMENT(row_gradients_of),
+                        MA_BY_ELEMENT(row_fused_of), perturb_tokens};
+
+}  // namespace

@@ -1,0 +1,27 @@
+// The CPU kernels of one instruction set, as a table of functions; every instruction set is compiled from the same code
+// (row_kernels.h, tile_kernels.h) in a translation unit of its own. Each function handles rows or tokens [begin, end).
+#pragma once
+
+#include "ops/rows.h"
+#include "ops/tiles.h"
+
+struct CpuKernels {
+  const char* name;
+  void (*row_statistics)(const RowTask& task, int64_t begin, int64_t end);
+  void (*row_gradients)(const RowTask& task, int64_t begin, int64_t end);
+  // Both, and the losses' gradients, while a row is in the cache: the record is final, so one shard only.
+  void (*row_fused)(const RowTask& task, int64_t begin, int64_t end);
+  // `scratch` holds scratch_floats(channels) floats and belongs to the caller's thread.
+  void (*perturb)(const TileTask& task, int64_t begin, int64_t end, float* scratch);
+};
+
+inline int64_t scratch_floats(int64_t channels) { return 5 * ((channels + 63) / 64 * 64); }
+
+const CpuKernels& portable_kernels();
+#if defined(__x86_64__)
+const CpuKernels& avx2_kernels();
+const CpuKernels& avx512_kernels();
+#endif
+
+// The widest set this processor has; MEGATRON_ALUM_INSTRUCTION_SET=portable|avx2|avx512 chooses a narrower one.
+const CpuKernels& cpu_kernels();

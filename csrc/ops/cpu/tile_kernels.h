@@ -1,0 +1,185 @@
+// Tile role on the CPU, for one instruction set: included after a vector_*.h header, compiled once for each of them.
+//
+// A token at a time: its channels are brought to float32 in scratch that stays in the first-level cache, stepped, projected,
+// added and written. The loops call the scalar functions of common/ and are vectorised by the compiler, so that both
+// devices share one definition; only the conversions of half-width types use the vector headers.
+#pragma once
+
+#include "common/gaussian.h"
+#include "common/projection.h"
+#include "ops/cpu/vector_math.h"
+#include "ops/tiles.h"
+#include "ops/rows.h"
+
+namespace {
+
+constexpr int64_t kNoiseBlocks = 32;  // Philox blocks generated together
+
+inline int64_t element_size(int element) { return element == kFloat32 ? 4 : 2; }
+
+inline const void* token_row(const void* base, int element, int64_t token, int64_t channels) {
+  return static_cast<const char*>(base) + token * channels * element_size(element);
+}
+
+template <typename Element>
+void widen_row(const Element* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + Vector::width <= count; i += Vector::width) store(to + i, load(from + i));
+  if (i < count) store_some(to + i, load_some(from + i, count - i, 0.0f), count - i);
+}
+
+template <typename Element>
+void narrow_row(const float* from, int64_t count, Element* to) {
+  int64_t i = 0;
+  for (; i + Vector::width <= count; i += Vector::width) store(to + i, load(from + i));
+  if (i < count) store_some(to + i, load_some(from + i, count - i, 0.0f), count - i);
+}
+
+// The row as float32: itself, or converted into `scratch`.
+inline const float* as_float(const void* row, int element, int64_t count, float* scratch) {
+  if (element == kFloat32) return static_cast<const float*>(row);
+  if (element == kBFloat16) widen_row(static_cast<const BFloat16*>(row), count, scratch);
+  else widen_row(static_cast<const Float16*>(row), count, scratch);
+  return scratch;
+}
+
+inline void narrow_to(int element, const float* from, int64_t count, void* to) {
+  if (element == kFloat32) narrow_row(from, count, static_cast<float*>(to));
+  else if (element == kBFloat16) narrow_row(from, count, static_cast<BFloat16*>(to));
+  else narrow_row(from, count, static_cast<Float16*>(to));
+}
+
+inline void noise_of_token(const NoiseToken& token, float deviation, int64_t channels, float* out) {
+  float z[4][kNoiseBlocks];
+  for (int64_t first = 0; first < channels; first += 4 * kNoiseBlocks) {
+#pragma omp simd
+    for (int64_t block = 0; block < kNoiseBlocks; ++block) {
+      const PhiloxBlock words = noise_words(token, static_cast<uint32_t>(first / 4 + block));
+      z[0][block] = MA_MUL(gaussian_of_word(words.word[0]), deviation);
+      z[1][block] = MA_MUL(gaussian_of_word(words.word[1]), deviation);
+      z[2][block] = MA_MUL(gaussian_of_word(words.word[2]), deviation);
+      z[3][block] = MA_MUL(gaussian_of_word(words.word[3]), deviation);
+    }
+    const int64_t count = channels - first < 4 * kNoiseBlocks ? channels - first : 4 * kNoiseBlocks;
+    for (int64_t i = 0; i < count; ++i) out[first + i] = z[i % 4][i / 4];
+  }
+}
+
+inline NoiseToken noise_token(const TileTask& task, int64_t token) {
+  const int64_t positions = task.tokens / task.samples;
+  const int64_t sample = task.batch_first ? token / positions : token % task.samples;
+  const int64_t position = task.batch_first ? token % positions : token / task.samples;
+  return NoiseToken{{task.seed, task.iteration},
+                    static_cast<uint32_t>(task.position[position]),
+                    static_cast<uint64_t>(task.sample_index[sample])};
+}
+
+// max |g| as its bits, whose order is that of the numbers; infinities and NaN come last.
+inline int32_t largest_magnitude_bits(const float* values, int64_t count) {
+  int32_t largest = 0;
+#pragma omp simd reduction(max : largest)
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t bits = bits_of_float(values[i]) & 0x7FFFFFFF;
+    largest = bits > largest ? bits : largest;
+  }
+  return largest;
+}
+
+// delta' of one token into `moved`; false when the gradient is not finite (delta' = delta then).
+inline bool step_token(const float* delta, const float* grad, int64_t channels, const AscentStep& step, float* moved) {
+  const int32_t largest = largest_magnitude_bits(grad, channels);
+  if (largest >= 0x7F800000) {
+    if (moved != delta) __builtin_memmove(moved, delta, static_cast<size_t>(channels) * sizeof(float));
+    return false;
+  }
+  const float norm = float_of_bits(largest);
+  if (step.projection == kClamp) {
+#pragma omp simd
+    for (int64_t i = 0; i < channels; ++i) {
+      const float value = MA_ADD(delta[i], MA_MUL(step.step_size, grad[i]));
+      moved[i] = projected(value, 0.0f, AscentStep{step.step_size, step.epsilon, kClamp});
+    }
+    return true;
+  }
+#pragma omp simd
+  for (int64_t i = 0; i < channels; ++i) moved[i] = stepped(delta[i], grad[i], norm, step);
+  const float stepped_norm = float_of_bits(largest_magnitude_bits(moved, channels));
+#pragma omp simd
+  for (int64_t i = 0; i < channels; ++i) moved[i] = projected(moved[i], stepped_norm, step);
+  return true;
+}
+
+// Sums over the channels of one token; `start` is delta before the step.
+inline void sum_token(const float* start, const float* grad, const float* moved, int64_t channels, float step_size,
+                      float* sums) {
+  float l1 = 0.0f, square = 0.0f, step_square = 0.0f, start_square = 0.0f;
+#pragma omp simd reduction(+ : l1, square, start_square)
+  for (int64_t i = 0; i < channels; ++i) {
+    l1 += __builtin_fabsf(moved[i]);
+    square += moved[i] * moved[i];
+    start_square += start[i] * start[i];
+  }
+  if (grad != nullptr) {
+#pragma omp simd reduction(+ : step_square)
+    for (int64_t i = 0; i < channels; ++i) step_square += (step_size * grad[i]) * (step_size * grad[i]);
+  }
+  sums[0] = l1;
+  sums[2] = square;
+  sums[3] = step_square;
+  sums[4] = start_square;
+}
+
+// x + delta' rounded to the output type and written; returns sum |cast(x + delta') - cast(x)|.
+inline float add_token(const TileTask& task, int64_t token, const float* x, const float* moved, float* sum, float* rounded) {
+  const int64_t channels = task.channels;
+#pragma omp simd
+  for (int64_t i = 0; i < channels; ++i) sum[i] = x[i] + moved[i];
+  void* out = const_cast<void*>(token_row(task.x_adv, task.out_element, token, channels));
+  narrow_to(task.out_element, sum, channels, out);
+  const float* seen = as_float(out, task.out_element, channels, sum);
+  const float* base = x;
+  if (task.out_element != kFloat32 && task.out_element != task.x_element) {
+    narrow_to(task.out_element, x, channels, rounded);
+    base = as_float(rounded, task.out_element, channels, rounded + (channels + 63) / 64 * 64);
+  }
+  float total = 0.0f;
+#pragma omp simd reduction(+ : total)
+  for (int64_t i = 0; i < channels; ++i) total += __builtin_fabsf(seen[i] - base[i]);
+  return total;
+}
+
+inline void perturb_token(const TileTask& task, int64_t token, float* scratch) {
+  const int64_t channels = task.channels, room = scratch_floats(channels) / 5;
+  float* moved = task.delta_out != nullptr ? task.delta_out + token * channels : scratch + 2 * room;
+  float* sums = task.token_sums != nullptr ? task.token_sums + token * kTokenSums : nullptr;
+  float none[kTokenSums];
+  if (sums == nullptr) sums = none;
+  __builtin_memset(sums, 0, kTokenSums * sizeof(float));
+  const bool inside = task.mask == nullptr || task.mask[token];
+  if (inside) {
+    const float* start = scratch;
+    if (task.delta == nullptr) noise_of_token(noise_token(task, token), task.noise_std, channels, scratch);
+    else start = as_float(token_row(task.delta, task.delta_element, token, channels), task.delta_element, channels, scratch);
+    const float* grad = nullptr;
+    if (task.grad != nullptr) {
+      const void* row = token_row(task.grad, task.grad_element, token, channels);
+      grad = as_float(row, task.grad_element, channels, scratch + room);
+    }
+    const bool finite = grad == nullptr || step_token(start, grad, channels, task.step, moved);
+    if (grad == nullptr) __builtin_memcpy(moved, start, static_cast<size_t>(channels) * sizeof(float));
+    if (task.token_sums != nullptr) sum_token(start, finite ? grad : nullptr, moved, channels, task.step.step_size, sums);
+    sums[5] = finite ? 0.0f : 1.0f;
+  } else {
+    __builtin_memset(moved, 0, static_cast<size_t>(channels) * sizeof(float));
+  }
+  if (task.x == nullptr) return;
+  const void* row = token_row(task.x, task.x_element, token, channels);
+  const float* x = as_float(row, task.x_element, channels, scratch);
+  sums[1] = add_token(task, token, x, moved, scratch + room, scratch + 3 * room);
+}
+
+void perturb_tokens(const TileTask& task, int64_t begin, int64_t end, float* scratch) {
+  for (int64_t token = begin; token < end; ++token) perturb_token(task, token, scratch);
+}
+
+}  // namespace

@@ -1,0 +1,81 @@
+// Sixteen floats: AVX-512 F, BW, DQ, VL. Same interface as vector_avx2.h and vector_portable.h.
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+
+// GCC 12 reports its own headers' deliberately undefined vectors.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+namespace {
+
+struct Vector {
+  static constexpr int width = 16;
+  static constexpr const char* name = "avx512";
+  __m512 v;
+};
+
+inline Vector broadcast(float x) { return {_mm512_set1_ps(x)}; }
+inline Vector operator+(Vector x, Vector y) { return {_mm512_add_ps(x.v, y.v)}; }
+inline Vector operator-(Vector x, Vector y) { return {_mm512_sub_ps(x.v, y.v)}; }
+inline Vector operator*(Vector x, Vector y) { return {_mm512_mul_ps(x.v, y.v)}; }
+inline Vector operator/(Vector x, Vector y) { return {_mm512_div_ps(x.v, y.v)}; }
+inline Vector fused(Vector x, Vector y, Vector z) { return {_mm512_fmadd_ps(x.v, y.v, z.v)}; }          // x y + z
+inline Vector fused_negated(Vector x, Vector y, Vector z) { return {_mm512_fnmadd_ps(x.v, y.v, z.v)}; }  // z - x y
+// If either is NaN both return y.
+inline Vector minimum(Vector x, Vector y) { return {_mm512_min_ps(x.v, y.v)}; }
+inline Vector maximum(Vector x, Vector y) { return {_mm512_max_ps(x.v, y.v)}; }
+inline Vector absolute(Vector x) { return {_mm512_abs_ps(x.v)}; }
+inline Vector rounded(Vector x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// x 2^n for whole n; 0 and the infinities where that leaves the range.
+inline Vector scaled_by_power(Vector x, Vector n) { return {_mm512_scalef_ps(x.v, n.v)}; }
+inline Vector less_multiple_of_log_2(Vector x, Vector n) { return {_mm512_fnmadd_ps(n.v, _mm512_set1_ps(0.693147182f), x.v)}; }
+inline Vector with_sign_flipped_where_negative(Vector x, Vector s) {
+  return {_mm512_xor_ps(x.v, _mm512_and_ps(s.v, _mm512_set1_ps(-0.0f)))};
+}
+inline Vector where_greater(Vector x, Vector y, Vector yes, Vector no) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_GT_OQ), no.v, yes.v)};
+}
+inline Vector zero_where_less(Vector x, Vector limit, Vector value) {  // NaN x keeps value
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, limit.v, _CMP_NLT_UQ), value.v)};
+}
+inline Vector zero_where_nan(Vector x) { return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, x.v, _CMP_ORD_Q), x.v)}; }
+inline Vector zero_where_both(Vector a, Vector b, Vector limit, Vector value) {  // a == limit and b == limit
+  const __mmask16 both = _mm512_cmp_ps_mask(a.v, limit.v, _CMP_EQ_OQ) & _mm512_cmp_ps_mask(b.v, limit.v, _CMP_EQ_OQ);
+  return {_mm512_maskz_mov_ps(static_cast<__mmask16>(~both), value.v)};
+}
+
+inline Vector load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float* p, Vector x) { _mm512_storeu_ps(p, x.v); }
+inline void stream(float* p, Vector x) { _mm512_stream_ps(p, x.v); }  // p aligned to the vector
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+inline Vector load(const BFloat16* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+inline Vector load(const Float16* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+inline __m256i bfloat16_of(Vector x) {  // nearest, ties to even; NaN stays NaN
+  const __m512i bits = _mm512_castps_si512(x.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i upper = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7FFF)), 16);
+  upper = _mm512_mask_mov_epi32(upper, _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7FC0));
+  return _mm512_cvtepi32_epi16(upper);
+}
+inline __m256i float16_of(Vector x) { return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline void store(BFloat16* p, Vector x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bfloat16_of(x)); }
+inline void store(Float16* p, Vector x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), float16_of(x)); }
+inline void stream(BFloat16* p, Vector x) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bfloat16_of(x)); }
+inline void stream(Float16* p, Vector x) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), float16_of(x)); }
+inline void finish_streaming() { _mm_sfence(); }
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+
+}  // namespace

@@ -1,0 +1,42 @@
+// Row role, the plain-C contract between the torch glue and the kernels of both devices: rows of clean and adversarial logits
+// -> records, losses, gradients. Formulas: common/row_statistics.h; pointers:
+//
+// | field              | shape, type                    | in/out                                                       |
+// |--------------------|--------------------------------|--------------------------------------------------------------|
+// | clean, adv         | [rows, valid_columns], element | in; row strides in elements                                  |
+// | labels             | [rows] int64 or null           | in; global ids, -100 = ignored row                           |
+// | records            | [rows, width] float            | out of statistics, in of gradients (7th: label's clean logit)|
+// | mlm_weight         | [rows] float or null           | in; gradients only                                           |
+// | kl_weight          | [rows] float                   | in; gradients only                                           |
+// | clean_grad,adv_grad| [rows, columns], element       | out; null = not wanted; may be clean and adv themselves      |
+#pragma once
+
+#include <stdint.h>
+
+enum Element : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+constexpr int kRecordFloats = 6;
+constexpr int64_t kIgnoredLabel = -100;
+
+struct RowTask {
+  const void* clean;
+  const void* adv;
+  int64_t clean_stride;
+  int64_t adv_stride;
+  const int64_t* labels;
+  float* records;
+  const float* mlm_weight;
+  const float* kl_weight;
+  void* clean_grad;
+  void* adv_grad;
+  int64_t clean_grad_stride;
+  int64_t adv_grad_stride;
+  int64_t rows;
+  int64_t columns;        // held here, padding included
+  int64_t valid_columns;  // from here on padding: ignored, gradient 0
+  int64_t first_column;   // global id of column 0
+  int record_width;       // 6, or 7 with labels
+  int element;
+  bool one_sided;
+  bool detach_targets;
+};

@@ -1,0 +1,15 @@
+// Where the torch glue hands a task to a device. Each call returns with the work done (CPU) or queued on the current
+// stream (CUDA).
+#pragma once
+
+#include "ops/rows.h"
+#include "ops/tiles.h"
+
+enum RowPhase : int { kStatistics = 0, kGradients = 1, kFused = 2 };
+
+void run_rows_cpu(const RowTask& task, RowPhase phase);
+void run_tiles_cpu(const TileTask& task);
+#ifdef MEGATRON_ALUM_CUDA
+// One kernel serves both lists; either may be empty (rows == 0, tokens == 0).
+void run_cuda(const RowTask& rows, RowPhase phase, const TileTask& tiles);
+#endif

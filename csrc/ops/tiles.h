@@ -1,0 +1,42 @@
+// Tile role, the plain-C contract between the torch glue and the kernels of both devices: tokens of the perturbation.
+//     delta' = project(delta + eta g),  x_adv = x + delta'        (common/projection.h, common/gaussian.h)
+//
+// | field           | shape, type                          | in/out                                                  |
+// |-----------------|--------------------------------------|---------------------------------------------------------|
+// | x               | [tokens, channels], element or null  | in                                                      |
+// | delta           | [tokens, channels], element or null  | in; null = noise from `sample_index` and `position`     |
+// | grad            | [tokens, channels], element or null  | in; null = no step                                      |
+// | mask            | [tokens] bool or null                | in; false = delta' is 0 there                           |
+// | x_adv           | [tokens, channels], element or null  | out                                                     |
+// | delta_out       | [tokens, channels] float             | out; null = not wanted                                  |
+// | token_sums      | [tokens, kTokenSums] float or null   | out; summed over tokens by the caller, in order         |
+#pragma once
+
+#include "common/projection.h"
+
+// sum |delta'|, sum |cast(x + delta') - cast(x)|, sum delta'^2, sum (eta g)^2, sum delta^2, 1 if g is not finite.
+constexpr int kTokenSums = 6;
+
+struct TileTask {
+  const void* x;
+  const void* delta;
+  const void* grad;
+  const bool* mask;
+  void* x_adv;
+  float* delta_out;
+  float* token_sums;
+  const int64_t* sample_index;  // [samples]
+  const int64_t* position;      // [tokens / samples]
+  int64_t tokens;
+  int64_t channels;
+  int64_t samples;
+  bool batch_first;  // token = sample * positions + position instead of position * samples + sample
+  uint32_t seed;
+  uint32_t iteration;
+  float noise_std;
+  AscentStep step;
+  int x_element;
+  int delta_element;
+  int grad_element;
+  int out_element;
+};

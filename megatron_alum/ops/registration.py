@@ -1,0 +1,76 @@
+"""What torch must know about the compiled ops besides their kernels: shapes without data (fake kernels) and derivatives.
+
+Imported by dispatch.load_extension once the library is loaded; with it the ops trace under torch.compile and pass opcheck.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_alum.ops import divergence
+from megatron_alum.ops.reference.rows import STATISTICS
+from megatron_alum.ops.reference.tiles import SUMS
+
+
+def register() -> None:
+    """Attaches fake kernels and autograd formulas; called once a process."""
+    for name, fake in _FAKES.items():
+        torch.library.register_fake(f"megatron_alum::{name}", fake)
+    torch.library.register_autograd(
+        "megatron_alum::row_losses", _row_losses_backward, setup_context=divergence.setup_context
+    )
+    torch.library.register_autograd("megatron_alum::row_gradients", divergence.refuse_double_backward)
+
+
+def _row_losses_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    return (*divergence.backward(ctx, *grads), *[None] * 7)
+
+
+def _row_statistics(clean: Tensor, adv: Tensor, labels: Tensor | None, *_: int) -> Tensor:
+    return clean.new_empty(clean.shape[0], STATISTICS + (labels is not None), dtype=torch.float32)
+
+
+def _merge_statistics(records: Tensor, one_sided: bool) -> Tensor:
+    return records.new_empty(records.shape[1:])
+
+
+def _row_losses(clean: Tensor, adv: Tensor, records: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return records.new_empty(records.shape[0]), records.new_empty(records.shape[0])
+
+
+def _row_gradients(clean: Tensor, adv: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    need_clean, need_adv = rest[-2:]
+    shape = clean.shape
+    return clean.new_empty(shape if need_clean else [0]), clean.new_empty(shape if need_adv else [0])
+
+
+def _row_fused_(clean: Tensor, adv: Tensor, labels: Tensor | None, *_: Any) -> Tensor:
+    return _row_statistics(clean, adv, labels)
+
+
+def _gaussian_noise(sample_index: Tensor, position: Tensor, num_channels: int, *_: float) -> Tensor:
+    return sample_index.new_empty(position.shape[0], sample_index.shape[0], num_channels, dtype=torch.float32)
+
+
+def _ascend_and_project(delta: Tensor, *_: Any) -> Tensor:
+    return delta.new_empty(delta.shape, dtype=torch.float32)
+
+
+def _perturb(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    moved = x.new_empty(x.shape, dtype=torch.float32)
+    return x.new_empty(x.shape, dtype=rest[-1]), moved, x.new_empty(SUMS, dtype=torch.float32)
+
+
+_FAKES = {
+    "row_statistics": _row_statistics,
+    "merge_statistics": _merge_statistics,
+    "row_losses": _row_losses,
+    "row_gradients": _row_gradients,
+    "row_gradients_": lambda *_: None,
+    "row_fused_": _row_fused_,
+    "gaussian_noise": _gaussian_noise,
+    "ascend_and_project": _ascend_and_project,
+    "perturb": _perturb,
+    "perturb_noise": _perturb,
+}
