@@ -69,6 +69,17 @@ def save_hf_model(name: str, folder: Path, **options) -> Path:
     return folder
 
 
+def tokenizer_folder(folder: Path, *, roberta: bool = False) -> Path:
+    """A tokenizer of VOCAB_SIZE made-up words, with the special tokens of the architecture; returns the folder."""
+    specials = (
+        ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if roberta else ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    )
+    vocab = {word: i for i, word in enumerate([*specials, *(f"w{i}" for i in range(VOCAB_SIZE - 5))])}
+    made = transformers.RobertaTokenizer(vocab=vocab, merges=[]) if roberta else transformers.BertTokenizer(vocab=vocab)
+    made.save_pretrained(folder)
+    return folder
+
+
 def batch(model_type: str):
     """(tokens, types, mask): pairs, and rows of 17, 17, 9 and 3 real tokens."""
     generator = torch.Generator().manual_seed(5)

@@ -15,7 +15,7 @@ import transformers
 from megatron_alum.convert import commands
 from megatron_alum.convert.stock import find_stock_checkpoint, read_stock_source
 from megatron_alum.convert.to_hf import export_folder
-from tests.convert.models import VOCAB_SIZE, batch, hf_outputs
+from tests.convert.models import VOCAB_SIZE, batch, hf_outputs, tokenizer_folder
 from tests.helpers.distributed import run_ranks
 
 LOGITS_ATOL = 1e-5  # two float32 layers
@@ -109,12 +109,6 @@ def save_stock(rank, world_size, tp, folder, file_format, te_keys):
     with torch.no_grad():
         mlm, nsp = model(tokens, mask.float(), types)
     return mlm[mask][:, :VOCAB_SIZE], nsp
-
-
-def tokenizer_folder(folder):
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(VOCAB_SIZE - 5))]
-    transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
-    return folder
 
 
 # (format, Transformer Engine's keys, tensor-parallel size). torch_dist has one key layout: megatron-core's local spec
