@@ -84,11 +84,10 @@ def test_megatron_core_trains(precision, distributed_optimizer, tensor_parallel_
         assert messages == ["something else"], "exactly the RNG warning is dropped"
 
 
-@pytest.mark.parametrize("distributed_optimizer", [False, True])
-def test_checkpoints_are_saved_and_loaded_at_another_tensor_parallel_size(tmp_path, distributed_optimizer):
+def test_a_checkpoint_is_saved_and_loaded_at_another_tensor_parallel_size(tmp_path):
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    saved = run_ranks(2, save, str(folder), distributed_optimizer)
+    saved = run_ranks(2, save, str(folder))
     torch.testing.assert_close(saved[0], saved[1], atol=0, rtol=0)
-    (loaded,) = run_ranks(1, load, str(folder), distributed_optimizer)
+    (loaded,) = run_ranks(1, load, str(folder))
     torch.testing.assert_close(loaded, saved[0], atol=LOGITS_ATOL, rtol=0)

@@ -13,7 +13,6 @@ from megatron_alum.models import build_model
 from megatron_alum.parallel import initialize, seed_everything
 
 VOCAB_SIZE = 64
-RESHARDABLE = {"distrib_optim_sharding_type": "fully_reshardable"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -88,25 +87,25 @@ def train(rank, world_size, precision, distributed_optimizer, tensor_parallel_si
     return steps, records.messages
 
 
-def save(rank, world_size, folder, distributed_optimizer):
+def save(rank, world_size, folder):
     """Trains three steps, saves model and optimizer with dist_checkpointing, and trains one more."""
-    model, ddp, optimizer, _ = build(world_size, "fp32", distributed_optimizer)
+    model, ddp, optimizer, _ = build(world_size, "fp32", False)
     for _ in range(3):
         step(model, ddp, optimizer)
     state = {"model": model.sharded_state_dict()}
-    state["optimizer"] = optimizer.sharded_state_dict(state["model"], metadata=RESHARDABLE)
+    state["optimizer"] = optimizer.sharded_state_dict(state["model"])
     dist_checkpointing.save(state, folder)
     return _eval_loss(model)
 
 
-def load(rank, world_size, folder, distributed_optimizer):
+def load(rank, world_size, folder):
     """Loads what `save` left, at another layout."""
-    model, ddp, optimizer, _ = build(world_size, "fp32", distributed_optimizer)
+    model, ddp, optimizer, _ = build(world_size, "fp32", False)
     step(
         model, ddp, optimizer
     )  # gives the optimizer a state to load into, and the network another one than what was saved
     state = {"model": model.sharded_state_dict()}
-    state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=True, metadata=RESHARDABLE)
+    state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=True)
     loaded = dist_checkpointing.load(state, folder)
     model.load_state_dict(loaded["model"])
     optimizer.load_state_dict(loaded["optimizer"])
