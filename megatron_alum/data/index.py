@@ -77,7 +77,7 @@ def _load(path: Path) -> Rows | None:
     """The mapped rows, or None when there is no usable file."""
     try:
         rows = np.load(path, mmap_mode="r")
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
     return rows if rows.dtype == ROW else None
 

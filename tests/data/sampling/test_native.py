@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_alum.data.native import choose_sampler
+from megatron_alum.config.data import DataConfig
+from megatron_alum.data import native
+from megatron_alum.data.dataset import open_datasets
+from megatron_alum.data.masking import mask_words
+from megatron_alum.data.native import BatchBuffers, choose_sampler
+from megatron_alum.data.sample import build_sample
 from tests.data.sampling.builders import (
     open_train,
     random_documents,
@@ -44,17 +49,107 @@ def test_the_extension_is_built():
 @pytest.mark.parametrize("objective", ["nsp", "sop", "none"])
 @pytest.mark.parametrize("masking", ["token", "whole_word", "ngram"])
 def test_batches_are_bit_equal(shards, tmp_path, dtype, model_type, objective, masking):
-    prefix = shards[model_type, dtype]
-    common = dict(model_type=model_type, objective=objective, masking=masking, train_samples=700, short_seq_prob=0.5)
+    """Over the end of the curriculum (700) and, at sequence length 129, of the first epoch and its successors."""
+    common = {"model_type": model_type, "objective": objective, "masking": masking}
     for seq_length in (16, 129):
-        cpp, python = (
-            open_train(prefix, **common, seq_length=seq_length, sampler=impl, data_cache_path=str(tmp_path / impl))
-            for impl in ("cpp", "python")
-        )
-        assert cpp.native and not python.native
-        # 800 samples pass the end of the curriculum and, at 129, of the first epoch and its successors.
+        cpp, python = both(shards[model_type, dtype], tmp_path, **common, seq_length=seq_length, train_samples=700)
         for begin in range(0, 800, 160):
-            indices = range(begin, begin + 32)
-            assert_same_batches(cpp.batch(indices), python.batch(indices))
+            assert_same_batches(cpp.batch(range(begin, begin + 16)), python.batch(range(begin, begin + 16)))
         for a, b in zip(cpp.shards[0].epochs, python.shards[0].epochs, strict=True):
             assert a.rows.tobytes() == b.rows.tobytes()
+
+
+def both(prefix, folder, **options):
+    """The same samples from the two implementations, each with a cache of its own."""
+    opened = [
+        open_train(prefix, sampler=impl, data_cache_path=str(folder / impl), short_seq_prob=0.5, **options)
+        for impl in ("cpp", "python")
+    ]
+    assert opened[0].native and not opened[1].native
+    return opened
+
+
+def test_blends_are_bit_equal(shards, tmp_path):
+    """Three shards of which the smallest goes through several epochs."""
+    path = ("1", shards["bert", np.uint16], "2.5", shards["second"], "1", shards["bert", np.int32])
+    cpp, python = both(path, tmp_path)
+    for begin in (0, 200, 900):
+        indices = range(begin, begin + 64)
+        assert_same_batches(cpp.batch(indices), python.batch(indices))
+    assert len(cpp.shards[1].epochs) > 1
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_threads_change_nothing(shards, threads):
+    one, many = (open_train(shards["bert", np.uint16], sampler_threads=n) for n in (1, threads))
+    for size in (1, 3, 5, 64, 257):
+        for begin in range(0, 400, 100):
+            assert_same_batches(one.batch(range(begin, begin + size)), many.batch(range(begin, begin + size)))
+
+
+def test_held_out_splits_are_bit_equal(shards):
+    opened = []
+    for impl in ("cpp", "python"):
+        config = DataConfig(data_path=(shards["bert", np.uint16],), split="60,30,10", sampler=impl)
+        opened.append(open_datasets(config, model_type="bert", seq_length=64, train_samples=50, seed=2**64 - 1))
+    for split in ("train", "valid", "test"):
+        cpp, python = (getattr(datasets, split) for datasets in opened)
+        assert_same_batches(cpp.batch(range(60)), python.batch(range(60)))
+
+
+def test_indices_beyond_32_bits(shards, tmp_path):
+    """Sample 2^32 + 5 has a mask of its own and not that of sample 5."""
+    cpp, python = both(shards["bert", np.uint16], tmp_path)
+    for words in (mask_words(cpp.settings, 5), mask_words(cpp.settings, 2**32 + 5)):
+        assert words.word() not in (0, 1 << 32)
+    assert mask_words(cpp.settings, 5).word() != mask_words(cpp.settings, 2**32 + 5).word()
+    text = [np.arange(5, 60), np.arange(60, 90)]
+    samples = [
+        build_sample(text, sample_index=g, paired=True, settings=python.settings, special=python.special)
+        for g in (5, 2**32 + 5)
+    ]
+    assert samples[0].masked != samples[1].masked
+
+
+def test_a_batch_that_is_kept_is_not_written_over(shards):
+    dataset = open_train(shards["bert", np.uint16])
+    first = dataset.batch(range(32))
+    copy = first.tokens.clone()
+    dataset.batch(range(32, 64))
+    assert torch.equal(first.tokens, copy)
+
+
+@pytest.mark.parametrize("objective", ["nsp", "none"])
+@pytest.mark.parametrize(
+    "change", [("a_start", 10**12), ("a_start", -5), ("a_length", 60_000), ("a_length", 0), ("b_start", -1)]
+)
+def test_a_row_that_points_nowhere_is_refused(shards, tmp_path, objective, change):
+    dataset = open_train(shards["bert", np.uint16], objective=objective, data_cache_path=str(tmp_path))
+    dataset.samples_per_epoch()
+    (path,) = tmp_path.glob("*.npy")
+    rows = np.load(path)
+    rows[change[0]] = np.array(change[1]).astype(rows.dtype[change[0]])
+    np.save(path, rows)
+    dataset = open_train(shards["bert", np.uint16], objective=objective, data_cache_path=str(tmp_path))
+    with pytest.raises(ValueError, match="Delete the index-cache folder"):
+        dataset.batch(range(8))
+
+
+def test_arguments_of_the_wrong_shape_are_refused(shards):
+    dataset = open_train(shards["bert", np.uint16])
+    small = BatchBuffers(2, 128)
+    with pytest.raises(ValueError, match="room for 384 elements, but has 256"):
+        dataset.native.fill(np.arange(3), small)
+    small.tokens = small.tokens.astype(np.int32)
+    with pytest.raises(TypeError):
+        dataset.native.fill(np.arange(2), small)
+
+
+def test_missing_extension_is_said_once(monkeypatch, caplog):
+    monkeypatch.setattr(native, "_data", None)
+    monkeypatch.setattr(native, "_reason", "not built", raising=False)
+    native._warn_once.cache_clear()
+    assert [choose_sampler("auto"), choose_sampler("auto"), choose_sampler("python")] == ["python"] * 3
+    assert caplog.text.count("Python reference") == 1
+    with pytest.raises(ValueError, match="--sampler"):
+        choose_sampler("cpp")

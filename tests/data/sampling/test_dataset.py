@@ -1,0 +1,266 @@
+"""Samples by global index: options and their errors, splits, blends, epochs, and layouts of BERT and RoBERTa."""
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_alum.config.data import DataConfig
+from megatron_alum.data.blend import BLOCK_SAMPLES, Blend, parse_data_path
+from megatron_alum.data.dataset import open_datasets
+from megatron_alum.data.epochs import gather
+from tests.data.sampling.builders import (
+    open_train,
+    random_documents,
+    toy_bert_tokenizer,
+    toy_roberta_tokenizer,
+    write_shards,
+)
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("dataset") / "corpus", random_documents(60), toy_bert_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"data_path": ()}, "--data-path"),
+        ({"mask_rate_start": 0.0}, "--mask-rate-start"),
+        ({"mask_rate_end": 1.0}, "--mask-rate-end"),
+        ({"mask_rate_steps": 0}, "--mask-rate-steps"),
+        ({"mask_rate_steps": 1}, "--mask-rate-steps"),
+        ({"short_seq_prob": 1.5}, "--short-seq-prob"),
+        ({"max_ngram": 0}, "--max-ngram"),
+        ({"sampler_threads": 0}, "--sampler-threads"),
+        ({"prefetch_batches": 0}, "--prefetch-batches"),
+        ({"split": "a,b"}, "--split"),
+        ({"split": "0,0,0"}, "--split"),
+        ({"split": "-1,2,0"}, "--split"),
+        ({"split": "1,2,3,4"}, "--split"),
+        ({"split": "nan,1,1"}, "--split"),
+    ],
+)
+def test_wrong_options_are_named(options, flag):
+    with pytest.raises(ValueError, match=flag):
+        DataConfig(**{"data_path": ("corpus",), **options})
+
+
+def test_derived_options():
+    config = DataConfig(data_path=("corpus",))
+    assert config.mask_rates == (0.05, 0.1, 0.15, 0.2, 0.25)
+    assert config.split_shares == (0.949, 0.05, 0.001)
+    assert [config.objective_for(t) for t in ("bert", "megatron-bert", "roberta")] == ["nsp", "nsp", "none"]
+    assert DataConfig(data_path=("corpus",), objective="sop").objective_for("roberta") == "sop"
+    constant = DataConfig(data_path=("corpus",), mask_rate_start=0.15, mask_rate_end=0.15, mask_rate_steps=1)
+    assert constant.mask_rates == (0.15,)
+
+
+@pytest.mark.parametrize(
+    ("given", "prefixes", "weights"),
+    [
+        (("a",), ["a"], None),
+        (("a", "b"), ["a", "b"], None),
+        (("a", "b", "c"), ["a", "b", "c"], None),
+        (("0.3", "a", "7", "b"), ["a", "b"], [0.3, 7.0]),
+        (("1", "a"), ["a"], [1.0]),
+    ],
+)
+def test_data_path_forms(given, prefixes, weights):
+    assert parse_data_path(given) == (prefixes, weights)
+
+
+@pytest.mark.parametrize("given", [("0.3", "a", "b", "c"), ("0", "a"), ("-1", "a", "2", "b"), ("inf", "a")])
+def test_wrong_data_paths(given):
+    with pytest.raises(ValueError, match="--data-path"):
+        parse_data_path(given)
+
+
+def test_splits_are_megatron_cores(prefix):
+    from megatron.core.datasets.blended_megatron_dataset_config import (
+        convert_split_vector_to_split_matrix,
+        parse_and_normalize_split,
+    )
+
+    for split in ("949,50,1", "90,10,0", "1,1,1", "98,1.5,0.5", "7,0,3", "100"):
+        shares = DataConfig(data_path=("corpus",), split=split).split_shares
+        matrix = convert_split_vector_to_split_matrix(parse_and_normalize_split(split))
+        for number in (1, 2, 3, 60, 61, 1000, 6_400_001):
+            ends = [round(sum(shares[: i + 1]) * number) for i in range(3)]
+            begins = [0, *ends[:2]]
+            for begin, end, theirs in zip(begins, ends, matrix, strict=True):
+                if theirs is None:
+                    assert begin == end
+                else:
+                    assert (begin, end) == tuple(round(bound * float(number)) for bound in theirs)
+
+
+def test_held_out_documents_are_never_trained_on(prefix):
+    opened = open_datasets(
+        DataConfig(data_path=(prefix,), split="80,15,5"), model_type="bert", seq_length=64, train_samples=10, seed=1
+    )
+    ranges = []
+    for dataset in (opened.train, opened.valid, opened.test):
+        (shard,) = dataset.shards
+        rows = gather(shard, np.arange(dataset.samples_per_epoch()[0]))
+        bounds, starts = shard.sentences.bounds, shard.sentences.offsets // 2
+        low = starts[bounds[shard.sentences.first]]
+        ranges.append((int(low), int(low) + int(shard.text_tokens())))
+        for name in ("a", "b"):
+            assert (rows[f"{name}_start"] >= ranges[-1][0]).all()
+            assert (rows[f"{name}_start"] + rows[f"{name}_length"] <= ranges[-1][1]).all()
+    assert ranges[0][0] == 0 and ranges[0][1] == ranges[1][0] and ranges[1][1] == ranges[2][0]
+
+
+def test_held_out_masks_keep_one_rate_and_differ_from_training(prefix):
+    opened = open_datasets(
+        DataConfig(data_path=(prefix,), split="50,50,0"), model_type="bert", seq_length=64, train_samples=99, seed=1
+    )
+    assert {opened.valid.settings.mask_rate(g) for g in (0, 50, 98, 500)} == {0.15}
+    assert opened.test is None
+    batch = opened.valid.batch(range(64))
+    assert batch.num_masked_tokens == sum(max(1, round(n * 0.15)) for n in batch.padding_mask.sum(1).tolist())
+
+
+def test_one_document_cannot_have_a_random_next(tmp_path, caplog):
+    prefix = write_shards(tmp_path / "one", random_documents(1), toy_bert_tokenizer())
+    with pytest.raises(ValueError, match=r"at least 2 documents.*--objective sop or none"):
+        open_train(prefix)
+    assert set(open_train(prefix, objective="sop").batch(range(50)).nsp_labels.tolist()) == {0, 1}
+    assert set(open_train(prefix, objective="none").batch(range(50)).nsp_labels.tolist()) == {-100}
+    prefix = write_shards(tmp_path / "three", random_documents(3), toy_bert_tokenizer())
+    opened = open_datasets(
+        DataConfig(data_path=(prefix,), split="2,1,0"), model_type="bert", seq_length=64, train_samples=9, seed=1
+    )
+    assert opened.valid is None and "NSP needs 2" in caplog.text
+
+
+def test_split_without_training_documents(prefix):
+    with pytest.raises(ValueError, match="--split must leave documents for training"):
+        open_train(prefix, split="0,1,1")
+
+
+def test_documents_without_sentences_do_not_count(tmp_path):
+    documents = random_documents(10)
+    with_empty = [[], *documents[:4], [], [], *documents[4:], []]
+    plain = open_train(write_shards(tmp_path / "plain", documents, toy_bert_tokenizer()))
+    holes = open_train(write_shards(tmp_path / "holes", with_empty, toy_bert_tokenizer()))
+    assert torch.equal(plain.batch(range(60)).tokens, holes.batch(range(60)).tokens)
+
+
+def test_a_corpus_without_text(tmp_path):
+    prefix = write_shards(tmp_path / "empty", [[], []], toy_bert_tokenizer())
+    with pytest.raises(ValueError, match="at least one sentence"):
+        open_train(prefix)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("seq_length", 7), ("seq_length", 40_000), ("train_samples", 0), ("seed", -1)]
+)
+def test_wrong_settings_are_named(prefix, name, value):
+    flag = {"seq_length": "--seq-length", "train_samples": "--train-iters", "seed": "--seed"}[name]
+    with pytest.raises(ValueError, match=flag):
+        open_train(prefix, **{name: value})
+
+
+@pytest.mark.parametrize("sampler", ["cpp", "python"])
+def test_each_sample_comes_once_an_epoch(prefix, sampler):
+    dataset = open_train(prefix, sampler=sampler)
+    (size,) = dataset.samples_per_epoch()
+    (shard,) = dataset.shards
+    rows = [shard.locate(g) for g in range(size)]
+    assert {epoch for epoch, _ in rows} == {0}
+    assert sorted(row for _, row in rows) == list(range(size))
+    assert [row for _, row in rows] != list(range(size))
+    assert shard.locate(size)[0] == 1
+    second = len(shard.epochs[1].rows)
+    assert {shard.locate(size + i)[1] for i in range(second)} == set(range(second))
+    # What the batches hold is what the rows say: as many tokens as one pass over the index.
+    tokens = sum(int(dataset.batch(range(i, min(i + 64, size))).padding_mask.sum()) for i in range(0, size, 64))
+    lengths = shard.epochs[0].rows
+    assert tokens == int(lengths["a_length"].sum()) + int(lengths["b_length"].sum()) + 3 * size
+
+
+def test_blend_holds_its_weights_over_any_stretch():
+    blend = Blend.of([3.0, 1.0, 0.5])
+    shards = np.array([blend.locate(g)[0] for g in range(2000)])
+    for begin in (0, 333, 1500):
+        counts = np.bincount(shards[begin : begin + 450], minlength=3)
+        assert np.abs(counts - np.array([300, 100, 50])).max() <= 2
+
+
+def test_blend_numbers_each_shards_samples_in_order():
+    blend = Blend.of([0.7, 0.3])
+    seen = [[], []]
+    for g in range(BLOCK_SAMPLES + 5000):
+        shard, sample = blend.locate(g)
+        seen[shard].append(sample)
+    assert all(numbers == list(range(len(numbers))) for numbers in seen)
+    assert abs(len(seen[0]) / (BLOCK_SAMPLES + 5000) - 0.7) < 1e-4
+
+
+def test_blend_refuses_a_weight_it_cannot_hold():
+    with pytest.raises(ValueError, match="shard 1 has less"):
+        Blend.of([1.0, 1e-9])
+
+
+def test_unweighted_shards_are_drawn_by_their_tokens(prefix, tmp_path):
+    small = write_shards(tmp_path / "small", random_documents(15, seed=9), toy_bert_tokenizer())
+    dataset = open_train((prefix, small))
+    tokens = [shard.text_tokens() for shard in dataset.shards]
+    shares = dataset.blend.counts / dataset.blend.counts.sum()
+    assert np.allclose(shares, np.array(tokens) / sum(tokens), atol=1e-4)
+    weighted = open_train(("1", prefix, "3", small))
+    assert (weighted.blend.counts == np.array([1, 3]) * BLOCK_SAMPLES // 4).all()
+
+
+def test_shards_of_two_tokenizers_do_not_mix(prefix, tmp_path):
+    other = write_shards(tmp_path / "other", random_documents(5), toy_roberta_tokenizer())
+    with pytest.raises(ValueError, match="one tokenizer"):
+        open_train((prefix, other))
+
+
+def test_layout_of_bert_pairs(prefix):
+    batch = open_train(prefix, seq_length=32, mask_rate_start=0.01, mask_rate_end=0.01, mask_rate_steps=1).batch(
+        range(20)
+    )
+    tokens = batch.tokens.view(-1).clone()
+    tokens[batch.masked_positions] = batch.masked_labels
+    for row, types, real in zip(
+        tokens.view(20, 32).tolist(), batch.token_types.tolist(), batch.padding_mask, strict=True
+    ):
+        n = int(real.sum())
+        first = row.index(3)
+        assert row[0] == 2 and row[n - 1] == 3 and row[:n].count(3) == 2 and row[n:] == [0] * (32 - n)
+        assert types == [0] * (first + 1) + [1] * (n - first - 1) + [0] * (32 - n)
+
+
+def test_layout_of_roberta_pairs_and_full_sentences(tmp_path):
+    prefix = write_shards(tmp_path / "roberta", random_documents(30), toy_roberta_tokenizer())
+    options = {"model_type": "roberta", "seq_length": 32}
+    dataset = open_train(prefix, objective="nsp", **options)
+    assert (dataset.special.cls, dataset.special.sep, dataset.special.pad, dataset.special.mask) == (0, 2, 1, 604)
+    batch = dataset.batch(range(20))
+    assert batch.token_types.sum() == 0
+    for row, real in zip(batch.tokens.tolist(), batch.padding_mask, strict=True):
+        n = int(real.sum())
+        middle = row.index(2)
+        assert row[0] == 0 and row[middle + 1] == 2 and row[n - 1] == 2 and row.count(2) == 3
+        assert row[n:] == [1] * (32 - n)
+    batch = open_train(prefix, model_type="roberta", seq_length=128).batch(range(150))  # auto: full sentences
+    closed = [row.count(2) for row in batch.tokens.tolist()]
+    assert min(closed) == 1 and max(closed) > 1 and set(batch.nsp_labels.tolist()) == {-100}
+    assert (batch.tokens[~batch.padding_mask] == 1).all() and (batch.tokens[batch.padding_mask] != 1).all()
+
+
+def test_batch_has_the_promised_shapes_and_types(prefix):
+    batch = open_train(prefix, seq_length=64).batch([5, 3, 9])
+    for name in ("tokens", "token_types", "padding_mask"):
+        assert getattr(batch, name).shape == (3, 64)
+    assert batch.padding_mask.dtype == torch.bool
+    for name in ("tokens", "token_types", "masked_positions", "masked_labels", "nsp_labels", "sample_index"):
+        assert getattr(batch, name).dtype == torch.int64
+    assert batch.sample_index.tolist() == [5, 3, 9] and batch.num_sequences == 3
+    assert batch.masked_positions.shape == batch.masked_labels.shape == (batch.num_masked_tokens,)
+    moved = batch.to("meta")
+    assert moved.tokens.device.type == "meta" and moved.nsp_labels.device.type == "meta"

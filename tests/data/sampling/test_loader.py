@@ -1,0 +1,145 @@
+"""Micro-batches by rank: shards of data parallelism, exact resume, and a background thread that never hangs."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from megatron_alum.data.loader import BatchLoader, BatchPlan
+from tests.data.sampling.builders import open_train, random_documents, toy_bert_tokenizer, write_shards
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    prefix = write_shards(tmp_path_factory.mktemp("loader") / "corpus", random_documents(40), toy_bert_tokenizer())
+    return open_train(prefix, seq_length=32)
+
+
+def take(dataset, plan, number, **options):
+    with BatchLoader(dataset, plan, **options) as loader:
+        return [next(loader) for _ in range(number)]
+
+
+def indices(batches):
+    return [batch.sample_index.tolist() for batch in batches]
+
+
+def test_worked_example(dataset):
+    plans = [BatchPlan(micro_batch_size=2, global_batch_size=8, dp_rank=r, dp_size=2) for r in range(2)]
+    assert indices(take(dataset, plans[0], 3)) == [[0, 1], [2, 3], [8, 9]]
+    assert indices(take(dataset, plans[1], 3)) == [[4, 5], [6, 7], [12, 13]]
+
+
+@pytest.mark.parametrize(("dp_size", "micro"), [(1, 4), (1, 24), (2, 6), (3, 4), (4, 2), (6, 4)])
+def test_an_iteration_has_the_same_samples_on_every_layout(dataset, dp_size, micro):
+    found = []
+    for rank in range(dp_size):
+        plan = BatchPlan(micro, 24, dp_rank=rank, dp_size=dp_size)
+        batches = take(dataset, plan, 2 * plan.num_micro_batches, consumed_samples=48)
+        found += [g for batch in batches for g in batch.sample_index.tolist()]
+    assert sorted(found) == list(range(48, 96))
+
+
+def test_resume_equals_an_uninterrupted_run(dataset):
+    plan = BatchPlan(4, 8)
+    whole = take(dataset, plan, 12)
+    resumed = take(dataset, plan, 8, consumed_samples=16)
+    for a, b in zip(whole[4:], resumed, strict=True):
+        for name in ("tokens", "masked_positions", "masked_labels", "nsp_labels", "sample_index"):
+            assert torch.equal(getattr(a, name), getattr(b, name))
+
+
+def test_resume_on_another_number_of_ranks_sees_each_sample_once_an_epoch(dataset):
+    """Three iterations on 2 ranks, then 4 ranks and another batch size, over more than an epoch."""
+    (size,) = dataset.samples_per_epoch()
+    found = []
+    for rank in range(2):
+        found += [
+            g for b in take(dataset, BatchPlan(4, 8, dp_rank=rank, dp_size=2), 3) for g in b.sample_index.tolist()
+        ]
+    iterations = (size - 24) // 16 + 1
+    for rank in range(4):
+        plan = BatchPlan(4, 16, dp_rank=rank, dp_size=4)
+        found += [g for b in take(dataset, plan, iterations, consumed_samples=24) for g in b.sample_index.tolist()]
+    assert sorted(found) == list(range(24 + 16 * iterations))
+    rows = [dataset.shards[0].locate(g) for g in sorted(found)[:size]]
+    assert sorted(rows) == [(0, row) for row in range(size)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            {"micro_batch_size": 3, "global_batch_size": 8},
+            "multiple of --micro-batch-size x data-parallel size = 3 x 1",
+        ),
+        ({"micro_batch_size": 2, "global_batch_size": 6, "dp_size": 2}, "2 x 2"),
+        ({"micro_batch_size": 0, "global_batch_size": 8}, "at least 1"),
+    ],
+)
+def test_sizes_that_do_not_divide(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        BatchPlan(**arguments)
+
+
+def test_negative_position(dataset):
+    with pytest.raises(ValueError, match="consumed_samples"):
+        BatchLoader(dataset, BatchPlan(1, 1), consumed_samples=-1)
+
+
+class Slow:
+    """A data set that takes its time, and counts."""
+
+    def __init__(self, dataset, seconds):
+        self.dataset, self.seconds, self.batches = dataset, seconds, 0
+
+    def batch(self, samples):
+        time.sleep(self.seconds)
+        self.batches += 1
+        return self.dataset.batch(samples)
+
+
+def test_batches_are_prepared_ahead_and_no_further(dataset):
+    slow = Slow(dataset, 0.0)
+    with BatchLoader(slow, BatchPlan(1, 1), prefetch_batches=3) as loader:
+        deadline = time.time() + 10
+        while slow.batches < 4 and time.time() < deadline:  # three in the queue and one in hand
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert slow.batches == 4
+        for _ in range(3):
+            next(loader)
+        assert loader.wait_seconds < 0.1
+
+
+def test_waiting_is_measured(dataset):
+    with BatchLoader(Slow(dataset, 0.1), BatchPlan(1, 1)) as loader:
+        for _ in range(3):
+            next(loader)
+        assert 0.25 < loader.wait_seconds < 2.0
+
+
+class Broken:
+    def batch(self, samples):
+        if 3 in samples:
+            raise OSError("the disk is gone")
+        return list(samples)
+
+
+def test_an_error_of_the_thread_reaches_the_caller():
+    loader = BatchLoader(Broken(), BatchPlan(1, 1))
+    assert [next(loader) for _ in range(3)] == [[0], [1], [2]]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(loader)
+    with pytest.raises(StopIteration):
+        next(loader)
+
+
+def test_closing_ends_the_thread(dataset):
+    before = threading.active_count()
+    loader = BatchLoader(dataset, BatchPlan(1, 1), prefetch_batches=1)
+    next(loader)
+    loader.close()
+    loader.close()
+    assert threading.active_count() == before
