@@ -1,13 +1,5 @@
-"""Process groups as an object, seeds, RNG snapshots: what depends on the layout of ranks."""
+"""Process groups as an object and the seeds of each rank: what depends on the layout."""
 
 from megatron_alum.parallel.groups import ProcessGroups, initialize, seed_everything, shutdown
-from megatron_alum.parallel.rng import RngSnapshot, TensorParallelDropoutState
 
-__all__ = [
-    "ProcessGroups",
-    "RngSnapshot",
-    "TensorParallelDropoutState",
-    "initialize",
-    "seed_everything",
-    "shutdown",
-]
+__all__ = ["ProcessGroups", "initialize", "seed_everything", "shutdown"]

@@ -12,7 +12,7 @@ from megatron_alum.alum import AlumRegularizer, Kernels
 from megatron_alum.config.alum import AlumConfig
 from megatron_alum.models import build_model
 from megatron_alum.ops import NoiseKey, kl_divergence, mlm_symmetric_kl, perturb_embeddings, symmetric_kl
-from megatron_alum.parallel import TensorParallelDropoutState, initialize, seed_everything
+from megatron_alum.parallel import initialize, seed_everything
 from tests.models.batches import VOCAB_SIZE
 from tests.models.huggingface import randomize_whole
 
@@ -88,12 +88,7 @@ def _adversarial_loss(model, x, clean, forward, *, batch, groups, plain_backward
     length = x.size(0)
     first = groups.tp_rank * length if groups.sequence_parallel else 0
     mask = batch.padding_mask.transpose(0, 1)[first : first + length]
-    regularizer = AlumRegularizer(
-        ALUM,
-        kernels(groups.tp, VOCAB_SIZE),
-        dropout_state=TensorParallelDropoutState(),
-        plain_backward=plain_backward,
-    )
+    regularizer = AlumRegularizer(ALUM, kernels(groups.tp, VOCAB_SIZE), plain_backward=plain_backward)
     key = noise_key(batch, first_position=first, num_positions=length)
     return regularizer(x, clean, forward, mask=mask, noise_key=key, parameters=model.parameters())
 

@@ -1,4 +1,4 @@
-"""Layout of ranks, seeds of the dropout streams, and their snapshot."""
+"""Layout of ranks and seeds of the dropout streams."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 import torch
 from megatron.core import tensor_parallel
 
-from megatron_alum.parallel import TensorParallelDropoutState, initialize, seed_everything, shutdown
+from megatron_alum.parallel import initialize, seed_everything, shutdown
 from tests.helpers.distributed import run_ranks
 
 
@@ -94,32 +94,6 @@ def test_dropout_streams_differ_where_they_must():
     assert len({tuple(values.tolist()) for values in forked}) == 4
     assert torch.equal(run_ranks(4, _draws, 7)[3][1], forked[3])
     assert not torch.equal(run_ranks(4, _draws, 8)[3][1], forked[3])
-
-
-def _replay(rank, world_size):
-    seed_everything(1, initialize(tensor_parallel_size=world_size))
-    state, tracker = TensorParallelDropoutState(), tensor_parallel.get_cuda_rng_tracker()
-
-    def draw():
-        outside = torch.rand(3)
-        with tracker.fork():
-            inside = torch.rand(3)
-        return torch.cat((outside, inside))
-
-    draw()
-    snapshot = state.snapshot()
-    first, second = draw(), draw()
-    replays = []
-    for _ in range(2):
-        state.restore(snapshot)
-        replays.append(draw())
-    return first, second, *replays
-
-
-def test_a_snapshot_replays_both_streams_any_number_of_times():
-    for first, second, again, once_more in run_ranks(2, _replay):
-        assert torch.equal(first, again) and torch.equal(first, once_more)
-        assert not torch.equal(first[:3], second[:3]) and not torch.equal(first[3:], second[3:])
 
 
 def test_shutdown_without_a_start_does_nothing():
