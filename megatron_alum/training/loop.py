@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-import time
 from typing import Any
 
 from tqdm import tqdm
@@ -21,8 +20,16 @@ from megatron_alum.config.run import RunConfig
 from megatron_alum.data.loader import BatchLoader, BatchPlan
 from megatron_alum.parallel import initialize, shutdown
 from megatron_alum.training.control import Agreement, Control
-from megatron_alum.training.metrics import METRICS_FILE, VALIDATION_FILE, Interval, Writers, metrics_row
+from megatron_alum.training.metrics import (
+    METRICS_FILE,
+    PERFORMANCE_FILE,
+    VALIDATION_FILE,
+    Interval,
+    Writers,
+    metrics_row,
+)
 from megatron_alum.training.objective import Counts, MicroBatch
+from megatron_alum.training.performance import Stopwatch
 from megatron_alum.training.resume import Resume, check_save_folder, find_resume
 from megatron_alum.training.state import TrainState, build_state, checkpoint_content, load_into
 from megatron_alum.training.step import StepResult, train_step
@@ -70,6 +77,7 @@ class Run:
         self.is_leader = groups.world_rank == 0
         if self.is_leader:
             print(format_config(config), flush=True)
+        self.stopwatch = Stopwatch(config, groups, vocab_size=state.network.real_vocab_size)
         self.interval = Interval(groups, skipped=state.skipped)
         self.writers = Writers(config, rank=groups.world_rank, resumed_iteration=state.iteration)
         self.last_saved = state.iteration if resumed is not None else None
@@ -91,7 +99,7 @@ class Run:
                 pin_memory=state.groups.device.type == "cuda",
             ) as loader,
         ):
-            self._since = time.perf_counter()
+            self.stopwatch.restart()
             while state.iteration < last:
                 micro_batches, agreement = self._fetch(loader)
                 if agreement.save and not agreement.stop:
@@ -101,7 +109,7 @@ class Run:
                     break
                 result = train_step(state, micro_batches, _global_counts(agreement), state.iteration + 1)
                 state.iteration += 1
-                self._after_step(result, bar)
+                self._after_step(result, bar, loader.wait_seconds)
         self.save()
         self.saver.close()
         self.writers.close()
@@ -129,30 +137,34 @@ class Run:
             self.saver.wait()
         return micro_batches, agreement
 
-    def _after_step(self, result: StepResult, bar: Any) -> None:
+    def _after_step(self, result: StepResult, bar: Any, loader_wait_seconds: float) -> None:
         """Log, validate and save where they are due."""
         iteration, options = self.state.iteration, self.config.training
         self.interval.add(result)
+        self.stopwatch.count(result.phase)
         self._check_skips()
         if iteration % self.config.logging.log_interval == 0:
-            self._log(result, bar)
+            self._log(result, bar, loader_wait_seconds)
         bar.update(1)
+        paused_at = self.stopwatch.pause()
         if options.eval_interval and iteration % options.eval_interval == 0:
             losses = validate(self.state, self.plan)
             if losses is not None:
                 self.writers.write(VALIDATION_FILE, {"iteration": iteration, **losses})
-            self._since = time.perf_counter()
         if self.config.checkpoint.save_interval and iteration % self.config.checkpoint.save_interval == 0:
             self.save()
-            self._since = time.perf_counter()
+        self.stopwatch.resume(paused_at)
 
-    def _log(self, result: StepResult, bar: Any) -> None:
+    def _log(self, result: StepResult, bar: Any, loader_wait_seconds: float) -> None:
         config, iteration = self.config, self.state.iteration
         means = self.interval.means()
-        now = time.perf_counter()
-        samples = config.training.global_batch_size * config.logging.log_interval
-        tokens_per_second = samples * config.model.seq_length / (now - self._since)
-        self._since = now
+        performance = self.stopwatch.row(
+            iteration,
+            loader_wait_seconds=loader_wait_seconds,
+            nonfinite_samples=means["nonfinite"],
+            loss_scale=float(self.state.optimizer.get_loss_scale()),
+        )
+        tokens_per_second = performance["samples_per_second"] * config.model.seq_length
         first_sample = (iteration - 1) * config.training.global_batch_size
         row = metrics_row(
             iteration,
@@ -164,6 +176,7 @@ class Run:
             skipped=self.interval.skipped,
         )
         self.writers.write(METRICS_FILE, row)
+        self.writers.write(PERFORMANCE_FILE, performance)
         bar.set_postfix(
             {"phase": result.phase, "lm": _short(means["lm_loss"]), "tok/s": f"{tokens_per_second:.0f}"}, refresh=False
         )

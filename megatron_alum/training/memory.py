@@ -1,0 +1,121 @@
+"""Memory of one process at the peak of a step, by formula, for any network, layout and precision.
+
+    weights       parameters of this rank, in the compute dtype
+    gradients     float32 buffer of the data-parallel wrapper
+    optimizer     Adam's two moments, and float32 master weights under 16 bits or the distributed optimizer
+    activations   what the layers keep for backward: of the clean pass, and of the adversarial one in the same graph
+    head          logits at masked positions and the gradients of the vocabulary table that meet there
+
+The peak lies at the start of the outer backward: both graphs are alive, the inner pass's is freed by then and was
+smaller (frozen parameters keep no inputs of linear layers). Letters: T tokens of a micro-batch, h hidden, f
+feed-forward, S sequence, N masked positions, Vp vocabulary rows of this rank. Not counted: the process itself (Python,
+torch, CUDA context), communication buffers and allocator fragmentation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_alum.config.run import RunConfig
+from megatron_alum.training.schedule import Phase
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes by use."""
+
+    weights: float
+    """parameters"""
+    gradients: float
+    """gradient buffer"""
+    optimizer: float
+    """moments and master weights"""
+    activations: float
+    """kept for backward by embedding and layers"""
+    head: float
+    """logits and what surrounds them"""
+
+    @property
+    def total(self) -> float:
+        """Bytes at the peak."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.head
+
+
+def num_parameters(config: RunConfig, *, padded_vocab_size: int, tensor_parallel_size: int = 1) -> int:
+    """Parameters one rank of a tensor-parallel group holds; all of the network for size 1."""
+    model, tp = config.model, tensor_parallel_size
+    h, f = model.hidden_size, model.ffn_hidden_size
+    split = 4 * h * h + 3 * h + 2 * h * f + f
+    layer = split // tp + 2 * h + 4 * h  # output biases and two LayerNorms are whole on every rank
+    table = padded_vocab_size // tp * (h + 1)  # with the decoder's bias
+    embeddings = table + (model.num_position_rows + model.num_token_types) * h
+    head = h * h + 3 * h + ((h * h + h + 2 * h + 2) if model.has_nsp_head else 0)
+    return model.num_layers * layer + embeddings + head + 2 * h
+
+
+def estimate_memory(
+    config: RunConfig, phase: Phase, *, vocab_size: int, world_size: int, fused_attention: bool
+) -> MemoryEstimate:
+    """The peak of a step of `phase` on one of `world_size` processes.
+
+    `fused_attention` is True where attention keeps no S x S matrices (GPU, or no attention dropout on the CPU).
+    """
+    tp = config.parallel.tensor_model_parallel_size
+    padded = -(-vocab_size // config.model.make_vocab_size_divisible_by) * config.model.make_vocab_size_divisible_by
+    parameters = num_parameters(config, padded_vocab_size=padded, tensor_parallel_size=tp)
+    bytes_each = 4 if config.precision.dtype_name == "float32" else 2
+    sharing = world_size // tp if config.parallel.use_distributed_optimizer else 1
+    needs_master = bytes_each == 2 or config.parallel.use_distributed_optimizer
+    return MemoryEstimate(
+        weights=parameters * bytes_each,
+        gradients=parameters * 4,
+        optimizer=parameters * (12 if needs_master else 8) / sharing,
+        activations=_activations(config, phase, bytes_each, fused_attention),
+        head=_head(config, phase, bytes_each, padded // tp),
+    )
+
+
+def _activations(config: RunConfig, phase: Phase, bytes_each: int, fused_attention: bool) -> float:
+    """Of embedding and layers, both passes."""
+    model, tp = config.model, config.parallel.tensor_model_parallel_size
+    tokens = config.training.micro_batch_size * model.seq_length
+    around = (
+        tp if config.parallel.sequence_parallel else 1
+    )  # residual stream and LayerNorm are split by tokens only then
+    embedding = 3 * tokens * model.hidden_size * 4 / around  # words, their sum with positions, the perturbation
+    layer = _layer(config, tokens, bytes_each, fused_attention)
+    if config.compute.recompute_granularity == "full":
+        kept = tokens * model.hidden_size * bytes_each / around
+        layers = model.num_layers * kept + layer
+    else:
+        layers = model.num_layers * layer
+    passes = 1.0 if phase == "standard" else 1.0 + config.alum.batch_fraction
+    return passes * (embedding + layers)
+
+
+def _layer(config: RunConfig, tokens: int, bytes_each: int, fused_attention: bool) -> float:
+    """What one layer keeps for its backward."""
+    model, tp = config.model, config.parallel.tensor_model_parallel_size
+    h, f = model.hidden_size, model.ffn_hidden_size
+    around = tp if config.parallel.sequence_parallel else 1
+    residual = 4 * h * bytes_each + 2 * h * (config.model.hidden_dropout > 0)  # two LayerNorms, in and out; two masks
+    inside = (5 * h + 2 * f) / tp * bytes_each  # q, k, v, context twice; before and after the GELU
+    attention = 0.0
+    if not fused_attention and config.compute.recompute_granularity == "none":
+        per_score = bytes_each + (bytes_each + 1 if model.attention_dropout > 0 else 0)  # softmax, dropped, mask
+        attention = model.num_attention_heads / tp * model.seq_length * per_score
+    return tokens * (residual / around + inside + attention)
+
+
+def _head(config: RunConfig, phase: Phase, bytes_each: int, rows: int) -> float:
+    """Logits and the gradients of the vocabulary table, `rows` x h each, at the start of backward."""
+    model, alum = config.model, config.alum
+    masked = config.training.micro_batch_size * model.seq_length * max(config.data.mask_rates)
+    table = rows * model.hidden_size * bytes_each
+    if phase == "standard":
+        return 2 * masked * rows * bytes_each + table
+    adversarial = masked * alum.batch_fraction
+    if alum.head_chunk_rows:
+        chunk = min(alum.head_chunk_rows, adversarial)
+        return 2 * chunk * rows * bytes_each + rows * model.hidden_size * 4 + table
+    return (masked + adversarial) * rows * bytes_each + 2 * table
