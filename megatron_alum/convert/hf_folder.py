@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,15 +149,17 @@ def _shard_names(index: Path) -> list[str]:
 
 
 def _open_safetensors(path: Path) -> dict[str, _StoredTensor]:
+    def read(name: str) -> Tensor:
+        # Opened anew for each tensor: an open file keeps every page that was read from it in memory.
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)
+
     try:
-        file = safe_open(path, framework="pt")
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} must be a whole safetensors file, but is not ({error}). Fetch it again.") from None
-
-    def entry(name: str) -> _StoredTensor:
-        return _StoredTensor(tuple(file.get_slice(name).get_shape()), lambda: file.get_tensor(name))
-
-    return {name: entry(name) for name in file.keys()}
+    return {name: _StoredTensor(shape, partial(read, name)) for name, shape in shapes.items()}
 
 
 def _open_pickled(path: Path) -> dict[str, _StoredTensor]:
