@@ -11,6 +11,9 @@ from pathlib import Path
 
 from megatron_alum.data.readers.base import Reader
 from megatron_alum.data.readers.jsonl import JsonLinesReader
+from megatron_alum.data.readers.mediawiki import MediawikiReader
+from megatron_alum.data.readers.openwebtext import OpenWebTextReader
+from megatron_alum.data.readers.parquet import ParquetReader
 from megatron_alum.data.readers.streams import COMPRESSED, open_stream
 from megatron_alum.data.readers.text import BlankLineReader, LinesReader
 from megatron_alum.data.readers.wikiextractor import WikiextractorReader
@@ -25,6 +28,9 @@ READERS: dict[str, Callable[..., Reader]] = {
     "text": lambda **_options: BlankLineReader(),
     "lines": lambda **_options: LinesReader(),
     "stories": lambda **_options: LinesReader(),
+    "mediawiki": lambda *, wikitext_cleaner, **_options: MediawikiReader(wikitext_cleaner),
+    "parquet": lambda *, text_key, **_options: ParquetReader(text_key),
+    "openwebtext": lambda **_options: OpenWebTextReader(),
 }
 """Format name -> reader, called with the options of `make_reader`."""
 
@@ -56,8 +62,13 @@ class FormatDetector:
 
 def detect_format(path: Path) -> str | None:
     """The format of `path`, None for an empty file; ValueError when its first bytes are no text of any kind."""
+    with path.open("rb") as raw:
+        if raw.read(4) == b"PAR1":
+            return "parquet"
     with open_stream(path) as stream:
         head = stream.read(SAMPLE_BYTES)
+    if head[257:262] == b"ustar":
+        return "openwebtext"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start:
         return None
@@ -67,6 +78,8 @@ def detect_format(path: Path) -> str | None:
             f"`{path}` must be text in a known format ({', '.join(READERS)}), but holds binary data. "
             "Leave it out of --input, or name its format by --format."
         )
+    if b"<mediawiki" in start[:1024] or start.startswith(b"<page>"):
+        return "mediawiki"
     if start.startswith(b"<doc "):
         return "wikiextractor"
     if start.startswith(b"{"):

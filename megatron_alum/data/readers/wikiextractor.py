@@ -8,11 +8,13 @@ count.
 import html
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 
 from megatron_alum.data.readers.base import Document, Rejected, decode
 from megatron_alum.data.readers.records import RecordReader
 
 _START = b"\n<doc "
+_LINE_START = re.compile(r"\n<doc ")
 _HEAD = re.compile(r"<doc ([^\n]*)>\r?\n?")
 _ID = re.compile(r'\bid="([^"]*)"')
 _END = "</doc>"
@@ -24,23 +26,18 @@ class WikiextractorReader(RecordReader):
     def next_record(self, data: bytes, begin: int) -> int:
         """The next line that begins with <doc and a space."""
         found = data.find(_START, begin - 1)
-        return found + 1
+        return found + 1 if found >= 0 else -1
 
     def parse(self, data: bytes, name: str) -> Iterator[Document | Rejected]:
         """One document a <doc> element."""
         text, damaged = decode(data)
-        position = 0
-        while position < len(text):
-            start = position if text.startswith("<doc ", position) else text.find("\n<doc ", position) + 1
-            if start == 0 and not text.startswith("<doc "):
-                start = len(text)
-            if text[position:start].strip():
-                yield Rejected(name, "text outside <doc>")
-            if start == len(text):
-                return
-            following = text.find("\n<doc ", start)
-            position = following + 1 if following >= 0 else len(text)
-            yield _element(text[start:position], name, damaged)
+        starts = [0] if text.startswith("<doc ") else []
+        starts += [match.end() - len("<doc ") for match in _LINE_START.finditer(text)]
+        outside = text[: starts[0]] if starts else text
+        if outside.strip():
+            yield Rejected(name, "text outside <doc>")
+        for start, stop in pairwise([*starts, len(text)]):
+            yield _element(text[start:stop], name, damaged)
 
 
 def _element(element: str, name: str, damaged: bool) -> Document | Rejected:

@@ -20,6 +20,7 @@ KINDS = ["wordpiece", "wordpiece-cased", "bpe", "unigram", "unigram-cased"]
 TRAINING = [
     "The quick brown fox jumps over the lazy dog, again and again: 12 times!",
     "Zo\u00eb's na\u00efve caf\u00e9.",
+    "[MASK] [CLS] [SEP] k",
 ]
 
 

@@ -1,0 +1,148 @@
+"""MediaWiki XML exports (`pages-articles.xml`, plain or compressed, multistream too): articles as plain text.
+
+Kept are pages of the article namespace (0) in wikitext. Redirects, other namespaces, other content models,
+disambiguation pages and pages that are empty once their markup is gone are skipped by rule and counted. A page that
+is no well-formed XML is counted as broken, with its id, and the others go on. Of several revisions the last counts.
+
+A multistream .bz2 is cut at its streams and decompressed by the workers. Streams need not begin with a page: a page
+belongs to the stream its first byte lies in, and a worker reads on into the following streams to complete its last
+page.
+"""
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+from megatron_alum.data.readers.base import MAX_RECORD_BYTES, Chunk, Document, Rejected, decode
+from megatron_alum.data.readers.records import RecordReader
+from megatron_alum.data.readers.streams import bz2_stream_starts, open_stream, read_bz2_span
+from megatron_alum.data.readers.wikitext import clean_by_parser, clean_wikitext
+
+CLEANERS: dict[str, Callable[[str, frozenset[str]], str]] = {
+    "fast": clean_wikitext,
+    "mwparserfromhell": clean_by_parser,
+}
+STREAM_GROUP_BYTES = 300_000
+"""Compressed bytes of streams that make a chunk: one of Wikimedia's streams (100 pages) on average."""
+_PAGE, _PAGE_END = b"<page>", b"</page>"
+_PAGES = re.compile(r"<page>.*?(?:</page>|\Z)", re.DOTALL)
+_ID = re.compile(r"<id>\s*(\d+)\s*</id>")
+_NAMESPACE = re.compile(r'<namespace key="(-?\d+)"[^>]*>([^<]*)</namespace>')
+_DISAMBIGUATION = re.compile(
+    r"\{\{\s*(?:disambig[\w -]*|dab|hndis[\w-]*|geodis|mil-?unit-?dis|number ?dis|school ?dis"
+    r"|letter[- ]?(?:number )?comb(?:ination)? ?disambig\w*"
+    r"|begriffskl\S+|homonymie|disambigua|desambiguaci\S+)\s*(?:\||\}\})",
+    re.IGNORECASE,
+)
+_FILE_KEYS = {"-2", "6", "14"}  # Media, File, Category
+_ENGLISH = frozenset({"file", "image", "category", "media"})
+_HEAD_BYTES = 64 << 10
+
+
+class MediawikiReader(RecordReader):
+    """`--format mediawiki`; `cleaner` is a key of CLEANERS."""
+
+    def __init__(self, cleaner: str = "fast") -> None:
+        self._clean = CLEANERS[cleaner]
+
+    def next_record(self, data: bytes, begin: int) -> int:
+        """The next <page>."""
+        return data.find(_PAGE, begin)
+
+    def chunks(self, path: Path) -> Iterator[Chunk]:
+        """Groups of streams of a multistream .bz2; other files as any record format."""
+        starts = bz2_stream_starts(path) if path.suffix.lower() == ".bz2" else []
+        if len(starts) < 2:
+            yield from super().chunks(path)
+            return
+        bounds = [0]
+        for start in [*starts[1:], path.stat().st_size]:
+            if start - bounds[-1] >= STREAM_GROUP_BYTES:
+                bounds.append(start)
+        bounds = [*bounds[:-1], path.stat().st_size] if len(bounds) > 1 else [0, path.stat().st_size]
+        for ordinal, span in enumerate(pairwise(bounds)):
+            yield Chunk(str(path), ordinal, span[0], span=span)
+
+    def documents(self, chunk: Chunk) -> Iterator[Document | Rejected]:
+        """The articles whose pages begin in the chunk."""
+        if chunk.span is not None and chunk.path.lower().endswith(".bz2"):
+            yield from self.parse(_pages_of_streams(Path(chunk.path), chunk.span), chunk.name)
+        else:
+            yield from super().documents(chunk)
+
+    def parse(self, data: bytes, name: str) -> Iterator[Document | Rejected]:
+        """One document or rejection a <page>."""
+        text, damaged = decode(data)
+        dropped = _dropped_namespaces(name.rpartition(" at byte ")[0])
+        for match in _PAGES.finditer(text):
+            yield self._page(match[0], damaged and "\ufffd" in match[0], dropped)
+
+    def _page(self, source: str, damaged: bool, dropped: frozenset[str]) -> Document | Rejected:
+        found = _ID.search(source)
+        key = found[1] if found else "page without id"
+        try:
+            page = ET.fromstring(source)
+        except ET.ParseError as error:
+            return Rejected(key, f"page is no well-formed XML ({error})".split(":")[0] + ")")
+        revision = page.findall("revision")[-1:]
+        text = (revision[0].findtext("text") or "") if revision else ""
+        reason = _skip_reason(page, revision[0] if revision else page, text)
+        if reason is not None:
+            return Rejected(key, reason, broken=False)
+        cleaned = self._clean(text, dropped)
+        return Document(key, cleaned, damaged) if cleaned else Rejected(key, "empty page", broken=False)
+
+
+def _skip_reason(page: ET.Element, revision: ET.Element, text: str) -> str | None:
+    """Why the page is no article, or None."""
+    if page.findtext("ns", "0").strip() != "0":
+        return "not in the article namespace"
+    if page.find("redirect") is not None or text[:9].upper() == "#REDIRECT":
+        return "redirect"
+    if revision.findtext("model", "wikitext") != "wikitext":
+        return "not wikitext"
+    if page.findtext("title", "").endswith("(disambiguation)") or _DISAMBIGUATION.search(text):
+        return "disambiguation page"
+    return None
+
+
+def _pages_of_streams(path: Path, span: tuple[int, int]) -> bytes:
+    """Decompressed bytes from the first page that begins in the streams of `span` to the end of the last one."""
+    own = read_bz2_span(path, span)
+    following = _following(path, span[1])
+    data = own + next(following, b"")
+    limit = len(own) + len(_PAGE) - 1  # a tag that begins in `own` may end behind it
+    first, last = data.find(_PAGE, 0, limit), data.rfind(_PAGE, 0, limit)
+    if first < 0:
+        return b""
+    while (end := data.find(_PAGE_END, last)) < 0 and len(data) - last <= MAX_RECORD_BYTES:
+        piece = next(following, b"")
+        if not piece:
+            return data[first:]
+        data += piece
+    return data[first : end + len(_PAGE_END)] if end >= 0 else data[first:last]
+
+
+def _following(path: Path, start: int) -> Iterator[bytes]:
+    """Decompressed pieces of the streams from byte `start` on."""
+    if start == path.stat().st_size:
+        return
+    with path.open("rb") as raw:
+        raw.seek(start)
+        with open_stream(path, source=raw) as stream:
+            while piece := stream.read(_HEAD_BYTES):
+                yield piece
+
+
+@lru_cache(maxsize=8)
+def _dropped_namespaces(path: str) -> frozenset[str]:
+    """Lower-case names of the namespaces whose links are no text, in English and in the dump's own language."""
+    if not Path(path).is_file():
+        return _ENGLISH
+    with open_stream(Path(path)) as stream:
+        head = stream.read(_HEAD_BYTES).decode("utf-8", "replace")
+    local = {name.strip().lower() for key, name in _NAMESPACE.findall(head) if key in _FILE_KEYS}
+    return _ENGLISH | local
