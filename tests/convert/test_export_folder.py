@@ -1,0 +1,135 @@
+"""The exported folder as its users meet it: offline, through Auto classes and pipelines, with its model card."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+
+from megatron_alum.convert.checkpoint_source import read_checkpoint_source
+from megatron_alum.convert.model_card import CardFacts, mean_of, model_card
+from megatron_alum.convert.to_hf import export_folder
+from tests.convert import ranks
+from tests.convert.models import VOCAB_SIZE, save_hf_model, tokenizer_folder
+from tests.helpers.distributed import run_ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = {"objective": "nsp", "lr": 1e-4, "alum_alpha": 10.0, "train_iters": 9, "global_batch_size": 32, "seed": 4}
+
+
+def metrics_rows():
+    """Two standard and two adversarial iterations before the exported one (7), one after it."""
+    for i in range(4, 9):
+        adversarial = i > 5
+        yield {
+            "iteration": i,
+            "phase": "alum" if adversarial else "standard",
+            "lm_loss": 10.0 - i,
+            "nsp_loss": 0.5,
+            "alum_kl": 0.25 * i if adversarial else None,
+            "effective_perturbation": 0.5 if adversarial else None,
+            "ascent_ratio": float("nan") if i == 6 else 1e-3,
+            "mask_rate": 0.15,
+            "skipped": 3,
+        }
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A folder exported from a checkpoint of two ranks with tokenizer, corpus manifest and metrics."""
+    root = tmp_path_factory.mktemp("export")
+    source = save_hf_model("megatron-bert", root / "source")
+    tokenizer = tokenizer_folder(root / "tokenizer")
+    (root / "corpus.json").write_text(json.dumps({"num_documents": 12, "num_tokens": 3456, "files": {}}))
+    run = {**RUN, "data_path": [str(root / "corpus")]}
+    run_ranks(2, ranks.save_from_hf, str(source), 2, str(root / "run"), run, str(tokenizer))
+    (root / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics_rows()) + '{"iter')
+    return export_folder(read_checkpoint_source(root / "run"), root / "model")
+
+
+USE_OFFLINE = """
+import socket, sys
+def refuse(*_): raise OSError("no network in this test")
+socket.socket.connect = refuse
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoTokenizer, pipeline
+folder = sys.argv[1]
+for loader in (AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining):
+    _, info = loader.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["mismatched_keys"], (loader, info)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+assert len(tokenizer) == int(sys.argv[2]) and tokenizer.mask_token == "[MASK]"
+best = pipeline("fill-mask", model=folder)("w1 w2 [MASK] w3")
+assert len(best) == 5 and all(0 < row["score"] < 1 and row["token_str"] in tokenizer.get_vocab() for row in best)
+vectors = pipeline("feature-extraction", model=folder)("w1 w2 w3")
+assert (len(vectors[0]), len(vectors[0][0])) == (5, 20)  # [CLS] w1 w2 w3 [SEP], hidden size
+"""
+
+
+def test_loads_without_network_in_auto_classes_and_pipelines(exported):
+    command = [sys.executable, "-W", "ignore", "-c", USE_OFFLINE, str(exported), str(VOCAB_SIZE)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_works_as_the_encoder_of_sentence_transformers(exported):
+    """sentence-transformers loads AutoModel and mean-pools; its own package is needed for no more than that."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    encoder = transformers.AutoModel.from_pretrained(exported)
+    inputs = tokenizer(["w1 w2", "w3"], padding=True, return_tensors="pt")
+    assert encoder(**inputs).last_hidden_state.shape == (2, 4, 20)
+    assert encoder.config.max_position_embeddings == 39
+
+
+def test_the_card_states_the_records_of_the_run(exported):
+    card = (exported / "README.md").read_text()
+    header = card.split("---")[1]
+    assert "library_name: transformers" in header and "pipeline_tag: fill-mask" in header
+    assert "`MegatronBertForPreTraining`" in card and "at iteration 7" in card
+    for fact in ("lr 0.0001", "train_iters 9", "alum_alpha 10", "num_documents 12", "num_tokens 3456"):
+        assert fact in card
+    # Iterations 4 to 7 only: the fifth row is later than the export, the torn one is no row.
+    assert "| lm_loss | 4.5 | 4.5 |" in card and "skipped for non-finite values: 3" in card
+    assert "Means over the 2 logged adversarial iterations" in card
+    assert (
+        "| alum_kl | 1.625 |" in card
+        and "| effective_perturbation | 0.5 |" in card
+        and "| ascent_ratio | 0.001 |" in card
+    )
+
+
+def test_a_card_without_records_says_so():
+    card = model_card(CardFacts(name="m", class_name="BertModel"))
+    assert "no configuration of a training run" in card and "was not found" in card and "No metrics.jsonl" in card
+    assert "pipeline_tag: feature-extraction" in card and "Perturbation" not in card
+
+
+def test_means_by_hand():
+    rows = [{"x": 1.0}, {"x": None}, {"x": float("inf")}, {}, {"x": 4}]
+    assert mean_of(rows, "x") == 2.5 and mean_of(rows, "y") is None
+
+
+def test_files_are_readable_by_everyone_the_umask_admits(exported):
+    os.umask(mask := os.umask(0o022))
+    assert {oct(path.stat().st_mode & 0o777) for path in exported.iterdir()} == {oct(0o666 & ~mask)}
+
+
+def run_tool(*arguments):
+    command = [sys.executable, ROOT / "tools" / "convert_checkpoint.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_the_tool_verifies_and_prints_one_line(exported, tmp_path):
+    done = run_tool("to-hf", "--load", exported.parent / "run", "--output", tmp_path / "out", "--verify")
+    assert done.returncode == 0, done.stderr
+    verified, closing = done.stdout.splitlines()
+    assert verified.startswith("verified: largest difference of hidden states") and "KL" in verified
+    assert closing.startswith(f"{tmp_path / 'out'}: iteration 7 of")
+
+
+def test_the_tool_reports_a_user_error_in_one_sentence(tmp_path):
+    done = run_tool("to-hf", "--load", tmp_path / "absent", "--output", tmp_path / "out")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
