@@ -203,6 +203,9 @@ def open_split(
     if not members:
         return None
     blend = Blend.of([weight for _, weight in members])
+    if settings.split == "train":
+        for (shard, _), count in zip(members, blend.counts.tolist(), strict=True):
+            shard.expect(-(-settings.train_samples * count // len(blend.shard)))
     return PretrainingDataset(
         [shard for shard, _ in members], blend, settings=settings, special=special, native_threads=threads
     )

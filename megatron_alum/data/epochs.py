@@ -1,18 +1,16 @@
 """One shard as an endless sequence of samples: epoch after epoch, each sample exactly once an epoch, in random order.
 
 Epochs differ in size, since the pairs are drawn anew, so the place of a sample follows from the sizes of the epochs
-before it; they are opened in order (from the cache where it has them). The epoch after the newest is built ahead by a
-background thread while the newest is being read.
+before it; they are opened in order (from the cache where it has them). Where the run will need it, the epoch after the
+newest is built by a background thread while the newest is being read, so that no step waits for an index.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from megatron_alum.data.corpus import Corpus
 from megatron_alum.data.index import Rows, Walk, epoch_rows
@@ -43,10 +41,15 @@ class ShardSamples:
     def __init__(
         self, corpus: Corpus, sentences: Sentences, walk: WalkSettings, *, split: int, folder: Path | None, build: Walk
     ) -> None:
-        """`walk` is that of epoch 0; nothing is built before the first sample is asked for."""
+        """`walk` is that of epoch 0; nothing is built before the first sample is asked for, or before `expect`."""
         self.corpus, self.sentences, self.epochs = corpus, sentences, list[Epoch]()
         self._walk, self._split, self._folder, self._build = walk, split, folder, build
         self._ahead: Future[Rows] | None = None
+        self._expected_samples = 0
+
+    def expect(self, num_samples: int) -> None:
+        """Say how many samples the run will take, so that epochs may be built ahead of their use."""
+        self._expected_samples = num_samples
 
     def open_through(self, sample: int) -> None:
         """Open all epochs up to the one that holds `sample`."""
@@ -78,20 +81,28 @@ class ShardSamples:
                 "Use more text or fewer iterations."
             )
         rows = self._ahead.result() if self._ahead else self._rows(number)
+        self._ahead = None
         if not len(rows):
             raise ValueError(
                 f"{self.corpus.prefix} must yield at least one sample an epoch, but yields none. Use more text."
             )
-        order = self._order(number, len(rows))
-        self.epochs.append(Epoch(rows, order, self.epochs[-1].end_sample if self.epochs else 0))
-        self._ahead = None
+        first_sample = self.epochs[-1].end_sample if self.epochs else 0
+        self.epochs.append(Epoch(rows, self._order(number, len(rows)), first_sample))
+        if self.epochs[-1].end_sample < self._expected_samples and number + 1 < MAX_EPOCHS:
+            self._build_ahead(number + 1)
 
-    def build_ahead(self) -> None:
-        """Start building the next epoch in the background, once."""
-        if self._ahead is None and len(self.epochs) < MAX_EPOCHS:
-            executor = ThreadPoolExecutor(1, thread_name_prefix="pair-index")
-            self._ahead = executor.submit(self._rows, len(self.epochs))
-            executor.shutdown(wait=False)
+    def _build_ahead(self, number: int) -> None:
+        ahead: Future[Rows] = Future()
+
+        def build() -> None:
+            try:
+                ahead.set_result(self._rows(number))
+            except BaseException as error:  # raised where the epoch is opened
+                ahead.set_exception(error)
+
+        # A daemon, since the end of a run must not wait for an index it no longer needs.
+        threading.Thread(target=build, name="epoch-index", daemon=True).start()
+        self._ahead = ahead
 
     def _rows(self, epoch: int) -> Rows:
         walk = replace(self._walk, epoch=epoch)
@@ -100,14 +111,3 @@ class ShardSamples:
     def _order(self, epoch: int, size: int) -> Permutation:
         domain = domain_word(Stream.PERMUTATION, split=self._split, dataset=self._walk.dataset, epoch=epoch)
         return Permutation(size, seed=self._walk.seed, domain=domain)
-
-
-def gather(shard: ShardSamples, samples: npt.NDArray[np.int64]) -> Rows:
-    """Index rows of many samples of one shard, in order of `samples`."""
-    shard.open_through(int(samples.max()))
-    rows = np.empty(len(samples), dtype=shard.epochs[0].rows.dtype)
-    for epoch in shard.epochs:
-        inside = (samples >= epoch.first_sample) & (samples < epoch.end_sample)
-        if inside.any():
-            rows[inside] = epoch.rows[epoch.order[samples[inside] - epoch.first_sample]]
-    return rows

@@ -82,3 +82,11 @@ def wikipedia_documents(shared_data: Path, num_files: int = 4) -> list[list[str]
             if sentences:
                 documents.append(sentences)
     return documents
+
+
+def epoch_rows(shard, number: int = 0) -> np.ndarray:
+    """The rows of one epoch of a shard, in the order in which they are drawn."""
+    while len(shard.epochs) <= number:
+        shard.open_through(shard.epochs[-1].end_sample if shard.epochs else 0)
+    epoch = shard.epochs[number]
+    return epoch.rows[epoch.order[np.arange(len(epoch.rows))]]

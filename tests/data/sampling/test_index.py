@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import resource
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -72,14 +73,14 @@ def test_full_sentences_are_the_same_rows_in_every_epoch(corpus, tmp_path):
 
 def test_mask_rate_and_masking_are_no_part_of_it(prefix, tmp_path):
     for options in ({}, {"mask_rate_end": 0.5}, {"masking": "whole_word"}, {"sampler": "python"}):
-        open_train(prefix, data_cache_path=str(tmp_path), **options).batch([0])
+        open_train(prefix, data_cache_path=str(tmp_path), train_samples=100, **options).batch([0])
     open_train(prefix, data_cache_path=str(tmp_path), train_samples=77).batch([0])
     assert len(list(tmp_path.glob("*.npy"))) == 1
 
 
 def test_default_folder_is_beside_the_shard(tmp_path):
     prefix = write_shards(tmp_path / "made" / "corpus", random_documents(5), toy_bert_tokenizer())
-    open_train(prefix).batch([0])
+    open_train(prefix, train_samples=1).batch([0])
     assert [path.suffix for path in sorted((tmp_path / "made" / "index-cache").iterdir())] == [".json", ".lock", ".npy"]
 
 
@@ -90,7 +91,7 @@ def test_another_corpus_of_the_same_size_has_another_file(tmp_path):
     longer.append(shorter.pop())
     b = write_shards(tmp_path / "b" / "corpus", documents, toy_bert_tokenizer())
     for prefix in (a, b):
-        open_train(prefix, data_cache_path=str(tmp_path / "cache")).batch([0])
+        open_train(prefix, data_cache_path=str(tmp_path / "cache"), train_samples=1).batch([0])
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
 
 
@@ -163,3 +164,22 @@ def test_sentence_table_is_checked_before_it_is_walked(tmp_path):
         with pytest.raises(ValueError, match=words):
             rows_of(corpus, tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.npy"))
+
+
+def test_the_next_epoch_is_built_ahead_where_the_run_needs_it(prefix, tmp_path):
+    dataset = open_train(prefix, data_cache_path=str(tmp_path), train_samples=2000)
+    dataset.batch([0])
+    (shard,) = dataset.shards
+    assert len(shard.epochs) == 1
+    deadline = time.time() + 30
+    while len(list(tmp_path.glob("*.json"))) < 2 and time.time() < deadline:  # written after the rows
+        time.sleep(0.01)
+    end = shard.epochs[0].end_sample
+    dataset.batch([end])
+    assert end < 2000 and len(shard.epochs) == 2
+    again = open_train(prefix, data_cache_path=str(tmp_path / "other"), train_samples=1)
+    again.batch([end])
+    assert again.shards[0].epochs[1].rows.tobytes() == shard.epochs[1].rows.tobytes()
+    enough = open_train(prefix, data_cache_path=str(tmp_path / "enough"), train_samples=end)
+    enough.batch([0])
+    assert len(list((tmp_path / "enough").glob("*.npy"))) == 1

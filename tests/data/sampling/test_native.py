@@ -124,13 +124,13 @@ def test_a_batch_that_is_kept_is_not_written_over(shards):
     "change", [("a_start", 10**12), ("a_start", -5), ("a_length", 60_000), ("a_length", 0), ("b_start", -1)]
 )
 def test_a_row_that_points_nowhere_is_refused(shards, tmp_path, objective, change):
-    dataset = open_train(shards["bert", np.uint16], objective=objective, data_cache_path=str(tmp_path))
-    dataset.samples_per_epoch()
+    options = {"objective": objective, "data_cache_path": str(tmp_path), "train_samples": 1}
+    open_train(shards["bert", np.uint16], **options).samples_per_epoch()
     (path,) = tmp_path.glob("*.npy")
     rows = np.load(path)
     rows[change[0]] = np.array(change[1]).astype(rows.dtype[change[0]])
     np.save(path, rows)
-    dataset = open_train(shards["bert", np.uint16], objective=objective, data_cache_path=str(tmp_path))
+    dataset = open_train(shards["bert", np.uint16], **options)
     with pytest.raises(ValueError, match="Delete the index-cache folder"):
         dataset.batch(range(8))
 

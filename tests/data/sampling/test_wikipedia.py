@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from megatron_alum.data.epochs import gather
 from megatron_alum.data.tokenizers import TokenizerSource, make_tokenizer
-from tests.data.sampling.builders import open_train, wikipedia_documents, write_shards
+from tests.data.sampling.builders import epoch_rows, open_train, wikipedia_documents, write_shards
 from tests.data.sampling.oracle import google_pairs
 
 pytestmark = pytest.mark.requires_shared_data
@@ -32,15 +31,10 @@ def wikipedia(shared_data, tmp_path_factory):
     return prefix, [[len(sentence) for sentence in document] for document in encoded]
 
 
-def epoch_rows(prefix, **options):
-    dataset = open_train(prefix, **options)
-    return gather(dataset.shards[0], np.arange(dataset.samples_per_epoch()[0]))
-
-
 def test_share_of_random_pairs_is_that_of_googles_algorithm(wikipedia):
     """About 0.58: half the pairs, and all of the 16 % of chunks that are one sentence."""
     prefix, lengths = wikipedia
-    rows, rng = epoch_rows(prefix), random.Random(0)
+    rows, rng = epoch_rows(open_train(prefix).shards[0]), random.Random(0)
     single = np.mean([p.single for d in range(len(lengths)) for p in google_pairs(lengths, d, 125, 0.1, rng)])
     assert abs(rows["label"].mean() - (0.5 + single / 2)) < 4 * 0.5 / len(rows) ** 0.5
     assert 0.55 < rows["label"].mean() < 0.62
@@ -49,7 +43,7 @@ def test_share_of_random_pairs_is_that_of_googles_algorithm(wikipedia):
 def test_number_and_filling_of_samples_are_those_of_googles_algorithm(wikipedia):
     """Without short targets, of which one in a long article moves the number of samples of a pass by some per cent."""
     prefix, lengths = wikipedia
-    rows, rng = epoch_rows(prefix, short_seq_prob=0.0), random.Random(0)
+    rows, rng = epoch_rows(open_train(prefix, short_seq_prob=0.0).shards[0]), random.Random(0)
     theirs = [pair for d in range(len(lengths)) for pair in google_pairs(lengths, d, 125, 0.0, rng)]
     assert abs(len(rows) / len(theirs) - 1) < 0.01
     filled = (rows["a_length"].astype(int) + rows["b_length"]).mean()
@@ -58,7 +52,7 @@ def test_number_and_filling_of_samples_are_those_of_googles_algorithm(wikipedia)
 
 def test_no_random_pair_is_the_true_continuation(wikipedia):
     prefix, lengths = wikipedia
-    rows = epoch_rows(prefix)
+    rows = epoch_rows(open_train(prefix).shards[0])
     ends = np.cumsum([sum(document) for document in lengths])
     a_document, b_document = (np.searchsorted(ends, rows[name], side="right") for name in ("a_start", "b_start"))
     assert ((a_document == b_document) == (rows["label"] == 0)).all()
