@@ -122,6 +122,7 @@ class Demo:
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()  # it reports the NSP head, which a masked word does not need
         tokenizer = transformers.AutoTokenizer.from_pretrained(self.hf_dir)
         model = transformers.AutoModelForMaskedLM.from_pretrained(self.hf_dir)
         inputs = tokenizer(self.sentence.replace("[MASK]", tokenizer.mask_token), return_tensors="pt")
