@@ -33,6 +33,10 @@ class Progress:
             self._bar.update(self._bar.total - self._bar.n)
         self._bar.close()
 
+    def step(self, num_bytes: int) -> None:
+        """`num_bytes` more are done, where there are no documents to count."""
+        self._bar.update(num_bytes)
+
     def advance(self, position_bytes: int, *, documents: int, text_bytes: int) -> None:
         """The input is done up to `position_bytes`; `documents` and `text_bytes` came since the last call."""
         self._documents += documents
