@@ -1,5 +1,10 @@
 """Conversion between Megatron checkpoints and Hugging Face folders, one key table an architecture, both directions."""
 
-from megatron_alum.convert.from_hf import hf_vocab_size, load_hf_into_model, model_config_from_hf
+from megatron_alum.convert.from_hf import (
+    hf_vocab_size,
+    load_hf_into_model,
+    model_config_from_hf,
+    model_flags_from_hf,
+)
 
-__all__ = ["hf_vocab_size", "load_hf_into_model", "model_config_from_hf"]
+__all__ = ["hf_vocab_size", "load_hf_into_model", "model_config_from_hf", "model_flags_from_hf"]

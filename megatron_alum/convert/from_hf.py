@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from megatron_alum.convert.translate import list_names
 if TYPE_CHECKING:
     from megatron_alum.models.bert import SplitBert
 
+# Fields of ModelConfig that no weight depends on: the run's own, and those a folder suggests and a run may change.
+_RUN_OPTIONS = ("model_size", "seq_length", "make_vocab_size_divisible_by")
+_TRAINING_OPTIONS = ("hidden_dropout", "attention_dropout", "init_method_std")
 _PART_TITLES = {"pooler": "the pooler", "mlm": "the MLM head", "nsp": "the NSP head"}
 
 
@@ -39,6 +42,15 @@ def model_config_from_hf(hf_dir: str | Path, *, seq_length: int | None = None) -
     """
     folder = resolve_model_folder(str(hf_dir))
     return model_config_from_dict(read_hf_config(folder), str(folder / "config.json"), seq_length=seq_length)
+
+
+def model_flags_from_hf(hf_dir: str | Path) -> dict[str, Any]:
+    """{option name: value} that a run from this folder takes unless its own flags say otherwise: the network's shape.
+
+    What belongs to the run and not to the weights (sequence length, vocabulary padding) is left to the run.
+    """
+    flags = asdict(model_config_from_hf(hf_dir))
+    return {name: value for name, value in flags.items() if name not in _RUN_OPTIONS}
 
 
 def hf_vocab_size(hf_dir: str | Path) -> int:
@@ -84,11 +96,9 @@ def fill_parameters(model: SplitBert, rows: Mapping[str, Row], whole_tensor: Cal
 def _check_same_network(source: HfFolder, model: SplitBert) -> None:
     """The network must have been built for this folder: sizes, epsilon and vocabulary."""
     theirs = model_config_from_dict(source.config, str(source.folder / "config.json"))
-    ignored = {"model_size", "seq_length", "hidden_dropout", "attention_dropout", "init_method_std"}
-    ignored |= {"make_vocab_size_divisible_by"}
     for field in fields(ModelConfig):
         ours, given = getattr(model.model_config, field.name), getattr(theirs, field.name)
-        if field.name not in ignored and ours != given:
+        if field.name not in (*_RUN_OPTIONS, *_TRAINING_OPTIONS) and ours != given:
             flag = "--" + field.name.replace("_", "-")
             raise ValueError(f"{flag} must be {given} as in {source.folder}, but is {ours} instead.")
     if model.real_vocab_size != source.sizes.vocab_size:
