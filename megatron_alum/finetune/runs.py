@@ -193,6 +193,7 @@ def training_arguments(config: FinetuneConfig, task: Task, point: Point, folder:
         greater_is_better=True,
         remove_unused_columns=False,
         report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
     )
 
 
@@ -214,6 +215,7 @@ def evaluate(config: FinetuneConfig, prepared: Prepared, split: Split, outputs: 
 def _outputs(trainer: AlumTrainer, split: Split) -> Any:
     """The model's outputs for a split, gathered in order."""
     features: Any = list(split.features)  # a list serves as a Dataset
+    trainer.compute_metrics = None  # it scores the development set
     return trainer.predict(features).predictions
 
 

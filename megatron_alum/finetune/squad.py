@@ -42,12 +42,18 @@ def token_f1(predicted: str, gold: str) -> float:
 
 
 def question_scores(
-    examples: Sequence[Mapping[str, Any]], predictions: Mapping[str, str]
+    examples: Sequence[Mapping[str, Any]], predictions: Mapping[str, str], *, drop_empty_golds: bool = False
 ) -> dict[str, tuple[float, float]]:
-    """{id: (exact match, F1)} against the best gold answer; a missing prediction is the empty string."""
+    """{id: (exact match, F1)} against the best gold answer; a missing prediction is the empty string.
+
+    `drop_empty_golds` leaves out gold answers that normalise to nothing ("a"), as v2.0's script does, not v1.1's.
+    """
     scores = {}
     for example in examples:
-        golds = [answer["text"] for answer in example["answers"] if normalized(answer["text"])] or [""]
+        golds = [answer["text"] for answer in example["answers"]]
+        if drop_empty_golds:
+            golds = [gold for gold in golds if normalized(gold)]
+        golds = golds or [""]
         predicted = predictions.get(example["id"], "")
         scores[example["id"]] = (
             max(exact_match(predicted, gold) for gold in golds),
@@ -76,7 +82,7 @@ def no_answer_scores(
     `no_answer_score` is higher where no answer is likelier. A question is answered when its score is at most the
     threshold.
     """
-    scores = question_scores(examples, predictions)
+    scores = question_scores(examples, predictions, drop_empty_golds=True)
     has_answer = {example["id"]: bool(example["answers"]) for example in examples}
     result = mean_scores(scores)
     for name, wanted in (("has_answer", True), ("no_answer", False)):

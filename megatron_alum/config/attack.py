@@ -1,0 +1,48 @@
+"""Settings of tools/attack.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """This attack"""
+
+    model: tuple[str, ...]
+    """fine-tuned Hugging Face folders to compare, such as OUTPUT/model of tools/finetune.py"""
+    task: str
+    """classification or multiple-choice task of the table"""
+    output: str
+    """folder of attack.jsonl and attack.png"""
+    data_dir: str = "."
+    """folder of the task's official files, or the one above it"""
+    split: str = "dev"
+    """split to attack"""
+    radii: tuple[float, ...] = (0.0, 0.01, 0.02, 0.05, 0.1)
+    """L-infinity radii around the word embeddings; 0 is the clean accuracy"""
+    num_steps: int = 10
+    """gradient steps of each attack"""
+    max_eval_samples: int = 500
+    """examples to attack, the first so many"""
+    max_seq_length: int = 128
+    """tokens of the longest input"""
+    per_device_eval_batch_size: int = 32
+    """examples of a batch"""
+    seed: int = 0
+    """of the random start"""
+    word_attack: Literal["textfooler", "bae", "pwws"] | None = None
+    """also replace words, by this recipe of the TextAttack library, which must be installed"""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that no attack can use."""
+        if not self.model or not self.radii:
+            raise ValueError("--model and --radii must have at least one value each, but one has none.")
+        if min(self.radii) < 0:
+            raise ValueError(f"--radii must be at least 0, but are {self.radii} instead.")
+        for name in ("num_steps", "max_eval_samples", "max_seq_length", "per_device_eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be at least 1, but is {getattr(self, name)} instead."
+                )

@@ -1,0 +1,68 @@
+"""Measure how a fine-tuned classifier withstands attacks: PGD on its embeddings, word substitution through TextAttack.
+
+    python tools/attack.py --model out/none/model out/alum/model --task sst2 --data-dir glue --output out/attack
+
+Writes OUTPUT/attack.jsonl (clean and robust accuracy side by side) and OUTPUT/attack.png (accuracy against radius).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from megatron_alum.config.attack import AttackConfig
+from megatron_alum.config.cli import main_guard, parse_config
+from megatron_alum.finetune.attack import pgd_accuracy, word_attack
+from megatron_alum.finetune.features import Collator, Encoder
+from megatron_alum.finetune.loading import load_split
+from megatron_alum.finetune.models import HEADS, checked_folder, load_tokenizer, longest_input
+from megatron_alum.finetune.tasks import task_named
+from megatron_alum.report.robustness import plot_robustness
+
+
+def attack_model(config: AttackConfig, folder: str) -> list[dict[str, Any]]:
+    """The result rows of one model."""
+    task = task_named(config.task)
+    if task.kind not in ("classification", "choice"):
+        raise ValueError(f"--task must be a classification or multiple-choice task, but {task.name} is {task.kind}.")
+    examples = load_split(task, config.data_dir, config.split)[: config.max_eval_samples]
+    if any(example["label"] is None for example in examples):
+        raise ValueError(f"--split must have labels, but {config.split} of {task.name} has none.")
+    tokenizer = load_tokenizer(folder)
+    model: PreTrainedModel = HEADS[task.kind].from_pretrained(checked_folder(folder, "--model"), local_files_only=True)
+    encoder = Encoder(tokenizer, task.kind, longest_input(folder, tokenizer, config.max_seq_length))
+    features, size = encoder.encode(examples), config.per_device_eval_batch_size
+    collate = Collator(tokenizer, task.kind)
+    batches = [collate(features[start : start + size]) for start in range(0, len(features), size)]
+    common = {"task": task.name, "split": config.split, "model": folder, "n": len(examples)}
+    rows: list[dict[str, Any]] = []
+    for radius in tqdm(config.radii, desc=f"{folder}: radius"):
+        accuracy, _ = pgd_accuracy(model, batches, radius, num_steps=config.num_steps, seed=config.seed)
+        rows.append({**common, "attack": "pgd", "radius": radius, "num_steps": config.num_steps, "accuracy": accuracy})
+    if config.word_attack:
+        result = word_attack(model, tokenizer, task, examples, config.word_attack)
+        rows.append({**common, "attack": config.word_attack, **result})
+    return rows
+
+
+def main() -> None:
+    """Attack every model, write the rows and the plot."""
+    config = parse_config(AttackConfig, description=(__doc__ or "").splitlines()[0])
+    rows = [row for folder in config.model for row in attack_model(config, folder)]
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "attack.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    plot_robustness(rows, output / "attack.png")
+    for row in rows:
+        accuracies = {name: value for name, value in row.items() if "accuracy" in name}
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in accuracies.items())
+        print(f"{row['model']}  {row['attack']} {row.get('radius', '')}  {figures}")
+    print(f"rows: {output / 'attack.jsonl'}   plot: {output / 'attack.png'}")
+
+
+if __name__ == "__main__":
+    main_guard(main)
