@@ -6,16 +6,31 @@
 All options: `python pretrain_bert_alum.py --help`; recipes: `--config examples/from_scratch.yaml`.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from megatron_alum.config.cli import main_guard, parse_config
 from megatron_alum.config.run import RunConfig
 
 
+def shape_of_init_from(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The network's options of the folder that --init-from names, unless flags or YAML say otherwise."""
+    if given.get("init_from") is None:
+        return {}
+    from megatron_alum.convert import model_flags_from_hf  # imports torch, which --help does not need
+
+    return model_flags_from_hf(given["init_from"])
+
+
 def main() -> None:
     """Parse the command line into a RunConfig, then train."""
-    config = parse_config(RunConfig, description="Pre-train BERT or RoBERTa with adversarial regularisation (ALUM).")
-    from megatron_alum.training.loop import train  # after parsing: --help and errors need no megatron-core
+    description = "Pre-train BERT or RoBERTa with adversarial regularisation (ALUM)."
+    config = parse_config(RunConfig, description=description, infer=shape_of_init_from)
+    # After parsing: --help and refused options need no megatron-core.
+    from megatron_alum.training.dry_run import dry_run
+    from megatron_alum.training.loop import train
 
-    train(config)
+    (dry_run if config.dry_run else train)(config)
 
 
 if __name__ == "__main__":

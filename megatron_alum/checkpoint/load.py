@@ -24,9 +24,10 @@ from megatron_alum.checkpoint.metadata import read_metadata
 
 
 def newest_valid(root: str | Path, group: dist.ProcessGroup) -> Path | None:
-    """The newest checkpoint below `root` whose files are all whole, or None; the same on every rank.
+    """The newest checkpoint below `root` whose files are all whole, None where there is none; the same on every rank.
 
     A damaged one is reported on stderr and the one before it is tried. Collective over `group`.
+    Raises: ValueError when there are checkpoints but all are damaged: a fresh start would bury them.
     """
     path = Path(root)
     iterations: list[Any] = [sorted(layout.list_iterations(path), reverse=True)]
@@ -39,6 +40,11 @@ def newest_valid(root: str | Path, group: dist.ProcessGroup) -> Path | None:
         except (ValueError, OSError) as error:
             if dist.get_rank(group) == 0:
                 print(f"WARNING: {error} Falling back to the checkpoint before it.", file=sys.stderr, flush=True)
+    if iterations[0]:
+        raise ValueError(
+            f"{path} must hold a valid checkpoint, but all of its {len(iterations[0])} are damaged. "
+            "Restore one of them, or start a new run in another folder without --load."
+        )
     return None
 
 
@@ -86,8 +92,14 @@ def model_sharded_state(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def load_rng(folder: Path, rank: int) -> dict[str, Any]:
-    """The random states that rank `rank` saved; tensors and plain values only."""
-    return torch.load(folder / f"rng_{rank:05d}.pt", weights_only=True)
+    """The random states that rank `rank` saved. Raises: ValueError when the file holds more than plain values."""
+    path = folder / f"rng_{rank:05d}.pt"
+    try:
+        return torch.load(path, weights_only=True)
+    except UnpicklingError:
+        raise ValueError(
+            f"{path} must hold tensors only, but names other objects. The checkpoint is refused."
+        ) from None
 
 
 def _first_reason(error: Exception) -> str:

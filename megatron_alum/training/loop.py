@@ -28,7 +28,7 @@ from megatron_alum.training.metrics import (
     Writers,
     metrics_row,
 )
-from megatron_alum.training.objective import Counts, MicroBatch
+from megatron_alum.training.objective import MicroBatch, global_counts, local_counts
 from megatron_alum.training.performance import Stopwatch
 from megatron_alum.training.resume import Resume, check_save_folder, find_resume
 from megatron_alum.training.state import TrainState, build_state, checkpoint_content, load_into
@@ -107,7 +107,7 @@ class Run:
                 if agreement.stop:
                     self._say(f"SIGTERM: stopping after iteration {state.iteration}.")
                     break
-                result = train_step(state, micro_batches, _global_counts(agreement), state.iteration + 1)
+                result = train_step(state, micro_batches, global_counts(agreement.counts), state.iteration + 1)
                 state.iteration += 1
                 self._after_step(result, bar, loader.wait_seconds)
         self.save()
@@ -130,9 +130,7 @@ class Run:
         state.watch.enter(f"agreeing on iteration {state.iteration + 1}")
         batches = itertools.islice(loader, self.plan.num_micro_batches)
         micro_batches = [MicroBatch.load(batch, self.config.alum, state.groups.device) for batch in batches]
-        fields = ("masked", "labelled", "adversarial_masked", "adversarial_sequences")
-        counts = [sum(getattr(micro.counts, field) for micro in micro_batches) for field in fields]
-        agreement = self.control.agree(counts, save_failed=self.saver.failed)
+        agreement = self.control.agree(local_counts(micro_batches), save_failed=self.saver.failed)
         if agreement.save_failed:
             self.saver.wait()
         return micro_batches, agreement
@@ -206,11 +204,6 @@ class Run:
     def _say(self, message: str) -> None:
         if self.is_leader:
             print(message, file=sys.stderr, flush=True)
-
-
-def _global_counts(agreement: Agreement) -> Counts:
-    """Denominators of the coming iteration's losses."""
-    return Counts(*(max(1, count) for count in agreement.counts))
 
 
 def _short(value: float | None) -> str:

@@ -10,8 +10,8 @@ the micro-batch, M the first of them, which lie in the A sequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -67,6 +67,19 @@ class MicroBatch:
         )
         moved = batch.to(device, non_blocking=True)
         return cls(moved, None if bool(batch.padding_mask.all()) else moved.padding_mask, counts)
+
+
+COUNTED = tuple(field.name for field in fields(Counts))
+
+
+def local_counts(micro_batches: Sequence[MicroBatch]) -> list[int]:
+    """This rank's rows of an iteration, in the order of the fields of Counts."""
+    return [sum(getattr(micro.counts, name) for micro in micro_batches) for name in COUNTED]
+
+
+def global_counts(summed: Sequence[int]) -> Counts:
+    """The denominators, from `local_counts` summed over the data-parallel ranks."""
+    return Counts(*(max(1, count) for count in summed))
 
 
 class MicroLoss(NamedTuple):

@@ -17,6 +17,7 @@ from megatron_alum.checkpoint.load import load_checkpoint, load_rng, model_shard
 from megatron_alum.checkpoint.save import CheckpointContent
 from megatron_alum.config.cli import config_to_dict
 from megatron_alum.config.run import RunConfig
+from megatron_alum.convert import load_hf_into_model
 from megatron_alum.data.blend import parse_data_path
 from megatron_alum.data.dataset import Datasets, open_datasets
 from megatron_alum.data.shards import read_manifest, shard_paths
@@ -79,7 +80,10 @@ def build_state(config: RunConfig, groups: ProcessGroups) -> TrainState:
         dtype=getattr(torch, config.precision.dtype_name),
         seed=config.training.seed,
         recompute=config.compute.recompute_granularity,
+        torch_compile=config.compute.torch_compile,
     )
+    if config.checkpoint.init_from is not None:
+        load_hf_into_model(config.checkpoint.init_from, network, tokenizer_dir=datasets.tokenizer_dir)
     network.train()
     model = wrap_data_parallel(network, config)
     return TrainState(

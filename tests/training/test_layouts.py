@@ -32,6 +32,16 @@ def single(prefix, tmp_path_factory):
         pytest.param(2, {"tensor_model_parallel_size": 2}, id="tp2"),
         pytest.param(2, {}, id="dp2"),
         pytest.param(1, {"micro_batch_size": 8}, id="one-micro-batch"),
+        pytest.param(2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}, id="tp2-sp"),
+        pytest.param(2, {"use_distributed_optimizer": True}, id="dp2-distributed-optimizer"),
+        pytest.param(2, {"overlap_grad_reduce": True}, id="dp2-overlap"),
+        pytest.param(
+            4, {"tensor_model_parallel_size": 2, "sequence_parallel": True, "use_distributed_optimizer": True}, id="all"
+        ),
+        pytest.param(1, {"recompute_granularity": "full"}, id="recompute-full"),
+        pytest.param(1, {"recompute_granularity": "selective"}, id="recompute-selective"),
+        pytest.param(1, {"alum_head_chunk_rows": 3}, id="chunked-head"),
+        pytest.param(2, {"tensor_model_parallel_size": 2, "alum_head_chunk_rows": 3}, id="tp2-chunked-head"),
     ],
 )
 def test_losses_do_not_depend_on_the_layout(single, prefix, tmp_path, world_size, layout):

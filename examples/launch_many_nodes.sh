@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Run on every node with the same HEAD (host name of one of them) and NODES; --save must be on a shared file system.
+#   HEAD=node1 NODES=2 examples/launch_many_nodes.sh --config examples/from_scratch.yaml --save runs/alum --load runs/alum
+set -euo pipefail
+GPUS=${GPUS:-8}
+exec torchrun --nnodes "$NODES" --nproc-per-node "$GPUS" --max-restarts 3 \
+    --rdzv-backend c10d --rdzv-endpoint "$HEAD:${PORT:-29500}" --rdzv-id "${RUN_ID:-alum}" \
+    pretrain_bert_alum.py "$@"

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# 16 GPUs on two nodes under Slurm, the paper's setting:
+#   sbatch examples/launch_slurm.sh --config examples/from_scratch.yaml --save runs/alum --load runs/alum
+# Slurm warns with SIGTERM 120 s before the time limit: the run saves, ends cleanly and the job goes back into the queue.
+#SBATCH --job-name=alum
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -euo pipefail
+HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node 8 --max-restarts 3 \
+    --rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-id "$SLURM_JOB_ID" \
+    pretrain_bert_alum.py "$@" || true
+# An unfinished run continues in the next slot.
+scontrol requeue "$SLURM_JOB_ID"

@@ -1,0 +1,101 @@
+"""--dry-run: build everything, run 2 steps of each phase on one micro-batch a process, and say what the run would take.
+
+Nothing is saved. The time of an iteration is that of a micro-batch (second of two steps, the first one warms up) times
+the number of micro-batches, which leaves out what only the last one pays: the gradient reduction over more processes.
+"""
+
+from __future__ import annotations
+
+import time
+
+from megatron_alum.config.cli import format_config
+from megatron_alum.config.run import RunConfig
+from megatron_alum.data.loader import BatchPlan
+from megatron_alum.parallel import initialize, shutdown
+from megatron_alum.training.control import Control
+from megatron_alum.training.flops import iteration_flops, passes, peak_flops, run_iterations
+from megatron_alum.training.memory import estimate_memory, num_parameters
+from megatron_alum.training.objective import MicroBatch, global_counts, local_counts
+from megatron_alum.training.performance import peak_memory_bytes
+from megatron_alum.training.schedule import Phase
+from megatron_alum.training.state import TrainState, build_state
+from megatron_alum.training.step import train_step
+
+SUSTAINED = 0.4
+"""share of a device's peak that the projection assumes, beside the measured speed"""
+SECONDS_PER_DAY = 86_400
+
+
+def dry_run(config: RunConfig) -> None:
+    """Print what `config` means; called on every rank, printed by the first. Raises: ValueError as `train`."""
+    groups = initialize(
+        tensor_parallel_size=config.parallel.tensor_model_parallel_size,
+        sequence_parallel=config.parallel.sequence_parallel,
+        timeout_seconds=60.0 * config.parallel.distributed_timeout_minutes,
+    )
+    try:
+        state = build_state(config, groups)
+        plan = BatchPlan(
+            config.training.micro_batch_size, config.training.global_batch_size, groups.dp_rank, groups.dp_size
+        )
+        phases = [phase for phase, iterations in run_iterations(config).items() if iterations]
+        seconds = {phase: plan.num_micro_batches * _time_micro_batch(state, plan, phase) for phase in phases}
+        if groups.world_rank == 0:
+            print(format_config(config))
+            print("\n".join(report(state, plan, seconds)), flush=True)
+    finally:
+        shutdown()
+
+
+def report(state: TrainState, plan: BatchPlan, seconds: dict[Phase, float]) -> list[str]:
+    """Lines on batches, network, operations, memory and time; `seconds` an iteration of each phase."""
+    config, groups = state.config, state.groups
+    world, vocab = groups.tp_size * groups.dp_size, state.network.real_vocab_size
+    tokens = plan.global_batch_size * config.model.seq_length
+    whole = num_parameters(config, padded_vocab_size=state.network.vocab_size)
+    lines = [
+        "Dry run:",
+        f"  batch       {plan.global_batch_size} sequences = {plan.micro_batch_size} a micro-batch x "
+        f"{plan.num_micro_batches} micro-batches x {groups.dp_size} data-parallel replica(s) of {groups.tp_size} "
+        "process(es)",
+        f"  tokens      {config.model.seq_length} a sequence, {tokens:,} an iteration, "
+        f"{tokens * config.training.train_iters / 1e9:,.1f} billion in {config.training.train_iters:,} iterations",
+        f"  network     {whole / 1e6:,.1f} million parameters, "
+        f"vocabulary {vocab:,} padded to {state.network.vocab_size:,}",
+    ]
+    total = {"measured": 0.0, "projected": 0.0}
+    peak = peak_flops(config, groups.device)
+    for phase, measured in seconds.items():
+        flops, iterations = iteration_flops(config, phase, vocab_size=vocab), run_iterations(config)[phase]
+        fused = groups.device.type == "cuda" or config.model.attention_dropout == 0.0
+        memory = estimate_memory(config, phase, vocab_size=vocab, world_size=world, fused_attention=fused)
+        lines.append(
+            f"  {phase:11} {iterations:,} iterations of {flops / 1e12:,.3g} TFLOP ({passes(config, phase):g} F), "
+            f"{measured:,.2f} s each here ({flops / measured / world / 1e12:,.3g} TFLOP/s a process), "
+            f"{memory.total / 1e9:,.2f} GB a process by formula"
+        )
+        total["measured"] += iterations * measured
+        total["projected"] += iterations * flops / (SUSTAINED * peak * world) if peak else 0.0
+    lines.append(f"  memory      {peak_memory_bytes(groups.device) / 1e9:,.2f} GB so far in this process, measured")
+    lines.append(f"  time        {total['measured'] / SECONDS_PER_DAY:,.2f} days at the measured speed")
+    if peak:
+        days = total["projected"] / SECONDS_PER_DAY
+        lines.append(
+            f"  projection  {days:,.2f} days at {SUSTAINED:.0%} of {peak / 1e12:,.0f} TFLOP/s x {world} process(es)"
+        )
+    return lines
+
+
+def _time_micro_batch(state: TrainState, plan: BatchPlan, phase: Phase) -> float:
+    """Seconds of a step on one micro-batch a process in `phase`, optimizer included."""
+    config = state.config
+    iteration = 1 if phase == "standard" else config.training.train_iters
+    first = next(plan.micro_batches((iteration - 1) * plan.global_batch_size))
+    micro = MicroBatch.load(state.datasets.train.batch(first), config.alum, state.groups.device)
+    control = Control(state.groups, timeout_seconds=60.0 * config.parallel.distributed_timeout_minutes)
+    counts = global_counts(control.agree(local_counts([micro]), save_failed=False).counts)
+    for _ in range(2):
+        began = time.perf_counter()
+        train_step(state, [micro], counts, iteration)
+        seconds = time.perf_counter() - began
+    return seconds

@@ -1,0 +1,50 @@
+"""Saving behind the training: the same checkpoints, the same run, and failures that are not lost."""
+
+import resource
+
+import pytest
+
+from megatron_alum.checkpoint.folder import find_checkpoint, list_iterations
+from tests.training.runs import launch, launch_prepared, read_rows, train_quietly, without_timing
+
+OPTIONS = {"tensor_model_parallel_size": 2, "train_iters": 8}
+
+
+def test_checkpoints_are_those_of_a_foreground_save(finished, prefix, tmp_path):
+    """Training goes on and changes the weights while a save is in flight; what is stored must be the earlier ones."""
+    run = tmp_path / "run"
+    rows = launch(2, prefix, run, async_save=True, save_interval=2, exit_interval=6, **OPTIONS)
+    assert without_timing(rows) == without_timing(read_rows(finished))
+    assert list_iterations(run) == [2, 4, 6]
+    resumed = {}
+    for name, source in (("foreground", finished), ("background", run)):
+        rows = launch(2, prefix, tmp_path / name, load=source, exit_interval=7, **OPTIONS)
+        resumed[name] = without_timing(rows)
+    assert resumed["background"] == resumed["foreground"]
+
+
+def test_an_earlier_checkpoint_of_a_background_save_continues_bit_for_bit(finished, prefix, tmp_path):
+    run = tmp_path / "run"
+    launch(2, prefix, run, async_save=True, save_interval=2, exit_interval=6, **OPTIONS)
+    for later in (4, 6):
+        (run / f"iter_{later:07d}" / "COMPLETE").unlink()
+    rows = launch(2, prefix, run, load=run, exit_interval=6, **OPTIONS)
+    assert without_timing(rows) == without_timing(read_rows(finished))
+    assert find_checkpoint(run).name == "iter_0000006"
+
+
+def train_on_a_full_disk(rank, world_size, argv):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        return train_quietly(rank, world_size, argv)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_failure_in_the_background_ends_the_run_on_all_ranks(prefix, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(OSError, match="checkpoint of iteration 2 could not be written"):
+        launch_prepared(2, prefix, run, train_on_a_full_disk, async_save=True, save_interval=2, **OPTIONS)
+    assert list_iterations(run) == []
+    assert not list(run.glob(".*iter*"))

@@ -1,0 +1,81 @@
+"""Every shipped recipe: parsed as it stands, compared with the paper's numbers, and dry-run with a small network."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from megatron_alum.config.cli import parse_config
+from megatron_alum.config.run import RunConfig
+from megatron_alum.training.flops import forward_flops, passes, run_iterations
+from megatron_alum.training.memory import num_parameters
+from tests.helpers.distributed import run_ranks
+from tests.training.runs import TINY
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+RECIPES = sorted(path for path in EXAMPLES.glob("*.yaml") if "train-iters" in path.read_text())
+
+
+def read(name):
+    return parse_config(RunConfig, ["--config", str(EXAMPLES / name), "--save", "run"])
+
+
+def test_the_papers_settings():
+    """ALUM section 4.2."""
+    scratch, plus, continual = (read(f"{name}.yaml") for name in ("from_scratch", "bert_plus", "continual_roberta"))
+    assert run_iterations(scratch) == {"standard": 500_000, "alum": 500_000}
+    assert run_iterations(plus) == {"standard": 1_600_000, "alum": 0}
+    assert run_iterations(continual) == {"standard": 0, "alum": 100_000}
+    assert [config.optimizer.lr for config in (scratch, plus, continual)] == [1e-4, 1e-4, 4e-5]
+    assert {config.training.global_batch_size for config in (scratch, plus, continual)} == {256}
+    assert scratch.data.mask_rates == (0.05, 0.1, 0.15, 0.2, 0.25) and continual.data.mask_rates == (0.15,)
+    assert continual.data.objective_for(continual.model.model_type) == "none"
+
+
+def test_sizes_and_operations_against_published_figures():
+    """BERT-base 110 M and large 336 M parameters; 3.9 B of Megatron-LM; forward + backward 0.301 TFLOP at 512."""
+    base, large, huge = read("from_scratch.yaml"), read("bert_large.yaml"), read("bert_3.9b.yaml")
+    counts = [num_parameters(config, padded_vocab_size=30_592) for config in (base, large, huge)]
+    assert [round(count / 1e6) for count in counts] == [110, 336, 3869]
+    assert 3 * forward_flops(base, vocab_size=30_592) == pytest.approx(0.301e12, rel=0.002)
+    assert (passes(base, "standard"), passes(base, "alum")) == (3, 8)
+    assert base.data_parallel_size(16) == large.data_parallel_size(16) == 16 and huge.data_parallel_size(16) == 2
+
+
+def _dry_run(rank, world_size, argv):
+    import contextlib
+    import io
+
+    from megatron_alum.training.dry_run import dry_run
+
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        dry_run(parse_config(RunConfig, argv))
+    return output.getvalue()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_dry_run_builds_the_recipe(prefix, tmp_path, monkeypatch, recipe):
+    """The recipe with the corpus, the network's size and the world of this test."""
+    monkeypatch.chdir(tmp_path)
+    small = ("num-layers", "hidden-size", "num-attention-heads", "seq-length")
+    argv = ["--config", str(recipe), "--data-path", prefix, "--dry-run", "--init-from", "none"]
+    argv += [word for name in small for word in (f"--{name}", str(TINY[name]))]
+    argv += ["--max-position-embeddings", "48", "--tensor-model-parallel-size", "2", "--peak-tflops", "989"]
+    if "roberta" in recipe.stem:
+        argv += ["--model-type", "bert", "--objective", "none"]  # the corpus has a WordPiece vocabulary
+    printed = run_ranks(2, _dry_run, argv)[0]
+    config = parse_config(RunConfig, argv)
+    for phase, iterations in run_iterations(config).items():
+        assert (f"{phase:11} {iterations:,} iterations" in printed) == bool(iterations)
+    assert re.search(r"batch +(256|1024) sequences = \d+ a micro-batch x \d+ micro-batches x 1 data-parallel", printed)
+    assert re.search(r"time +[\d,.]+ days at the measured speed", printed)
+    assert re.search(r"projection +[\d,.]+ days at 40% of 989 TFLOP/s x 2", printed)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("launcher", sorted(EXAMPLES.glob("launch_*.sh")), ids=lambda path: path.stem)
+def test_launchers_are_valid_shell_and_name_the_entry(launcher):
+    assert subprocess.run(["bash", "-n", str(launcher)], capture_output=True).returncode == 0
+    assert 'pretrain_bert_alum.py "$@"' in launcher.read_text()
