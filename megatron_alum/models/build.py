@@ -35,13 +35,15 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     seed: int = 1234,
     recompute: Recompute = "none",
+    torch_compile: bool = False,
 ) -> SplitBert:
     """The network with fresh weights, on this rank's device in `dtype`.
 
     `vocab_size` counts the tokenizer's entries; the padded size is `SplitBert.vocab_size`. `recompute` trades memory
     for time: "selective" recomputes the attention core, "full" every layer; either one makes `torch.autograd.grad`
-    impossible, so the inner pass must call `.backward()`. Raises ValueError when a size does not divide by the
-    tensor-parallel size.
+    impossible, so the inner pass must call `.backward()`. `torch_compile` compiles each encoder layer on its first use,
+    which takes a minute or two; the graph breaks where dropout draws inside megatron-core's RNG tracker, and that part
+    runs as it is. Raises ValueError when a size does not divide by the tensor-parallel size.
     """
     _check_divisible("--num-attention-heads", model_config.num_attention_heads, groups.tp_size)
     _check_divisible("--ffn-hidden-size", model_config.ffn_hidden_size, groups.tp_size)
@@ -54,6 +56,9 @@ def build_model(
             groups=groups,
         )
     initialize_weights(model, model_config, vocab_size=vocab_size, seed=seed, groups=groups)
+    if torch_compile:
+        for layer in model.encoder.layers:
+            layer.compile()  # in place: parameter names stay
     return model.to(device=groups.device, dtype=dtype)
 
 
