@@ -3,7 +3,8 @@
     python tools/bench_sampler.py [--data-path PREFIX] [--seq-length 512] [--batch-size 64] [--csv FILE]
 
 All read the same shard with the page cache warm; without --data-path a synthetic shard of Wikipedia's proportions is
-made. Ours writes whole batches into preallocated buffers, index reads included, masking 15 % of single tokens with NSP.
+made. Ours writes whole batches into preallocated buffers, index reads included, masking 15 % of single tokens with NSP;
+several threads write several batches, as in `BatchLoader`.
 `BERTMaskedWordPieceDataset` yields one sample a call (single tokens, 15 %, its sentence-order question),
 and nothing is counted for collating its samples. It packs sentences of A and B up to the same length, so its rows hold
 a different number of tokens: tokens a second are printed beside samples.
@@ -21,11 +22,11 @@ import logging
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,27 +117,25 @@ def measure_sampler(prefix: str, args: argparse.Namespace, folder: str, **option
     dataset = open_datasets(config, model_type="bert", seq_length=args.seq_length, train_samples=PERMUTED, seed=1).train
     num_samples = dataset.samples_per_epoch()[0]
     batches = np.random.default_rng(0).integers(0, num_samples, size=(256, args.batch_size))
-    draw, real_tokens = _drawer(dataset, args)
     counts = []
+    out = BatchBuffers(args.batch_size, args.seq_length)
     for batch in batches:  # warms the page cache too
-        draw(batch)
-        counts.append(real_tokens())
-    rate = best_rate(lambda i: draw(batches[i % len(batches)]), args.seconds) * args.batch_size
-    return rate, float(np.mean(counts)) / args.batch_size
+        _draw(dataset, batch, out)
+        counts.append(int(out.padding_mask.sum()))
+
+    def draw_from(thread: int) -> Callable[[int], object]:
+        own = BatchBuffers(args.batch_size, args.seq_length)
+        return lambda i: _draw(dataset, batches[(i + 128 * thread) % len(batches)], own)
+
+    calls = [draw_from(thread) for thread in range(options.get("sampler_threads", 1))]
+    return best_rate(calls, args.seconds) * args.batch_size, float(np.mean(counts)) / args.batch_size
 
 
-def _drawer(
-    dataset: PretrainingDataset, args: argparse.Namespace
-) -> tuple[Callable[[np.ndarray], object], Callable[[], int]]:
-    """A function that draws one batch, and one that counts the real tokens of the batch drawn last."""
-    out, native = BatchBuffers(args.batch_size, args.seq_length), dataset.native
-    if native is not None:
-        return lambda batch: native.fill(batch, out), lambda: int(out.padding_mask.sum())
-
-    def draw(batch: np.ndarray) -> None:
+def _draw(dataset: PretrainingDataset, batch: np.ndarray, out: BatchBuffers) -> None:
+    if dataset.native is not None:
+        dataset.native.fill(batch, out)
+    else:
         out.padding_mask[:] = dataset.batch(batch.tolist()).padding_mask
-
-    return draw, lambda: int(out.padding_mask.sum())
 
 
 def measure_megatron_core(prefix: str, seq_length: int, seconds: float, folder: str) -> tuple[float, float]:
@@ -144,7 +143,7 @@ def measure_megatron_core(prefix: str, seq_length: int, seconds: float, folder: 
     dataset = megatron_core_dataset(prefix, seq_length, folder)
     order = np.random.default_rng(0).permutation(len(dataset))
     real = np.mean([int((dataset[int(i)]["padding_mask"] != 0).sum()) for i in order[:64]])
-    return best_rate(lambda i: dataset[int(order[i % len(order)])], seconds), float(real)
+    return best_rate([lambda i: dataset[int(order[i % len(order)])]], seconds), float(real)
 
 
 def megatron_core_dataset(prefix: str, seq_length: int, folder: str) -> Any:
@@ -177,16 +176,22 @@ def megatron_core_dataset(prefix: str, seq_length: int, folder: str) -> Any:
     return BERTMaskedWordPieceDataset(indexed, prefix, documents, STOCK_SAMPLES, Split.train, config)
 
 
-def best_rate(call: Callable[[int], object], seconds: float, rounds: int = 5) -> float:
-    """Calls a second in the best of `rounds` equal stretches of the time."""
-    best, i = 0.0, 0
-    for _ in range(rounds):
-        begin, count = time.perf_counter(), 0
-        while (elapsed := time.perf_counter() - begin) < seconds / rounds:
-            call(i)
-            i, count = i + 1, count + 1
-        best = max(best, count / elapsed)
+def best_rate(calls: Sequence[Callable[[int], object]], seconds: float, rounds: int = 5) -> float:
+    """Calls a second, one thread for each of `calls`, in the best of `rounds` equal stretches of the time."""
+    best = 0.0
+    with ThreadPoolExecutor(len(calls)) as executor:
+        for _ in range(rounds):
+            stop = time.perf_counter() + seconds / rounds
+            best = max(best, sum(executor.map(lambda call, stop=stop: _rate_until(stop, call), calls)))
     return best
+
+
+def _rate_until(stop: float, call: Callable[[int], object]) -> float:
+    begin, count = time.perf_counter(), 0
+    while (now := time.perf_counter()) < stop:
+        call(count)
+        count += 1
+    return count / (now - begin)
 
 
 def write_synthetic(prefix: Path, *, num_documents: int) -> str:
@@ -255,4 +260,4 @@ def _commit() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main_guard(main))
+    main_guard(main)

@@ -7,19 +7,20 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <stdexcept>
 #include <string>
+#include <thread>
 
 #include "rows.h"
 #include "sampler.h"
-#include "thread_pool.h"
 
 namespace py = pybind11;
 
 namespace megatron_alum::data {
 namespace {
 
-constexpr int64_t kTaskDocuments = 4096;
+constexpr int64_t kPartDocuments = 4096;
 
 // First byte of a one-dimensional array without gaps whose elements have `itemsize` bytes, aligned or not.
 const uint8_t* bytes_of(const py::array& array, py::ssize_t itemsize, const char* name) {
@@ -78,13 +79,19 @@ std::vector<std::vector<Row>> walk_parts(const Sentences& sentences, const WalkS
     return parts;
   }
   const int64_t num_documents = sentences.last - sentences.first;
-  const int num_tasks = static_cast<int>((num_documents + kTaskDocuments - 1) / kTaskDocuments);
-  std::vector<std::vector<Row>> parts(num_tasks);
-  ThreadPool pool(std::max(1, std::min(num_threads, num_tasks)));
-  pool.run(num_tasks, [&](int task, int) {
-    const int64_t begin = sentences.first + task * kTaskDocuments;
-    append_pairs(sentences, walk, begin, std::min(begin + kTaskDocuments, sentences.last), parts[task]);
-  });
+  const int num_parts = static_cast<int>((num_documents + kPartDocuments - 1) / kPartDocuments);
+  std::vector<std::vector<Row>> parts(num_parts);
+  std::atomic<int> next{0};
+  const auto work = [&] {
+    for (int part; (part = next++) < num_parts;) {
+      const int64_t begin = sentences.first + part * kPartDocuments;
+      append_pairs(sentences, walk, begin, std::min(begin + kPartDocuments, sentences.last), parts[part]);
+    }
+  };
+  std::vector<std::thread> helpers;
+  for (int i = 1; i < std::min(num_threads, num_parts); ++i) helpers.emplace_back(work);
+  work();
+  for (std::thread& helper : helpers) helper.join();
   return parts;
 }
 
@@ -117,11 +124,10 @@ py::array_t<uint8_t> walk_epoch(const SentenceTable& table, const std::string& o
 class BoundSampler {
  public:
   BoundSampler(const std::string& objective, int seq_length, MaskSettings mask, Vocabulary vocabulary,
-               std::vector<int16_t> blend_shard, std::vector<int32_t> blend_rank, std::vector<int64_t> blend_counts,
-               int num_threads)
+               std::vector<int16_t> blend_shard, std::vector<int32_t> blend_rank, std::vector<int64_t> blend_counts)
       : seq_length_(seq_length),
         sampler_({objective_of(objective), seq_length, std::move(mask), std::move(vocabulary),
-                  Blend{std::move(blend_shard), std::move(blend_rank), std::move(blend_counts)}, num_threads}) {}
+                  Blend{std::move(blend_shard), std::move(blend_rank), std::move(blend_counts)}}) {}
 
   void add_shard(const py::array& tokens, const SentenceTable& table) {
     const int token_bytes = 1 << table.view.token_shift;
@@ -200,9 +206,9 @@ PYBIND11_MODULE(_data, m) {
 
   py::class_<BoundSampler>(m, "Sampler")
       .def(py::init<const std::string&, int, MaskSettings, Vocabulary, std::vector<int16_t>, std::vector<int32_t>,
-                    std::vector<int64_t>, int>(),
+                    std::vector<int64_t>>(),
            py::kw_only(), py::arg("objective"), py::arg("seq_length"), py::arg("mask"), py::arg("vocabulary"),
-           py::arg("blend_shard"), py::arg("blend_rank"), py::arg("blend_counts"), py::arg("num_threads"))
+           py::arg("blend_shard"), py::arg("blend_rank"), py::arg("blend_counts"))
       .def("add_shard", &BoundSampler::add_shard, py::arg("tokens"), py::arg("sentences"))
       .def("add_epoch", &BoundSampler::add_epoch, py::arg("shard"), py::arg("rows"), py::kw_only(),
            py::arg("first_sample"), py::arg("seed"), py::arg("domain"))

@@ -1,16 +1,16 @@
-// See sampler.h. A task is a few samples, taken in three passes so that their cache misses overlap: find and prefetch the
-// index rows, prefetch the text, then write.
+// See sampler.h. A few samples at a time are taken in three passes so that their cache misses overlap: find and prefetch
+// the index rows, prefetch the text, then write.
 #include "sampler.h"
 
 #include <algorithm>
-#include <atomic>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
 namespace megatron_alum::data {
 namespace {
 
-constexpr int kTaskSamples = 4;
+constexpr int kGroup = 8;
 constexpr int64_t kIgnoredLabel = -100;
 
 void prefetch_text(const Shard& shard, int64_t start, int64_t length) {
@@ -31,8 +31,10 @@ void copy_text(const Shard& shard, int64_t start, int64_t length, int64_t* out) 
 
 }  // namespace
 
-Sampler::Sampler(SamplerSettings settings)
-    : settings_(std::move(settings)), pool_(settings_.num_threads), workers_(settings_.num_threads) {}
+void Sampler::add_epoch(int shard, const Epoch& epoch) {
+  const std::unique_lock<std::shared_mutex> lock(epochs_mutex_);
+  shards_[shard].epochs.push_back(epoch);
+}
 
 int64_t Sampler::index_in_shard(int64_t sample_index, int* shard) const {
   const Blend& blend = settings_.blend;
@@ -43,6 +45,7 @@ int64_t Sampler::index_in_shard(int64_t sample_index, int* shard) const {
 }
 
 int Sampler::shard_to_extend(const int64_t* sample_indices, int num_samples) const {
+  const std::shared_lock<std::shared_mutex> lock(epochs_mutex_);
   for (int b = 0; b < num_samples; ++b) {
     int shard;
     const int64_t sample = index_in_shard(sample_indices[b], &shard);
@@ -108,15 +111,17 @@ int Sampler::write_text(const Place& place, int64_t* tokens, std::vector<TextRan
   return end;
 }
 
-void Sampler::write_sample(const Place& place, int64_t sample_index, int b, const BatchBuffers& out, Worker& worker) {
+// Everything of row b but the joined lists of masked positions; returns how many there are.
+int Sampler::write_sample(const Place& place, int64_t sample_index, int b, const BatchBuffers& out,
+                          Scratch& scratch) const {
   const Vocabulary& v = settings_.vocabulary;
   const int64_t row_begin = int64_t{b} * settings_.seq_length;
   int64_t *tokens = out.tokens + row_begin, *types = out.token_types + row_begin;
   uint8_t* real = out.padding_mask + row_begin;
   const bool paired = settings_.objective != Objective::kNone;
 
-  const int length = write_text(place, tokens, worker.texts);
-  const int second = paired ? worker.texts[1].begin : length;
+  const int length = write_text(place, tokens, scratch.texts);
+  const int second = paired ? scratch.texts[1].begin : length;
   std::fill(tokens + length, tokens + settings_.seq_length, v.pad);
   std::fill(types, types + second, 0);
   std::fill(types + second, types + length, v.second_type);
@@ -124,18 +129,20 @@ void Sampler::write_sample(const Place& place, int64_t sample_index, int b, cons
   std::fill(real, real + length, 1);
   std::fill(real + length, real + settings_.seq_length, 0);
   out.nsp_labels[b] = paired ? place.row->label : kIgnoredLabel;
-  counts_[b] = mask_row(tokens, length, worker.texts, sample_index, settings_.mask, v, worker.mask,
-                        positions_.data() + row_begin, labels_.data() + row_begin);
+  return mask_row(tokens, length, scratch.texts, sample_index, settings_.mask, v, scratch.mask,
+                  scratch.positions.data(), scratch.labels.data());
 }
 
-int64_t Sampler::fill(const int64_t* sample_indices, int num_samples, const BatchBuffers& out) {
-  const size_t room = static_cast<size_t>(num_samples) * settings_.seq_length;
-  if (positions_.size() < room) positions_.resize(room), labels_.resize(room);
-  counts_.resize(num_samples);
-  std::atomic<int> damaged{-1};
-  pool_.run((num_samples + kTaskSamples - 1) / kTaskSamples, [&](int task, int thread) {
-    const int begin = task * kTaskSamples, end = std::min(begin + kTaskSamples, num_samples);
-    Place places[kTaskSamples];
+int64_t Sampler::fill(const int64_t* sample_indices, int num_samples, const BatchBuffers& out) const {
+  const std::shared_lock<std::shared_mutex> lock(epochs_mutex_);
+  thread_local Scratch scratch;
+  scratch.positions.resize(settings_.seq_length);
+  scratch.labels.resize(settings_.seq_length);
+  const bool paired = settings_.objective != Objective::kNone;
+  int64_t num_masked = 0;
+  Place places[kGroup];
+  for (int begin = 0; begin < num_samples; begin += kGroup) {
+    const int end = std::min(begin + kGroup, num_samples);
     for (int b = begin; b < end; ++b) {
       places[b - begin] = locate(sample_indices[b]);
       __builtin_prefetch(places[b - begin].row);
@@ -143,24 +150,18 @@ int64_t Sampler::fill(const int64_t* sample_indices, int num_samples, const Batc
     for (int b = begin; b < end; ++b) {
       const Place& place = places[b - begin];
       if (!row_is_sound(place)) {
-        damaged = b;
-        return;
+        throw std::runtime_error("The index row of sample " + std::to_string(sample_indices[b]) +
+                                 " must point into its shard, but does not. Delete the index-cache folder.");
       }
       prefetch_text(*place.shard, place.row->a_start, place.row->a_length);
-      if (settings_.objective != Objective::kNone) prefetch_text(*place.shard, place.row->b_start, place.row->b_length);
+      if (paired) prefetch_text(*place.shard, place.row->b_start, place.row->b_length);
     }
-    for (int b = begin; b < end; ++b) write_sample(places[b - begin], sample_indices[b], b, out, workers_[thread]);
-  });
-  if (damaged >= 0) {
-    throw std::runtime_error("The index row of sample " + std::to_string(sample_indices[damaged]) +
-                             " must point into its shard, but does not. Delete the index-cache folder.");
-  }
-  int64_t num_masked = 0;
-  for (int b = 0; b < num_samples; ++b) {
-    const int64_t row_begin = int64_t{b} * settings_.seq_length;
-    for (int i = 0; i < counts_[b]; ++i, ++num_masked) {
-      out.masked_positions[num_masked] = row_begin + positions_[row_begin + i];
-      out.masked_labels[num_masked] = labels_[row_begin + i];
+    for (int b = begin; b < end; ++b) {
+      const int count = write_sample(places[b - begin], sample_indices[b], b, out, scratch);
+      for (int i = 0; i < count; ++i, ++num_masked) {
+        out.masked_positions[num_masked] = int64_t{b} * settings_.seq_length + scratch.positions[i];
+        out.masked_labels[num_masked] = scratch.labels[i];
+      }
     }
   }
   return num_masked;

@@ -4,13 +4,13 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
+#include <shared_mutex>
+#include <utility>
 #include <vector>
 
 #include "masking.h"
 #include "random.h"
 #include "rows.h"
-#include "thread_pool.h"
 
 namespace megatron_alum::data {
 
@@ -51,45 +51,44 @@ struct SamplerSettings {
   MaskSettings mask;
   Vocabulary vocabulary;
   Blend blend;
-  int num_threads;
 };
 
+// Safe to use from many threads at once: a batch is the work of one thread, and several threads prepare several batches.
+// (Sharing out the 70 microseconds of one batch would spend a tenth of them on the rendezvous.)
 class Sampler {
  public:
-  explicit Sampler(SamplerSettings settings);
+  explicit Sampler(SamplerSettings settings) : settings_(std::move(settings)) {}
 
-  void add_shard(const Shard& shard) { shards_.push_back(shard); }
-  void add_epoch(int shard, const Epoch& epoch) { shards_[shard].epochs.push_back(epoch); }
+  void add_shard(const Shard& shard) { shards_.push_back(shard); }  // before the first batch
+  void add_epoch(int shard, const Epoch& epoch);
 
   // The first shard whose opened epochs do not reach one of these samples, or -1.
   int shard_to_extend(const int64_t* sample_indices, int num_samples) const;
 
   // Writes the batch and returns N. Throws std::runtime_error for a row that points outside its shard.
-  int64_t fill(const int64_t* sample_indices, int num_samples, const BatchBuffers& out);
+  int64_t fill(const int64_t* sample_indices, int num_samples, const BatchBuffers& out) const;
 
  private:
   struct Place {
     const Shard* shard;
     const Row* row;
   };
-  struct Worker {  // memory of one thread
+  struct Scratch {  // memory of one thread
     MaskScratch mask;
     std::vector<TextRange> texts;
+    std::vector<uint16_t> positions;  // [S] masked positions of one row
+    std::vector<int32_t> labels;      // [S]
   };
 
   int64_t index_in_shard(int64_t sample_index, int* shard) const;
   Place locate(int64_t sample_index) const;
   bool row_is_sound(const Place& place) const;
-  void write_sample(const Place& place, int64_t sample_index, int b, const BatchBuffers& out, Worker& worker);
+  int write_sample(const Place& place, int64_t sample_index, int b, const BatchBuffers& out, Scratch& scratch) const;
   int write_text(const Place& place, int64_t* tokens, std::vector<TextRange>& texts) const;
 
   SamplerSettings settings_;
   std::vector<Shard> shards_;
-  ThreadPool pool_;
-  std::vector<Worker> workers_;
-  std::vector<uint16_t> positions_;  // [B, S] masked positions of each row, before they are joined
-  std::vector<int32_t> labels_;      // [B, S]
-  std::vector<int> counts_;          // [B]
+  mutable std::shared_mutex epochs_mutex_;  // shared by batches, exclusive to add_epoch
 };
 
 }  // namespace megatron_alum::data

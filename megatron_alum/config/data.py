@@ -44,9 +44,9 @@ class DataConfig:
     sampler: Literal["auto", "cpp", "python"] = "auto"
     """implementation that assembles batches, bit-equal; auto: cpp where the extension is built"""
     sampler_threads: int = 1
-    """threads of the C++ sampler, per rank"""
+    """threads that prepare micro-batches and build pair indices, per rank; see tools/bench_sampler.py"""
     prefetch_batches: int = 8
-    """micro-batches prepared ahead by a background thread, per rank"""
+    """micro-batches prepared ahead in the background, per rank"""
 
     def __post_init__(self) -> None:
         """Refuse values that no data could make right."""

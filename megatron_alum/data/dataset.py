@@ -45,19 +45,15 @@ class PretrainingDataset:
         *,
         settings: SampleSettings,
         special: SpecialTokens,
-        native_threads: int = 0,
+        native: bool = False,
     ) -> None:
         """`shards` and `blend` have the same order; `settings.split` is the split the shards were cut to.
 
-        Batches come from the C++ sampler with `native_threads` threads, or with 0 from the Python reference.
+        Batches come from the C++ sampler if `native`, else from the Python reference; several threads may draw at once.
         """
         assert shards and len(shards) == len(blend.counts)
         self.shards, self.blend, self.settings, self.special = list(shards), blend, settings, special
-        self.native = (
-            NativeBatches(self.shards, blend, settings=settings, special=special, num_threads=native_threads)
-            if native_threads
-            else None
-        )
+        self.native = NativeBatches(self.shards, blend, settings=settings, special=special) if native else None
 
     def batch(self, sample_indices: Sequence[int]) -> PretrainingBatch:
         """The samples with these global indices, as one micro-batch in their order."""
@@ -184,8 +180,8 @@ def open_split(
 ) -> PretrainingDataset | None:
     """The samples of `settings.split`, or None when no shard has documents for it."""
     folder = Path(config.data_cache_path) if config.data_cache_path else None
-    threads = config.sampler_threads if choose_sampler(config.sampler) == "cpp" else 0
-    walk_all = partial(native_walk_epoch, num_threads=threads) if threads else walk_epoch
+    native = choose_sampler(config.sampler) == "cpp"
+    walk_all = partial(native_walk_epoch, num_threads=config.sampler_threads) if native else walk_epoch
     members = []
     for number, corpus in enumerate(corpora):
         sentences = corpus.split(config.split_shares, settings.split)
@@ -206,9 +202,7 @@ def open_split(
     if settings.split == "train":
         for (shard, _), count in zip(members, blend.counts.tolist(), strict=True):
             shard.expect(-(-settings.train_samples * count // len(blend.shard)))
-    return PretrainingDataset(
-        [shard for shard, _ in members], blend, settings=settings, special=special, native_threads=threads
-    )
+    return PretrainingDataset([shard for shard, _ in members], blend, settings=settings, special=special, native=native)
 
 
 def _can_serve(corpus: Corpus, num_documents: int, settings: SampleSettings) -> bool:

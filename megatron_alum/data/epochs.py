@@ -45,6 +45,7 @@ class ShardSamples:
         self.corpus, self.sentences, self.epochs = corpus, sentences, list[Epoch]()
         self._walk, self._split, self._folder, self._build = walk, split, folder, build
         self._ahead: Future[Rows] | None = None
+        self._opening = threading.Lock()
         self._expected_samples = 0
 
     def expect(self, num_samples: int) -> None:
@@ -52,9 +53,10 @@ class ShardSamples:
         self._expected_samples = num_samples
 
     def open_through(self, sample: int) -> None:
-        """Open all epochs up to the one that holds `sample`."""
-        while not self.epochs or sample >= self.epochs[-1].end_sample:
-            self._open_next()
+        """Open all epochs up to the one that holds `sample`; threads may ask at once."""
+        with self._opening:
+            while not self.epochs or sample >= self.epochs[-1].end_sample:
+                self._open_next()
 
     def locate(self, sample: int) -> tuple[int, int]:
         """(epoch, row) of a sample of this shard."""

@@ -1,4 +1,4 @@
-"""Micro-batches of one data-parallel rank, prepared ahead by a background thread.
+"""Micro-batches of one data-parallel rank, prepared ahead by background threads.
 
 Global batch G of iteration i holds the samples [i G, (i + 1) G). Rank r of dp takes the stretch of G / dp samples from
 i G + r G / dp, cut into micro-batches of B in order. So the samples of an iteration do not depend on dp, a run resumes
@@ -9,10 +9,10 @@ at any sample, and a resume on another number of ranks neither repeats nor skips
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -67,7 +67,8 @@ class BatchLoader:
     """Endless iterator over a rank's micro-batches.
 
     `wait_seconds` is the time its caller has spent waiting for a batch so far: near zero when the sampler keeps up.
-    Use as a context manager or call `close`; the thread is a daemon and never keeps the process alive.
+    Each micro-batch is one task of a thread pool, so that more threads prepare more of them at once; they come out in
+    order. Use as a context manager or call `close`.
     """
 
     def __init__(
@@ -77,58 +78,50 @@ class BatchLoader:
         *,
         consumed_samples: int = 0,
         prefetch_batches: int = 8,
+        num_threads: int = 1,
         pin_memory: bool = False,
     ) -> None:
         """Start preparing batches from global sample `consumed_samples` on."""
         if consumed_samples < 0:
             raise ValueError(f"consumed_samples must be at least 0, but is {consumed_samples} instead.")
-        self.dataset, self.plan, self.wait_seconds = dataset, plan, 0.0
-        self._pin_memory = pin_memory
-        self._queue: queue.Queue[PretrainingBatch | BaseException] = queue.Queue(prefetch_batches)
-        self._closing = threading.Event()
-        self._thread = threading.Thread(
-            target=self._prepare, args=(plan.micro_batches(consumed_samples),), name="batch-loader", daemon=True
-        )
-        self._thread.start()
+        self.wait_seconds = 0.0
+        self._dataset, self._pin_memory, self._closed = dataset, pin_memory, False
+        self._micro_batches = plan.micro_batches(consumed_samples)
+        self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="batch-loader")
+        self._ahead: deque[Future[PretrainingBatch]] = deque()
+        for _ in range(prefetch_batches):
+            self._prepare_next()
 
     def __iter__(self) -> BatchLoader:
         """The loader is its own iterator: there is one position in the data."""
         return self
 
     def __next__(self) -> PretrainingBatch:
-        """The next micro-batch; an error of the background thread is raised here."""
-        if self._closing.is_set():
+        """The next micro-batch; an error met while preparing it is raised here and ends the iteration."""
+        if self._closed:
             raise StopIteration
         begin = time.perf_counter()
-        item = self._queue.get()
-        self.wait_seconds += time.perf_counter() - begin
-        if isinstance(item, BaseException):
+        try:
+            batch = self._ahead.popleft().result()
+        except BaseException:
             self.close()
-            raise item
-        return item
+            raise
+        self.wait_seconds += time.perf_counter() - begin
+        self._prepare_next()
+        return batch
 
     def close(self) -> None:
-        """Stop the background thread and drop what it prepared."""
-        self._closing.set()
-        while self._thread.is_alive():
-            self._drop_one()
-            self._thread.join(timeout=0.05)
+        """Finish the batches in hand and drop all that were prepared."""
+        self._closed = True
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._ahead.clear()
 
-    def _drop_one(self) -> None:
-        try:
-            self._queue.get_nowait()
-        except queue.Empty:
-            return
+    def _prepare_next(self) -> None:
+        self._ahead.append(self._executor.submit(self._prepare, next(self._micro_batches)))
 
-    def _prepare(self, micro_batches: Iterator[range]) -> None:
-        try:
-            for indices in micro_batches:
-                batch = self.dataset.batch(indices)
-                self._queue.put(batch.pin_memory() if self._pin_memory else batch)
-                if self._closing.is_set():
-                    return
-        except BaseException as error:  # handed to the caller, who must not wait for ever
-            self._queue.put(error)
+    def _prepare(self, samples: range) -> PretrainingBatch:
+        batch = self._dataset.batch(samples)
+        return batch.pin_memory() if self._pin_memory else batch
 
     def __enter__(self) -> BatchLoader:
         """Use in a `with` block."""

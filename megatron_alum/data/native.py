@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
@@ -84,20 +85,14 @@ class BatchBuffers:
 
 
 class NativeBatches:
-    """Batches of one split, assembled in C++. Calls must not overlap, and the object does not survive a fork."""
+    """Batches of one split, assembled in C++; several threads may draw at once."""
 
     def __init__(
-        self,
-        shards: Sequence[ShardSamples],
-        blend: Blend,
-        *,
-        settings: SampleSettings,
-        special: SpecialTokens,
-        num_threads: int,
+        self, shards: Sequence[ShardSamples], blend: Blend, *, settings: SampleSettings, special: SpecialTokens
     ) -> None:
         """Hand shards, blend and settings over; index rows follow as epochs are opened."""
         self._shards, self._settings = shards, settings
-        self._known_epochs = [0] * len(shards)
+        self._known_epochs, self._extending = [0] * len(shards), threading.Lock()
         self._sampler = _data.Sampler(
             objective=settings.objective,
             seq_length=settings.seq_length,
@@ -106,7 +101,6 @@ class NativeBatches:
             blend_shard=blend.shard,
             blend_rank=blend.rank,
             blend_counts=blend.counts,
-            num_threads=num_threads,
         )
         for shard in shards:
             self._sampler.add_shard(shard.corpus.tokens, _table(shard.sentences))
@@ -128,8 +122,10 @@ class NativeBatches:
 
     def fill(self, samples: npt.NDArray[np.int64], out: BatchBuffers) -> int:
         """Write the samples over `out` and return N, how many of its masked positions and labels are meant."""
-        while (number := self._sampler.shard_to_extend(samples)) >= 0:
-            self._extend(number)
+        if self._sampler.shard_to_extend(samples) >= 0:
+            with self._extending:
+                while (number := self._sampler.shard_to_extend(samples)) >= 0:
+                    self._extend(number)
         try:
             return self._sampler.fill(
                 samples,

@@ -79,14 +79,6 @@ def test_blends_are_bit_equal(shards, tmp_path):
     assert len(cpp.shards[1].epochs) > 1
 
 
-@pytest.mark.parametrize("threads", [2, 3, 8])
-def test_threads_change_nothing(shards, threads):
-    one, many = (open_train(shards["bert", np.uint16], sampler_threads=n) for n in (1, threads))
-    for size in (1, 3, 5, 64, 257):
-        for begin in range(0, 400, 100):
-            assert_same_batches(one.batch(range(begin, begin + size)), many.batch(range(begin, begin + size)))
-
-
 def test_held_out_splits_are_bit_equal(shards):
     opened = []
     for impl in ("cpp", "python"):
