@@ -16,7 +16,7 @@ TORCH_LIBRARY(megatron_alum, m) {
   m.def("row_statistics(Tensor clean, Tensor adv, Tensor? labels, int first_column, int valid_columns, bool one_sided) -> Tensor");
   // [R, N, 6 or 7] -> [N, 6 or 7].
   m.def("merge_statistics(Tensor records, bool one_sided) -> Tensor");
-  // (MLM loss [N], divergence [N]) from merged records; differentiable in the logits (Python: ops/symmetric_kl.py).
+  // (MLM loss [N], divergence [N]) from merged records; differentiable in the logits (Python: ops/divergence.py).
   m.def(
       "row_losses(Tensor clean, Tensor adv, Tensor records, Tensor? labels, int first_column, int valid_columns, "
       "bool one_sided, bool detach_targets, bool overwrite) -> (Tensor, Tensor)");

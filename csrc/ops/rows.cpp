@@ -1,10 +1,12 @@
 // Torch glue of the row role: checks the tensors, builds the RowTask, hands it to the device, returns tensors.
 #include <ATen/ATen.h>
+#include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
 #include <tuple>
 
 #include "common/checks.h"
+#include "common/large_pages.h"
 #include "common/row_statistics.h"
 #include "ops/run.h"
 
@@ -52,6 +54,7 @@ RowTask task_of(const Tensor& clean, const Tensor& adv, const OptionalTensor& la
 void run(const RowTask& task, RowPhase phase, const Tensor& clean) {
   if (task.rows == 0) return;
 #ifdef MEGATRON_ALUM_CUDA
+  const c10::OptionalDeviceGuard guard(clean.device());
   if (clean.is_cuda()) return run_cuda(task, phase, TileTask{});
 #endif
   TORCH_CHECK_VALUE(clean.is_cpu(), "the logits must be on a device with a kernel, but are on ", clean.device(), ".");
@@ -112,6 +115,7 @@ std::tuple<Tensor, Tensor> row_gradients(const Tensor& clean_any, const Tensor& 
   const auto gradient = [&](bool needed, void** pointer, int64_t* stride) {
     if (!needed) return at::empty({0}, clean.options());
     Tensor grad = at::empty(clean.sizes(), clean.options());
+    prefer_large_pages(grad);
     *pointer = grad.mutable_data_ptr();
     *stride = task.columns;
     return grad;

@@ -1,10 +1,12 @@
 // Torch glue of the tile role: checks the tensors, builds the TileTask, hands it to the device, returns tensors.
 #include <ATen/ATen.h>
+#include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
 #include <tuple>
 
 #include "common/checks.h"
+#include "common/large_pages.h"
 #include "ops/run.h"
 
 namespace {
@@ -27,6 +29,7 @@ struct Step {
 void run(const TileTask& task, const at::Device& device) {
   if (task.tokens == 0 || task.channels == 0) return;
 #ifdef MEGATRON_ALUM_CUDA
+  const c10::OptionalDeviceGuard guard(device);
   if (device.is_cuda()) return run_cuda(RowTask{}, kStatistics, task);
 #endif
   TORCH_CHECK_VALUE(device.is_cpu(), "the tensors must be on a device with a kernel, but are on ", device, ".");
@@ -104,6 +107,8 @@ std::tuple<Tensor, Tensor, Tensor> perturbed(TileTask& task, const Tensor& x, co
   }
   Tensor x_adv = at::empty(x.sizes(), x.options().dtype(out_dtype));
   Tensor moved = at::empty(x.sizes(), x.options().dtype(at::kFloat));
+  prefer_large_pages(x_adv);
+  prefer_large_pages(moved);
   Tensor token_sums = at::empty({task.tokens, kTokenSums}, x.options().dtype(at::kFloat));
   task.x = x.const_data_ptr();
   task.x_element = element_of(x, "x");

@@ -32,24 +32,23 @@ inline GradientRow gradient_row(const RowRecord& record, float kl_weight, float 
   return row;
 }
 
-template <bool kOneSided, bool kDetach, bool kMlm>
+template <bool kOneSided, bool kDetach, bool kMlm, bool kExact>
 inline GradientPair gradients_of(Vector a, Vector b, const GradientRow& row) {
   const Vector zero = broadcast(0.0f);
-  const Vector u = zero_where_nan(centred_difference(a, b, row.scale.center));  // NaN: -inf on both sides, weight 0
+  const Vector u = zero_where_nan(centred_difference<kExact>(a, b, row.scale.center));  // NaN: -inf on both sides, weight 0
   const Vector h = u + row.log_ratio;
   const Vector exponent = maximum((b - row.scale.adv) - row.scale.adv_rest, a - row.scale.clean);
   const Vector larger = exponential(exponent) * row.inverse_mass;  // max(p, q)
-  const Decay behind = decay(zero - absolute(h));
+  const Decay behind = decay(negated_absolute(h));
   const Vector to_adv = with_sign_flipped_where_negative(larger * behind.minus_one, h);  // q - p
-  const Vector smaller = larger * behind.factor;
-  const Vector p = where_greater(zero, h, smaller, larger);
+  const Vector p = times_where_negative(larger, behind.factor, h);
   GradientPair pair{zero, row.kl_weight * to_adv};
   if (kOneSided) {
     if (!kDetach) pair.clean = row.kl_weight * (p * (h - row.divergence));
   } else if (kDetach) {
     pair.clean = zero - pair.adv;
   } else {
-    const Vector q = where_greater(zero, h, larger, smaller);
+    const Vector q = times_where_positive(larger, behind.factor, h);
     pair.clean = row.kl_weight * (p * (u - row.mean) - to_adv);
     pair.adv = row.kl_weight * (to_adv - q * (u - row.adv_mean));
   }
@@ -153,17 +152,20 @@ void gradient_of_row(const RowTask& task, int64_t index, const RowRecord& record
     each_column(at, columns, function);
     if (has_label) label_column(at, logits, column, mlm_weight, function);
   };
-  if (kl_weight == 0.0f) {
-    finish([&](Vector a, Vector) { return mlm_gradients_of(a, row); });
-  } else if (task.one_sided) {
-    if (task.detach_targets) finish([&](Vector a, Vector b) { return gradients_of<true, true, true>(a, b, row); });
-    else finish([&](Vector a, Vector b) { return gradients_of<true, false, true>(a, b, row); });
+  if (kl_weight == 0.0f) return finish([&](Vector a, Vector) { return mlm_gradients_of(a, row); });
+  // The square root of the divergence is the size of u where it matters.
+  const bool exact = !small_shift(record.center, __builtin_sqrtf(record.divergence));
+  if (task.one_sided) {
+    if (task.detach_targets) finish([&](Vector a, Vector b) { return gradients_of<true, true, true, true>(a, b, row); });
+    else finish([&](Vector a, Vector b) { return gradients_of<true, false, true, true>(a, b, row); });
   } else if (!task.detach_targets) {
-    finish([&](Vector a, Vector b) { return gradients_of<false, false, true>(a, b, row); });
+    finish([&](Vector a, Vector b) { return gradients_of<false, false, true, true>(a, b, row); });
+  } else if (exact) {
+    finish([&](Vector a, Vector b) { return gradients_of<false, true, true, true>(a, b, row); });
   } else if (mlm_weight == 0.0f) {
-    finish([&](Vector a, Vector b) { return gradients_of<false, true, false>(a, b, row); });
+    finish([&](Vector a, Vector b) { return gradients_of<false, true, false, false>(a, b, row); });
   } else {
-    finish([&](Vector a, Vector b) { return gradients_of<false, true, true>(a, b, row); });
+    finish([&](Vector a, Vector b) { return gradients_of<false, true, true, false>(a, b, row); });
   }
 }
 

@@ -26,6 +26,7 @@ constexpr float kLargestExcess = 50.0f;
 
 struct Survey {
   float clean_maximum, adv_maximum, center;
+  float spread;  // mean |d - center| over the columns the centre was taken from
 };
 
 struct Sums {
@@ -43,13 +44,18 @@ inline float two_difference(float a, float b, float* rest) {
   return difference;
 }
 
-// a - b - c rounded once (Knuth's TwoSum): a large common shift c would leave only its own rounding error otherwise.
+// a - b - c. kExact rounds once (Knuth's TwoSum): of a large common shift c only its own rounding error would be left otherwise.
+template <bool kExact>
 inline Vector centred_difference(Vector a, Vector b, Vector center) {
   const Vector difference = a - b;
+  if (!kExact) return difference - center;
   const Vector back = difference - a;
   const Vector rest = (a - (difference - back)) - (b + back);
   return (difference - center) + rest;
 }
+
+// Rounding a - b costs at most 2^-24 (|c| + |u|): nothing beside |u| itself while c is not much larger than that.
+inline bool small_shift(float center, float spread) { return __builtin_fabsf(center) <= 4.0f * spread; }
 
 inline Scale scale_of(float scale, float center) {
   float rest;
@@ -67,17 +73,20 @@ inline Survey survey_of_lanes(const Vector top[2], const Vector at_top[2], const
     store(center + half * Vector::width, at_top[half]);
     store(adv + half * Vector::width, adv_top[half]);
   }
-  Survey found{-MA_INFINITY, -MA_INFINITY, 0.0f};
+  Survey found{-MA_INFINITY, -MA_INFINITY, 0.0f, 0.0f};
   for (int j = 0; j < lanes; ++j) {
     if (clean[j] > found.clean_maximum) found.clean_maximum = clean[j], found.center = center[j];
     if (adv[j] > found.adv_maximum) found.adv_maximum = adv[j];
   }
-  float weight = 0.0f, moved = 0.0f;
+  float weight = 0.0f, moved = 0.0f, spread = 0.0f;
   for (int half = 0; half < 2; ++half) {
     const Vector share = exponential(top[half] - broadcast(found.clean_maximum));
     weight += sum_of(share);
-    moved += sum_of(share * (at_top[half] - broadcast(found.center)));
+    const Vector distance = at_top[half] - broadcast(found.center);
+    moved += sum_of(share * distance);
+    spread -= sum_of(share * negated_absolute(distance));
   }
+  found.spread = spread / weight;
   const float center_of_lanes = found.center + moved / weight;
   if (center_of_lanes - center_of_lanes == 0.0f) found.center = center_of_lanes;  // finite
   return found;
@@ -105,7 +114,8 @@ Survey survey(const Element* a, const Element* b, int64_t columns) {
 }
 
 // larger (e^-v - 1 + v) for v = |u|, u >= 0, and its twin for u < 0: clean weight times (expm1(-u) + u).
-inline Vector one_sided_terms(Vector larger, Vector u, Vector v, Vector moved) {
+inline Vector one_sided_terms(Vector larger, Vector u, Vector moved) {
+  const Vector v = broadcast(0.0f) - negated_absolute(u);
   const Vector square = v * v;
   const Vector series = square * expm1_tail(broadcast(0.0f) - v);
   const Vector rest = where_greater(v, broadcast(0.34f), moved + v, series);
@@ -114,23 +124,21 @@ inline Vector one_sided_terms(Vector larger, Vector u, Vector v, Vector moved) {
 }
 
 // kMasked: columns that are -inf on both sides count nothing.
-template <bool kOneSided, bool kMasked>
+template <bool kOneSided, bool kExact, bool kMasked>
 inline void accumulate(Sums& sums, Vector a, Vector b, const Scale& scale) {
-  const Vector zero = broadcast(0.0f);
-  Vector u = centred_difference(a, b, scale.center);
+  Vector u = centred_difference<kExact>(a, b, scale.center);
   if (kMasked) u = zero_where_both(a, b, broadcast(-MA_INFINITY), u);
-  const Vector v = absolute(u);
   const Vector larger = exponential(maximum((b - scale.adv) - scale.adv_rest, a - scale.clean));
-  const Decay behind = decay(zero - v);
+  const Decay behind = decay(negated_absolute(u));
   const Vector difference = with_sign_flipped_where_negative(larger * behind.minus_one, u);  // adversarial - clean
-  const Vector clean = where_greater(zero, u, larger * behind.factor, larger);
+  const Vector clean = times_where_negative(larger, behind.factor, u);
   sums.mass = sums.mass + clean;
   sums.excess = sums.excess + difference;
   sums.mean = fused(clean, u, sums.mean);
-  sums.last = kOneSided ? sums.last + one_sided_terms(larger, u, v, behind.minus_one) : fused(difference, u, sums.last);
+  sums.last = kOneSided ? sums.last + one_sided_terms(larger, u, behind.minus_one) : fused(difference, u, sums.last);
 }
 
-template <bool kOneSided, bool kMasked, typename Element>
+template <bool kOneSided, bool kExact, bool kMasked, typename Element>
 void sum_row(const Element* a, const Element* b, int64_t columns, const Scale& scale, int64_t ahead_a, int64_t ahead_b,
              float totals[4]) {
   const Vector zero = broadcast(0.0f);
@@ -148,13 +156,13 @@ void sum_row(const Element* a, const Element* b, int64_t columns, const Scale& s
     for (; i + Vector::width <= run; i += Vector::width) {
       prefetch(a + i + ahead_a);
       prefetch(b + i + ahead_b);
-      accumulate<kOneSided, kMasked>(part, load(a + i), load(b + i), scale);
+      accumulate<kOneSided, kExact, kMasked>(part, load(a + i), load(b + i), scale);
     }
     add(total, part);
   }
-  if (i < columns) {  // -3e38 on both sides: weight 0, and no NaN from a difference of infinities
-    const Vector last_a = load_some(a + i, columns - i, -3e38f), last_b = load_some(b + i, columns - i, -3e38f);
-    accumulate<kOneSided, kMasked>(total, last_a, last_b, scale);
+  if (i < columns) {  // -1e30 on both sides: weight 0, and no NaN from a difference of infinities
+    const Vector last_a = load_some(a + i, columns - i, -1e30f), last_b = load_some(b + i, columns - i, -1e30f);
+    accumulate<kOneSided, kExact, kMasked>(total, last_a, last_b, scale);
   }
   totals[0] = sum_of(total.mass);
   totals[1] = sum_of(total.excess);
@@ -193,14 +201,19 @@ RowRecord record_of_block(const Element* a, const Element* b, int64_t columns, i
   };
   float sums[4], scale = common_scale(found.center);
   if (scale - found.clean_maximum <= kScaleRange) {
-    sum_row<kOneSided, false>(a, b, columns, scale_of(scale, found.center), ahead_a, ahead_b, sums);
+    const Scale scales = scale_of(scale, found.center);
+    if (small_shift(found.center, found.spread)) {
+      sum_row<kOneSided, false, false>(a, b, columns, scales, ahead_a, ahead_b, sums);
+    } else {
+      sum_row<kOneSided, true, false>(a, b, columns, scales, ahead_a, ahead_b, sums);
+    }
     if (sums[1] > kLeastExcess * sums[0] && sums[1] < kLargestExcess * sums[0] && sums[3] == sums[3]) {
       return record_of_sums(found.clean_maximum, scale, found.center, sums, kOneSided);
     }
   }
   const float center = difference_of_levels(a, b, columns, found);
   scale = common_scale(center);
-  sum_row<kOneSided, true>(a, b, columns, scale_of(scale, center), 0, 0, sums);
+  sum_row<kOneSided, true, true>(a, b, columns, scale_of(scale, center), 0, 0, sums);
   return record_of_sums(found.clean_maximum, scale, center, sums, kOneSided);
 }
 

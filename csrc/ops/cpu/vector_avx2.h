@@ -22,7 +22,7 @@ inline Vector fused_negated(Vector x, Vector y, Vector z) { return {_mm256_fnmad
 // If either is NaN both return y.
 inline Vector minimum(Vector x, Vector y) { return {_mm256_min_ps(x.v, y.v)}; }
 inline Vector maximum(Vector x, Vector y) { return {_mm256_max_ps(x.v, y.v)}; }
-inline Vector absolute(Vector x) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.v)}; }
+inline Vector negated_absolute(Vector x) { return {_mm256_or_ps(x.v, _mm256_set1_ps(-0.0f))}; }
 inline Vector rounded(Vector x) { return {_mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 // x 2^n for whole n in [-126, 127]; below that 0 (callers clamp above).
 inline Vector scaled_by_power(Vector x, Vector n) {
@@ -34,11 +34,15 @@ inline Vector less_multiple_of_log_2(Vector x, Vector n) { return {_mm256_fnmadd
 inline Vector with_sign_flipped_where_negative(Vector x, Vector s) {
   return {_mm256_xor_ps(x.v, _mm256_and_ps(s.v, _mm256_set1_ps(-0.0f)))};
 }
+// By the sign bit of s: x y where it is set, x elsewhere; and the other way round.
+inline Vector times_where_negative(Vector x, Vector y, Vector s) {
+  return {_mm256_blendv_ps(x.v, _mm256_mul_ps(x.v, y.v), s.v)};
+}
+inline Vector times_where_positive(Vector x, Vector y, Vector s) {
+  return {_mm256_blendv_ps(_mm256_mul_ps(x.v, y.v), x.v, s.v)};
+}
 inline Vector where_greater(Vector x, Vector y, Vector yes, Vector no) {
   return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(x.v, y.v, _CMP_GT_OQ))};
-}
-inline Vector zero_where_less(Vector x, Vector limit, Vector value) {  // NaN x keeps value
-  return {_mm256_and_ps(_mm256_cmp_ps(x.v, limit.v, _CMP_NLT_UQ), value.v)};
 }
 inline Vector zero_where_nan(Vector x) { return {_mm256_and_ps(_mm256_cmp_ps(x.v, x.v, _CMP_ORD_Q), x.v)}; }
 inline Vector zero_where_both(Vector a, Vector b, Vector limit, Vector value) {  // a == limit and b == limit

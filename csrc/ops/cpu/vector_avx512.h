@@ -26,19 +26,26 @@ inline Vector fused_negated(Vector x, Vector y, Vector z) { return {_mm512_fnmad
 // If either is NaN both return y.
 inline Vector minimum(Vector x, Vector y) { return {_mm512_min_ps(x.v, y.v)}; }
 inline Vector maximum(Vector x, Vector y) { return {_mm512_max_ps(x.v, y.v)}; }
-inline Vector absolute(Vector x) { return {_mm512_abs_ps(x.v)}; }
+inline Vector negated_absolute(Vector x) { return {_mm512_or_ps(x.v, _mm512_set1_ps(-0.0f))}; }
 inline Vector rounded(Vector x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 // x 2^n for whole n; 0 and the infinities where that leaves the range.
 inline Vector scaled_by_power(Vector x, Vector n) { return {_mm512_scalef_ps(x.v, n.v)}; }
 inline Vector less_multiple_of_log_2(Vector x, Vector n) { return {_mm512_fnmadd_ps(n.v, _mm512_set1_ps(0.693147182f), x.v)}; }
 inline Vector with_sign_flipped_where_negative(Vector x, Vector s) {
-  return {_mm512_xor_ps(x.v, _mm512_and_ps(s.v, _mm512_set1_ps(-0.0f)))};
+  const __m512i flipped = _mm512_ternarylogic_epi32(_mm512_castps_si512(x.v), _mm512_castps_si512(s.v),
+                                                    _mm512_set1_epi32(INT32_MIN), 0x78);  // x ^ (s & sign bit)
+  return {_mm512_castsi512_ps(flipped)};
+}
+// By the sign bit of s: x y where it is set, x elsewhere; and the other way round.
+inline Vector times_where_negative(Vector x, Vector y, Vector s) {
+  return {_mm512_mask_mul_ps(x.v, _mm512_movepi32_mask(_mm512_castps_si512(s.v)), x.v, y.v)};
+}
+inline Vector times_where_positive(Vector x, Vector y, Vector s) {
+  const __mmask16 negative = _mm512_movepi32_mask(_mm512_castps_si512(s.v));
+  return {_mm512_mask_mul_ps(x.v, static_cast<__mmask16>(~negative), x.v, y.v)};
 }
 inline Vector where_greater(Vector x, Vector y, Vector yes, Vector no) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_GT_OQ), no.v, yes.v)};
-}
-inline Vector zero_where_less(Vector x, Vector limit, Vector value) {  // NaN x keeps value
-  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, limit.v, _CMP_NLT_UQ), value.v)};
 }
 inline Vector zero_where_nan(Vector x) { return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, x.v, _CMP_ORD_Q), x.v)}; }
 inline Vector zero_where_both(Vector a, Vector b, Vector limit, Vector value) {  // a == limit and b == limit

@@ -42,8 +42,8 @@ inline Vector minimum(Vector x, Vector y) {
 inline Vector maximum(Vector x, Vector y) {
   return each([&](int i) { return x.v[i] > y.v[i] ? x.v[i] : y.v[i]; });
 }
-inline Vector absolute(Vector x) {
-  return each([&](int i) { return __builtin_fabsf(x.v[i]); });
+inline Vector negated_absolute(Vector x) {
+  return each([&](int i) { return -__builtin_fabsf(x.v[i]); });
 }
 inline Vector rounded(Vector x) {  // adding 1.5 * 2^23 leaves no bits below the point; whole numbers beyond stay
   return each([&](int i) { return (x.v[i] + 12582912.0f) - 12582912.0f; });
@@ -63,11 +63,15 @@ inline Vector less_multiple_of_log_2(Vector x, Vector n) {  // log 2 in two part
 inline Vector with_sign_flipped_where_negative(Vector x, Vector s) {
   return each([&](int i) { return __builtin_signbit(s.v[i]) ? -x.v[i] : x.v[i]; });
 }
+// By the sign bit of s: x y where it is set, x elsewhere; and the other way round.
+inline Vector times_where_negative(Vector x, Vector y, Vector s) {
+  return each([&](int i) { return __builtin_signbit(s.v[i]) ? x.v[i] * y.v[i] : x.v[i]; });
+}
+inline Vector times_where_positive(Vector x, Vector y, Vector s) {
+  return each([&](int i) { return __builtin_signbit(s.v[i]) ? x.v[i] : x.v[i] * y.v[i]; });
+}
 inline Vector where_greater(Vector x, Vector y, Vector yes, Vector no) {
   return each([&](int i) { return x.v[i] > y.v[i] ? yes.v[i] : no.v[i]; });
-}
-inline Vector zero_where_less(Vector x, Vector limit, Vector value) {  // NaN x keeps value
-  return each([&](int i) { return x.v[i] < limit.v[i] ? 0.0f : value.v[i]; });
 }
 inline Vector zero_where_nan(Vector x) {
   return each([&](int i) { return x.v[i] == x.v[i] ? x.v[i] : 0.0f; });
