@@ -46,9 +46,16 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}. See --help.")
 
 
-def parse_config(cls: type[T], argv: Sequence[str] | None = None, *, description: str = "") -> T:
+def parse_config(
+    cls: type[T],
+    argv: Sequence[str] | None = None,
+    *,
+    description: str = "",
+    infer: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+) -> T:
     """The configuration that `argv` (default: the process's arguments) and the YAML it names describe.
 
+    `infer` turns the given options {name: value} into defaults for others (the sizes of a model to start from).
     Raises: ValueError naming the flag for unknown names, wrong types, missing values and failed checks.
     """
     options = {option.name: option for option in options_of(cls)}
@@ -59,7 +66,8 @@ def parse_config(cls: type[T], argv: Sequence[str] | None = None, *, description
     given = vars(known)
     from_file = read_yaml(given.pop("config"), options)
     from_flags = {name: _convert(options[name], value) for name, value in given.items()}
-    return build_config(cls, [from_file, from_flags])
+    inferred = infer({**from_file, **from_flags}) if infer is not None else {}
+    return build_config(cls, [inferred, from_file, from_flags])
 
 
 def build_config(cls: type[T], layers: Sequence[Mapping[str, Any]]) -> T:
