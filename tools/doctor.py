@@ -5,10 +5,13 @@
 Exits with 1 when something required is missing or the network does not run one step, else with 0.
 """
 
+import importlib.util
 import sys
 
 from megatron_alum.compat.detect import Finding, environment_report
 from megatron_alum.config.cli import main_guard
+
+_REBUILD = "pip install --no-build-isolation -e ."
 
 
 def main() -> None:
@@ -27,12 +30,13 @@ def _extensions() -> list[Finding]:
     from megatron_alum.ops import build_info
 
     info = build_info()
-    ops = Finding("fused ops", ", ".join(f"{key} {value}" for key, value in info.items()))
-    try:
-        from megatron_alum import _data  # noqa: F401
-    except ImportError as error:
-        rebuild = "pip install --no-build-isolation -e ."
-        return [ops, Finding("sampler", f"not built ({error}): the Python reference is used", rebuild)]
+    if info["built"]:
+        kernels = f"{info['instruction_set']} kernels, CUDA kernels: {info['cuda'] or 'none'}"
+        ops = Finding("fused ops", f"built for torch {info['torch']}; {kernels}")
+    else:
+        ops = Finding("fused ops", f"the torch reference is used: {info['reason']}", _REBUILD)
+    if importlib.util.find_spec("megatron_alum._data") is None:
+        return [ops, Finding("sampler", "not built: the Python reference is used, many times slower", _REBUILD)]
     return [ops, Finding("sampler", "built")]
 
 
