@@ -38,7 +38,9 @@ import torch
 from megatron_alum.config.cli import main_guard
 from megatron_alum.config.data import DataConfig
 from megatron_alum.data.dataset import PretrainingDataset, open_datasets
-from megatron_alum.data.native import BatchBuffers
+from megatron_alum.data.native import BatchBuffers, walk_epoch
+from megatron_alum.data.objective import Sentences, WalkSettings
+from megatron_alum.data.shards import open_shards
 
 MASK_RATE = 0.15
 STOCK_SAMPLES = 50_000
@@ -69,6 +71,8 @@ def main() -> None:
     args = _arguments()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
+    if args.data_path:
+        open_shards(args.data_path)  # a wrong path is said before anything is measured
     with tempfile.TemporaryDirectory() as folder:
         prefix = args.data_path or write_synthetic(Path(folder) / "synthetic", num_documents=args.documents)
         results = list(_measure_all(prefix, args, folder))
@@ -82,6 +86,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-path", help="prefix of a shard made by preprocess_data.py (default: a synthetic one)")
     parser.add_argument("--documents", type=int, default=50_000, help="documents of the synthetic shard")
+    parser.add_argument(
+        "--index-documents", type=int, default=200_000, help="documents of the pair index that is built"
+    )
     parser.add_argument("--seq-length", type=int, default=512, help="S, special tokens included")
     parser.add_argument("--batch-size", type=int, default=64, help="samples a call")
     parser.add_argument("--seconds", type=float, default=2.0, help="time spent on each case")
@@ -103,6 +110,8 @@ def _measure_all(prefix: str, args: argparse.Namespace, folder: str) -> Iterator
     yield result("python", "nsp", "token", 1, *measure_sampler(prefix, args, folder, sampler="python"))
     for threads in args.threads:
         yield result("cpp", "nsp", "token", threads, *measure_sampler(prefix, args, folder, sampler_threads=threads))
+    rows = measure_index(args.index_documents)
+    yield result("cpp index", "nsp", "-", 1, rows, 0.0)
     for objective, masking in (("nsp", "whole_word"), ("nsp", "ngram"), ("sop", "token"), ("none", "token")):
         rate, tokens = measure_sampler(prefix, args, folder, objective=objective, masking=masking)
         yield result("cpp", objective, masking, 1, rate, tokens)
@@ -136,6 +145,29 @@ def _draw(dataset: PretrainingDataset, batch: np.ndarray, out: BatchBuffers) -> 
         dataset.native.fill(batch, out)
     else:
         out.padding_mask[:] = dataset.batch(batch.tolist()).padding_mask
+
+
+def measure_index(num_documents: int) -> float:
+    """Rows a second of an epoch's pair index at sequence length 512 and one thread; prints documents and seconds."""
+    sentences = synthetic_sentences(num_documents)
+    walk = WalkSettings(objective="nsp", max_tokens=509, short_seq_prob=0.1, seed=1)
+    begin = time.perf_counter()
+    rows = walk_epoch(sentences, walk)
+    seconds = time.perf_counter() - begin
+    print(f"pair index: {num_documents:,} documents, {len(rows):,} samples, {seconds:.2f} s")
+    return len(rows) / seconds
+
+
+def synthetic_sentences(num_documents: int) -> Sentences:
+    """A sentence table in memory: 24 sentences a document (log-normal), 22 tokens a sentence (Poisson)."""
+    rng = np.random.default_rng(0)
+    counts = np.maximum(1, rng.lognormal(2.6, 1.1, size=num_documents)).astype(np.int64)
+    lengths = (1 + rng.poisson(21, size=int(counts.sum()))).astype(np.int32)
+    offsets = np.cumsum(lengths, dtype=np.int64)
+    offsets -= lengths
+    offsets *= 2
+    bounds = np.concatenate([[0], np.cumsum(counts)])
+    return Sentences(lengths=lengths, offsets=offsets, token_bytes=2, bounds=bounds, first=0, last=num_documents)
 
 
 def measure_megatron_core(prefix: str, seq_length: int, seconds: float, folder: str) -> tuple[float, float]:

@@ -133,6 +133,13 @@ def test_waiting_is_measured(dataset):
         assert 0.25 < loader.wait_seconds < 2.0
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a CUDA device")
+def test_batches_are_pinned_for_a_gpu(dataset):
+    (batch,) = take(dataset, BatchPlan(4, 4), 1, pin_memory=True)
+    assert batch.tokens.is_pinned() and batch.masked_labels.is_pinned()
+    assert torch.equal(batch.to("cuda", non_blocking=True).tokens.cpu(), dataset.batch(range(4)).tokens)
+
+
 class Broken:
     def batch(self, samples):
         if 3 in samples:

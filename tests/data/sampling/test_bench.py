@@ -1,0 +1,56 @@
+"""The benchmark of the sampler: its table and CSV on a small shard, and the promised speed in the slow run."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+def run_bench(path, *options):
+    command = [sys.executable, str(ROOT / "tools" / "bench_sampler.py"), "--csv", str(path), *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    assert done.returncode == 0, done.stderr
+    with path.open() as stream:
+        return list(csv.DictReader(stream)), done.stdout
+
+
+def test_table_and_csv(tmp_path):
+    rows, printed = run_bench(
+        tmp_path / "bench.csv",
+        "--documents",
+        "300",
+        "--seconds",
+        "0.1",
+        "--index-documents",
+        "1000",
+        "--seq-length",
+        "128",
+    )
+    assert [row["case"] for row in rows] == ["megatron-core", "python", "cpp", "cpp", "cpp index"] + ["cpp"] * 4
+    assert [row["threads"] for row in rows[2:4]] == ["1", "2"]
+    for row in rows:
+        assert float(row["samples_per_second"]) > 0 and row["processor"] and row["commit"]
+    assert float(rows[0]["times_megatron_core"]) == 1.0
+    assert "pair index: 1,000 documents" in printed and "samples/s" in printed
+
+
+def test_a_missing_shard_is_one_sentence(tmp_path):
+    command = [sys.executable, str(ROOT / "tools" / "bench_sampler.py"), "--data-path", str(tmp_path / "nothing")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_promised_speed(tmp_path):
+    """100,000 samples a second on one core and 800 times megatron-core's data set, sequence 512, batches of 64."""
+    rows, printed = run_bench(tmp_path / "bench.csv", "--seconds", "5", "--index-documents", "1000000")
+    print(printed)
+    one = next(row for row in rows if row["case"] == "cpp" and row["threads"] == "1")
+    assert float(one["samples_per_second"]) >= 100_000
+    assert float(one["times_megatron_core"]) >= 800
