@@ -96,6 +96,7 @@ class Run:
                 self.plan,
                 consumed_samples=state.consumed_samples,
                 prefetch_batches=config.data.prefetch_batches,
+                num_threads=config.data.sampler_threads,
                 pin_memory=state.groups.device.type == "cuda",
             ) as loader,
         ):
