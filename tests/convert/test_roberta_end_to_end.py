@@ -29,7 +29,7 @@ def test_roberta_from_text_to_fill_mask(tmp_path):
     run("pretrain_bert_alum.py", *folders, *OPTIONS, torchrun=2)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["phase"] for row in rows] == ["alum"] * ITERATIONS
-    assert all(row["nsp_loss"] is None and row["alum_kl"] > 0 for row in rows)
+    assert all(not row["nsp_loss"] and row["alum_kl"] > 0 for row in rows)
     assert rows[-1]["lm_loss"] < rows[0]["lm_loss"]
 
     exported = tmp_path / "out"
