@@ -13,7 +13,7 @@ from megatron_alum.checkpoint.load import newest_valid
 from megatron_alum.config.cli import config_to_dict
 from megatron_alum.config.run import RunConfig
 from megatron_alum.parallel import ProcessGroups
-from megatron_alum.training.state import data_fingerprint
+from megatron_alum.training.state import data_fingerprint, is_weights_only
 
 Resume = tuple[Path, dict[str, Any]]
 """a checkpoint and its config.json"""
@@ -85,6 +85,8 @@ def check_compatible(config: RunConfig, stored: dict[str, Any], folder: Path) ->
             raise ValueError(
                 _differs(name, saved[name], options[name], folder) + " Another model needs another --load."
             )
+    if is_weights_only(stored):
+        return
     for name in SCHEDULE_OPTIONS:
         if options[name] != saved[name] and not config.training.override_schedule:
             raise ValueError(_differs(name, saved[name], options[name], folder) + " Or pass --override-schedule.")

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import pydoc_data.topics
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def build_corpus(folder: Path) -> str:
     source = write_jsonl(folder / "topics.jsonl", [text[:3000] for text in texts])
     prepare(folder, source, output_prefix=str(folder / "topics"))
     return str(folder / "topics")
+
+
+def build_synthetic_corpus(folder: Path) -> str:
+    """Shards of 60 articles from a fixed random grammar: the same text with every Python, for golden curves."""
+    rng = random.Random(7)
+    nouns, verbs = ("cat", "dog", "mat", "it", "he", "she"), ("sat", "ran", "was", "and then ran")
+    sentence = lambda: f"the {rng.choice(nouns)} {rng.choice(verbs)} on the {rng.choice(nouns)} {rng.randint(1, 99)}."  # noqa: E731
+    articles = [" ".join(sentence() for _ in range(rng.randint(5, 40))) for _ in range(60)]
+    prepare(folder, write_jsonl(folder / "synthetic.jsonl", articles), output_prefix=str(folder / "synthetic"))
+    return str(folder / "synthetic")
 
 
 def arguments(prefix: str, save: Path | str | None, **options: object) -> list[str]:

@@ -1,0 +1,65 @@
+"""Estimate the memory of one process and the operations of an iteration, without building anything.
+
+    python tools/estimate_memory.py --processes 16 --vocab-size 30522 --model-size large --bf16
+    python tools/estimate_memory.py --processes 16 --vocab-size 30522 --gpu-memory-gb 80 \
+        --config examples/bert_3.9b.yaml
+
+Takes every option of pretrain_bert_alum.py. Formulas: megatron_alum/training/memory.py and flops.py.
+"""
+
+import argparse
+import sys
+
+from megatron_alum.config.cli import main_guard, parse_config
+from megatron_alum.config.run import RunConfig
+from megatron_alum.training.flops import iteration_flops, passes, run_iterations
+from megatron_alum.training.memory import estimate_memory, num_parameters
+
+
+def main() -> None:
+    """Parse the tool's own three options, then the run's, and print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, add_help=False
+    )
+    parser.add_argument("--processes", type=int, default=1, help="number of processes (default: 1)")
+    parser.add_argument("--vocab-size", type=int, required="--help" not in sys.argv, help="entries of the tokenizer")
+    parser.add_argument("--gpu-memory-gb", type=float, help="say whether the run fits into this much memory")
+    if "--help" in sys.argv:
+        parser.print_help()
+    own, rest = parser.parse_known_args()
+    path = [] if "--data-path" in rest or "--config" in rest else ["--data-path", "unused"]
+    config = parse_config(RunConfig, [*rest, *path, "--dry-run"], description="Options of the run:")
+    config.data_parallel_size(own.processes)
+    print("\n".join(report(config, processes=own.processes, vocab_size=own.vocab_size, limit_gb=own.gpu_memory_gb)))
+
+
+def report(config: RunConfig, *, processes: int, vocab_size: int, limit_gb: float | None) -> list[str]:
+    """The table: one line a phase, gigabytes by use."""
+    divisor = config.model.make_vocab_size_divisible_by
+    padded = -(-vocab_size // divisor) * divisor
+    whole = num_parameters(config, padded_vocab_size=padded)
+    lines = [f"{whole / 1e6:,.1f} million parameters, {processes} process(es)"]
+    lines.append(
+        f"{'GB a process':12}{'weights':>10}{'gradients':>10}{'optimizer':>10}"
+        f"{'activations':>12}{'head':>8}{'total':>8}"
+    )
+    for phase, iterations in run_iterations(config).items():
+        if not iterations:
+            continue
+        fused = config.precision.dtype_name != "float32" or config.model.attention_dropout == 0.0
+        memory = estimate_memory(config, phase, vocab_size=vocab_size, world_size=processes, fused_attention=fused)
+        parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.head, memory.total)
+        widths = (10, 10, 10, 12, 8, 8)
+        values = "".join(f"{part / 1e9:{width}.2f}" for part, width in zip(parts, widths, strict=True))
+        flops = iteration_flops(config, phase, vocab_size=vocab_size)
+        lines.append(f"{phase:12}{values}   {passes(config, phase):g} F = {flops / 1e12:,.3g} TFLOP an iteration")
+        if limit_gb is not None:
+            verdict = (
+                "fits" if memory.total / 1e9 < limit_gb else "does not fit: try the options of `Memory against time`"
+            )
+            lines.append(f"{'':12}{verdict} into {limit_gb:g} GB")
+    return lines
+
+
+if __name__ == "__main__":
+    main_guard(main)
