@@ -19,18 +19,15 @@ import re
 from typing import Protocol
 
 _CLOSERS = "\"'\u2019\u201d\u00bb)\\]}"
-_OPENERS = "\"'\u2018\u201c\u00ab(\\[{\u00bf\u00a1"
-# 1: terminators of scripts with spaces, followed by a space and something that may begin a sentence; 2: CJK full stops.
-_CANDIDATE = re.compile(
-    rf"([.!?\u2026]+)[{_CLOSERS}]* +(?=[{_OPENERS}]*[^\Wa-z_])"
-    rf"|[\u3002\uff01\uff1f\uff61]+[{_CLOSERS}\u300d\u300f\uff09]*"
-)
-_NEXT_WORD = re.compile(rf"[{_OPENERS}]*(\w+)")
-_LAST_WORD = re.compile(rf"[^\s{_OPENERS}]+$")
+_OPENERS = "\"'\u2018\u201c\u00ab([{\u00bf\u00a1"
+_CJK_STOPS = "\u3002\uff01\uff1f\uff61"
+# One class, one class, one class: the re module runs this five times faster than anything with groups or alternatives.
+_CANDIDATE = re.compile(rf"[.!?\u2026]+[{_CLOSERS}]*\s+")
+_CJK_CANDIDATE = re.compile(rf"[.!?\u2026]+[{_CLOSERS}]*\s+|[{_CJK_STOPS}]+[{_CLOSERS}\u300d\u300f\uff09]*\s*")
+_CJK_STOP = re.compile(f"[{_CJK_STOPS}]")
+_WORD = re.compile(r"\w+")
 _INITIAL = re.compile(r"^(?:\w[.\-])*\w$")
 _ACRONYM = re.compile(r"^(?:\w\.)+\w$")
-_LOOKBACK = 24
-"""Characters before a terminator that are searched for its word: longer words are no abbreviations."""
 
 NEVER_FINAL = frozenset(
     "mr mrs ms messrs mme mlle dr prof st ste mt ft gen col maj capt lt sgt cpl pvt adm cmdr brig rev hon gov sen rep "
@@ -58,6 +55,9 @@ FIRST_WORDS = frozenset(
 """Words that begin sentences often and names seldom."""
 
 
+_SUSPECTS = NEVER_FINAL | BEFORE_NUMBERS | MAYBE_FINAL
+
+
 class SentenceSplitter(Protocol):
     """Anything that cuts a line of cleaned text into sentences."""
 
@@ -75,41 +75,47 @@ class RuleSplitter:
     def spans(self, line: str) -> list[tuple[int, int]]:
         """Character offsets [start, stop) of the sentences of `line`, ascending and disjoint."""
         spans = []
-        start = 0
-        for match in _CANDIDATE.finditer(line):
-            terminators = match[1]
-            if terminators == "." and not _period_ends(line, start, match.start(), match.end()):
-                continue
-            spans.append((start, match.end()))
-            start = match.end()
-        spans.append((start, len(line)))
-        return [span for span in (_stripped(line, *span) for span in spans) if span[0] < span[1]]
+        start = len(line) - len(line.lstrip())
+        stop = len(line.rstrip())
+        has_cjk = not line.isascii() and _CJK_STOP.search(line)
+        for match in (_CJK_CANDIDATE if has_cjk else _CANDIDATE).finditer(line, start, stop):
+            end, after = match.span()
+            if after == stop:
+                break  # only after a CJK stop: the last sentence is taken below
+            if line[end] in _CJK_STOPS or (_begins(line, after) and _ends(line, start, end, after)):
+                spans.append((start, end + len(match[0].rstrip())))
+                start = after
+        if start < stop:
+            spans.append((start, stop))
+        return spans
 
 
-def _stripped(line: str, start: int, stop: int) -> tuple[int, int]:
-    """The span without white space at its ends."""
-    while start < stop and line[start].isspace():
-        start += 1
-    while stop > start and line[stop - 1].isspace():
-        stop -= 1
-    return start, stop
+def _begins(line: str, after: int) -> bool:
+    """Whether a sentence may begin at `after`: a letter that is not lower case or a digit, after opening quotes."""
+    first = line[after]
+    while first in _OPENERS:
+        after += 1
+        if after == len(line):
+            return False
+        first = line[after]
+    return first.isalnum() and not first.islower()
 
 
-def _period_ends(line: str, start: int, period: int, after: int) -> bool:
-    """Whether the single period at `period` ends the sentence begun at `start`; the next one would begin at `after`."""
-    following = _NEXT_WORD.match(line, after)
-    next_word = following[1] if following else ""
-    if next_word[:1].islower():
-        return False
-    found = _LAST_WORD.search(line, max(start, period - _LOOKBACK), period)
-    if found is None:
+def _ends(line: str, start: int, end: int, after: int) -> bool:
+    """Whether the terminators at `end` end the sentence begun at `start`; the next one would begin at `after`."""
+    if line[end] != "." or line[end + 1] in ".!?\u2026":
         return True
-    word = found[0]
+    word_start = max(line.rfind(" ", start, end) + 1, start)
+    word = line[word_start:end].lstrip(_OPENERS)
     lower = word.lower()
+    if lower not in _SUSPECTS and len(word) > 1 and "." not in word and not word.isdigit():
+        return True
+    if word.isdigit():
+        return word_start > 0
+    found = _WORD.search(line, after)
+    next_word = found[0] if found else ""
     if lower in NEVER_FINAL or (lower in BEFORE_NUMBERS and next_word[:1].isdigit()):
         return False
-    if word.isdigit():
-        return found.start() > start or start > 0
     if lower in MAYBE_FINAL or _ACRONYM.match(word) or (_INITIAL.match(word) and word[0].isupper()):
         return next_word in FIRST_WORDS
     return True
