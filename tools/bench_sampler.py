@@ -9,8 +9,9 @@ several threads write several batches, as in `BatchLoader`.
 and nothing is counted for collating its samples. It packs sentences of A and B up to the same length, so its rows hold
 a different number of tokens: tokens a second are printed beside samples.
 
-Timings are the best of several rounds, since other work on the machine can only slow one down. The CSV has one line a
-case, with the processor and the commit.
+Timings are the best of several rounds, since other work on the machine can only slow one down. Samples a second are by
+the clock; samples a CPU second count only the time in which the threads ran. The CSV has one line a case, with the
+processor and the commit.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Result:
     batch_size: int
     threads: int
     samples_per_second: float
+    samples_per_cpu_second: float
     tokens_per_second: float
     times_megatron_core: float
     processor: str
@@ -97,16 +99,31 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _measure_all(prefix: str, args: argparse.Namespace, folder: str) -> Iterator[Result]:
-    stock_rate, stock_tokens = measure_megatron_core(prefix, args.seq_length, args.seconds, folder)
+@dataclass(frozen=True)
+class Rate:
+    """How fast something went."""
 
-    def result(case: str, objective: str, masking: str, threads: int, rate: float, tokens: float) -> Result:
+    by_clock: float
+    """calls (or samples) a second"""
+    by_cpu: float
+    """calls (or samples) a second of CPU time, summed over threads"""
+
+    def times(self, factor: float) -> Rate:
+        """The rate of the parts of each call."""
+        return Rate(self.by_clock * factor, self.by_cpu * factor)
+
+
+def _measure_all(prefix: str, args: argparse.Namespace, folder: str) -> Iterator[Result]:
+    stock, stock_tokens = measure_megatron_core(prefix, args.seq_length, args.seconds, folder)
+
+    def result(case: str, objective: str, masking: str, threads: int, rate: Rate, tokens: float) -> Result:
         return Result(
-            case, objective, masking, args.seq_length, args.batch_size, threads, round(rate, 1),
-            round(rate * tokens), round(rate / stock_rate, 1), _processor(), _commit(),
+            case, objective, masking, args.seq_length, args.batch_size, threads, round(rate.by_clock, 1),
+            round(rate.by_cpu, 1), round(rate.by_clock * tokens), round(rate.by_clock / stock.by_clock, 1),
+            _processor(), _commit(),
         )  # fmt: skip
 
-    yield result("megatron-core", "sop", "token", 1, stock_rate, stock_tokens)
+    yield result("megatron-core", "sop", "token", 1, stock, stock_tokens)
     yield result("python", "nsp", "token", 1, *measure_sampler(prefix, args, folder, sampler="python"))
     for threads in args.threads:
         yield result("cpp", "nsp", "token", threads, *measure_sampler(prefix, args, folder, sampler_threads=threads))
@@ -117,7 +134,7 @@ def _measure_all(prefix: str, args: argparse.Namespace, folder: str) -> Iterator
         yield result("cpp", objective, masking, 1, rate, tokens)
 
 
-def measure_sampler(prefix: str, args: argparse.Namespace, folder: str, **options: Any) -> tuple[float, float]:
+def measure_sampler(prefix: str, args: argparse.Namespace, folder: str, **options: Any) -> tuple[Rate, float]:
     """(samples a second, real tokens a sample) of our sampler; `options` are fields of DataConfig."""
     config = DataConfig(
         data_path=(prefix,), split="1", mask_rate_start=MASK_RATE, mask_rate_end=MASK_RATE, mask_rate_steps=1,
@@ -137,7 +154,7 @@ def measure_sampler(prefix: str, args: argparse.Namespace, folder: str, **option
         return lambda i: _draw(dataset, batches[(i + 128 * thread) % len(batches)], own)
 
     calls = [draw_from(thread) for thread in range(options.get("sampler_threads", 1))]
-    return best_rate(calls, args.seconds) * args.batch_size, float(np.mean(counts)) / args.batch_size
+    return best_rate(calls, args.seconds).times(args.batch_size), float(np.mean(counts)) / args.batch_size
 
 
 def _draw(dataset: PretrainingDataset, batch: np.ndarray, out: BatchBuffers) -> None:
@@ -147,15 +164,15 @@ def _draw(dataset: PretrainingDataset, batch: np.ndarray, out: BatchBuffers) -> 
         out.padding_mask[:] = dataset.batch(batch.tolist()).padding_mask
 
 
-def measure_index(num_documents: int) -> float:
+def measure_index(num_documents: int) -> Rate:
     """Rows a second of an epoch's pair index at sequence length 512 and one thread; prints documents and seconds."""
     sentences = synthetic_sentences(num_documents)
     walk = WalkSettings(objective="nsp", max_tokens=509, short_seq_prob=0.1, seed=1)
-    begin = time.perf_counter()
+    begin, cpu_begin = time.perf_counter(), time.thread_time()
     rows = walk_epoch(sentences, walk)
-    seconds = time.perf_counter() - begin
-    print(f"pair index: {num_documents:,} documents, {len(rows):,} samples, {seconds:.2f} s")
-    return len(rows) / seconds
+    seconds, cpu_seconds = time.perf_counter() - begin, time.thread_time() - cpu_begin
+    print(f"pair index: {num_documents:,} documents, {len(rows):,} samples, {seconds:.2f} s, CPU {cpu_seconds:.2f} s")
+    return Rate(len(rows) / seconds, len(rows) / cpu_seconds)
 
 
 def synthetic_sentences(num_documents: int) -> Sentences:
@@ -170,7 +187,7 @@ def synthetic_sentences(num_documents: int) -> Sentences:
     return Sentences(lengths=lengths, offsets=offsets, token_bytes=2, bounds=bounds, first=0, last=num_documents)
 
 
-def measure_megatron_core(prefix: str, seq_length: int, seconds: float, folder: str) -> tuple[float, float]:
+def measure_megatron_core(prefix: str, seq_length: int, seconds: float, folder: str) -> tuple[Rate, float]:
     """(samples a second, real tokens a sample) of megatron-core's BERTMaskedWordPieceDataset, item by item."""
     dataset = megatron_core_dataset(prefix, seq_length, folder)
     order = np.random.default_rng(0).permutation(len(dataset))
@@ -208,22 +225,24 @@ def megatron_core_dataset(prefix: str, seq_length: int, folder: str) -> Any:
     return BERTMaskedWordPieceDataset(indexed, prefix, documents, STOCK_SAMPLES, Split.train, config)
 
 
-def best_rate(calls: Sequence[Callable[[int], object]], seconds: float, rounds: int = 5) -> float:
-    """Calls a second, one thread for each of `calls`, in the best of `rounds` equal stretches of the time."""
-    best = 0.0
+def best_rate(calls: Sequence[Callable[[int], object]], seconds: float, rounds: int = 5) -> Rate:
+    """Rate of calling, one thread for each of `calls`, in the best of `rounds` equal stretches of the time."""
+    by_clock = by_cpu = 0.0
     with ThreadPoolExecutor(len(calls)) as executor:
         for _ in range(rounds):
             stop = time.perf_counter() + seconds / rounds
-            best = max(best, sum(executor.map(lambda call, stop=stop: _rate_until(stop, call), calls)))
-    return best
+            rates = list(executor.map(lambda call, stop=stop: _rate_until(stop, call), calls))
+            by_clock = max(by_clock, sum(rate.by_clock for rate in rates))
+            by_cpu = max(by_cpu, sum(rate.by_cpu for rate in rates))
+    return Rate(by_clock, by_cpu)
 
 
-def _rate_until(stop: float, call: Callable[[int], object]) -> float:
-    begin, count = time.perf_counter(), 0
+def _rate_until(stop: float, call: Callable[[int], object]) -> Rate:
+    begin, cpu_begin, count = time.perf_counter(), time.thread_time(), 0
     while (now := time.perf_counter()) < stop:
         call(count)
         count += 1
-    return count / (now - begin)
+    return Rate(count / (now - begin), count / (time.thread_time() - cpu_begin))
 
 
 def write_synthetic(prefix: Path, *, num_documents: int) -> str:
@@ -259,10 +278,11 @@ def write_synthetic(prefix: Path, *, num_documents: int) -> str:
 def _table(results: list[Result]) -> Iterator[str]:
     first = results[0]
     yield f"{first.processor}, sequence {first.seq_length}, batches of {first.batch_size}, commit {first.commit}"
-    yield f"{'case':<14}{'objective':<10}{'masking':<12}{'threads':>7}{'samples/s':>12}{'tokens/s':>14}{'x core':>9}"
+    names = f"{'case':<14}{'objective':<10}{'masking':<12}{'threads':>7}"
+    yield f"{names}{'samples/s':>12}{'/CPU s':>12}{'tokens/s':>14}{'x core':>9}"
     for r in results:
         yield (
-            f"{r.case:<14}{r.objective:<10}{r.masking:<12}{r.threads:>7}{r.samples_per_second:>12,.0f}"
+            f"{r.case:<14}{r.objective:<10}{r.masking:<12}{r.threads:>7}{r.samples_per_second:>12,.0f}{r.samples_per_cpu_second:>12,.0f}"
             f"{r.tokens_per_second:>14,.0f}{r.times_megatron_core:>9,.1f}"
         )
 
