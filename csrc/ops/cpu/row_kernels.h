@@ -170,16 +170,17 @@ void sum_row(const Element* a, const Element* b, int64_t columns, const Scale& s
   totals[3] = sum_of(total.last);
 }
 
-// lse(a) - lse(b): two exponentials an element, each side on its own scale.
+// lse(a) - lse(b): two exponentials an element, each side on its own scale. Also the mass of the clean logits by themselves.
 template <typename Element>
-float difference_of_levels(const Element* a, const Element* b, int64_t columns, const Survey& found) {
+float difference_of_levels(const Element* a, const Element* b, int64_t columns, const Survey& found, float* mass) {
   Vector clean = broadcast(0.0f), adv = broadcast(0.0f);
   for (int64_t i = 0; i < columns; i += Vector::width) {
     const int64_t left = columns - i < Vector::width ? columns - i : Vector::width;
     clean = clean + exponential(load_some(a + i, left, -MA_INFINITY) - broadcast(found.clean_maximum));
     adv = adv + exponential(load_some(b + i, left, -MA_INFINITY) - broadcast(found.adv_maximum));
   }
-  return (found.clean_maximum - found.adv_maximum) + __builtin_logf(sum_of(clean) / sum_of(adv));
+  *mass = sum_of(clean);
+  return (found.clean_maximum - found.adv_maximum) + __builtin_logf(*mass / sum_of(adv));
 }
 
 template <typename Element>
@@ -211,10 +212,13 @@ RowRecord record_of_block(const Element* a, const Element* b, int64_t columns, i
       return record_of_sums(found.clean_maximum, scale, found.center, sums, kOneSided);
     }
   }
-  const float center = difference_of_levels(a, b, columns, found);
+  float mass;
+  const float center = difference_of_levels(a, b, columns, found, &mass);
   scale = common_scale(center);
   sum_row<kOneSided, true, true>(a, b, columns, scale_of(scale, center), 0, 0, sums);
-  return record_of_sums(found.clean_maximum, scale, center, sums, kOneSided);
+  RowRecord record = record_of_sums(found.clean_maximum, scale, center, sums, kOneSided);
+  record.mass = mass;  // the MLM loss survives adversarial logits that are not numbers
+  return record;
 }
 
 template <typename Element>

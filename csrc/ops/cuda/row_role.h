@@ -117,18 +117,17 @@ MA_ROLE void sum_part(const RowPart<Element>& part, Team& team, const RowScale& 
   sums[3] = team.sum(last);
 }
 
-// lse(a) - lse(b), each side on its own scale.
+// lse(a) - lse(b), each side on its own scale. Also the mass of the clean logits by themselves.
 template <typename Element, typename Team>
-MA_ROLE float difference_of_levels(const RowPart<Element>& part, Team& team, float clean_top, float adv_top) {
+MA_ROLE float difference_of_levels(const RowPart<Element>& part, Team& team, float clean_top, float adv_top, float* mass) {
   const float log_2_e = 1.44269504f;
   float clean_mass = 0.0f, adv_mass = 0.0f;
   each_column(part, team, [&](float a, float b) {
     clean_mass += power_of_2((a - clean_top) * log_2_e);
     adv_mass += power_of_2((b - adv_top) * log_2_e);
   });
-  clean_mass = team.sum(clean_mass);
-  adv_mass = team.sum(adv_mass);
-  return (clean_top - adv_top) + MA_MATH(logf)(clean_mass / adv_mass);
+  *mass = team.sum(clean_mass);
+  return (clean_top - adv_top) + MA_MATH(logf)(*mass / team.sum(adv_mass));
 }
 
 // As record_of_block in ops/cpu/row_kernels.h. Columns that are -inf on both sides count nothing.
@@ -147,20 +146,22 @@ MA_ROLE RowRecord record_of_part(const RowPart<Element>& part, Team& team, bool 
   clean_top = team.greatest(clean_top);
   adv_top = team.greatest(adv_top);
   if (team.greatest(unmasked) == 0.0f) return empty_record();
-  float sums[4], scale = larger_of(clean_top, adv_top + center);
+  float sums[4], mass = -1.0f, scale = larger_of(clean_top, adv_top + center);
   bool good = scale - clean_top <= 20.0f;
   for (int attempt = 0; attempt < 2; ++attempt) {
     if (attempt == 1) {  // the centre lies far from the bulk: again around the difference of the log-sum-exps
-      center = difference_of_levels(part, team, clean_top, adv_top);
+      center = difference_of_levels(part, team, clean_top, adv_top, &mass);
       scale = larger_of(clean_top, adv_top + center);
     } else if (!good) {
       continue;
     }
     sum_part(part, team, row_scale(scale, center), one_sided, sums);
-    good = sums[1] > -0.75f * sums[0] && sums[1] < 50.0f * sums[0];
+    good = sums[1] > -0.75f * sums[0] && sums[1] < 50.0f * sums[0] && sums[3] == sums[3];
     if (good) break;
   }
-  return record_of_sums(clean_top, scale, center, sums, one_sided);
+  RowRecord record = record_of_sums(clean_top, scale, center, sums, one_sided);
+  if (mass >= 0.0f) record.mass = mass;  // the MLM loss survives adversarial logits that are not numbers
+  return record;
 }
 
 struct RowWeights {

@@ -53,13 +53,14 @@ def row_statistics(clean: Tensor, adv: Tensor, labels: Tensor | None, options: R
         center = torch.logsumexp(a, dim=1) - torch.logsumexp(b, dim=1)
         u = centred_difference(a, b, center)
         weight, difference = _weights(a, b, u, maximum, center, torch.zeros_like(center))
-        mass = weight.sum(1)
+        mass = torch.exp(a - maximum[:, None]).sum(1)  # of the clean logits alone: the MLM loss survives bad adversarial ones
         log_ratio = torch.log1p(-difference.sum(1) / mass)
         h = u + log_ratio[:, None]
         weight, difference = _weights(a, b, h, maximum, center, log_ratio)
         terms = weight * _one_sided_terms(h) if options.one_sided else difference * h
-        sums = torch.where(weight == 0, 0.0, weight * u).sum(1), torch.where(weight + difference == 0, 0.0, terms).sum(1)
-        columns = torch.stack([maximum, mass, center, log_ratio, sums[0] / mass, sums[1] / mass], dim=1)
+        sums = torch.where(weight == 0, 0.0, weight * u).sum(1), torch.where((weight == 0) & (difference == 0), 0.0, terms).sum(1)
+        divergence = torch.where(torch.isfinite(sums[1]), sums[1] / mass, torch.nan)
+        columns = torch.stack([maximum, mass, center, log_ratio, sums[0] / mass, divergence], dim=1)
         masked = ((a == -torch.inf) & (b == -torch.inf)).all(1)
         record[:, :STATISTICS] = torch.where(masked[:, None], _EMPTY.to(columns), columns)
     if labels is not None:
@@ -144,6 +145,7 @@ def row_gradients(
     to_adv = torch.where(skipped, 0.0, weight * to_adv)
     if labels is not None and mlm_weight is not None:
         local, owned = local_labels(labels, options)
+        p = torch.exp(a - maximum) / mass
         to_mlm = p.scatter_add(1, local[:, None], -owned.to(dtype)[:, None])
         scale = mlm_weight.to(dtype)[:, None]
         to_clean = to_clean + torch.where(ignored | (scale == 0), 0.0, scale * to_mlm)

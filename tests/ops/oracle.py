@@ -1,0 +1,60 @@
+"""The ops once more, written plainly: what float64 autograd says, and what eager torch gives in the logits' own dtype.
+
+Nothing here is shared with megatron_alum.ops. Letters: N rows, V columns; a, b clean and adversarial logits.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Divergence(NamedTuple):
+    """Value [N] and gradients [N, V] of its sum."""
+
+    kl: Tensor
+    to_clean: Tensor
+    to_adv: Tensor
+
+
+def detached_kl(a: Tensor, b: Tensor) -> Tensor:
+    """KL(P.detach() || Q) + KL(Q.detach() || P), two one-way divergences as the released code sums them."""
+    p, q = a.log_softmax(1), b.log_softmax(1)
+    one, other = p.detach(), q.detach()
+    return (one.exp() * (one - q)).sum(1) + (other.exp() * (other - p)).sum(1)
+
+
+def full_kl(a: Tensor, b: Tensor) -> Tensor:
+    """sum (p - q)(log p - log q), gradients through everything."""
+    p, q = a.log_softmax(1), b.log_softmax(1)
+    return ((p.exp() - q.exp()) * (p - q)).sum(1)
+
+
+def one_sided_kl(a: Tensor, b: Tensor) -> Tensor:
+    """KL(P || Q), exact for nearly equal logits: the mean under P of h - 1 + exp(-h), by its series near 0."""
+    p, q = a.log_softmax(1), b.log_softmax(1)
+    h = p - q
+    series = h * h * (1 / 2 - h / 6 + h * h / 24 - h**3 / 120 + h**4 / 720)
+    return (p.exp() * torch.where(h.abs() < 0.01, series, h + torch.expm1(-h))).sum(1)
+
+
+def differentiate(function, clean: Tensor, adv: Tensor, *, dtype: torch.dtype, valid: int | None = None) -> Divergence:
+    """`function` on the first `valid` columns in `dtype`; gradients of the other columns are 0."""
+    a, b = (x.detach().to(dtype).requires_grad_() for x in (clean, adv))
+    kl = function(a[:, :valid], b[:, :valid])
+    return Divergence(kl.detach(), *torch.autograd.grad(kl.sum(), (a, b)))
+
+
+def logits(rows: int, columns: int, *, difference: float, shift: float = 0.0, scale: float = 2.0, seed: int = 0) -> tuple:
+    """Two float32 [rows, columns] that differ by about `difference` and exactly comparable common `shift`."""
+    generator = torch.Generator().manual_seed(seed)
+    clean = scale * torch.randn(rows, columns, generator=generator)
+    return clean, clean + difference * torch.randn(rows, columns, generator=generator) + shift
+
+
+def worst_row(found: Tensor, truth: Tensor) -> float:
+    """Greatest error of a row relative to its truth: of a number, or of a row's Euclidean norm."""
+    found, truth = found.double(), truth.double()
+    if found.ndim == 1:
+        return ((found - truth).abs() / truth.abs().clamp(min=1e-300)).max().item()
+    return ((found - truth).norm(dim=1) / truth.norm(dim=1).clamp(min=1e-300)).max().item()

@@ -1,0 +1,105 @@
+"""A vocabulary split over ranks gives what one rank gives: losses, gradients, one collective of 6 or 7 floats a row."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_alum import ops
+from megatron_alum.ops.reference import rows as reference
+from tests.helpers.distributed import run_ranks
+from tests.ops import oracle, tolerances
+
+ROWS, COLUMNS, VALID = 9, 1024, 900  # at 4 ranks the last shard (256 columns) holds 132 valid ones
+
+
+def losses_on_rank(rank, world_size, case, impl):
+    clean, adv, labels, valid = case
+    width = clean.shape[1] // world_size
+    mine = slice(rank * width, (rank + 1) * width)
+    a, b = (x[:, mine].clone().requires_grad_() for x in (clean, adv))
+    gathered = []
+    original = dist.all_gather_into_tensor
+
+    def counting(output, tensor, **options):
+        gathered.append(list(tensor.shape))
+        return original(output, tensor, **options)
+
+    dist.all_gather_into_tensor = counting
+    try:
+        options = {"valid_vocab_size": valid, "group": dist.group.WORLD, "impl": impl}
+        mlm, kl = ops.mlm_symmetric_kl(a, b, labels, **options)
+        full = ops.symmetric_kl(a.detach(), b.detach(), detach_targets=False, **options)
+        one_sided = ops.kl_divergence(a.detach(), b.detach(), **options)
+        before = len(gathered)
+        (mlm.sum() + 2.0 * kl.sum()).backward()
+        assert len(gathered) == before, "the backward must not communicate"
+    finally:
+        dist.all_gather_into_tensor = original
+    return mlm.detach(), kl.detach(), full, one_sided, a.grad, b.grad, gathered
+
+
+def on_one_rank(case, impl):
+    clean, adv, labels, valid = case
+    a, b = clean.clone().requires_grad_(), adv.clone().requires_grad_()
+    mlm, kl = ops.mlm_symmetric_kl(a, b, labels, valid_vocab_size=valid, impl=impl)
+    (mlm.sum() + 2.0 * kl.sum()).backward()
+    return mlm.detach(), kl.detach(), ops.kl_divergence(clean, adv, valid_vocab_size=valid, impl=impl), a.grad, b.grad
+
+
+@pytest.mark.parametrize("difference", [1e-6, 1e-3, 2.0])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_equals_one_rank(impl, device, world_size, difference):
+    if device.type != "cpu":
+        pytest.skip("the workers of this test speak gloo; tools/gpu_check.py runs one GPU")
+    clean, adv = oracle.logits(ROWS, COLUMNS, difference=difference, shift=0.5)
+    labels = torch.tensor([0, 899, 300, -100, 17, 512, 256, 255, 700])
+    case = clean, adv, labels, VALID
+    mlm, kl, one_sided, to_clean, to_adv = on_one_rank(case, impl)
+    ranks = run_ranks(world_size, losses_on_rank, case, impl)
+    exact = oracle.full_kl(clean[:, :VALID].double(), adv[:, :VALID].double()).where(labels != -100, 0.0)
+    exact_one_sided = oracle.one_sided_kl(clean[:, :VALID].double(), adv[:, :VALID].double())
+    for result in ranks:
+        assert [shape for shape in result[6]] == [[ROWS, 7], [ROWS, 6], [ROWS, 6]]
+        assert oracle.worst_row(result[0], mlm) <= tolerances.MLM
+        assert oracle.worst_row(result[1], exact) <= tolerances.FLOAT32
+        assert oracle.worst_row(result[2].where(labels != -100, 0.0), exact) <= tolerances.FLOAT32
+        limit = tolerances.FLOAT32 if difference < 1 else tolerances.ONE_SIDED_LARGE
+        assert oracle.worst_row(result[3], exact_one_sided) <= limit
+        assert torch.equal(result[1], ranks[0][1]), "all ranks hold the same losses, bit for bit"
+    assert oracle.worst_row(torch.cat([r[4] for r in ranks], dim=1), to_clean) <= tolerances.FLOAT32
+    assert oracle.worst_row(torch.cat([r[5] for r in ranks], dim=1), to_adv) <= tolerances.FLOAT32
+
+
+def test_a_shard_of_padding_alone_counts_nothing(impl, device):
+    """At 4 ranks and 512 valid of 1024 columns, two ranks hold none."""
+    if device.type != "cpu":
+        pytest.skip("the workers of this test speak gloo; tools/gpu_check.py runs one GPU")
+    clean, adv = oracle.logits(ROWS, COLUMNS, difference=0.1)
+    case = clean, adv, torch.arange(ROWS), 512
+    expected = on_one_rank(case, impl)
+    for rank, result in enumerate(run_ranks(4, losses_on_rank, case, impl)):
+        assert oracle.worst_row(result[1], expected[1]) <= tolerances.FLOAT32
+        assert result[4].any() == result[5].any() == (rank < 2)
+
+
+@pytest.mark.parametrize("shards", [2, 3, 7])
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_merge_is_exact_in_any_order(device, impl, shards, one_sided):
+    """The merge alone, on records whose centres and masses lie far apart; no processes needed."""
+    clean, adv = (x.to(device) for x in oracle.logits(6, 840, difference=1e-4, scale=4.0))
+    adv[3:] += torch.linspace(0, 30, 840, device=device)
+    options = reference.RowOptions(0, 840 // shards, one_sided)
+    records = torch.stack(
+        [reference.row_statistics(a, b, None, options) for a, b in zip(clean.chunk(shards, 1), adv.chunk(shards, 1))]
+    )
+    whole = reference.row_statistics(clean.double(), adv.double(), None, reference.RowOptions(0, 840, one_sided))
+    for order in (torch.arange(shards), torch.arange(shards).flip(0)):
+        if impl == "reference":
+            merged = reference.merge_statistics(records[order], one_sided)
+        else:
+            merged = torch.ops.megatron_alum.merge_statistics(records[order], one_sided)
+        assert oracle.worst_row(merged[:, 5], whole[:, 5]) <= 2 * tolerances.FLOAT32
+        lse = merged[:, 0] + merged[:, 1].log()
+        assert torch.allclose(lse.double(), whole[:, 0] + whole[:, 1].log(), rtol=1e-6)
+        ratio = merged[:, 2] - merged[:, 3]  # lse(a) - lse(b), however it is centred
+        assert torch.allclose(ratio.double(), whole[:, 2] - whole[:, 3], rtol=1e-6, atol=1e-6)

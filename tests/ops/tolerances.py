@@ -1,0 +1,23 @@
+"""Every tolerance of the op tests, with its reason. Exact comparisons do not appear here: exact means equal."""
+
+import torch
+
+# Relative error of a row against float64, value and gradient norm.
+# float32: 2e-6 is what the centred form promises (measured worst 6e-7 in value, 6e-7 in gradients, any instruction set).
+FLOAT32 = 2e-6
+# Gradients in bfloat16 are rounded to 8 bits, in float16 to 11: half a unit in the last place, and the float32 error.
+# float16 gradients below 6e-5 are subnormal: their absolute error of 3e-8 is bounded separately.
+GRADIENT = {torch.float32: FLOAT32, torch.bfloat16: 2**-8 + FLOAT32, torch.float16: 2**-11 + FLOAT32}
+SUBNORMAL_FLOAT16 = 2**-25
+# Values are float32 whatever the logits' dtype is.
+VALUE = {torch.float32: FLOAT32, torch.bfloat16: FLOAT32, torch.float16: FLOAT32}
+# One-way KL at differences of order 1: two numbers of the size of t^2 / 2 cancel against each other (measured 2e-5).
+ONE_SIDED_LARGE = 1e-4
+# MLM loss m + log Z - a_label: three float32 roundings of numbers near 10, against a loss near 10.
+MLM = 1e-6
+# Sums over a token's channels and over tokens in float32, order of addition left to the implementation.
+STATISTICS = 1e-5
+# Sample moments of n = 2^20 Gaussian numbers: 5 standard errors of mean (1/sqrt n), variance (sqrt(2/n)), kurtosis (sqrt(24/n)).
+MOMENT_ERRORS = 5.0
+# Chunked head against the plain head: two float32 matrix products summed in another order, H = 32.
+CHUNKED = 1e-5
