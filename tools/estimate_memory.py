@@ -55,7 +55,9 @@ def report(config: RunConfig, *, processes: int, vocab_size: int, limit_gb: floa
         lines.append(f"{phase:12}{values}   {passes(config, phase):g} F = {flops / 1e12:,.3g} TFLOP an iteration")
         if limit_gb is not None:
             verdict = (
-                "fits" if memory.total / 1e9 < limit_gb else "does not fit: try the options of `Memory against time`"
+                "fits"
+                if memory.total / 1e9 < limit_gb
+                else "does not fit: try --recompute-granularity or --use-distributed-optimizer"
             )
             lines.append(f"{'':12}{verdict} into {limit_gb:g} GB")
     return lines

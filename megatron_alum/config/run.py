@@ -47,8 +47,32 @@ class RunConfig:
                 f"--seq-length must be a multiple of --tensor-model-parallel-size ({tp}) with --sequence-parallel, "
                 f"but is {self.model.seq_length} instead."
             )
+        self._check_ascent()
         if self.checkpoint.save is None and not self.dry_run:
             raise ValueError("--save must be given, but is not. Name the folder of the run, or try --dry-run.")
+
+    def _check_ascent(self) -> None:
+        """Refuse what the cheaper ascents cannot do."""
+        ascent, alum = self.compute.alum_ascent, self.alum
+        if ascent == "free" and alum.num_ascent_steps != 1:
+            raise ValueError(
+                f"--alum-num-ascent-steps must be 1 with --alum-ascent free, but is {alum.num_ascent_steps} instead: "
+                "the clean backward gives one direction."
+            )
+        if ascent == "free" and self.parallel.overlap_grad_reduce:
+            raise ValueError(
+                "--overlap-grad-reduce must be false with --alum-ascent free, but is true instead: "
+                "a micro-batch has two backward passes."
+            )
+        if ascent != "virtual" and alum.head_chunk_rows:
+            raise ValueError(
+                f"--alum-head-chunk-rows must be 0 with --alum-ascent {ascent}, but is {alum.head_chunk_rows} instead."
+            )
+        if alum.dropout == "shared" and alum.batch_fraction < 1.0:
+            raise ValueError(
+                f"--alum-batch-fraction must be 1 with --alum-dropout shared, but is {alum.batch_fraction} instead: "
+                "a part of the micro-batch would draw other masks."
+            )
 
     def data_parallel_size(self, world_size: int) -> int:
         """Number of data-parallel replicas on `world_size` processes.

@@ -5,6 +5,8 @@ F is one forward pass. A backward pass to inputs and weights costs 2 F, to input
     standard   3 F                            forward, backward
     ALUM       3 F + rho (2 K + 3) F          + K ascent steps (forward, input gradient) + adversarial forward, backward
                = 8 F for K = 1 and rho = 1
+      free     3 F + rho 3 F                  + adversarial forward, backward (--alum-ascent free)
+      label    3 F + rho 2 K F                + K ascent steps; no clean pass (--alum-ascent label)
 
 where rho is --alum-batch-fraction. Full recomputation adds a forward to every backward.
 Multiplications and additions count separately; only matrix products are counted.
@@ -38,7 +40,8 @@ def passes(config: RunConfig, phase: Phase) -> float:
     if phase == "standard":
         return standard
     inner = config.alum.num_ascent_steps * (2 + recompute)
-    return standard + config.alum.batch_fraction * (inner + 3 + recompute)
+    added = {"virtual": inner + 3 + recompute, "label": inner, "free": 3 + recompute}[config.compute.alum_ascent]
+    return standard + config.alum.batch_fraction * added
 
 
 def iteration_flops(config: RunConfig, phase: Phase, *, vocab_size: int) -> float:

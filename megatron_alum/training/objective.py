@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from megatron_alum.alum import AlumRegularizer, Ascent, Kernels, adversarial_count
 from megatron_alum.alum.dropout import replayed
+from megatron_alum.alum.kernels import Divergence
 from megatron_alum.config.alum import AlumConfig
 from megatron_alum.config.run import RunConfig
 from megatron_alum.data.batch import IGNORED_LABEL, PretrainingBatch
@@ -108,8 +109,8 @@ class Objective:
         hidden = self._encode(self._embed(micro), micro)
         outputs = self.whole.heads(hidden, micro.batch.masked_positions)
         lm_loss = self.whole.mlm(outputs.rows, micro.batch.masked_labels) / counts.masked
-        nsp_loss = self._nsp_loss(outputs.nsp_logits, micro, counts)
-        return MicroLoss(lm_loss + nsp_loss, _detached(lm_loss=lm_loss, nsp_loss=nsp_loss))
+        nsp_loss = self._nsp_sum(outputs.nsp_logits, micro.batch.nsp_labels) / counts.labelled
+        return MicroLoss(lm_loss + nsp_loss, detached(lm_loss=lm_loss, nsp_loss=nsp_loss))
 
     def adversarial(self, micro: MicroBatch, counts: Counts, *, iteration: int, loss_scale: Tensor) -> MicroLoss:
         """Algorithm 1: clean forward, ascent on delta, forward at x + delta, one pass over the rows of both logits.
@@ -139,11 +140,11 @@ class Objective:
             kl_end = self._divergence(counts, clean, adversarial, symmetric=self.alum.inner_divergence == "symmetric")
         lm_loss, alum_kl = self._row_losses(clean, adversarial, ascent, part, counts)
         lm_loss = lm_loss + self._mlm_of_the_rest(hidden, micro, counts)
-        nsp_loss = self._nsp_loss(outputs.nsp_logits, micro, counts)
+        nsp_loss = self._nsp_sum(outputs.nsp_logits, micro.batch.nsp_labels) / counts.labelled
         alum_nsp_kl = self._nsp_divergence(clean, adversarial, ascent, counts)
         loss = lm_loss + nsp_loss + alum_kl + alum_nsp_kl
         alpha = self.alum.alpha
-        logged = _detached(lm_loss=lm_loss, nsp_loss=nsp_loss, alum_kl=alum_kl / alpha, alum_nsp_kl=alum_nsp_kl / alpha)
+        logged = detached(lm_loss=lm_loss, nsp_loss=nsp_loss, alum_kl=alum_kl / alpha, alum_nsp_kl=alum_nsp_kl / alpha)
         return MicroLoss(loss, logged | _statistics(ascent, kl_end))
 
     def _row_losses(
@@ -165,11 +166,11 @@ class Objective:
         logits = self.whole.heads(hidden, micro.batch.masked_positions[begin:]).rows
         return self.whole.mlm(logits, micro.batch.masked_labels[begin:]) / counts.masked
 
-    def _nsp_loss(self, logits: Tensor | None, micro: MicroBatch, counts: Counts) -> Tensor:
-        if logits is None or not micro.counts.labelled:
-            return torch.zeros((), device=micro.batch.tokens.device)
-        labels = micro.batch.nsp_labels
-        return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum") / counts.labelled
+    def _nsp_sum(self, logits: Tensor | None, labels: Tensor) -> Tensor:
+        """Sum of the next-sentence losses of sequences with a label; 0 without that head."""
+        if logits is None:
+            return torch.zeros((), device=labels.device)
+        return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum")
 
     def _nsp_divergence(self, clean: Outputs, adversarial: Outputs, ascent: Ascent, counts: Counts) -> Tensor:
         """alpha x the symmetric KL of the next-sentence logits, as a share of the global batch."""
@@ -201,6 +202,9 @@ class Objective:
             pair = (value if isinstance(value, Outputs) else Outputs(value, None) for value in (clean, adversarial))
             return self._divergence(counts, *pair, symmetric=symmetric)
 
+        return self._new_regularizer(divergence, loss_scale)
+
+    def _new_regularizer(self, divergence: Divergence, loss_scale: Tensor) -> AlumRegularizer:
         return AlumRegularizer(
             self.alum,
             Kernels(perturb=perturb_embeddings, divergence=divergence, agree=self._agree),
@@ -282,7 +286,26 @@ def adversarial_part(micro: MicroBatch) -> MicroBatch:
     return MicroBatch(part, None if micro.padding_mask is None else micro.padding_mask[:sequences], micro.counts)
 
 
-def _detached(**values: Tensor) -> dict[str, Tensor]:
+def others_of(micro: MicroBatch) -> MicroBatch | None:
+    """The sequences beyond the first A with their masked positions; None when there are none."""
+    sequences, rows = micro.counts.adversarial_sequences, micro.counts.adversarial_masked
+    if sequences == micro.batch.num_sequences:
+        return None
+    batch = micro.batch
+    others = PretrainingBatch(
+        tokens=batch.tokens[sequences:],
+        token_types=batch.token_types[sequences:],
+        padding_mask=batch.padding_mask[sequences:],
+        masked_positions=batch.masked_positions[rows:] - sequences * batch.tokens.shape[1],
+        masked_labels=batch.masked_labels[rows:],
+        nsp_labels=batch.nsp_labels[sequences:],
+        sample_index=batch.sample_index[sequences:],
+    )
+    return MicroBatch(others, None if micro.padding_mask is None else micro.padding_mask[sequences:], micro.counts)
+
+
+def detached(**values: Tensor) -> dict[str, Tensor]:
+    """The values without their graph."""
     return {name: value.detach() for name, value in values.items()}
 
 
