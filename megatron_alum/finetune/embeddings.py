@@ -18,14 +18,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 Inputs = Mapping[str, Any]
+LABEL_NAMES = {"labels", "start_positions", "end_positions", "num_items_in_batch"}
 
 
 def without_labels(inputs: Inputs) -> dict[str, Any]:
     """The inputs that describe the text alone."""
     return {name: value for name, value in inputs.items() if name not in LABEL_NAMES}
-
-
-LABEL_NAMES = {"labels", "start_positions", "end_positions", "num_items_in_batch"}
 
 
 class EmbeddingSplit:
@@ -53,9 +51,12 @@ class EmbeddingSplit:
         if self.level == "word":
             words = _word_embeddings(_plain(self.model))(inputs["input_ids"])
             return words.flatten(0, -3)
-        with self._captured() as outputs:
-            self.model(**without_labels(inputs))
-        return outputs[0]
+        module: Any = embedding_module(_plain(self.model))
+        accepted = inspect.signature(module.forward).parameters
+        names = [
+            name for name in ("input_ids", "token_type_ids", "position_ids") if name in inputs and name in accepted
+        ]
+        return module(**{name: inputs[name].flatten(0, -2) for name in names})
 
     def forward(self, embeddings: Tensor, inputs: Inputs) -> Any:
         """The model's outputs, without labels, from embeddings as `embed` returns them."""
@@ -71,17 +72,6 @@ class EmbeddingSplit:
         if "position_ids" in self.accepted and "position_ids" not in rest:
             rest["position_ids"] = position_ids(_plain(self.model), token_ids)
         return {**rest, "inputs_embeds": embeddings.view(*token_ids.shape, embeddings.shape[-1])}
-
-    @contextmanager
-    def _captured(self) -> Iterator[list[Tensor]]:
-        outputs: list[Tensor] = []
-        module = embedding_module(_plain(self.model))
-        assert module is not None
-        handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-        try:
-            yield outputs
-        finally:
-            handle.remove()
 
 
 def position_ids(model: nn.Module, token_ids: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
     OUTPUT/runs/lr2e-05-bs32-seed42/          checkpoints while a run lasts, then its predictions and DONE
     OUTPUT/model/                             the best model of all runs on the development set
     OUTPUT/best.json                          which run that is
+    OUTPUT/config.json                        the settings all runs share
 
 A run with a DONE file is not repeated; an interrupted one goes on from its last checkpoint. Rows are appended when a
 run is complete, so the file never holds half a run.
@@ -23,6 +24,7 @@ import torch
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from megatron_alum.config.cli import config_to_dict
 from megatron_alum.config.finetune import FinetuneConfig
 from megatron_alum.finetune.decoding import Decoded, SpanOptions, decode
 from megatron_alum.finetune.features import Collator, Feature
@@ -35,6 +37,7 @@ from megatron_alum.finetune.tasks import BATCH_SIZES, LEARNING_RATES, MAX_EPOCHS
 from megatron_alum.finetune.trainer import AlumTrainer
 
 DONE = "DONE"
+GRID_OPTIONS = ("seeds", "learning_rate", "per_device_train_batch_size", "paper_grid", "output", "save_model")
 ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-6  # Devlin et al. 2019
 
 
@@ -107,6 +110,7 @@ def method_of(config: FinetuneConfig) -> Method:
 def run_grid(config: FinetuneConfig, prepared: Prepared) -> list[dict[str, Any]]:
     """Run what is not done yet; all result rows of this grid."""
     output = Path(config.data.output)
+    check_same_settings(config)
     rows: list[dict[str, Any]] = []
     for point in grid(config):
         folder = output / "runs" / point.name
@@ -117,6 +121,26 @@ def run_grid(config: FinetuneConfig, prepared: Prepared) -> list[dict[str, Any]]
             continue
         rows += run_point(config, prepared, point, folder)
     return rows
+
+
+def check_same_settings(config: FinetuneConfig) -> None:
+    """Write the settings into a new output folder; a folder may only be continued with the same ones, the grid apart.
+
+    Raises: ValueError naming the first setting that differs.
+    """
+    wanted = {name: value for name, value in config_to_dict(config).items() if name not in GRID_OPTIONS}
+    path = Path(config.data.output) / "config.json"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+        return
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in wanted.items():
+        if stored.get(name) != value:
+            raise ValueError(
+                f"--output must be a new folder or one of the same settings, but {config.data.output} was made with "
+                f"{name} {stored.get(name)} and is now given {value}."
+            )
 
 
 def run_point(config: FinetuneConfig, prepared: Prepared, point: Point, folder: Path) -> list[dict[str, Any]]:

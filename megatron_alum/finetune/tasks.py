@@ -202,7 +202,7 @@ _ROWS = (
         name="ax",
         metrics=("mcc", "accuracy"),
         files={
-            "train": tuple(f"MNLI/{name}" for name in _MNLI_TRAIN) + tuple(f"../mnli/{name}" for name in _MNLI_TRAIN),
+            "train": tuple(f"MNLI/{name}" for name in _MNLI_TRAIN) + tuple(f"mnli/{name}" for name in _MNLI_TRAIN),
             "dev": ("diagnostic-full.tsv", "diagnostic.tsv", "AX/diagnostic*.tsv", "test"),
             "test": ("diagnostic.tsv", "AX/diagnostic.tsv", "test"),
         },

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from megatron_alum.alum import AlumRegularizer
+from megatron_alum.alum.dropout import replayed
 from megatron_alum.alum.regularizer import AlumOutput
 from megatron_alum.finetune.bregman import MovingAverage
 from megatron_alum.finetune.divergence import Kind, comparable, kind_of, task_kernels
@@ -50,6 +51,8 @@ class AlumTrainer(Trainer):
                 f"but is {self.method.name} instead. Use data parallelism."
             )
         assert isinstance(self.model, nn.Module)
+        if self.method.freelb is not None and self.method.config.perturb != "word":
+            raise ValueError("--alum-perturb must be word with --method freelb, but is encoder_input instead.")
         self.kind = kind or kind_of(self.model)
         self.split = EmbeddingSplit(self.model, self.method.config.perturb)
         self.model_accepts_loss_kwargs = False  # losses are means per micro-batch, as the divergence is
@@ -72,6 +75,7 @@ class AlumTrainer(Trainer):
         if self.method.is_plain or self.method.freelb is not None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
+        self.split.model = self.accelerator.unwrap_model(model)  # keeps torch.compile, drops DDP
         regularizer = self._regularizer(inputs)
         snapshot = regularizer.dropout_snapshot()
         loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
@@ -115,7 +119,8 @@ class AlumTrainer(Trainer):
     def _divergence(self, regularizer: AlumRegularizer, clean: Any, inputs: Inputs, snapshot: Any) -> AlumOutput:
         """The divergence of the second pass, from perturbed embeddings or, for R-Drop, from the same ones."""
         mask = perturbable(inputs)
-        embeddings = self.split.embed(inputs)
+        with replayed(regularizer.dropout_state, snapshot):
+            embeddings = self.split.embed(inputs)
 
         def forward(x: Tensor) -> Any:
             return comparable(self.split.forward(x, inputs), self.kind, mask)

@@ -121,6 +121,11 @@ def test_a_second_call_repeats_nothing(finished, encoder, sentiment, capsys):
     assert "not repeated" in out and "(n 2)" in out and "+-" in out
 
 
+def test_a_folder_of_other_settings_is_refused(finished, encoder, sentiment, capsys):
+    assert run_tool("finetune", *flags(encoder, sentiment, finished), expect_error=True) == 2
+    assert "was made with alum True and is now given False" in capsys.readouterr().err
+
+
 def test_an_interrupted_run_resumes_from_its_checkpoint(encoder, sentiment, tmp_path, monkeypatch):
     """Stopped in the second epoch, a run ends with the uninterrupted one's result."""
     from transformers import TrainerCallback

@@ -235,7 +235,7 @@ def test_bfloat16_autocast_trains(tmp_path, name):
 
 
 def test_torch_compile_gives_the_eager_result(tmp_path):
-    """The second pass goes through the compiled module too; the eager backend of dynamo needs no compiler."""
+    """Every pass goes through the compiled module; the eager backend of dynamo needs no compiler."""
     eager, _ = train(tmp_path, "classification", method=method("alum", **BIG))
     compiled, _ = train(
         tmp_path,
@@ -281,6 +281,24 @@ def test_bregman_term_pulls_towards_the_average(tmp_path):
         trainer, _ = train(tmp_path, "classification", method=plan, arguments_changes={"max_steps": 20})
         distances.append((trainer.model.eval()(**inputs).logits.softmax(-1) - start).abs().mean().item())
     assert distances[1] < 0.6 * distances[0]
+
+
+def test_encoder_input_level_trains_and_shares_the_clean_dropout(tmp_path):
+    """At radius 0 with shared dropout the second pass repeats the clean one exactly, embedding dropout included."""
+    same = method("alum", perturb="encoder_input", dropout="shared", epsilon=0.0, noise_std=0.0)
+    trainer, _ = train(tmp_path, "classification", method=same)
+    assert [row["alum_kl"] for row in trainer.state.log_history if "loss" in row] == [0.0] * 3
+    moved, _ = train(tmp_path, "classification", method=method("alum", perturb="encoder_input", **BIG))
+    assert all(row["alum_kl"] > 0 for row in moved.state.log_history if "loss" in row)
+
+
+def test_freelb_at_the_encoder_input_is_refused():
+    with pytest.raises(ValueError, match="--alum-perturb must be word"):
+        AlumTrainer(
+            model=tiny_model("classification"),
+            args=arguments("unused"),
+            method=method("freelb", perturb="encoder_input"),
+        )
 
 
 def test_unknown_method_is_named():
