@@ -80,6 +80,7 @@ class Run:
         self.stopwatch = Stopwatch(config, groups, vocab_size=state.network.real_vocab_size)
         self.interval = Interval(groups, skipped=state.skipped)
         self.writers = Writers(config, rank=groups.world_rank, resumed_iteration=state.iteration)
+        self.warned = False
         self.last_saved = state.iteration if resumed is not None else None
 
     def until_done(self) -> None:
@@ -123,6 +124,7 @@ class Run:
         state.watch.enter(f"saving the checkpoint of iteration {state.iteration}")
         state.skipped = self.interval.skipped
         self.saver.save(state.iteration, checkpoint_content(state))
+        self.warned = False
         self.last_saved = state.iteration
 
     def _fetch(self, loader: BatchLoader) -> tuple[list[MicroBatch], Agreement]:
@@ -175,9 +177,20 @@ class Run:
             skipped=self.interval.skipped,
         )
         self.writers.write(METRICS_FILE, row)
+        self._warn_about_rounding(means["effective_perturbation"])
         self.writers.write(PERFORMANCE_FILE, performance)
         bar.set_postfix(
             {"phase": result.phase, "lm": _short(means["lm_loss"]), "tok/s": f"{tokens_per_second:.0f}"}, refresh=False
+        )
+
+    def _warn_about_rounding(self, effective: float | None) -> None:
+        """Say once that the sum x + delta loses most of delta."""
+        if self.warned or effective is None or effective >= 0.5:
+            return
+        self.warned = True
+        self._say(
+            f"WARNING: only {effective:.0%} of the perturbation survives the rounding of the embeddings it is added to. "
+            "Raise --alum-noise-std and --alum-epsilon."
         )
 
     def _check_skips(self) -> None:

@@ -1,13 +1,12 @@
 """Damaged checkpoints: found before they are read, reported, and passed over for the one before."""
 
-import contextlib
 import os
 from pathlib import Path
 
 import pytest
 
 from megatron_alum.checkpoint.folder import find_checkpoint, list_iterations
-from tests.training.runs import launch, launch_prepared, train_quietly
+from tests.training.runs import launch, launch_prepared, train_and_keep_stderr
 
 OPTIONS = {"tensor_model_parallel_size": 2, "train_iters": 8}
 
@@ -50,13 +49,6 @@ def test_the_one_before_is_found(run, damage):
     assert find_checkpoint(run).name == "iter_0000004"
     with pytest.raises(ValueError, match="iter_0000006"):
         find_checkpoint(run / "iter_0000006")
-
-
-def train_and_keep_stderr(rank, world_size, argv):
-    """One rank of a run whose stderr goes to the file stderr-RANK beside the run."""
-    with Path(argv[argv.index("--save") + 1] + f"-stderr-{rank}").open("w") as stream:
-        with contextlib.redirect_stderr(stream):
-            return train_quietly(rank, world_size, argv)
 
 
 def test_a_resume_falls_back_loudly_and_replaces_the_damaged_one(run, prefix):

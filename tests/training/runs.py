@@ -89,6 +89,13 @@ def train_quietly(rank: int, world_size: int, argv: list[str]) -> Exception | No
     return None
 
 
+def train_and_keep_stderr(rank: int, world_size: int, argv: list[str]) -> Exception | None:
+    """One rank of a run whose stderr goes to the file stderr-RANK beside the run."""
+    path = Path(argv[argv.index("--save") + 1] + f"-stderr-{rank}")
+    with path.open("w") as stream, contextlib.redirect_stderr(stream):
+        return train_quietly(rank, world_size, argv)
+
+
 def read_rows(save: Path, name: str = "metrics.jsonl") -> list[dict]:
     """The rows of one of the run's files."""
     return [json.loads(line) for line in (Path(save) / name).read_text().splitlines()]

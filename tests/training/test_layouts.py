@@ -26,6 +26,28 @@ def single(prefix, tmp_path_factory):
     return run
 
 
+OPTIONS = {
+    "normalized-gradient": {"alum_projection": "normalized_gradient", "alum_num_ascent_steps": 2},
+    "released-code": {"alum_projection": "normalize", "alum_perturb": "encoder_input", "alum_detach_embeddings": True},
+    "full-gradients": {"alum_detach_targets": False, "alum_inner_divergence": "symmetric", "alum_nsp": False},
+    "half-of-the-batch": {"alum_batch_fraction": 0.5},
+    "label": {"alum_ascent": "label"},
+    "free": {"alum_ascent": "free"},
+    "post-layernorm": {"model_type": "bert"},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_every_option_is_right_under_sequence_parallelism(prefix, tmp_path, options):
+    """Adversarial from the first iteration, with an ascent that moves delta as far as its random start."""
+    given = {**EXACT, "alum_start_fraction": 0, "alum_step_size": 0.05, "train_iters": 6, **options}
+    split = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    rows = launch(2, prefix, tmp_path / "run", **given, **split)
+    expected = launch(1, prefix, tmp_path / "single", **given)
+    worst = largest_difference(rows, expected, (*LOSSES, "ascent_ratio"))
+    assert max(worst.values()) < TOLERANCE, worst
+
+
 @pytest.mark.parametrize(
     ("world_size", "layout"),
     [

@@ -1,0 +1,64 @@
+"""A rank that hangs is named, with what the others were doing; nothing is saved."""
+
+import time
+
+import pytest
+
+from megatron_alum.checkpoint.folder import list_iterations
+from tests.training.runs import launch, launch_prepared, read_rows, train_quietly
+
+
+def train_with_a_sleeper(rank, world_size, argv):
+    """Rank 1 falls asleep before iteration 4, longer than the others wait."""
+    from megatron_alum.training.control import Control
+
+    agree = Control.agree
+
+    def sleepy(self, counts, **kwargs):
+        self.calls = getattr(self, "calls", 0) + 1
+        if rank == 1 and self.calls == 4:
+            time.sleep(12)
+        return agree(self, counts, **kwargs)
+
+    Control.agree = sleepy
+    try:
+        return train_quietly(rank, world_size, argv)
+    finally:
+        Control.agree = agree
+
+
+def test_a_hung_rank_times_out_with_rank_and_operation(prefix, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(
+        OSError, match=r"Rank 0 \(process \d+\) lost the other ranks while it was agreeing on iteration 4"
+    ):
+        launch_prepared(2, prefix, run, train_with_a_sleeper, distributed_timeout_minutes=0.05)
+    assert list_iterations(run) == [] and len(read_rows(run)) == 3
+
+
+def train_with_a_bad_gradient(rank, world_size, argv):
+    """The loss of one micro-batch of iteration 3 is infinite on rank 0 alone."""
+    from megatron_alum.training import step as module
+
+    backward, calls = module.backward, []
+
+    def poisoned(loss, scale):
+        calls.append(0)
+        backward(loss + float("inf") if rank == 0 and len(calls) == 10 else loss, scale)
+
+    module.backward = poisoned
+    try:
+        return train_quietly(rank, world_size, argv)
+    finally:
+        module.backward = backward
+
+
+@pytest.mark.parametrize("layout", [{}, {"tensor_model_parallel_size": 2}], ids=["dp2", "tp2"])
+def test_an_infinite_loss_on_one_rank_skips_the_step_on_all(prefix, tmp_path, layout):
+    """Iteration 3 holds calls 9 to 12 (tp2) of 4 micro-batches; with 2 of them a rank (dp2) it is iteration 5."""
+    rows = launch_prepared(2, prefix, tmp_path / "run", train_with_a_bad_gradient, train_iters=8, **layout)
+    hit = 3 if layout else 5
+    assert [row["skipped"] for row in rows] == [int(row["iteration"] >= hit) for row in rows]
+    assert [row["iteration"] for row in rows if row["grad_norm"] is None] == [hit]
+    clean = launch(2, prefix, tmp_path / "clean", train_iters=8, **layout)
+    assert rows[hit - 1]["lm_loss"] == clean[hit - 1]["lm_loss"] and rows[hit]["lm_loss"] != clean[hit]["lm_loss"]

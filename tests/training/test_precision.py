@@ -1,0 +1,77 @@
+"""bfloat16 and float16: curves near float32's, overflowing steps skipped on all ranks, delta untouched by rounding."""
+
+import pytest
+
+from tests.training.runs import EXACT, launch, launch_prepared, read_rows, train_and_keep_stderr
+
+BAND = {"bf16": 0.03, "fp16": 0.01}
+"""largest relative difference of a 5-iteration mean of the MLM loss to float32's, over 20 iterations: 8 and 11 bits of
+mantissa, times the noise of 8 sequences a step"""
+
+
+def means_of_5(rows):
+    losses = [row["lm_loss"] for row in rows]
+    return [sum(losses[i : i + 5]) / 5 for i in range(len(losses) - 4)]
+
+
+@pytest.fixture(scope="module")
+def full(prefix, tmp_path_factory):
+    return launch(1, prefix, tmp_path_factory.mktemp("full"), **EXACT, lr=3e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_curves_stay_near_those_of_float32(full, prefix, tmp_path, precision):
+    split = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    rows = launch(2, prefix, tmp_path / "run", **EXACT, **split, lr=3e-3, **{precision: True})
+    pairs = zip(means_of_5(rows), means_of_5(full), strict=True)
+    assert max(abs(a - b) / b for a, b in pairs) < BAND[precision]
+    assert rows[-1]["skipped"] == 0
+    ratios = [row["alum_kl"] / other["alum_kl"] for row, other in zip(rows[10:], full[10:], strict=True)]
+    assert all(0.8 < ratio < 1.25 for ratio in ratios), ratios
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_perturbation_of_the_papers_size_survives(prefix, tmp_path, precision):
+    """effective_perturbation is measured where the model first reads x + delta: in float32 in every precision."""
+    options = {"alum_start_fraction": 0, "train_iters": 2, precision: True}
+    for row in launch(1, prefix, tmp_path / "run", **options):
+        assert row["effective_perturbation"] > 0.95
+
+
+def test_a_perturbation_below_the_resolution_is_warned_about_once(prefix, tmp_path):
+    """Embeddings of the order of 0.02 have a resolution of 1e-9 in float32."""
+    options = {"alum_start_fraction": 0, "train_iters": 3, "alum_noise_std": 1e-10, "alum_epsilon": 1e-10}
+    rows = launch_prepared(1, prefix, tmp_path / "run", train_and_keep_stderr, **options)
+    assert all(row["effective_perturbation"] < 0.5 for row in rows)
+    printed = (tmp_path / "run-stderr-0").read_text()
+    assert printed.count("WARNING: only ") == 1 and "Raise --alum-noise-std and --alum-epsilon" in printed
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "float32"])
+def test_no_perturbation_gives_exactly_no_divergence(prefix, tmp_path, precision):
+    options = {**EXACT, "alum_noise_std": 0, "alum_start_fraction": 0, "train_iters": 3}
+    options |= {} if precision == "float32" else {precision: True}
+    for row in launch(1, prefix, tmp_path / "run", **options):
+        assert row["alum_kl"] == 0.0 and row["alum_nsp_kl"] == 0.0
+
+
+def test_overflow_skips_the_step_on_all_ranks_and_lowers_the_scale(prefix, tmp_path):
+    options = {"fp16": True, "initial_loss_scale": 2.0**26, "hysteresis": 1, "tensor_model_parallel_size": 2}
+    rows = launch(2, prefix, tmp_path / "run", **options, max_consecutive_skips=0)
+    skipped = [row["skipped"] for row in rows]
+    num_skipped = skipped[-1]
+    assert skipped == [*range(1, num_skipped + 1), *[num_skipped] * (20 - num_skipped)] and 3 < num_skipped < 20
+    scales = [row["loss_scale"] for row in read_rows(tmp_path / "run", "performance.jsonl")]
+    assert scales[num_skipped - 1] == 2.0**26 / 2**num_skipped == scales[-1]
+    assert all(row["grad_norm"] is None for row in rows[:num_skipped])
+    assert all(row["grad_norm"] > 0 for row in rows[num_skipped:])
+    assert rows[-1]["lm_loss"] < rows[0]["lm_loss"]
+
+
+def test_too_many_skips_in_a_row_end_the_run_with_a_diagnosis(prefix, tmp_path):
+    stuck = {"fp16": True, "initial_loss_scale": 2.0**40, "min_loss_scale": 2.0**40, "max_consecutive_skips": 4}
+    with pytest.raises(
+        ValueError, match=r"4 iterations in a row, up to 4, .* \(loss scale 1.09951e\+12\)\. Lower --lr"
+    ):
+        launch(2, prefix, tmp_path / "run", **stuck)
+    assert len(read_rows(tmp_path / "run")) == 3
