@@ -27,11 +27,13 @@ import torch
 
 SUPPORTED_VERSION = "0.16.1"
 
-# What megatron-core and its bundled FSDP say at import when neither apex nor Transformer Engine is there.
+# What megatron-core and its bundled FSDP say at import when neither apex nor Transformer Engine is there;
 # tools/doctor.py says it once, and better.
 _FALLBACK_WARNINGS = (
     r"Transformer Engine and Apex are not installed\. Falling back to .*",
     r"Apex is not installed\. Falling back to Torch Norm",
+    # Said whenever activations are recomputed selectively; the layers here are not Transformer Engine's.
+    r"If you are using transformer_engine as the transformer implementation",
 )
 _RNG_WARNING = "CPU RNG state changed within GPU RNG context"
 
@@ -167,7 +169,7 @@ _enabled = False
 
 
 def silence_fallback_warnings() -> None:
-    """Keeps megatron-core's import quiet about absent apex and Transformer Engine, and about nothing else."""
+    """Keeps megatron-core quiet about apex and Transformer Engine, which nothing here needs, and about nothing else."""
     for message in _FALLBACK_WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=UserWarning)
 

@@ -54,10 +54,12 @@ def gradients(rank, world_size, config, batch, options):
     """{parameter name: whole gradient}, losses and main_grad after the ascent; `options` see the first lines."""
     sequence_parallel, level = options.get("sequence_parallel", False), options.get("level", "word")
     recompute, adversarial = options.get("recompute", "none"), options.get("adversarial", True)
+    dtype = options.get("dtype", torch.float32)
     groups = initialize(tensor_parallel_size=world_size, sequence_parallel=sequence_parallel)
     seed_everything(11, groups)
     model = build_model(config, vocab_size=VOCAB_SIZE, groups=groups, recompute=recompute)
     randomize_whole(model, groups)
+    model.to(dtype)
     ddp = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)
     ddp.zero_grad_buffer()
     x = model.embed(batch.tokens, token_types=batch.token_types, level=level)

@@ -7,9 +7,7 @@ from megatron_alum.config.model import ModelConfig
 from megatron_alum.models import build_model
 from tests.models.batches import VOCAB_SIZE, make_batch
 from tests.models.huggingface import randomize_whole, twin
-
-# float32 accumulates in another order in other kernels: 2 layers of 24 leave about 1e-6 on logits of order 1.
-LOGITS_ATOL = 1e-5
+from tests.models.tolerances import LOGITS_ATOL
 
 
 @pytest.mark.parametrize("padded", [True, False])

@@ -8,10 +8,9 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron_alum.config.model import ModelConfig
 from megatron_alum.models.attention import SdpaCoreAttention
 from megatron_alum.models.build import transformer_config
+from tests.models.tolerances import ATTENTION_ATOL
 
 S, B, HEADS, D = 12, 3, 2, 8
-# Same arithmetic in another order on values of order 1.
-ATOL = 1e-6
 
 
 def _attention(groups, probability=0.0):
@@ -45,7 +44,7 @@ def test_value_and_gradients_equal_megatron_core(groups, padded):
         out.square().sum().backward()
         results.append((out, q.grad, k.grad, v.grad))
     for actual, expected in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected, atol=ATOL, rtol=1e-5)
+        torch.testing.assert_close(actual, expected, atol=ATTENTION_ATOL, rtol=1e-5)
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -13,6 +13,7 @@ from megatron_alum.parallel import initialize
 from tests.helpers.distributed import run_ranks
 from tests.models.batches import VOCAB_SIZE, make_batch
 from tests.models.huggingface import randomize_whole
+from tests.models.tolerances import LOGITS_ATOL
 
 SMALL = ModelConfig(num_layers=2, hidden_size=24, num_attention_heads=4, seq_length=16)
 
@@ -48,8 +49,8 @@ def test_heads_equal_the_stock_model_with_the_same_state_dict(groups):
     with torch.no_grad():
         mlm, nsp = ours(batch.tokens, batch.token_types, batch.padding_mask, batch.masked_positions)
         all_mlm, stock_nsp = stock(batch.tokens, batch.padding_mask.long(), tokentype_ids=batch.token_types)
-    torch.testing.assert_close(mlm, all_mlm.flatten(0, 1)[batch.masked_positions], atol=1e-5, rtol=0)
-    torch.testing.assert_close(nsp, stock_nsp, atol=1e-5, rtol=0)
+    torch.testing.assert_close(mlm, all_mlm.flatten(0, 1)[batch.masked_positions], atol=LOGITS_ATOL, rtol=0)
+    torch.testing.assert_close(nsp, stock_nsp, atol=LOGITS_ATOL, rtol=0)
 
 
 def _whole_weights(rank, world_size, config):

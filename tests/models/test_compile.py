@@ -7,9 +7,7 @@ from megatron_alum.alum.regularizer import frozen
 from megatron_alum.config.model import ModelConfig
 from megatron_alum.models import build_model
 from tests.models.batches import VOCAB_SIZE, make_batch
-
-# Fused loops round in another order: float32 logits of order 1.
-ATOL = 1e-5
+from tests.models.tolerances import LOGITS_ATOL
 
 
 def _pass(model, batch):
@@ -46,4 +44,4 @@ def test_compiled_layers_equal_eager_ones(groups, model_type):
     )
     assert eager.state_dict().keys() == compiled.state_dict().keys()
     for expected, actual in zip(_pass(eager, batch), _pass(compiled, batch), strict=True):
-        torch.testing.assert_close(actual, expected, atol=ATOL, rtol=1e-5)
+        torch.testing.assert_close(actual, expected, atol=LOGITS_ATOL, rtol=1e-5)

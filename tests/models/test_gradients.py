@@ -12,11 +12,7 @@ from megatron_alum.config.model import ModelConfig
 from tests.helpers.distributed import run_ranks
 from tests.models.alum_step import gradients
 from tests.models.batches import make_batch
-
-# Sums over tokens and vocabulary run in another order: float32 rounding of values of order 1.
-GRADIENT_TOLERANCE = {"rtol": 1e-4, "atol": 2e-6}
-# delta is a sum of noise and step of order 0.05; the step divides by the largest gradient of a token.
-DELTA_ATOL = 1e-5
+from tests.models.tolerances import BFLOAT16_LOSS_RTOL, DELTA_ATOL, GRADIENT_TOLERANCE, LOSS_RTOL
 
 TYPES = ["megatron-bert", "bert", "roberta"]
 
@@ -47,7 +43,7 @@ def test_alum_step_equals_one_rank(model_type, sequence_parallel, level):
     ranks = run_ranks(2, gradients, small_config(model_type), make_batch(model_type), options)
     for whole, rank_losses, inner_main_grad, _ in ranks:
         assert inner_main_grad == 0.0
-        assert rank_losses == pytest.approx(losses, rel=1e-5)
+        assert rank_losses == pytest.approx(losses, rel=LOSS_RTOL)
         assert losses["kl"] > 1e-4
         _assert_equal(whole, expected)
     deltas = [answer[3] for answer in ranks]
@@ -60,8 +56,18 @@ def test_standard_step_equals_one_rank(sequence_parallel):
     expected, losses, _, _ = _one_rank("megatron-bert", adversarial=False)
     options = {"sequence_parallel": sequence_parallel, "adversarial": False}
     for whole, rank_losses, _, _ in run_ranks(2, gradients, small_config("megatron-bert"), make_batch("bert"), options):
-        assert rank_losses == pytest.approx(losses, rel=1e-5)
+        assert rank_losses == pytest.approx(losses, rel=LOSS_RTOL)
         _assert_equal(whole, expected)
+
+
+@pytest.mark.parametrize("model_type", ["megatron-bert", "bert"])
+def test_bfloat16_losses_agree_under_sequence_parallelism(model_type):
+    _, losses, _, _ = _one_rank(model_type, dtype=torch.bfloat16)
+    options = {"sequence_parallel": True, "dtype": torch.bfloat16}
+    ranks = run_ranks(2, gradients, small_config(model_type), make_batch(model_type), options)
+    for _, rank_losses, inner_main_grad, delta in ranks:
+        assert rank_losses == pytest.approx(losses, rel=BFLOAT16_LOSS_RTOL)
+        assert inner_main_grad == 0.0 and delta.dtype == torch.float32
 
 
 def _assert_equal(actual, expected):

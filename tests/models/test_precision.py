@@ -10,11 +10,10 @@ from megatron_alum.models import build_model
 from megatron_alum.ops import symmetric_kl
 from tests.models.batches import VOCAB_SIZE, make_batch
 from tests.models.huggingface import randomize_whole
+from tests.models.tolerances import HALF_LOGITS_ATOL
 
 HALF = [torch.bfloat16, torch.float16]
 TYPES = ["megatron-bert", "bert", "roberta"]
-# Logits of a 16-bit network against float32: 2 layers of roundings of 2^-9 and 2^-12 of values of order 1.
-LOGITS_ATOL = {torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 def _model(groups, model_type, dtype):
@@ -58,7 +57,7 @@ def test_logits_are_those_of_float32_within_rounding(groups, model_type, dtype):
     batch = make_batch(model_type)
     _, wide = _forward(_model(groups, model_type, torch.float32), batch, 0.0)
     _, half = _forward(_model(groups, model_type, dtype), batch, 0.0)
-    torch.testing.assert_close(half.mlm_logits.float(), wide.mlm_logits, atol=LOGITS_ATOL[dtype], rtol=0)
+    torch.testing.assert_close(half.mlm_logits.float(), wide.mlm_logits, atol=HALF_LOGITS_ATOL[dtype], rtol=0)
 
 
 @pytest.mark.parametrize("dtype", HALF)
