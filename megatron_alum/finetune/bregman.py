@@ -1,4 +1,4 @@
-"""The moving average of the parameters that SMART's Bregman term compares with (Jiang et al. 2020, equation 6).
+"""The moving average of the parameters that SMART's Bregman term compares with (Jiang et al. 2020, arXiv 1911.03437).
 
 The average is updated after every optimizer step, saved beside the Trainer's checkpoint and read back on resume. To run
 it, its tensors are put in the model's parameters for the length of a `with` block: no second module, no second set of

@@ -2,8 +2,7 @@
 
     classification, regression, choice   one feature an example; choice stacks its candidates [n, S]
     spans      question and context in windows of `max_tokens` that overlap by `stride`; one feature a window, its
-    answer at
-               token 0 where the window does not hold it
+               answer at token 0 where the window does not hold it
     tags       words in windows; the label sits on a word's first sub-word, the rest and repeated words have -100
 
 Nothing is cut without a window. A feature that stems from a window carries `example` (index) and, for decoding,

@@ -39,8 +39,7 @@ class HasLabelsLoss(Protocol):
 def freelb_backward(
     trainer: HasLabelsLoss, model: nn.Module, inputs: dict[str, Any], split: EmbeddingSplit, config: FreeLbConfig
 ) -> Tensor:
-    """Run the K forward and backward passes of one micro-batch; the mean loss, detached, as Trainer.training_step
-    returns."""
+    """Run the K passes of one micro-batch, backward included; the mean loss, detached, as Trainer.training_step."""
     mask = perturbable(inputs).unsqueeze(-1)
     with torch.no_grad():
         delta = uniform_start(split.embed(inputs), mask, config.init_magnitude, trainer.noise_seed())
@@ -74,8 +73,7 @@ def uniform_start(x: Tensor, mask: Tensor, magnitude: float, seed: int) -> Tenso
 
 
 def moved(delta: Tensor, grad: Tensor, mask: Tensor, config: FreeLbConfig) -> Tensor:
-    """delta + step * g / ||g|| per sequence, projected onto the ball; a sequence with a non-finite gradient keeps its
-    delta."""
+    """delta + step * g / ||g|| per sequence, projected; a sequence with a non-finite gradient keeps its delta."""
     grad = torch.where(mask, grad.float(), torch.zeros_like(delta))
     norm = _norm(grad)
     usable = torch.isfinite(norm) & (norm > 0)

@@ -3,7 +3,7 @@
     none     plain fine-tuning: exactly the Hugging Face Trainer
     alum     Liu et al. 2020, arXiv 2004.08994: alpha 1, one ascent step, constants of section 4.2
     smart    Jiang et al. 2020, arXiv 1911.03437: normalised ascent step on the symmetric KL; optional Bregman term
-             against a moving average of the model (equations 2 and 6)
+             against a moving average of the model
     freelb   Zhu et al. 2020, arXiv 1909.11764, Algorithm 1: K ascent steps on the task loss, every step's parameter
              gradient is used, equal dropout masks over the steps, L2 ball
     r-drop   Liang et al. 2021, arXiv 2106.14448: divergence of two dropout passes, no perturbation. The labels' loss
@@ -21,7 +21,7 @@ from megatron_alum.config.alum import AlumConfig
 
 @dataclass(frozen=True)
 class FreeLbConfig:
-    """Settings of FreeLB; the values are those of its released BERT scripts where it has one for all tasks."""
+    """Settings of FreeLB; its authors tune them for each task, the defaults here are one middle choice."""
 
     num_steps: int = 3
     """forward and backward passes K per batch"""

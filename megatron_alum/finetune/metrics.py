@@ -1,10 +1,9 @@
-"""Metrics as the field computes them, in percent where the papers print percent.
+"""Metrics as the field computes them.
 
-    accuracy, mcc, f1_binary, pearson, spearman       scikit-learn and scipy; GLUE
-    entity_f1                                         seqeval's default, equal to the conlleval script: entities that
-    begin
-                                                      with I- count as well; entity_f1_strict demands valid IOB2
-    spans                                             squad.py
+    accuracy, mcc, f1_binary, pearson, spearman    scikit-learn and scipy; GLUE
+    entity_f1                                      seqeval's default, equal to the conlleval script: entities that begin
+                                                   with I- count as well; entity_f1_strict demands valid IOB2
+    spans                                          squad.py
 
 Values are fractions in [0, 1] (correlations in [-1, 1]); SQuAD's are percentages, as its official scripts print them.
 """

@@ -1,9 +1,9 @@
 """Predictions in the form each benchmark's server or script takes.
 
-GLUE and other classes   index<TAB>prediction, class names (three decimals for scores)   MNLI-m.tsv, dev.tsv, ...
-SQuAD                    {question id: answer}; v2.0 also {question id: no-answer score}   dev.json,
-dev_null_odds.json tags                     token<TAB>gold<TAB>predicted, an empty line after each sentence
-dev.conll choice                   index<TAB>candidate                                              dev.tsv
+GLUE, other classes   index<TAB>prediction, class names (three decimals for scores)       MNLI-m.tsv, dev.tsv, ...
+SQuAD                 {question id: answer}; v2.0 also {question id: no-answer score}     dev.json, *_null_odds.json
+tags                  token<TAB>gold<TAB>predicted, an empty line after each sentence     dev.conll
+choice                index<TAB>candidate                                                 dev.tsv
 """
 
 from __future__ import annotations

@@ -102,8 +102,7 @@ def best_threshold(
     no_answer_score: Mapping[str, float],
     has_answer: Mapping[str, bool],
 ) -> tuple[float, float]:
-    """(best score in percent, threshold): questions in order of their no-answer score are answered one after the
-    other."""
+    """(best score in percent, threshold), answering one question after the other by its no-answer score."""
     current = best = float(sum(not answerable for answerable in has_answer.values()))
     threshold = 0.0
     for key in sorted(no_answer_score, key=lambda name: no_answer_score[name]):

@@ -19,7 +19,6 @@ from megatron_alum.finetune.divergence import Kind
 LEARNING_RATES = (5e-6, 8e-6, 1e-5, 2e-5)
 BATCH_SIZES = (16, 32, 64)
 MAX_EPOCHS = 10
-MAX_TOKENS = 512
 Columns = tuple[str, ...]
 
 

@@ -37,8 +37,9 @@ class AlumTrainer(Trainer):
 
     `method` is a preset's name (none, alum, smart, freelb, r-drop) or a `Method`; `kind` is found from the model's head
     unless given. Training logs carry alum_kl (without alpha), effective_perturbation, ascent_ratio, kl_gain and
-    nonfinite. Raises: ValueError for sharded models (FSDP, DeepSpeed) and for a model that cannot run from
-    embeddings."""
+    nonfinite.
+    Raises: ValueError for sharded models (FSDP, DeepSpeed) and for a model that cannot run from embeddings.
+    """
 
     def __init__(self, *args: Any, method: str | Method = "alum", kind: Kind | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

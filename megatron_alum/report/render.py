@@ -112,8 +112,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def pretraining_curves(results: Mapping[str, Sequence[Row]], cell: Cell) -> dict[str, list[tuple[int, float]]]:
-    """Figure 1's curves: {system: [(pre-training iteration, percent)]}; the iteration stands in the model's folder
-    name."""
+    """Figure 1: {system: [(pre-training iteration, percent)]}; the iteration stands in the model's folder name."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for system, rows in results.items():
         points: dict[int, list[Row]] = defaultdict(list)
@@ -130,8 +129,7 @@ def pretraining_curves(results: Mapping[str, Sequence[Row]], cell: Cell) -> dict
 
 
 def plot_figures(results: Mapping[str, Sequence[Row]], folder: Path) -> list[Path]:
-    """figure1.png (MNLI accuracy over pre-training) and figure2.png (each task under each method), where there is
-    data."""
+    """figure1.png (MNLI over pre-training) and figure2.png (tasks under each method), where there is data."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
