@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 
 from megatron_alum.convert.checkpoint_source import read_checkpoint_source
