@@ -189,7 +189,7 @@ class Run:
             return
         self.warned = True
         self._say(
-            f"WARNING: only {effective:.0%} of the perturbation survives the rounding of the embeddings it is added to. "
+            f"WARNING: only {effective:.0%} of the perturbation survives rounding when it is added to the embeddings. "
             "Raise --alum-noise-std and --alum-epsilon."
         )
 

@@ -56,7 +56,13 @@ def test_no_perturbation_gives_exactly_no_divergence(prefix, tmp_path, precision
 
 
 def test_overflow_skips_the_step_on_all_ranks_and_lowers_the_scale(prefix, tmp_path):
-    options = {"fp16": True, "initial_loss_scale": 2.0**26, "hysteresis": 1, "tensor_model_parallel_size": 2}
+    options = {
+        "fp16": True,
+        "initial_loss_scale": 2.0**26,
+        "hysteresis": 1,
+        "alum_start_fraction": 1,
+        "tensor_model_parallel_size": 2,
+    }
     rows = launch(2, prefix, tmp_path / "run", **options, max_consecutive_skips=0)
     skipped = [row["skipped"] for row in rows]
     num_skipped = skipped[-1]
