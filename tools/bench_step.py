@@ -12,6 +12,7 @@ was built.
 import argparse
 import csv
 import gc
+import multiprocessing
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ import torch
 from megatron_alum.config.cli import build_config, main_guard
 from megatron_alum.config.run import RunConfig
 
+STOCK = "stock megatron-core BertModel"
 VARIANTS: dict[str, dict[str, Any]] = {
     "standard": {"alum_start_fraction": 1.0},
     "alum K=1": {},
@@ -39,21 +41,30 @@ COLUMNS = ("step", "seconds", "ratio_to_standard", "ratio_to_stock", "peak_memor
 
 
 def main() -> None:
-    """Run every variant and write the table."""
+    """Run every variant in a process of its own, so that memory is its own too, and write the table."""
     arguments = _parse()
+    names = [STOCK, *(name for name in VARIANTS if not arguments.only or any(word in name for word in arguments.only))]
+    rows = []
+    for name in names:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            seconds, peak = pool.apply(_run_variant, (arguments, name))
+        rows.append((name, seconds, peak))
+        print(f"{name:32}{seconds:8.3f} s {peak / 1e6:8.0f} MB", flush=True)
+    _write(rows, Path(arguments.output) if arguments.output else None)
+
+
+def _run_variant(arguments: argparse.Namespace, name: str) -> tuple[float, float]:
+    """(seconds, bytes) of one row, on a process group of one."""
     from megatron_alum.parallel import initialize, seed_everything, shutdown
 
     groups = initialize(tensor_parallel_size=1, timeout_seconds=600)
     seed_everything(1234, groups)
     try:
-        rows = [("stock megatron-core BertModel", *_stock_step(arguments, groups))]
-        for name, options in VARIANTS.items():
-            if not arguments.only or any(word in name for word in arguments.only):
-                rows.append((name, *_our_step(arguments, groups, options)))
-                print(f"{rows[-1][0]:32}{rows[-1][1]:8.3f} s {rows[-1][2] / 1e6:8.0f} MB", flush=True)
+        if name == STOCK:
+            return _stock_step(arguments, groups)
+        return _our_step(arguments, groups, VARIANTS[name])
     finally:
         shutdown()
-    _write(rows, Path(arguments.output) if arguments.output else None, groups.device)
 
 
 def _parse() -> argparse.Namespace:
@@ -156,9 +167,7 @@ def _stock_step(arguments: argparse.Namespace, groups: Any) -> tuple[float, floa
 
         return step
 
-    seconds, peak = _measure(build, arguments.steps)
-    print(f"{'stock megatron-core BertModel':32}{seconds:8.3f} s {peak / 1e6:8.0f} MB", flush=True)
-    return seconds, peak
+    return _measure(build, arguments.steps)
 
 
 def _random_batch(arguments: argparse.Namespace) -> Any:
@@ -225,11 +234,11 @@ class _PeakMemory:
             self.bytes = max(self.bytes, float(self._process.memory_info().rss - self._before))
 
 
-def _write(rows: list[tuple[str, float, float]], output: Path | None, device: torch.device) -> None:
+def _write(rows: list[tuple[str, float, float]], output: Path | None) -> None:
     """Ratios to our standard step and to the stock step, to stdout and to `output`."""
     seconds = {name: value for name, value, _ in rows}
-    stock, standard = seconds["stock megatron-core BertModel"], seconds.get("standard")
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    stock, standard = seconds[STOCK], seconds.get("standard")
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     table = [
         {
             "step": name,

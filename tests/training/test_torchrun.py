@@ -18,8 +18,9 @@ START_SECONDS = 90
 """two processes that import torch and megatron-core on a busy machine"""
 
 
-def torchrun(processes, argv, **kwargs):
+def torchrun(processes, argv, *, restarts=0, **kwargs):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command.append(f"--max-restarts={restarts}")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*command, "pretrain_bert_alum.py", *argv], cwd=ROOT, env=environment, **kwargs)
 
