@@ -80,3 +80,10 @@ MA_FUNCTION RowRecord record_of_sums(float maximum, float scale, float center, c
   const float divergence = one_sided ? last - one_sided_term(-ratio) : (mean * excess - last) / (1.0f + excess);
   return RowRecord{maximum, mass * MA_MATH(expf)(scale - maximum), center, ratio, mean, divergence};
 }
+
+// Whether the centre was near enough to E_P[d] for the sums to keep their digits: the divergence is what is left of terms of the
+// size of E_P[u]^2, and 1 + excess of terms of size 1. False for NaN.
+MA_FUNCTION bool well_centred(const RowRecord& record, const float sums[4]) {
+  return sums[1] > -0.75f * sums[0] && sums[1] < 50.0f * sums[0] &&
+         record.mean * record.mean <= 16.0f * record.divergence;
+}

@@ -47,8 +47,8 @@ def mlm_symmetric_kl_from_hidden(
     for name, tensor in (("mlm_row_weight", mlm_row_weight), ("kl_row_weight", kl_row_weight)):
         if tensor.shape != (rows,):
             raise ValueError(f"`{name}` must have shape [{rows}], but is {list(tensor.shape)} instead.")
-    probe = clean_hidden.new_empty(rows, weight.shape[0], device="meta")
-    options = divergence.row_options(probe, probe, labels.to("meta"), valid_vocab_size, group, detach_targets)
+    divergence.check_labels(labels, rows)
+    options = divergence.shard_options(weight.shape[0], valid_vocab_size, group, detach_targets, one_sided=False)
     impl = dispatch.select(impl, clean_hidden)
     weights = (mlm_row_weight.detach(), kl_row_weight.detach())
     return _ChunkedHead.apply(
@@ -94,14 +94,14 @@ class _ChunkedHead(torch.autograd.Function):
             part = slice(start, start + chunk_rows)
             hidden = clean[part], adv[part]
             a, b = (torch.nn.functional.linear(states, weight, bias) for states in hidden)
-            records = divergence.local_statistics(a, b, labels[part], options, impl)
-            records = divergence.merge_over_group(records, options, group, impl)
+            row_weights = mlm_weight[part].to(sums.dtype), kl_weight[part].to(sums.dtype)
+            call = a, b, labels[part], *row_weights, options, group, impl
+            records = _statistics_and_gradients(*call) if any(needed) else _statistics(a, b, labels[part], *call[-3:])
             losses = reference.row_losses(records, labels[part])
             for i, (loss, row_weight) in enumerate(zip(losses, (mlm_weight[part], kl_weight[part]), strict=True)):
                 sums[i] += torch.where(row_weight == 0, 0.0, loss * row_weight).sum()
             if any(needed):
-                call = (a, b, records, labels[part], mlm_weight[part].to(sums.dtype), kl_weight[part].to(sums.dtype))
-                gradients.add(part, hidden, weight, _logit_gradients(*call, options=options, impl=impl))
+                gradients.add(part, hidden, weight, (a, b))
         ctx.save_for_backward(gradients.clean, gradients.adv, gradients.weight, gradients.bias)
         ctx.dtypes = [None if x is None else x.dtype for x in inputs[:4]]
         return sums[0], sums[1]
@@ -119,12 +119,34 @@ class _ChunkedHead(torch.autograd.Function):
         return (*scaled, None, None, None)
 
 
-def _logit_gradients(*arguments: Any, options: RowOptions, impl: str) -> tuple[Tensor, Tensor]:
-    """Written over the chunk's logits, which nothing reads again."""
+def _statistics(
+    a: Tensor, b: Tensor, labels: Tensor, options: RowOptions, group: dist.ProcessGroup | None, impl: str
+) -> Tensor:
+    records = divergence.local_statistics(a, b, labels, options, impl)
+    return divergence.merge_over_group(records, options, group, impl)
+
+
+def _statistics_and_gradients(
+    a: Tensor,
+    b: Tensor,
+    labels: Tensor,
+    mlm_weight: Tensor,
+    kl_weight: Tensor,
+    options: RowOptions,
+    group: dist.ProcessGroup | None,
+    impl: str,
+) -> Tensor:
+    """Records of the chunk; its gradients take the place of its logits a and b, which nothing reads again."""
+    if impl != "reference" and (group is None or dist.get_world_size(group) == 1):
+        return torch.ops.megatron_alum.row_fused_(a, b, labels, mlm_weight, kl_weight, *options)
+    records = _statistics(a, b, labels, options, group, impl)
+    arguments = (a, b, records, labels, mlm_weight, kl_weight)
     if impl == "reference":
-        return reference.row_gradients(*arguments, options)
-    torch.ops.megatron_alum.row_gradients_(*arguments, *options)
-    return arguments[0], arguments[1]
+        for logits, grad in zip((a, b), reference.row_gradients(*arguments, options), strict=True):
+            logits.copy_(grad)
+    else:
+        torch.ops.megatron_alum.row_gradients_(*arguments, *options)
+    return records
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -97,8 +97,14 @@ def build_info() -> dict[str, Any]:
     }
 
 
-@lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result
 def _refusal(device: str, dtype: torch.dtype) -> str | None:
+    """Why no kernel serves this device and dtype, or None; a constant to torch.compile."""
+    return _cached_refusal(device, dtype)
+
+
+@lru_cache(maxsize=64)
+def _cached_refusal(device: str, dtype: torch.dtype) -> str | None:
     if device not in ("cpu", "cuda"):
         return f"there is no kernel for device {device}"
     if dtype not in KERNEL_DTYPES:

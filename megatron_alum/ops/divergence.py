@@ -102,10 +102,21 @@ def row_options(
         raise ValueError(f"the logits must be two [N, V] tensors alike, but are {found} instead.")
     if not clean.is_floating_point():
         raise ValueError(f"the logits must be floating point, but are {clean.dtype} instead.")
-    if labels is not None and (labels.dtype != torch.int64 or labels.shape != clean.shape[:1]):
+    check_labels(labels, clean.shape[0])
+    return shard_options(clean.shape[1], valid_vocab_size, group, detach_targets, one_sided)
+
+
+def check_labels(labels: Tensor | None, rows: int) -> None:
+    """None, or int64 [rows]; the values are not read (no host sync)."""
+    if labels is not None and (labels.dtype != torch.int64 or labels.shape != (rows,)):
         found = f"{labels.dtype} {list(labels.shape)}"
-        raise ValueError(f"`labels` must be int64 of shape [{clean.shape[0]}], but is {found} instead.")
-    columns = clean.shape[1]
+        raise ValueError(f"`labels` must be int64 of shape [{rows}], but is {found} instead.")
+
+
+def shard_options(
+    columns: int, valid_vocab_size: int | None, group: dist.ProcessGroup | None, detach_targets: bool, one_sided: bool
+) -> RowOptions:
+    """Which columns of the global vocabulary the `columns` of this rank are."""
     rank, size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
     total = columns * size
     valid = total if valid_vocab_size is None else valid_vocab_size

@@ -45,7 +45,9 @@ def differentiate(function, clean: Tensor, adv: Tensor, *, dtype: torch.dtype, v
     return Divergence(kl.detach(), *torch.autograd.grad(kl.sum(), (a, b)))
 
 
-def logits(rows: int, columns: int, *, difference: float, shift: float = 0.0, scale: float = 2.0, seed: int = 0) -> tuple:
+def logits(
+    rows: int, columns: int, *, difference: float, shift: float = 0.0, scale: float = 2.0, seed: int = 0
+) -> tuple:
     """Two float32 [rows, columns] that differ by about `difference` and exactly comparable common `shift`."""
     generator = torch.Generator().manual_seed(seed)
     clean = scale * torch.randn(rows, columns, generator=generator)

@@ -20,7 +20,11 @@ def run(function, clean, adv, **options):
 
 def assert_close(found, truth, plain, dtype):
     """Within the tolerance of `dtype` beyond the error that eager torch makes in that dtype."""
-    for name, tolerance in (("kl", tolerances.VALUE), ("to_clean", tolerances.GRADIENT), ("to_adv", tolerances.GRADIENT)):
+    for name, tolerance in (
+        ("kl", tolerances.VALUE),
+        ("to_clean", tolerances.GRADIENT),
+        ("to_adv", tolerances.GRADIENT),
+    ):
         mine, exact, eager = (getattr(x, name).double() for x in (found, truth, plain))
         allowed = tolerance[dtype] + (oracle.worst_row(eager, exact) if dtype != torch.float32 else 0.0)
         if dtype == torch.float16 and name != "kl":
@@ -95,7 +99,9 @@ def test_padded_columns_do_not_count(device, impl, dtype):
         found = run(ops.symmetric_kl, clean, adv, valid_vocab_size=1000, impl=impl)
         assert torch.equal(found.kl, alone.kl)
         assert not found.to_clean[:, 1000:].any() and not found.to_adv[:, 1000:].any()
-        assert torch.equal(found.to_clean[:, :1000], alone.to_clean) and torch.equal(found.to_adv[:, :1000], alone.to_adv)
+        assert torch.equal(found.to_clean[:, :1000], alone.to_clean) and torch.equal(
+            found.to_adv[:, :1000], alone.to_adv
+        )
 
 
 def test_columns_masked_by_minus_infinity_on_both_sides(device, impl):
@@ -231,10 +237,13 @@ def test_reference_passes_gradcheck_in_double(detach):
     labels = torch.tensor([1, -100, 4])
     if detach:  # each side alone: the targets are constants of the check
         clean, adv = a.detach(), b.detach()
+
         def to_adv(x):  # noqa: E306
             return ops.kl_divergence(clean, x)
+
         def to_clean(x):  # noqa: E306
             return ops.kl_divergence(adv, x)
+
         assert torch.autograd.gradcheck(to_adv, (b,)) and torch.autograd.gradcheck(to_clean, (a,))
         both = run(ops.symmetric_kl, clean, adv)
         one = torch.autograd.grad(ops.kl_divergence(clean, b).sum(), b)[0]

@@ -41,8 +41,10 @@ def test_the_number_is_the_quantile_of_its_word():
     words[:6] = torch.tensor([0, 1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1])
     tail = ((words & 0x7FFFFFFF).double() + 0.5) / 2**32
     exact = -torch.from_numpy(special.ndtri(tail.numpy())) * torch.where(words >> 31 == 1, -1.0, 1.0)
-    # 3e-6 relative (Giles: 1e-6 of erfinv, and the logarithm); 1e-7 absolute near 0, where 1 - 2v is rounded.
-    assert ((reference.gaussian(words) - exact).abs() <= 3e-6 * exact.abs() + 1e-7).all()
+    # 3e-6 relative (Giles: 1e-6 of erfinv, and the logarithm); 1e-7 absolute near 0, where 1 - 2v is rounded. His polynomial
+    # ends where float32 holds no 1 - 2v below 1, at 5.5 (one number in 3e7 lies beyond).
+    limit = torch.where(exact.abs() > 5.5, 4e-4, 3e-6)
+    assert ((reference.gaussian(words) - exact).abs() <= limit * exact.abs() + 1e-7).all()
 
 
 def test_bit_equal_to_the_reference(device, impl):
@@ -79,7 +81,9 @@ def test_layout_and_dtype(device, impl):
 def test_every_part_of_the_key_matters(device, impl):
     def draw(samples=(5,), positions=(6,), key=(1, 2)):
         where = {"std": 1.0, "key": key, "impl": impl}
-        return ops.gaussian_noise(torch.tensor(samples, device=device), torch.tensor(positions, device=device), 8, **where)
+        return ops.gaussian_noise(
+            torch.tensor(samples, device=device), torch.tensor(positions, device=device), 8, **where
+        )
 
     others = [draw(samples=(6,)), draw(positions=(5,)), draw(key=(2, 2)), draw(key=(1, 3)), draw(samples=(5 + 2**32,))]
     assert all((draw() != other).all() for other in others)

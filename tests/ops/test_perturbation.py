@@ -151,7 +151,10 @@ def test_the_step_climbs(device, impl):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"projection": "sphere"}, "`projection` must be one of clamp, normalize, normalized_gradient, but is 'sphere'"),
+        (
+            {"projection": "sphere"},
+            "`projection` must be one of clamp, normalize, normalized_gradient, but is 'sphere'",
+        ),
         ({"epsilon": -1.0}, "`epsilon` must be >= 0, but is -1.0"),
         ({"mask": torch.ones(S, B)}, "`mask` must be bool of shape"),
         ({"delta": torch.zeros(S, B, 2)}, "`delta` must be"),

@@ -20,9 +20,7 @@ namespace {
 
 constexpr int64_t kBlockColumns = 32768;  // columns that get a record of their own: two float32 blocks fill 256 KB
 constexpr int64_t kRunColumns = 1024;     // summed on their own first: keeps the rounding of long sums down
-constexpr float kScaleRange = 20.0f;      // the survey's centre must not part the two maxima by more,
-constexpr float kLeastExcess = -0.75f;    // nor the two masses by more than these: the sums would lose digits
-constexpr float kLargestExcess = 50.0f;
+constexpr float kScaleRange = 20.0f;      // the centre of the survey must not part the two maxima by more
 
 struct Survey {
   float clean_maximum, adv_maximum, center;
@@ -208,9 +206,8 @@ RowRecord record_of_block(const Element* a, const Element* b, int64_t columns, i
     } else {
       sum_row<kOneSided, true, false>(a, b, columns, scales, ahead_a, ahead_b, sums);
     }
-    if (sums[1] > kLeastExcess * sums[0] && sums[1] < kLargestExcess * sums[0] && sums[3] == sums[3]) {
-      return record_of_sums(found.clean_maximum, scale, found.center, sums, kOneSided);
-    }
+    const RowRecord record = record_of_sums(found.clean_maximum, scale, found.center, sums, kOneSided);
+    if (well_centred(record, sums)) return record;
   }
   float mass;
   const float center = difference_of_levels(a, b, columns, found, &mass);

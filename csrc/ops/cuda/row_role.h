@@ -147,19 +147,16 @@ MA_ROLE RowRecord record_of_part(const RowPart<Element>& part, Team& team, bool 
   adv_top = team.greatest(adv_top);
   if (team.greatest(unmasked) == 0.0f) return empty_record();
   float sums[4], mass = -1.0f, scale = larger_of(clean_top, adv_top + center);
-  bool good = scale - clean_top <= 20.0f;
-  for (int attempt = 0; attempt < 2; ++attempt) {
+  RowRecord record = empty_record();
+  for (int attempt = scale - clean_top <= 20.0f ? 0 : 1; attempt < 2; ++attempt) {
     if (attempt == 1) {  // the centre lies far from the bulk: again around the difference of the log-sum-exps
       center = difference_of_levels(part, team, clean_top, adv_top, &mass);
       scale = larger_of(clean_top, adv_top + center);
-    } else if (!good) {
-      continue;
     }
     sum_part(part, team, row_scale(scale, center), one_sided, sums);
-    good = sums[1] > -0.75f * sums[0] && sums[1] < 50.0f * sums[0] && sums[3] == sums[3];
-    if (good) break;
+    record = record_of_sums(clean_top, scale, center, sums, one_sided);
+    if (well_centred(record, sums)) break;
   }
-  RowRecord record = record_of_sums(clean_top, scale, center, sums, one_sided);
   if (mass >= 0.0f) record.mass = mass;  // the MLM loss survives adversarial logits that are not numbers
   return record;
 }

@@ -1,0 +1,102 @@
+"""Which implementation serves a call, and what is said when it is not the wished one; every instruction set of the build."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_alum import ops
+from megatron_alum.ops import dispatch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter, since the extension is loaded once a process."""
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_build_info_names_everything():
+    info = ops.build_info()
+    assert set(info) == {"built", "cuda", "torch", "instruction_set", "reason"}
+    assert info["built"] == (info["reason"] is None) == (info["instruction_set"] is not None)
+
+
+def test_an_unsupported_dtype_falls_back_and_says_so_once(caplog):
+    dispatch._log_once.cache_clear()
+    a = torch.randn(2, 5, dtype=torch.float64)
+    with caplog.at_level(logging.WARNING):
+        ops.symmetric_kl(a, a.clone())
+        ops.symmetric_kl(a, a.clone())
+    assert [r.message for r in caplog.records].count(caplog.records[0].message) == 1
+    assert "there is no kernel for torch.float64" in caplog.records[0].message
+
+
+def test_a_wished_kernel_that_cannot_run_raises_the_reason():
+    a = torch.randn(2, 5, dtype=torch.float64)
+    with pytest.raises(ValueError, match="`impl` must be one that can run here, but is 'cpu' instead: there is no kernel for"):
+        ops.symmetric_kl(a, a, impl="cpu")
+    with pytest.raises(ValueError, match="but is 'cuda' instead: the tensors are on cpu"):
+        ops.symmetric_kl(a.float(), a.float(), impl="cuda")
+    with pytest.raises(ValueError, match="`impl` must be one of auto, cuda, cpu, reference, but is 'gpu'"):
+        ops.symmetric_kl(a, a, impl="gpu")
+
+
+def test_without_the_extension_everything_works():
+    code = "import torch; from megatron_alum import ops; a = torch.randn(2, 5); print(ops.symmetric_kl(a, a.clone()).sum().item())"
+    done = run_python(code + "; print(ops.build_info()['reason'])", MEGATRON_ALUM_NO_EXTENSION="1")
+    assert done.returncode == 0 and done.stdout.split("\n")[:2] == ["0.0", "MEGATRON_ALUM_NO_EXTENSION=1"]
+    assert done.stderr.count("fall back to the torch reference") == 1
+
+
+def test_an_extension_of_another_torch_is_not_loaded(tmp_path, monkeypatch):
+    """The version is read from the file before loading: a file that could not be loaded at all serves as proof."""
+    other = tmp_path / "_C.so"
+    other.write_bytes(b"\0" * 100 + b"megatron_alum_build:" + json.dumps({"torch": "1.13.1", "cuda": None}).encode() + b"\0")
+    monkeypatch.setattr(dispatch, "extension_path", lambda: other)
+    reason = dispatch.load_extension.__wrapped__()
+    assert reason.startswith(f"_C.so was built with torch 1.13.1, but torch is {torch.__version__}; rebuild with `pip install")
+    other.write_bytes(b"no marker")
+    assert "built with an unknown torch" in dispatch.load_extension.__wrapped__()
+    monkeypatch.setattr(dispatch, "extension_path", lambda: None)
+    assert dispatch.load_extension.__wrapped__().startswith("megatron_alum._C is not built; rebuild with")
+
+
+def test_importing_needs_neither_megatron_nor_the_extension():
+    code = "import sys; sys.modules['megatron'] = None; import megatron_alum, megatron_alum.ops; print('fine')"
+    done = run_python(code, MEGATRON_ALUM_NO_EXTENSION="1")
+    assert done.stdout == "fine\n", done.stderr
+
+
+@pytest.mark.parametrize("instruction_set", ["portable", "avx2", "avx512"])
+def test_every_instruction_set_passes_the_kernel_tests(instruction_set, request):
+    """The divergence, noise and perturbation tests again in a process that is held to one instruction set."""
+    info = ops.build_info()
+    if not info["built"]:
+        pytest.skip(info["reason"])
+    if request.config.getoption("--device") != "cpu":
+        pytest.skip("instruction sets are the CPU's")
+    widest = ["portable", "avx2", "avx512"].index(info["instruction_set"])
+    if "MEGATRON_ALUM_INSTRUCTION_SET" not in os.environ and ["portable", "avx2", "avx512"].index(instruction_set) > widest:
+        pytest.skip(f"this processor has no {instruction_set}")
+    if instruction_set == info["instruction_set"]:
+        return  # the tests of this very process
+    files = [f"tests/ops/test_{name}.py" for name in ("divergence", "noise", "perturbation")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "cpu", *files]
+    environment = {**os.environ, "MEGATRON_ALUM_INSTRUCTION_SET": instruction_set}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_an_unknown_instruction_set_is_refused():
+    if not ops.build_info()["built"]:
+        pytest.skip(ops.build_info()["reason"])
+    done = run_python("from megatron_alum import ops; ops.build_info()", MEGATRON_ALUM_INSTRUCTION_SET="sse9")
+    assert done.returncode != 0 and "`MEGATRON_ALUM_INSTRUCTION_SET` must be one this processor has" in done.stderr

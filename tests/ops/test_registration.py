@@ -1,0 +1,148 @@
+"""What torch knows about the compiled ops: schemas and fakes (opcheck), needs_input_grad, one backward, compile, overwriting."""
+
+import pytest
+import torch
+
+from megatron_alum import ops
+from tests.ops import oracle
+
+N, V = 5, 200
+
+
+@pytest.fixture
+def kernel(device):
+    """The namespace of the compiled ops; without them there is nothing to register."""
+    info = ops.build_info()
+    if not info["built"]:
+        pytest.skip(info["reason"])
+    return torch.ops.megatron_alum
+
+
+def logits(device, dtype=torch.float32, grad=False):
+    return [x.to(device, dtype).requires_grad_(grad) for x in oracle.logits(N, V, difference=0.1)]
+
+
+@pytest.mark.parametrize("with_labels", [False, True])
+def test_opcheck_of_the_row_ops(kernel, device, with_labels):
+    clean, adv = logits(device)
+    labels = torch.tensor([0, 3, -100, 7, 150], device=device) if with_labels else None
+    weights = (torch.rand(N, device=device) if with_labels else None, torch.rand(N, device=device))
+    records = kernel.row_statistics(clean, adv, labels, 0, V, False)
+    for arguments in ((clean, adv, labels, 0, V, False), (clean, adv, labels, 0, 150, True)):
+        torch.library.opcheck(kernel.row_statistics, arguments)
+    torch.library.opcheck(kernel.merge_statistics, (torch.stack([records, records]), False))
+    common = (records, labels, *weights, 0, V, False, True)
+    torch.library.opcheck(kernel.row_gradients, (clean, adv, *common, True, False))
+    torch.library.opcheck(kernel.row_gradients_, (clean.clone(), adv.clone(), *common))
+    torch.library.opcheck(kernel.row_fused_, (clean.clone(), adv.clone(), labels, *weights, 0, V, False, True))
+    a, b = logits(device, grad=True)
+    torch.library.opcheck(kernel.row_losses, (a, b, records, labels, 0, V, False, False, False))
+
+
+def test_opcheck_of_the_tile_ops(kernel, device):
+    x, delta, grad = torch.randn(3, 4, 2, 12, device=device)
+    samples, positions = torch.arange(2, device=device), torch.arange(4, device=device)
+    mask = torch.rand(4, 2, device=device) < 0.5
+    torch.library.opcheck(kernel.gaussian_noise, (samples, positions, 12, 1.0, 3, 4))
+    torch.library.opcheck(kernel.ascend_and_project, (delta, grad, 0.1, 0.2, 1))
+    torch.library.opcheck(kernel.perturb, (x, delta, grad, 0.1, 0.2, 0, mask, torch.bfloat16))
+    noise = (samples, positions, 1.0, 3, 4, False)
+    torch.library.opcheck(kernel.perturb_noise, (x, *noise, None, 0.1, 0.2, 0, None, torch.float32))
+
+
+def test_only_needed_gradients_are_computed(kernel, device, monkeypatch):
+    """The inner pass needs the adversarial side alone: nothing of logit size is written for the other."""
+    clean, adv = logits(device)
+    records = kernel.row_statistics(clean, adv, None, 0, V, False)
+    arguments = (clean, adv, records, None, None, torch.ones(N, device=device), 0, V, False, True)
+    to_clean, to_adv = kernel.row_gradients(*arguments, False, True)
+    assert to_clean.numel() == 0 and to_adv.shape == (N, V)
+    both = kernel.row_gradients(*arguments, True, True)
+    assert torch.equal(both[1], to_adv)
+    adv.requires_grad_()
+    ops.symmetric_kl(clean, adv).sum().backward()
+    assert clean.grad is None and torch.equal(adv.grad, to_adv)
+
+
+def test_no_double_backward(impl, device):
+    clean, adv = logits(device, grad=True)
+    kl = ops.symmetric_kl(clean, adv, impl=impl).sum()
+    grad = torch.autograd.grad(kl, adv, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="no double backward"):
+        grad.square().sum().backward()
+
+
+def test_compiles_without_graph_breaks(kernel, device):
+    """The doors inside a compiled function, forward and backward, with the results of eager mode."""
+    labels = torch.tensor([0, 3, -100, 7, 150], device=device)
+
+    def loss(clean, adv, x, delta, grad):
+        moved, _, stats = ops.perturb_embeddings(x, delta, grad, step_size=0.1, epsilon=0.05)
+        mlm, kl = ops.mlm_symmetric_kl(clean, adv, labels, valid_vocab_size=190)
+        return mlm.sum() + 10.0 * kl.sum() + moved.sum() + 0.0 * stats.delta_norm
+
+    tiles = [torch.randn(4, 2, 12, device=device) for _ in range(3)]
+    clean, adv = logits(device, grad=True)
+    expected = torch.autograd.grad(loss(clean, adv, *tiles), (clean, adv))
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    found = torch.autograd.grad(compiled(clean, adv, *tiles), (clean, adv))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_overwriting_gives_the_same_gradients_in_the_logits_memory(impl, device, dtype):
+    leaves = logits(device, dtype, grad=True)
+    labels = torch.tensor([0, 3, -100, 7, 150], device=device)
+    results = []
+    for overwrite in (False, True):
+        clean, adv = (x * 1.0 for x in leaves)
+        mlm, kl = ops.mlm_symmetric_kl(clean, adv, labels, overwrite_logits=overwrite, impl=impl)
+        where = [x.detach().data_ptr() for x in (clean, adv)]
+        clean.register_hook(lambda grad, at=where[0], on=overwrite: check_place(grad, at, on))
+        adv.register_hook(lambda grad, at=where[1], on=overwrite: check_place(grad, at, on))
+        results.append(torch.autograd.grad((mlm + 3.0 * kl).sum(), leaves))
+    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+
+
+def check_place(grad, address, overwritten):
+    assert (grad.data_ptr() == address) == overwritten
+
+
+def test_overwriting_is_refused_where_others_would_see_it(impl, device):
+    clean, adv = logits(device, grad=True)
+    with pytest.raises(ValueError, match="`clean_logits` must own its memory to be overwritten, but is a leaf"):
+        ops.symmetric_kl(clean, adv * 1.0, overwrite_logits=True, impl=impl)
+    with pytest.raises(ValueError, match="`adv_logits` must own its memory to be overwritten, but is a view"):
+        ops.symmetric_kl(clean * 1.0, (adv * 1.0)[:, :], overwrite_logits=True, impl=impl)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"adv_logits": torch.zeros(N, V + 1)}, "the logits must be two"),
+        ({"adv_logits": torch.zeros(N, V, dtype=torch.float64)}, "the logits must be two"),
+        ({"valid_vocab_size": 0}, r"`valid_vocab_size` must be in \[1, 200\], but is 0"),
+        ({"valid_vocab_size": V + 1}, r"`valid_vocab_size` must be in \[1, 200\], but is 201"),
+        ({"labels": torch.zeros(N)}, "`labels` must be int64 of shape"),
+        ({"labels": torch.zeros(N + 1, dtype=torch.int64)}, "`labels` must be int64 of shape"),
+    ],
+)
+def test_wrong_arguments_are_refused(impl, device, change, message):
+    clean, adv = logits(device)
+    call = {"clean_logits": clean, "adv_logits": adv, "labels": torch.zeros(N, dtype=torch.int64), **change}
+    call = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in call.items()}
+    with pytest.raises(ValueError, match=message):
+        ops.mlm_symmetric_kl(impl=impl, **call)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU; run with --device cuda on one")
+def test_captured_into_a_cuda_graph(kernel, device):
+    clean, adv = logits("cuda", grad=True)
+    ops.symmetric_kl(clean, adv).sum()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kl = ops.symmetric_kl(clean, adv)
+        grads = torch.autograd.grad(kl.sum(), (clean, adv))
+    graph.replay()
+    assert torch.equal(kl, ops.symmetric_kl(clean, adv)) and grads[0].any()
