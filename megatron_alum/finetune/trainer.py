@@ -79,10 +79,15 @@ class AlumTrainer(Trainer):
         self.split.model = self.accelerator.unwrap_model(model)  # keeps torch.compile, drops DDP
         regularizer = self._regularizer(inputs)
         snapshot = regularizer.dropout_snapshot()
-        loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
+        with replayed(regularizer.dropout_state, snapshot):
+            embeddings = self.split.embed(inputs)
+        clean_inputs = inputs
+        if self.split.level == "word":  # one look-up for both passes: the table gets one gradient, not two
+            clean_inputs = self.split.from_words(embeddings, inputs)
+        loss, outputs = super().compute_loss(model, dict(clean_inputs), True, num_items_in_batch)
         clean = comparable(outputs, self.kind, perturbable(inputs))
         if self.method.regularizes and self.method.config.alpha > 0:
-            out = self._divergence(regularizer, clean, inputs, snapshot)
+            out = self._divergence(regularizer, embeddings, clean, inputs, snapshot)
             loss = loss + self.method.config.alpha * out.loss.to(loss.dtype)
         if self.average is not None:
             loss = loss + self.method.bregman_weight * self._bregman(regularizer, clean, inputs).to(loss.dtype)
@@ -117,11 +122,11 @@ class AlumTrainer(Trainer):
         scale = HALF_PRECISION_GRADIENT_SCALE if self.args.fp16 else 1.0
         return AlumRegularizer(self.method.config, task_kernels(self.kind, labels), gradient_scale=scale)
 
-    def _divergence(self, regularizer: AlumRegularizer, clean: Any, inputs: Inputs, snapshot: Any) -> AlumOutput:
+    def _divergence(
+        self, regularizer: AlumRegularizer, embeddings: Tensor, clean: Any, inputs: Inputs, snapshot: Any
+    ) -> AlumOutput:
         """The divergence of the second pass, from perturbed embeddings or, for R-Drop, from the same ones."""
         mask = perturbable(inputs)
-        with replayed(regularizer.dropout_state, snapshot):
-            embeddings = self.split.embed(inputs)
 
         def forward(x: Tensor) -> Any:
             return comparable(self.split.forward(x, inputs), self.kind, mask)

@@ -126,6 +126,13 @@ def test_a_folder_of_other_settings_is_refused(finished, encoder, sentiment, cap
     assert "was made with alum True and is now given False" in capsys.readouterr().err
 
 
+def test_early_stop(encoder, sentiment, tmp_path):
+    """A run that cannot improve (learning rate 1e-12) stops one epoch after its first, and keeps that one."""
+    more = ("--learning-rate", 1e-12, "--num-train-epochs", 10, "--early-stopping-patience", 1, "--seeds", 1)
+    run_tool("finetune", *flags(encoder, sentiment, tmp_path / "out", "--max-train-samples", 16), *more)
+    assert [row["epochs"] for row in rows_of(tmp_path / "out" / "results.jsonl")] == [2.0]
+
+
 def test_an_interrupted_run_resumes_from_its_checkpoint(encoder, sentiment, tmp_path, monkeypatch):
     """Stopped in the second epoch, a run ends with the uninterrupted one's result."""
     from transformers import TrainerCallback

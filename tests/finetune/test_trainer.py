@@ -90,7 +90,7 @@ def divergence_of(kind, name, **changes):
         return forward(x, inputs)
 
     trainer.split.forward = seeded
-    out = trainer._divergence(regularizer, clean, inputs, None)
+    out = trainer._divergence(regularizer, trainer.split.embed(inputs), clean, inputs, None)
     out.loss.backward()
     return out.loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -117,7 +117,7 @@ def test_gradient_of_the_regulariser_equals_finite_differences(kind):
 
     def loss():
         clean = comparable(model(**inputs), kind, perturbable(inputs))
-        return trainer._divergence(trainer._regularizer(inputs), clean, inputs, None).loss
+        return trainer._divergence(trainer._regularizer(inputs), trainer.split.embed(inputs), clean, inputs, None).loss
 
     names = (
         "embeddings.word_embeddings.weight",
@@ -145,7 +145,7 @@ def test_ascent_raises_the_divergence_of_each_kind(kind):
     trainer = AlumTrainer(model=model, args=arguments("unused"), train_dataset=[], method=method("alum", **BIG))
     inputs = batch(kind)
     clean = comparable(model(**inputs), kind, perturbable(inputs))
-    out = trainer._divergence(trainer._regularizer(inputs), clean, inputs, None)
+    out = trainer._divergence(trainer._regularizer(inputs), trainer.split.embed(inputs), clean, inputs, None)
     assert out.stats["kl_gain"] > 0.1 * out.stats["inner_kl_start"] > 0
     assert out.delta[~perturbable(inputs)].abs().max() == 0
 
