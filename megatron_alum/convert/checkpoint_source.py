@@ -7,10 +7,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from megatron_alum.checkpoint.folder import TOKENIZER_FOLDER, find_checkpoint, read_run_config
 from megatron_alum.config.model import ModelConfig
-from megatron_alum.convert.keys import ARCHITECTURES
+from megatron_alum.convert.hf_config import sizes_of
+from megatron_alum.convert.keys import ARCHITECTURES, expand_rows
 from megatron_alum.convert.megatron_folder import DistributedTensors, read_megatron_tensors
+from megatron_alum.convert.tensors import strip_vocabulary
 from megatron_alum.convert.to_hf import ExportSource
 from megatron_alum.data.blend import parse_data_path
 from megatron_alum.data.shards import shard_paths
@@ -41,6 +45,25 @@ def read_checkpoint_source(load: str | Path) -> ExportSource:
         manifests=_manifests(config),
         metrics=_metrics(folder.parent / "metrics.jsonl", int(config["iteration"])),
     )
+
+
+class CheckpointWeights:
+    """The tensors of a checkpoint as `load_hf_into_model` reads those of a Hugging Face folder."""
+
+    def __init__(self, source: ExportSource) -> None:
+        """`rows` are those that the checkpoint holds."""
+        self.folder = Path(source.label)
+        self.model_config = source.model
+        self.sizes = sizes_of(source.model, source.vocab_size)
+        self.tokenizer_dir = source.tokenizer_dir
+        self._tensors = source.tensors
+        rows = expand_rows(ARCHITECTURES[source.model.model_type], source.model.num_layers)
+        self.rows = {row.megatron: row for row in rows if row.megatron in source.tensors}
+
+    def megatron_tensor(self, name: str) -> Tensor:
+        """The whole, unpadded tensor."""
+        tensor = self._tensors[name]
+        return strip_vocabulary(tensor, self.sizes.vocab_size) if self.rows[name].is_vocabulary else tensor
 
 
 def model_config_of(config: dict[str, Any], folder: Path) -> ModelConfig:

@@ -7,13 +7,11 @@ import warnings
 from pathlib import Path
 
 from megatron_alum.compat import silence_fallback_warnings
-from megatron_alum.convert.checkpoint_source import read_checkpoint_source
+from megatron_alum.convert.checkpoint_source import CheckpointWeights, read_checkpoint_source
 from megatron_alum.convert.from_hf import fill_parameters
 from megatron_alum.convert.hf_config import ExportKind
 from megatron_alum.convert.import_folder import import_folder
-from megatron_alum.convert.keys import ARCHITECTURES, expand_rows
 from megatron_alum.convert.stock import find_stock_checkpoint, read_stock_source
-from megatron_alum.convert.tensors import strip_vocabulary
 from megatron_alum.convert.to_hf import ExportSource, export_folder
 from megatron_alum.convert.verify import Comparison, compare, single_rank_model
 
@@ -70,18 +68,9 @@ def _compare_with_checkpoint(hf_dir: Path, source: ExportSource) -> Comparison:
 
 def _compare_with_tensors(hf_dir: Path, source: ExportSource) -> Comparison:
     """As above for a stock checkpoint, whose tensors fill our network directly."""
-    rows = {row.megatron: row for row in expand_rows(ARCHITECTURES[source.model.model_type], source.model.num_layers)}
+    weights = CheckpointWeights(source)
     with single_rank_model(source.model, source.vocab_size) as model:
-        present = {name: row for name, row in rows.items() if name in source.tensors}
-        fill_parameters(
-            model,
-            present,
-            lambda name: (
-                strip_vocabulary(source.tensors[name], source.vocab_size)
-                if present[name].is_vocabulary
-                else source.tensors[name]
-            ),
-        )
+        fill_parameters(model, weights.rows, weights.megatron_tensor)
         return compare(hf_dir, model)
 
 

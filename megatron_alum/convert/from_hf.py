@@ -1,11 +1,13 @@
-"""A Hugging Face folder becomes a network on this rank, or a checkpoint that any parallel layout can load.
+"""A Hugging Face folder becomes a network on this rank, whatever the parallel layout.
 
     config = model_config_from_hf(hf_dir)                                the network's shape
     model = build_model(config, vocab_size=hf_vocab_size(hf_dir), groups=groups)
     load_hf_into_model(hf_dir, model)                                    this rank's part of every tensor
 
 Every rank reads the folder itself, one tensor at a time, and keeps its own rows; nothing is sent. Heads that the folder
-lacks keep the fresh weights that `build_model` gave them, and a warning names them.
+lacks keep the fresh weights that `build_model` gave them, and a warning names them. What `--init-from` names may also
+be a checkpoint of this project (a finished run, or what from-hf wrote): `model_flags_from_hf` and `load_hf_into_model`
+take both.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from megatron_alum.checkpoint.folder import COMPLETE_FILE, find_checkpoint, list_iterations, read_run_config
 from megatron_alum.config.model import ModelConfig
+from megatron_alum.convert.checkpoint_source import CheckpointWeights, model_config_of, read_checkpoint_source
 from megatron_alum.convert.hf_config import model_config_from_dict, read_hf_config
 from megatron_alum.convert.hf_folder import HfFolder, resolve_model_folder
 from megatron_alum.convert.keys import Row
@@ -49,7 +53,7 @@ def model_flags_from_hf(hf_dir: str | Path) -> dict[str, Any]:
 
     What belongs to the run and not to the weights (sequence length, vocabulary padding) is left to the run.
     """
-    flags = asdict(model_config_from_hf(hf_dir))
+    flags = asdict(_checkpoint_config(hf_dir) if _is_checkpoint(hf_dir) else model_config_from_hf(hf_dir))
     return {name: value for name, value in flags.items() if name not in _RUN_OPTIONS}
 
 
@@ -65,10 +69,14 @@ def load_hf_into_model(hf_dir: str | Path, model: SplitBert, *, tokenizer_dir: s
     the folder lacks and that keep their fresh values; rank 0 also warns about them and about weights that this network
     has no place for. Raises: ValueError on every rank alike, before any parameter is touched.
     """
-    source = HfFolder(resolve_model_folder(str(hf_dir)))
+    source: HfFolder | CheckpointWeights
+    if _is_checkpoint(hf_dir):
+        source = CheckpointWeights(read_checkpoint_source(hf_dir))
+    else:
+        source = HfFolder(resolve_model_folder(str(hf_dir)))
     _check_same_network(source, model)
-    if tokenizer_dir is not None:
-        check_same_vocabulary(source.folder, Path(tokenizer_dir))
+    if tokenizer_dir is not None and source.tokenizer_dir is not None:
+        check_same_vocabulary(source.tokenizer_dir, Path(tokenizer_dir))
     fresh = fill_parameters(model, source.rows, source.megatron_tensor)
     if model.groups.world_rank == 0:
         _warn_about_parts(source, model, fresh)
@@ -93,11 +101,20 @@ def fill_parameters(model: SplitBert, rows: Mapping[str, Row], whole_tensor: Cal
     return [name for name in parameters if name not in rows]
 
 
-def _check_same_network(source: HfFolder, model: SplitBert) -> None:
+def _is_checkpoint(path: str | Path) -> bool:
+    """Whether `path` is a run's folder or one checkpoint of this project."""
+    return bool(list_iterations(Path(path))) or (Path(path) / COMPLETE_FILE).is_file()
+
+
+def _checkpoint_config(path: str | Path) -> ModelConfig:
+    folder = find_checkpoint(path)
+    return model_config_of(read_run_config(folder), folder)
+
+
+def _check_same_network(source: HfFolder | CheckpointWeights, model: SplitBert) -> None:
     """The network must have been built for this folder: sizes, epsilon and vocabulary."""
-    theirs = model_config_from_dict(source.config, str(source.folder / "config.json"))
     for field in fields(ModelConfig):
-        ours, given = getattr(model.model_config, field.name), getattr(theirs, field.name)
+        ours, given = getattr(model.model_config, field.name), getattr(source.model_config, field.name)
         if field.name not in (*_RUN_OPTIONS, *_TRAINING_OPTIONS) and ours != given:
             flag = "--" + field.name.replace("_", "-")
             raise ValueError(f"{flag} must be {given} as in {source.folder}, but is {ours} instead.")
@@ -109,12 +126,10 @@ def _check_same_network(source: HfFolder, model: SplitBert) -> None:
 
 
 def check_same_vocabulary(hf_dir: Path, tokenizer_dir: Path) -> None:
-    """Compare two tokenizers entry by entry; a folder without a tokenizer agrees with any.
+    """Compare two tokenizers entry by entry.
 
     Raises: ValueError naming an entry that has two ids: the weights would belong to other words.
     """
-    if not any((hf_dir / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
-        return
     from megatron_alum.data.tokenizers import load_tokenizer
 
     theirs, ours = load_tokenizer(hf_dir).get_vocab(), load_tokenizer(tokenizer_dir).get_vocab()
@@ -126,7 +141,7 @@ def check_same_vocabulary(hf_dir: Path, tokenizer_dir: Path) -> None:
             )
 
 
-def _warn_about_parts(source: HfFolder, model: SplitBert, fresh: list[str]) -> None:
+def _warn_about_parts(source: HfFolder | CheckpointWeights, model: SplitBert, fresh: list[str]) -> None:
     if fresh:
         warnings.warn(
             f"{source.folder} has no weights for {_titles(fresh)}: {list_names(fresh)} start from fresh values.",
@@ -143,5 +158,5 @@ def _warn_about_parts(source: HfFolder, model: SplitBert, fresh: list[str]) -> N
 
 
 def _titles(names: list[str]) -> str:
-    starts = {"pooler": "pooler.", "mlm": ("lm_head.", "output_layer."), "nsp": "binary_head."}
+    starts = {"pooler": ("pooler.",), "mlm": ("lm_head.", "output_layer."), "nsp": ("binary_head.",)}
     return ", ".join(_PART_TITLES[part] for part, start in starts.items() if any(n.startswith(start) for n in names))

@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from megatron_alum.convert.hf_config import architecture_of, config_sizes, read_hf_config
+from megatron_alum.config.model import ModelConfig
+from megatron_alum.convert.hf_config import architecture_of, config_sizes, model_config_from_dict, read_hf_config
 from megatron_alum.convert.hf_model import full_name
 from megatron_alum.convert.keys import Part, Row, expand_rows
 from megatron_alum.convert.translate import Shape, check_shapes, megatron_tensor
@@ -33,7 +34,8 @@ HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"
 class HfFolder:
     """A Hugging Face BERT or RoBERTa whose configuration and tensors have been checked against the key table.
 
-    `config` is config.json; `parts` are the pieces that the folder has: encoder always, pooler, mlm, nsp where present.
+    `config` is config.json; `rows` are those of the parts that the folder has: encoder always, pooler, mlm, nsp where
+    present.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,7 +47,17 @@ class HfFolder:
         self._stored = _open_weights(folder)
         self._stored_name = {self._canonical(name): name for name in self._stored if not name.endswith(_BUFFERS)}
         self.rows = {row.megatron: row for row in self._check_names()}
-        self.parts: set[Part] = {row.part for row in self.rows.values()}
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The network that computes what this folder's does."""
+        return model_config_from_dict(self.config, str(self.folder / "config.json"))
+
+    @property
+    def tokenizer_dir(self) -> Path | None:
+        """The folder itself where it holds a tokenizer."""
+        has_tokenizer = any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json"))
+        return self.folder if has_tokenizer else None
 
     def megatron_tensor(self, name: str) -> Tensor:
         """The whole, unpadded Megatron tensor `name`, in the folder's dtype."""
@@ -68,7 +80,8 @@ class HfFolder:
         given = {name: self._stored[stored].shape for name, stored in self._stored_name.items()}
         self._check_copies(given)
         given = {name: shape for name, shape in given.items() if name not in self.architecture.aliases}
-        rows, expected = [], {}
+        rows: list[Row] = []
+        expected: dict[str, Shape] = {}
         for row in expand_rows(self.architecture, self.sizes.num_layers):
             names = [full_name(self.architecture, row, name, bare=False) for name in row.hf]
             if row.part == "encoder" or self._has_part(row.part, given):
@@ -171,4 +184,6 @@ def _open_pickled(path: Path) -> dict[str, _StoredTensor]:
         raise ValueError(f"{path} must hold tensors only, but cannot be read: {why}.") from None
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ValueError(f"{path} must hold a dictionary of tensors, but does not.")
-    return {name: _StoredTensor(tuple(value.shape), lambda value=value: value) for name, value in loaded.items()}
+    return {
+        name: _StoredTensor(tuple(value.shape), partial(loaded.__getitem__, name)) for name, value in loaded.items()
+    }

@@ -59,7 +59,7 @@ class Row:
 class Architecture:
     """A `--model-type`: its table and what its Hugging Face classes and configuration are called."""
 
-    model_type: str
+    model_type: Literal["megatron-bert", "bert", "roberta"]
     """megatron_alum's and transformers' name alike: megatron-bert, bert or roberta."""
     prefix: str
     """Name of the base model inside a model with heads, with the dot."""
@@ -67,8 +67,6 @@ class Architecture:
     """The table."""
     classes: dict[str, str]
     """transformers class of each kind of export: pretraining (MLM and NSP), masked-lm, encoder."""
-    layer_norm_eps: float
-    """Default epsilon of this family's published checkpoints."""
     aliases: dict[str, str]
     """Tensors that a Hugging Face file may repeat: {name of the copy: name of the original}."""
 
@@ -160,7 +158,6 @@ ARCHITECTURES: dict[str, Architecture] = {
                 "masked-lm": "MegatronBertForMaskedLM",
                 "encoder": "MegatronBertModel",
             },
-            layer_norm_eps=1e-5,
             aliases=_BERT_ALIASES,
         ),
         Architecture(
@@ -168,7 +165,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             prefix="bert.",
             rows=(*_EMBEDDINGS, *_POST_LN, *_LINEARS, *_BERT_HEADS),
             classes={"pretraining": "BertForPreTraining", "masked-lm": "BertForMaskedLM", "encoder": "BertModel"},
-            layer_norm_eps=1e-12,
             aliases=_BERT_ALIASES,
         ),
         Architecture(
@@ -176,7 +172,6 @@ ARCHITECTURES: dict[str, Architecture] = {
             prefix="roberta.",
             rows=(*_EMBEDDINGS, *_POST_LN, *_LINEARS, *_ROBERTA_HEADS),
             classes={"masked-lm": "RobertaForMaskedLM", "encoder": "RobertaModel"},
-            layer_norm_eps=1e-5,
             aliases={
                 "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
                 "lm_head.decoder.bias": "lm_head.bias",

@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from megatron_alum.convert.megatron_folder import DistributedTensors, StoredTens
 from megatron_alum.convert.to_hf import ExportSource
 from megatron_alum.convert.translate import Shape
 
-MODEL_TYPE = "megatron-bert"
+MODEL_TYPE: Literal["megatron-bert"] = "megatron-bert"
 _RANK_FOLDER = re.compile(r"^mp_rank_(\d+)(_\d+)?$")
 _LATEST = "latest_checkpointed_iteration.txt"
 
@@ -137,12 +137,12 @@ def _model_config(common: Mapping[str, Any], folder: Path) -> ModelConfig:
             "which changes activations by up to 5e-4.",
             stacklevel=2,
         )
-    epsilon = getattr(args, "norm_epsilon", None) or getattr(args, "layernorm_epsilon", None)
+    epsilon = getattr(args, "norm_epsilon", None) or getattr(args, "layernorm_epsilon", None) or 1e-5
     return ModelConfig(
         model_type=MODEL_TYPE,
         seq_length=args.max_position_embeddings,
         **{name: getattr(args, name) for name in needed},
-        **({} if epsilon is None else {"layernorm_epsilon": float(epsilon)}),
+        layernorm_epsilon=float(epsilon),
         hidden_dropout=float(getattr(args, "hidden_dropout", 0.1)),
         attention_dropout=float(getattr(args, "attention_dropout", 0.1)),
         init_method_std=float(getattr(args, "init_method_std", 0.02)),

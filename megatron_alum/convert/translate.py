@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from megatron_alum.convert.keys import QKV_LETTER, VOCAB_LETTER, Part, Row
+from megatron_alum.convert.keys import QKV_LETTER, VOCAB_LETTER, Row
 from megatron_alum.convert.tensors import merge_qkv, split_qkv, strip_vocabulary
 
 Shape = tuple[int, ...]
@@ -63,12 +63,6 @@ def list_names(names: Iterable[str]) -> str:
     names = list(names)
     rest = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return ", ".join(names[:MAX_LISTED]) + rest
-
-
-def parts_present(expected: Mapping[str, Part], given: Iterable[str]) -> set[Part]:
-    """The parts of the model of which `given` holds at least one tensor; the encoder is always expected."""
-    names = set(given)
-    return {"encoder"} | {part for name, part in expected.items() if name in names}
 
 
 def check_shapes(source: str, given: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_alum.convert import hf_vocab_size, load_hf_into_model, model_config_from_hf
+from megatron_alum.config.model import ModelConfig
+from megatron_alum.convert import hf_vocab_size, load_hf_into_model, model_config_from_hf, model_flags_from_hf
 from megatron_alum.models import build_model
 from megatron_alum.parallel import initialize, seed_everything
-from tests.convert.models import batch
+from tests.convert.models import VOCAB_SIZE, batch
 
 
 def build(hf_dir, tp, *, load=True, dtype=torch.float32):
@@ -79,3 +80,15 @@ def outputs_of_checkpoint(rank, world_size, hf_dir, tp, checkpoint):
     model, _ = build(hf_dir, tp, load=False)
     load_model_weights(checkpoint, model)
     return outputs(model)
+
+
+def outputs_after_start(rank, world_size, start, tokenizer, tp):
+    """Outputs of a network started as --init-from starts one: its shape from the folder, then its weights."""
+    groups = initialize(tensor_parallel_size=tp)
+    seed_everything(1, groups)
+    config = ModelConfig(**model_flags_from_hf(start), seq_length=24)
+    model = build_model(config, vocab_size=VOCAB_SIZE, groups=groups, seed=9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load_hf_into_model(start, model, tokenizer_dir=tokenizer)
+    return outputs(model.eval())

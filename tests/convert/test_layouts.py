@@ -10,7 +10,7 @@ from megatron_alum.convert.checkpoint_source import read_checkpoint_source
 from megatron_alum.convert.keys import ARCHITECTURES, expand_rows
 from megatron_alum.convert.to_hf import export_folder
 from tests.convert import ranks
-from tests.convert.models import CASES, FULL, hf_outputs, random_hf_model, save_hf_model
+from tests.convert.models import CASES, FULL, hf_outputs, random_hf_model, save_hf_model, tokenizer_folder
 from tests.helpers.distributed import run_ranks
 
 # Two layers in float32, logits of order 1: both sides add the same products in different orders.
@@ -77,6 +77,17 @@ def test_a_checkpoint_of_four_ranks_loads_on_one_and_two(name, tmp_path):
     for tp in (1, 2):
         loaded = run_ranks(tp, ranks.outputs_of_checkpoint, str(source), tp, str(tmp_path / "run" / "iter_0000007"))
         assert_same_outputs(loaded[0], saved)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_run_may_start_from_a_folder_or_from_a_checkpoint(name, tmp_path):
+    """--init-from: the shape and the weights of either, at another tensor-parallel size than saved."""
+    source = save_hf_model(name, tmp_path / "hf")
+    tokenizer = str(tokenizer_folder(source, roberta=name == "roberta"))
+    saved = run_ranks(2, ranks.save_from_hf, str(source), 2, str(tmp_path / "run"), {}, tokenizer)[0]
+    for start in (source, tmp_path / "run", tmp_path / "run" / "iter_0000007"):
+        started = run_ranks(1, ranks.outputs_after_start, str(start), tokenizer, 1)[0]
+        assert_same_outputs(started, saved)
 
 
 def parameter_facts(rank, world_size, hf_dir, tp):
