@@ -38,25 +38,24 @@ class ModelConfig:
     model_size: ModelSize | None = None
     """Preset for layers, width and heads: tiny, mini, small, base or large. Explicit flags win."""
     num_layers: int = None  # type: ignore[assignment]
-    """Transformer layers (default: from --model-size)."""
+    """Transformer layers; from --model-size when not given."""
     hidden_size: int = None  # type: ignore[assignment]
-    """Width of the residual stream (default: from --model-size)."""
+    """Width of the residual stream; from --model-size when not given."""
     num_attention_heads: int = None  # type: ignore[assignment]
-    """Attention heads; must divide --hidden-size (default: from --model-size)."""
+    """Attention heads; must divide --hidden-size; from --model-size when not given."""
     ffn_hidden_size: int = None  # type: ignore[assignment]
-    """Width inside the MLP (default: 4 x --hidden-size)."""
+    """Width inside the MLP; 4 x --hidden-size when not given."""
     seq_length: int = 512
     """Tokens of a training sequence, special tokens and padding included."""
     max_position_embeddings: int = None  # type: ignore[assignment]
-    """Longest sequence the position table serves (default: --seq-length). RoBERTa's table has two rows more."""
+    """Longest sequence the position table serves; --seq-length when not given. RoBERTa's table has two rows more."""
     hidden_dropout: float = 0.1
     """Dropout probability after the embeddings, attention and MLP."""
     attention_dropout: float = 0.1
     """Dropout probability of attention weights."""
     layernorm_epsilon: float = None  # type: ignore[assignment]
-    """Added to the variance in LayerNorm (default: 1e-5 for megatron-bert and roberta, 1e-12 for bert, as their
-    authors have it).
-    """
+    """Added to the variance in LayerNorm; when not given 1e-5 for megatron-bert and roberta, 1e-12 for bert, as their
+    authors have it."""
     init_method_std: float = 0.02
     """Standard deviation of initial weights."""
     make_vocab_size_divisible_by: int = 128
