@@ -41,11 +41,35 @@ def find_punkt(folder: str | Path, language: str = "english") -> Path:
 
 
 def _load(folder: Path) -> Any:
-    from nltk.tokenize.punkt import PunktSentenceTokenizer, load_punkt_params
+    """nltk's tokenizer with the parameters in `folder`; its own loader takes no plain path since 3.10."""
+    from nltk.tabdata import PunktDecoder
+    from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
+    decoder, params = PunktDecoder(), PunktParameters()
+    with (folder / "collocations.tab").open(encoding="utf-8") as stream:
+        params.collocations = set(decoder.tab2tups(stream))
+    with (folder / "sent_starters.txt").open(encoding="utf-8") as stream:
+        params.sent_starters = decoder.txt2set(stream)
+    with (folder / "abbrev_types.txt").open(encoding="utf-8") as stream:
+        params.abbrev_types = decoder.txt2set(stream)
+    with (folder / "ortho_context.tab").open(encoding="utf-8") as stream:
+        params.ortho_context = decoder.tab2intdict(stream)
     tokenizer = PunktSentenceTokenizer()
-    tokenizer._params = load_punkt_params(str(folder))
+    tokenizer._params = params
     return tokenizer
+
+
+def _save(params: Any, folder: Path) -> None:
+    """The layout `_load` reads, sorted: equal parameters give equal files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {
+        "collocations.tab": sorted("\t".join(pair) for pair in params.collocations),
+        "sent_starters.txt": sorted(params.sent_starters),
+        "abbrev_types.txt": sorted(params.abbrev_types),
+        "ortho_context.tab": sorted(f"{word}\t{flags}" for word, flags in params.ortho_context.items()),
+    }
+    for name, lines in files.items():
+        (folder / name).write_text("\n".join(lines), encoding="utf-8", newline="\n")
 
 
 def train_punkt(documents: Iterable[str], folder: Path) -> int:
@@ -54,7 +78,7 @@ def train_punkt(documents: Iterable[str], folder: Path) -> int:
     Raises ValueError when the text is too little to learn anything. Memory grows with the vocabulary of the text, not
     with its length; a few hundred MB of text are plenty.
     """
-    from nltk.tokenize.punkt import PunktTrainer, save_punkt_params
+    from nltk.tokenize.punkt import PunktTrainer
 
     trainer = PunktTrainer()
     count = 0
@@ -67,6 +91,5 @@ def train_punkt(documents: Iterable[str], folder: Path) -> int:
         raise ValueError("`--input` must hold text to train Punkt on, but holds no document.")
     trainer.finalize_training()
     params = trainer.get_params()
-    folder.mkdir(parents=True, exist_ok=True)
-    save_punkt_params(params, dir=str(folder))
+    _save(params, folder)
     return len(params.abbrev_types)

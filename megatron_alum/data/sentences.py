@@ -20,6 +20,7 @@ from typing import Protocol
 
 _CLOSERS = "\"'\u2019\u201d\u00bb)\\]}"
 _OPENERS = "\"'\u2018\u201c\u00ab([{\u00bf\u00a1"
+_CURRENCIES = "$\u00a3\u20ac\u00a5"
 _CJK_STOPS = "\u3002\uff01\uff1f\uff61"
 # One class, one class, one class: the re module runs this five times faster than anything with groups or alternatives.
 _CANDIDATE = re.compile(rf"[.!?\u2026]+[{_CLOSERS}]*\s+")
@@ -98,7 +99,7 @@ def _begins(line: str, after: int) -> bool:
         if after == len(line):
             return False
         first = line[after]
-    return first.isalnum() and not first.islower()
+    return (first.isalnum() and not first.islower()) or first in _CURRENCIES
 
 
 def _ends(line: str, start: int, end: int, after: int) -> bool:

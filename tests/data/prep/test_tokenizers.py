@@ -1,0 +1,134 @@
+"""Tokenizers: from vocabularies and folders with the right case and accents, trained in three kinds, refused when
+unfit."""
+
+import json
+
+import pytest
+
+from megatron_alum.data.settings import InputSettings
+from megatron_alum.data.tokenizers import (
+    TokenizerSource,
+    load_tokenizer,
+    make_tokenizer,
+    save_tokenizer,
+    tokenizer_kind,
+)
+from megatron_alum.data.train_tokenizer import TrainTokenizerSettings, VocabularySettings, train_tokenizer
+from tests.data.prep.corpora import LETTERS, SPECIALS, prepare, write_jsonl, write_vocab
+
+TEXTS = [
+    f"The {word} of Zo\xeb ran over the lazy dog, again and again." for word in ("cat", "Fox", "HORSE", "bee")
+] * 20
+
+
+def trained(folder, **options):
+    source = write_jsonl(folder / "in.jsonl", TEXTS)
+    given = {"output": str(folder / "tok"), "vocab_size": 300, **options}
+    run = TrainTokenizerSettings(InputSettings((str(source),)), VocabularySettings(**given))
+    return train_tokenizer(run, show_progress=False)
+
+
+@pytest.mark.parametrize(
+    ("case", "accents", "tokens"),
+    [
+        (None, None, ["a", "e"]),
+        ("lower", False, ["a", "\xe9"]),
+        ("keep", None, ["A", "\xc9"]),
+        ("keep", True, ["A", "E"]),
+    ],
+)
+def test_case_and_accents_of_a_bare_vocabulary(tmp_path, case, accents, tokens):
+    entries = SPECIALS + LETTERS + (["A", "E", "\xc9"] if case == "keep" else []) + ["\xe9"]
+    (tmp_path / "vocab.txt").write_text("\n".join(entries), encoding="utf-8")
+    source = TokenizerSource(vocab_file=tmp_path / "vocab.txt", case=case, strip_accents=accents)
+    assert make_tokenizer(source).tokenize("A \xc9") == tokens
+
+
+def test_a_vocabulary_with_upper_case_keeps_case(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, "[unused0]", *LETTERS, "Cat"]))
+    assert make_tokenizer(TokenizerSource(vocab_file=tmp_path / "vocab.txt")).tokenize("Cat") == ["Cat"]
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, "[unused0]", *LETTERS, "cat"]))
+    assert make_tokenizer(TokenizerSource(vocab_file=tmp_path / "vocab.txt")).tokenize("Cat") == ["cat"]
+
+
+def test_a_folders_own_case_and_another_one(tmp_path):
+    save_tokenizer(make_tokenizer(TokenizerSource(vocab_file=write_vocab(tmp_path))), tmp_path / "folder")
+    own = make_tokenizer(TokenizerSource(folder=tmp_path / "folder"))
+    assert own.tokenize("The CAT") == ["the", "cat"]
+    cased = make_tokenizer(TokenizerSource(folder=tmp_path / "folder", case="keep"))
+    assert cased.tokenize("the CAT") == ["the", "[UNK]"] and len(cased) == len(own)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_a_trained_tokenizer_loads_offline_and_serves_the_pipeline(tmp_path, kind):
+    from transformers import AutoTokenizer
+
+    tokenizer = trained(tmp_path, type=kind)
+    again = AutoTokenizer.from_pretrained(str(tmp_path / "tok"), local_files_only=True)
+    text = "The Horse of Zo\xeb, again"
+    assert again(text)["input_ids"] == tokenizer(text)["input_ids"] and len(again) == len(tokenizer) <= 300
+    assert tokenizer_kind(again) == kind
+    manifest = prepare(tmp_path, tmp_path / "in.jsonl", tokenizer=str(tmp_path / "tok"))
+    assert manifest["tokenizer"]["kind"] == kind and manifest["num_documents"] == len(TEXTS)
+    lowered = "HORSE" not in "".join(again.tokenize("HORSE")).replace("##", "").replace("\u2581", "")
+    assert lowered == (kind != "bpe")
+
+
+def test_cased_training_and_what_it_refuses(tmp_path):
+    tokenizer = trained(tmp_path, case="keep", vocab_size=200)
+    assert tokenizer.convert_tokens_to_ids("H") != tokenizer.unk_token_id
+    with pytest.raises(ValueError, match="`--output` must be a new folder"):
+        trained(tmp_path)
+    assert len(trained(tmp_path, vocab_size=60, overwrite=True)) <= 200
+    with pytest.raises(ValueError, match="--case must be keep for --type bpe"):
+        VocabularySettings(output="x", type="bpe", case="lower")
+    with pytest.raises(ValueError, match="--vocab-size must be at least 261 for bpe"):
+        VocabularySettings(output="x", type="bpe", vocab_size=260)
+    (tmp_path / "empty.jsonl").write_text('{"text": " "}\n')
+    run = TrainTokenizerSettings(
+        InputSettings((str(tmp_path / "empty.jsonl"),)), VocabularySettings(str(tmp_path / "t2"))
+    )
+    with pytest.raises(ValueError, match="must hold at least one document with text"):
+        train_tokenizer(run, show_progress=False)
+
+
+def test_byte_level_files(tmp_path):
+    tokenizer = trained(tmp_path, type="bpe")
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in model["merges"]))
+    source = TokenizerSource(vocab_file=tmp_path / "vocab.json", merge_file=tmp_path / "merges.txt")
+    assert make_tokenizer(source)(TEXTS[0])["input_ids"] == tokenizer(TEXTS[0])["input_ids"]
+    with pytest.raises(ValueError, match=r"`--merge-file` must name the merges\.txt"):
+        make_tokenizer(TokenizerSource(vocab_file=tmp_path / "vocab.json"))
+    with pytest.raises(ValueError, match="`--case` must be keep for a byte-level BPE vocabulary"):
+        make_tokenizer(
+            TokenizerSource(vocab_file=tmp_path / "vocab.json", merge_file=tmp_path / "merges.txt", case="lower")
+        )
+    (tmp_path / "vocab.json").write_text(json.dumps({k: v for k, v in model["vocab"].items() if k != "<mask>"}))
+    with pytest.raises(ValueError, match=r"must contain .* but .* lacks <mask>"):
+        make_tokenizer(source)
+
+
+def test_unfit_folders_and_vocabularies(tmp_path):
+    with pytest.raises(ValueError, match="must be a tokenizer folder, but is no folder"):
+        load_tokenizer(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="must be a Hugging Face tokenizer folder"):
+        load_tokenizer(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"must be given, and not both"):
+        TokenizerSource()
+    (tmp_path / "twice.txt").write_text("\n".join([*SPECIALS, "a", "b", "a"]))
+    with pytest.raises(ValueError, match=r"must list each entry once, but .* has 'a' more than once"):
+        make_tokenizer(TokenizerSource(vocab_file=tmp_path / "twice.txt"))
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="must be UTF-8 text"):
+        make_tokenizer(TokenizerSource(vocab_file=tmp_path / "binary.txt"))
+
+
+def test_special_tokens_must_differ(tmp_path):
+    tokenizer = make_tokenizer(TokenizerSource(vocab_file=write_vocab(tmp_path)))
+    tokenizer.mask_token = "[UNK]"
+    tokenizer.save_pretrained(str(tmp_path / "bad"))
+    with pytest.raises(ValueError, match=r"`mask_token` of the tokenizer .* must have an id of its own"):
+        load_tokenizer(tmp_path / "bad")
