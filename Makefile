@@ -30,6 +30,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) tools/bench_ops.py
+	$(PY) tools/bench_sampler.py --csv benchmarks/results/sampler.csv
 
 gpu-check:
 	$(PY) tools/gpu_check.py

@@ -102,7 +102,7 @@ def data_extension() -> Extension | None:
     import pybind11
 
     include = [str(ROOT / "csrc"), pybind11.get_include()]
-    flags = [*CXX_FLAGS, "-std=c++17"]
+    flags = [*CXX_FLAGS, "-std=c++17", "-pthread"]
     return Extension("megatron_alum._data", files, include_dirs=include, extra_compile_args=flags, language="c++")
 
 

@@ -10,8 +10,8 @@ and nothing is counted for collating its samples. It packs sentences of A and B 
 a different number of tokens: tokens a second are printed beside samples.
 
 Timings are the best of several rounds, since other work on the machine can only slow one down. Samples a second are by
-the clock; samples a CPU second count only the time in which each thread ran (the threads' rates added), and the ratio to
-megatron-core is taken of those, since it must not depend on what else the machine does. On an idle machine both agree.
+the clock; samples a CPU second count only the time in which each thread ran (the threads' rates added), and the ratio
+to megatron-core is taken of those, since it must not depend on what else the machine does. Idle, both agree.
 The CSV has one line a case, with the processor and the commit.
 """
 
