@@ -95,7 +95,7 @@ def test_continual_alum_on_wikipedia_trains_the_fresh_head_and_keeps_the_encoder
     pages = sorted((shared_data / "wiki" / "extracted" / "AA").glob("wiki_0[0-3].bz2"))
     run("tools/preprocess_data.py", "--input", *pages, "--output-prefix", shards, "--tokenizer", folder)
     options = (
-        "--seq-length 64 --micro-batch-size 8 --global-batch-size 8 --train-iters 100 --lr 2e-4 --eval-interval 0 "
+        "--seq-length 64 --micro-batch-size 8 --global-batch-size 8 --train-iters 100 --lr 5e-5 --eval-interval 0 "
         "--mask-rate-start 0.15 --mask-rate-end 0.15 --alum-start-fraction 0 --tensor-model-parallel-size 2"
     )
     folders = ["--data-path", shards, "--save", tmp_path / "run", "--init-from", folder]
