@@ -117,7 +117,9 @@ def _check_sizes(world_size: int, tensor_parallel_size: int) -> None:
 def _join(world_size: int, timeout: timedelta) -> None:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+        store = _of_this_attempt(store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         return
     if world_size != 1:
         raise ValueError(
@@ -125,3 +127,15 @@ def _join(world_size: int, timeout: timedelta) -> None:
             "Start with torchrun."
         )
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+
+
+def _of_this_attempt(store: dist.Store) -> dist.Store:
+    """The store without what workers before a restart (torchrun --max-restarts) left in it.
+
+    torchrun's agent keeps one store over all restarts, and torch 2.13 no longer separates them: the new workers would
+    connect to the dead ones' addresses. The restart count tells attempts apart on one node; on several it differs from
+    node to node, so there the launchers ask torchrun for a new store each time (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1).
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return store
+    return dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -1,4 +1,4 @@
-"""SIGKILL of a random rank at random moments, saving included: torchrun restarts all, and the run ends as if unharmed."""
+"""SIGKILL of a random rank at random moments, saving included: torchrun restarts all, the run ends as if unharmed."""
 
 import os
 import random
