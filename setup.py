@@ -1,7 +1,8 @@
 """Builds the two native modules next to the Python package; everything else about the project stands in pyproject.toml.
 
 megatron_alum._data   csrc/data/*.cpp with pybind11; needs no torch.
-megatron_alum._C      csrc/library.cpp and csrc/ops/; needs the torch it will run with, so install with --no-build-isolation.
+megatron_alum._C      csrc/library.cpp and csrc/ops/; needs the torch it will run with, so install with
+--no-build-isolation.
                       CPU always; CUDA too when this torch is a CUDA build and nvcc of the same major version is found.
 USE_CUDA=0 leaves CUDA out, USE_CUDA=1 makes its absence an error. TORCH_CUDA_ARCH_LIST overrides the architectures.
 Both are compiled with ninja where it is installed (`python setup.py build_ext --inplace` recompiles what changed only).
@@ -23,7 +24,16 @@ ROOT = Path(__file__).parent
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 # Contraction off: the noise must have the same bits in every build. Where a fused multiply-add is wanted it is written
 # out; the CUDA code rounds step by step with intrinsics in the noise.
-CXX_FLAGS = ["-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas", "-ffp-contract=off", "-fvisibility=hidden"]
+CXX_FLAGS = [
+    "-O3",
+    "-g0",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",
+    "-Wno-unknown-pragmas",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-Werror", "all-warnings", "-Xptxas", "-v,-warn-spills", "-lineinfo"]
 
 try:

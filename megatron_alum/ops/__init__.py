@@ -1,4 +1,5 @@
-"""Public doors of the fused operators: perturbation step and divergence of logits, with a pure-torch reference behind each.
+"""Public doors of the fused operators: perturbation step and divergence of logits, with a pure-torch reference behind
+each.
 
 Read in this order: divergence.py, perturbation.py, noise.py, chunked_head.py; dispatch.py chooses the implementation.
 Importing this needs neither a GPU nor the compiled extension; the kernels are in csrc/ (csrc/README.md).
@@ -6,9 +7,9 @@ Importing this needs neither a GPU nor the compiled extension; the kernels are i
 
 from megatron_alum.ops.chunked_head import mlm_symmetric_kl_from_hidden
 from megatron_alum.ops.dispatch import build_info
+from megatron_alum.ops.divergence import kl_divergence, mlm_symmetric_kl, symmetric_kl
 from megatron_alum.ops.noise import NoiseKey, gaussian_noise
 from megatron_alum.ops.perturbation import PerturbationStatistics, ascend_and_project, perturb_embeddings
-from megatron_alum.ops.divergence import kl_divergence, mlm_symmetric_kl, symmetric_kl
 
 __all__ = [
     "NoiseKey",

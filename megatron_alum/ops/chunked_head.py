@@ -1,9 +1,10 @@
-"""MLM loss and symmetric KL straight from hidden states: the vocabulary projection and the losses, chunk by chunk of rows.
+"""MLM loss and symmetric KL straight from hidden states: the vocabulary projection and the losses, chunk by chunk of
+rows.
 
-Never more than `chunk_rows` rows of logits exist, twice (clean and adversarial). The gradients to hidden states, weight and
-bias are computed in the same loop, right after the losses of a chunk, while its logits are still there; backward only
-scales them. Hence one restriction: both sums must enter the loss with the same factor (loss scaling included), so what
-tells them apart, such as alpha, belongs into the row weights. Backward asserts it.
+Never more than `chunk_rows` rows of logits exist, twice (clean and adversarial). The gradients to hidden states,
+weight and bias are computed in the same loop, right after the losses of a chunk, while its logits are still there;
+backward only scales them. Hence one restriction: both sums must enter the loss with the same factor (loss scaling
+included), so what tells them apart, such as alpha, belongs into the row weights. Backward asserts it.
 """
 
 from typing import Any
@@ -32,11 +33,13 @@ def mlm_symmetric_kl_from_hidden(
     group: dist.ProcessGroup | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """(sum_n mlm_row_weight[n] * mlm[n], sum_n kl_row_weight[n] * kl[n]), 0-dim, with logits = hidden @ weight.T + bias.
+    """(sum_n mlm_row_weight[n] * mlm[n], sum_n kl_row_weight[n] * kl[n]), 0-dim, with logits = hidden @ weight.T +
+    bias.
 
-    clean_hidden, adv_hidden [N, H]; weight [V, H] or its shard [V / tp, H]; bias [V] or shard or None; labels int64 [N];
-    the row weights [N] float. One collective a chunk. The gradients to the hidden states are this shard's part, as those of
-    any column-parallel layer: the caller's copy-to-tensor-parallel-region sums them. Everything else: `mlm_symmetric_kl`.
+    clean_hidden, adv_hidden [N, H]; weight [V, H] or its shard [V / tp, H]; bias [V] or shard or None; labels int64
+    [N]; the row weights [N] float. One collective a chunk. The gradients to the hidden states are this shard's part,
+    as those of any column-parallel layer: the caller's copy-to-tensor-parallel-region sums them. Everything else:
+    `mlm_symmetric_kl`.
     """
     rows, width = clean_hidden.shape
     if chunk_rows < 1:

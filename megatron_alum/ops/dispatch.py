@@ -82,8 +82,9 @@ def select(impl: str, tensor: Tensor) -> str:
 def build_info() -> dict[str, Any]:
     """State of the extension.
 
-    Keys: `built` (usable here), `cuda` (CUDA version of its kernels or None), `torch` (version it was built with or None),
-    `instruction_set` (what the CPU kernels use now: "avx512", "avx2", "portable" or None), `reason` (why not, or None).
+    Keys: `built` (usable here), `cuda` (CUDA version of its kernels or None), `torch` (version it was built with or
+    None), `instruction_set` (what the CPU kernels use now: "avx512", "avx2", "portable" or None), `reason` (why not,
+    or None).
     """
     reason = load_extension()
     path = extension_path()

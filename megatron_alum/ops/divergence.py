@@ -3,16 +3,19 @@
     kl[n]  = KL(P||Q) + KL(Q||P)          P = softmax(clean[n]), Q = softmax(adv[n])
     mlm[n] = -log P[label[n]]
 
-| gradient of kl | detach_targets=True (each direction moves its second argument) | False                                   |
+| gradient of kl | detach_targets=True (each direction moves its second argument) | False
+|
 |----------------|-----------------------------------------------------------------|------------------------------------------|
-| to clean a     | p - q                                                           | p (d - E_P[d]) + (p - q),      d = a - b  |
-| to adv b       | q - p                                                           | -[q (d - E_Q[d]) + (p - q)]               |
+| to clean a     | p - q                                                           | p (d - E_P[d]) + (p - q),      d
+= a - b  | | to adv b       | q - p                                                           | -[q (d - E_Q[d]) + (p
+- q)]               |
 
 How a call runs, alike for every implementation and at tensor-parallel size 1 (one shard):
     row_statistics   6 floats a row (7 with labels) of this shard           reads the logits once
     all-gather       of those floats, the only collective; exact merge
     row_losses       the two losses from the merged floats; autograd starts here
-    row_gradients    in backward: p and q again from the logits and the floats; no collective, nothing of size [N, V] kept
+    row_gradients    in backward: p and q again from the logits and the floats; no collective, nothing of size [N, V]
+    kept
 The numbers keep their digits when clean and adversarial logits are nearly equal: see reference/rows.py.
 Losses are float32 for float32, bfloat16 and float16 logits, float64 for float64. Double backward is refused.
 """
@@ -40,10 +43,11 @@ def symmetric_kl(
 ) -> Tensor:
     """KL(P||Q) + KL(Q||P) of each row [N], differentiable in both arguments.
 
-    clean_logits, adv_logits [N, V], or [N, V / tp] with `group` the tensor-parallel process group (rank r holds the columns
-    from r * V / tp on). `valid_vocab_size` counts the global vocabulary without padding; later columns are ignored and get
-    zero gradient, as are columns that are -inf on both sides. A row with NaN or infinities gives NaN, never 0.
-    `overwrite_logits=True` lets backward write its gradients over the logits' memory: the caller must not use them again.
+    clean_logits, adv_logits [N, V], or [N, V / tp] with `group` the tensor-parallel process group (rank r holds the
+    columns from r * V / tp on). `valid_vocab_size` counts the global vocabulary without padding; later columns are
+    ignored and get zero gradient, as are columns that are -inf on both sides. A row with NaN or infinities gives NaN,
+    never 0. `overwrite_logits=True` lets backward write its gradients over the logits' memory: the caller must not
+    use them again.
     """
     options = row_options(clean_logits, adv_logits, None, valid_vocab_size, group, detach_targets)
     return _losses(clean_logits, adv_logits, None, options, group, overwrite_logits, impl)[1]
@@ -187,7 +191,8 @@ class GradientCall(NamedTuple):
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    """Shared by the reference's autograd.Function and the registered operator; inputs as in `_ReferenceLosses.forward`."""
+    """Shared by the reference's autograd.Function and the registered operator; inputs as in
+    `_ReferenceLosses.forward`."""
     clean, adv, records, labels, *rest = inputs
     options, overwrite = (rest[0], rest[1]) if len(rest) == 2 else (RowOptions(*rest[:4]), rest[4])
     ctx.save_for_backward(clean, adv, records, labels)

@@ -2,8 +2,9 @@
 
     noise[s, b, h] = std * gaussian(Philox(key = (seed, iteration), counter = (sample_index[b], position[s], h)))
 
-So tensor-, sequence- and data-parallel layouts, micro-batch sizes and devices all see the same perturbation, bit for bit,
-and nothing random has to be stored in a checkpoint. Definition and sources: megatron_alum/ops/reference/noise.py.
+So tensor-, sequence- and data-parallel layouts, micro-batch sizes and devices all see the same perturbation, bit for
+bit, and nothing random has to be stored in a checkpoint. Definition and sources:
+megatron_alum/ops/reference/noise.py.
 """
 
 from dataclasses import dataclass
@@ -56,8 +57,8 @@ def gaussian_noise(
 ) -> Tensor:
     """Noise [S, B, num_channels], or [B, S, num_channels] with `batch_first`; bit-equal for every `impl`.
 
-    sample_index int64 [B] (global), position int64 [S]; key = (seed, iteration), each in [0, 2^32). `device` is the index
-    tensors' by default. The numbers are float32, rounded to `dtype` at the end.
+    sample_index int64 [B] (global), position int64 [S]; key = (seed, iteration), each in [0, 2^32). `device` is the
+    index tensors' by default. The numbers are float32, rounded to `dtype` at the end.
     """
     check_key(key)
     check_indices(sample_index, position)

@@ -18,7 +18,8 @@ class PerturbationStatistics(NamedTuple):
     """0-dim float32 device tensors over the tokens inside the mask that this rank holds."""
 
     effective_perturbation: Tensor
-    """sum |cast(x + delta') - cast(x)| / sum |delta'|: 1 when the model's dtype sees all of it, 0 when none; NaN for 0/0."""
+    """sum |cast(x + delta') - cast(x)| / sum |delta'|: 1 when the model's dtype sees all of it, 0 when none; NaN for
+    0/0."""
     ascent_ratio: Tensor
     """||eta g|| / ||delta|| in the Euclidean norm, before projection; 0 without a gradient."""
     nonfinite_tokens: Tensor
@@ -55,9 +56,10 @@ def perturb_embeddings(
 ) -> tuple[Tensor, Tensor, PerturbationStatistics]:
     """(x + delta' in `out_dtype`, delta' in float32, statistics), in one pass over the tokens.
 
-    x [S, B, H], or [B, S, H] as NoiseKey.batch_first says; delta of the same shape, or a NoiseKey: noise generated in the
-    kernel. grad None skips the step (delta' = delta). mask bool of x's leading shape, True = may be perturbed; elsewhere
-    delta' = 0. out_dtype is x's by default. The gradient of x + delta' flows to x alone, unchanged but for its dtype.
+    x [S, B, H], or [B, S, H] as NoiseKey.batch_first says; delta of the same shape, or a NoiseKey: noise generated in
+    the kernel. grad None skips the step (delta' = delta). mask bool of x's leading shape, True = may be perturbed;
+    elsewhere delta' = 0. out_dtype is x's by default. The gradient of x + delta' flows to x alone, unchanged but for
+    its dtype.
     """
     _check(x, delta, grad, step_size, epsilon, projection)
     if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:-1]):

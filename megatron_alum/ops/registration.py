@@ -1,6 +1,8 @@
-"""What torch must know about the compiled ops besides their kernels: shapes without data (fake kernels) and derivatives.
+"""What torch must know about the compiled ops besides their kernels: shapes without data (fake kernels) and
+derivatives.
 
-Imported by dispatch.load_extension once the library is loaded; with it the ops trace under torch.compile and pass opcheck.
+Imported by dispatch.load_extension once the library is loaded; with it the ops trace under torch.compile and pass
+opcheck.
 """
 
 from typing import Any

@@ -1,4 +1,5 @@
-"""mlm_symmetric_kl_from_hidden equals the plain head and losses for any chunk, and holds no more logits than a chunk."""
+"""mlm_symmetric_kl_from_hidden equals the plain head and losses for any chunk, and holds no more logits than a
+chunk."""
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ N, H, V = 23, 32, 500
 def inputs(device, dtype=torch.float32):
     generator = torch.Generator().manual_seed(2)
 
-    def draw(*shape, scale=1.0):  # noqa: E306
+    def draw(*shape, scale=1.0):
         return (scale * torch.randn(*shape, generator=generator)).to(device, dtype)
 
     clean = draw(N, H)

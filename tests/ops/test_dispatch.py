@@ -1,4 +1,5 @@
-"""Which implementation serves a call, and what is said when it is not the wished one; every instruction set of the build."""
+"""Which implementation serves a call, and what is said when it is not the wished one; every instruction set of the
+build."""
 
 import json
 import logging
@@ -19,7 +20,12 @@ ROOT = Path(__file__).resolve().parents[2]
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A fresh interpreter, since the extension is loaded once a process."""
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -41,7 +47,9 @@ def test_an_unsupported_dtype_falls_back_and_says_so_once(caplog):
 
 def test_a_wished_kernel_that_cannot_run_raises_the_reason():
     a = torch.randn(2, 5, dtype=torch.float64)
-    with pytest.raises(ValueError, match="`impl` must be one that can run here, but is 'cpu' instead: there is no kernel for"):
+    with pytest.raises(
+        ValueError, match="`impl` must be one that can run here, but is 'cpu' instead: there is no kernel for"
+    ):
         ops.symmetric_kl(a, a, impl="cpu")
     with pytest.raises(ValueError, match="but is 'cuda' instead: the tensors are on cpu"):
         ops.symmetric_kl(a.float(), a.float(), impl="cuda")
@@ -50,7 +58,8 @@ def test_a_wished_kernel_that_cannot_run_raises_the_reason():
 
 
 def test_without_the_extension_everything_works():
-    code = "import torch; from megatron_alum import ops; a = torch.randn(2, 5); print(ops.symmetric_kl(a, a.clone()).sum().item())"
+    code = "import torch; from megatron_alum import ops; a = torch.randn(2, 5)"
+    code += "; print(ops.symmetric_kl(a, a.clone()).sum().item())"
     done = run_python(code + "; print(ops.build_info()['reason'])", MEGATRON_ALUM_NO_EXTENSION="1")
     assert done.returncode == 0 and done.stdout.split("\n")[:2] == ["0.0", "MEGATRON_ALUM_NO_EXTENSION=1"]
     assert done.stderr.count("fall back to the torch reference") == 1
@@ -59,10 +68,14 @@ def test_without_the_extension_everything_works():
 def test_an_extension_of_another_torch_is_not_loaded(tmp_path, monkeypatch):
     """The version is read from the file before loading: a file that could not be loaded at all serves as proof."""
     other = tmp_path / "_C.so"
-    other.write_bytes(b"\0" * 100 + b"megatron_alum_build:" + json.dumps({"torch": "1.13.1", "cuda": None}).encode() + b"\0")
+    other.write_bytes(
+        b"\0" * 100 + b"megatron_alum_build:" + json.dumps({"torch": "1.13.1", "cuda": None}).encode() + b"\0"
+    )
     monkeypatch.setattr(dispatch, "extension_path", lambda: other)
     reason = dispatch.load_extension.__wrapped__()
-    assert reason.startswith(f"_C.so was built with torch 1.13.1, but torch is {torch.__version__}; rebuild with `pip install")
+    assert reason.startswith(
+        f"_C.so was built with torch 1.13.1, but torch is {torch.__version__}; rebuild with `pip install"
+    )
     other.write_bytes(b"no marker")
     assert "built with an unknown torch" in dispatch.load_extension.__wrapped__()
     monkeypatch.setattr(dispatch, "extension_path", lambda: None)
@@ -84,7 +97,10 @@ def test_every_instruction_set_passes_the_kernel_tests(instruction_set, request)
     if request.config.getoption("--device") != "cpu":
         pytest.skip("instruction sets are the CPU's")
     widest = ["portable", "avx2", "avx512"].index(info["instruction_set"])
-    if "MEGATRON_ALUM_INSTRUCTION_SET" not in os.environ and ["portable", "avx2", "avx512"].index(instruction_set) > widest:
+    if (
+        "MEGATRON_ALUM_INSTRUCTION_SET" not in os.environ
+        and ["portable", "avx2", "avx512"].index(instruction_set) > widest
+    ):
         pytest.skip(f"this processor has no {instruction_set}")
     if instruction_set == info["instruction_set"]:
         return  # the tests of this very process

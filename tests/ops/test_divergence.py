@@ -1,4 +1,5 @@
-"""symmetric_kl, kl_divergence and mlm_symmetric_kl against float64 autograd: implementations x dtypes x shapes x options."""
+"""symmetric_kl, kl_divergence and mlm_symmetric_kl against float64 autograd: implementations x dtypes x shapes x
+options."""
 
 import pytest
 import torch
@@ -171,7 +172,8 @@ def test_the_two_branches_agree_at_their_seam(device, impl):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
 @pytest.mark.parametrize("side", ["clean", "adv"])
 def test_rows_that_are_not_numbers_are_reported(device, impl, value, side):
-    """One bad logit makes its row NaN and leaves the others alone; a row of weight 0 gets zero gradients all the same."""
+    """One bad logit makes its row NaN and leaves the others alone; a row of weight 0 gets zero gradients all the
+    same."""
     clean, adv = (x.to(device) for x in oracle.logits(5, 1000, difference=0.5))
     expected = ops.symmetric_kl(clean, adv, impl=impl)
     (clean if side == "clean" else adv)[2, 77] = value
@@ -238,10 +240,10 @@ def test_reference_passes_gradcheck_in_double(detach):
     if detach:  # each side alone: the targets are constants of the check
         clean, adv = a.detach(), b.detach()
 
-        def to_adv(x):  # noqa: E306
+        def to_adv(x):
             return ops.kl_divergence(clean, x)
 
-        def to_clean(x):  # noqa: E306
+        def to_clean(x):
             return ops.kl_divergence(adv, x)
 
         assert torch.autograd.gradcheck(to_adv, (b,)) and torch.autograd.gradcheck(to_clean, (a,))

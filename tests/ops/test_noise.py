@@ -1,4 +1,5 @@
-"""The random start: known answers of Philox, bit equality over implementations and shardings, moments of the numbers."""
+"""The random start: known answers of Philox, bit equality over implementations and shardings, moments of the
+numbers."""
 
 import math
 
@@ -41,8 +42,8 @@ def test_the_number_is_the_quantile_of_its_word():
     words[:6] = torch.tensor([0, 1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1])
     tail = ((words & 0x7FFFFFFF).double() + 0.5) / 2**32
     exact = -torch.from_numpy(special.ndtri(tail.numpy())) * torch.where(words >> 31 == 1, -1.0, 1.0)
-    # 3e-6 relative (Giles: 1e-6 of erfinv, and the logarithm); 1e-7 absolute near 0, where 1 - 2v is rounded. His polynomial
-    # ends where float32 holds no 1 - 2v below 1, at 5.5 (one number in 3e7 lies beyond).
+    # 3e-6 relative (Giles: 1e-6 of erfinv, and the logarithm); 1e-7 absolute near 0, where 1 - 2v is rounded. His
+    # polynomial ends where float32 holds no 1 - 2v below 1, at 5.5 (one number in 3e7 lies beyond).
     limit = torch.where(exact.abs() > 5.5, 4e-4, 3e-6)
     assert ((reference.gaussian(words) - exact).abs() <= limit * exact.abs() + 1e-7).all()
 

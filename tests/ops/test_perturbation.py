@@ -1,4 +1,5 @@
-"""One ascent step: hand-worked tokens, bit equality of the implementations, masks, statistics, gradients, a toy ascent."""
+"""One ascent step: hand-worked tokens, bit equality of the implementations, masks, statistics, gradients, a toy
+ascent."""
 
 import pytest
 import torch
@@ -132,7 +133,8 @@ def test_gradient_flows_to_x_alone(device, impl):
 
 
 def test_the_step_climbs(device, impl):
-    """On a linear classifier the divergence grows with every step; a flipped sign of the step or the gradient shrinks it."""
+    """On a linear classifier the divergence grows with every step; a flipped sign of the step or the gradient shrinks
+    it."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(20, H, generator=generator).to(device)
     x = torch.randn(S * B, H, generator=generator).to(device)

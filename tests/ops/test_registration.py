@@ -1,4 +1,5 @@
-"""What torch knows about the compiled ops: schemas and fakes (opcheck), needs_input_grad, one backward, compile, overwriting."""
+"""What torch knows about the compiled ops: schemas and fakes (opcheck), needs_input_grad, one backward, compile,
+overwriting."""
 
 import pytest
 import torch

@@ -54,7 +54,7 @@ def test_equals_one_rank(impl, device, world_size, difference):
     clean, adv = oracle.logits(ROWS, COLUMNS, difference=difference, shift=0.5)
     labels = torch.tensor([0, 899, 300, -100, 17, 512, 256, 255, 700])
     case = clean, adv, labels, VALID
-    mlm, kl, one_sided, to_clean, to_adv = on_one_rank(case, impl)
+    mlm, _, _, to_clean, to_adv = on_one_rank(case, impl)
     ranks = run_ranks(world_size, losses_on_rank, case, impl)
     exact = oracle.full_kl(clean[:, :VALID].double(), adv[:, :VALID].double()).where(labels != -100, 0.0)
     exact_one_sided = oracle.one_sided_kl(clean[:, :VALID].double(), adv[:, :VALID].double())
@@ -90,7 +90,10 @@ def test_merge_is_exact_in_any_order(device, impl, shards, one_sided):
     adv[3:] += torch.linspace(0, 30, 840, device=device)
     options = reference.RowOptions(0, 840 // shards, one_sided)
     records = torch.stack(
-        [reference.row_statistics(a, b, None, options) for a, b in zip(clean.chunk(shards, 1), adv.chunk(shards, 1))]
+        [
+            reference.row_statistics(a, b, None, options)
+            for a, b in zip(clean.chunk(shards, 1), adv.chunk(shards, 1), strict=True)
+        ]
     )
     whole = reference.row_statistics(clean.double(), adv.double(), None, reference.RowOptions(0, 840, one_sided))
     for order in (torch.arange(shards), torch.arange(shards).flip(0)):

@@ -3,7 +3,8 @@
 import torch
 
 # Relative error of a row against float64, value and gradient norm.
-# float32: 2e-6 is what the centred form promises (measured worst 6e-7 in value, 6e-7 in gradients, any instruction set).
+# float32: 2e-6 is what the centred form promises (measured worst 6e-7 in value, 6e-7 in gradients, any instruction
+# set).
 FLOAT32 = 2e-6
 # Gradients in bfloat16 are rounded to 8 bits, in float16 to 11: half a unit in the last place, and the float32 error.
 # float16 gradients below 6e-5 are subnormal: their absolute error of 3e-8 is bounded separately.
@@ -17,7 +18,8 @@ ONE_SIDED_LARGE = 1e-4
 MLM = 1e-6
 # Sums over a token's channels and over tokens in float32, order of addition left to the implementation.
 STATISTICS = 1e-5
-# Sample moments of n = 2^20 Gaussian numbers: 5 standard errors of mean (1/sqrt n), variance (sqrt(2/n)), kurtosis (sqrt(24/n)).
+# Sample moments of n = 2^20 Gaussian numbers: 5 standard errors of mean (1/sqrt n), variance (sqrt(2/n)), kurtosis
+# (sqrt(24/n)).
 MOMENT_ERRORS = 5.0
 # Chunked head against the plain head: two float32 matrix products summed in another order, H = 32.
 CHUNKED = 1e-5

@@ -87,14 +87,14 @@ struct Float16 {
   uint16_t bits;
 };
 
-inline float widened(float x) { return x; }
-inline float widened(BFloat16 x) {
+inline float widen(float x) { return x; }
+inline float widen(BFloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float value;
   __builtin_memcpy(&value, &bits, sizeof(value));
   return value;
 }
-inline float widened(Float16 x) {
+inline float widen(Float16 x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = x.bits & 0x7FFFu;
   if (magnitude < 0x0400u) {  // zero and subnormal: a multiple of 2^-24
@@ -137,7 +137,7 @@ inline void narrow(Float16* to, float x) {  // nearest, ties to even; NaN stays 
 
 template <typename Element>
 inline Vector load(const Element* p) {
-  return each([&](int i) { return widened(p[i]); });
+  return each([&](int i) { return widen(p[i]); });
 }
 template <typename Element>
 inline void store(Element* p, Vector x) {

@@ -3,10 +3,10 @@
 One Philox block gives four neighbouring channels of one token:
     key     = (seed, iteration)
     counter = (channel // 4, position, low word of the global sample index, its high word)
-Word -> number: the top bit is the sign, the other 31 bits give a tail probability v = (bits + 1/2) / 2^32 in (0, 1/2], and
-the number is the Gaussian quantile of v, sqrt(2) erfinv(1 - 2 v), |z| <= 6.3, to 3e-6 (4e-4 beyond 5.5). Only +, -, *, / and sqrt of float32 in a
-fixed order (each correctly rounded by IEEE 754, contraction off) and exact bit operations: the same bits on every device.
-C++ twin: csrc/common/philox.h and gaussian.h.
+Word -> number: the top bit is the sign, the other 31 bits give a tail probability v = (bits + 1/2) / 2^32 in (0,
+1/2], and the number is the Gaussian quantile of v, sqrt(2) erfinv(1 - 2 v), |z| <= 6.3, to 3e-6 (4e-4 beyond 5.5).
+Only +, -, *, / and sqrt of float32 in a fixed order (each correctly rounded by IEEE 754, contraction off) and exact
+bit operations: the same bits on every device. C++ twin: csrc/common/philox.h and gaussian.h.
 
 Sources: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); polynomials of erfinv: M. Giles,
 "Approximating the erfinv function" (GPU Computing Gems, 2010), single precision.
@@ -22,8 +22,8 @@ _ROUNDS = 10
 _SQRT_HALF_BITS = 0x3F3504F3
 _LN_2 = 0.693147182
 _SQRT_2 = 1.41421354
-# log(1 + f) = f + f^2 P(f) for 1 + f in [sqrt(1/2), sqrt(2)], highest power first: least squares at 400 Chebyshev points,
-# coefficients rounded to float32; relative error 1.1e-7.
+# log(1 + f) = f + f^2 P(f) for 1 + f in [sqrt(1/2), sqrt(2)], highest power first: least squares at 400 Chebyshev
+# points, coefficients rounded to float32; relative error 1.1e-7.
 _LOG = (0.08808367, -0.14351936, 0.1491018, -0.16563112, 0.1996212, -0.25002128, 0.33333957, -0.49999985)
 _CENTRAL = (
     2.81022636e-08,
@@ -79,8 +79,8 @@ def gaussian(words: Tensor) -> Tensor:
     v = ((words & 0x7FFFFFFF).to(torch.float32) + 0.5) * 2.0**-32
     x = 1.0 - 2.0 * v
     w = -_log((4.0 * v) * (1.0 - v))
-    # Through float64, whose root rounds to the correct float32: torch's own float32 root may be one of a library that is
-    # not correctly rounded (MKL's is off by one unit in a thousandth of the cases).
+    # Through float64, whose root rounds to the correct float32: torch's own float32 root may be one of a library that
+    # is not correctly rounded (MKL's is off by one unit in a thousandth of the cases).
     root = torch.sqrt(w.double()).float()
     z = torch.where(w < 5.0, _horner(_CENTRAL, w - 2.5), _horner(_TAIL, root - 3.0)) * x * _SQRT_2
     return torch.where(words >> 31 == 1, -z, z)

@@ -1,16 +1,16 @@
 """Row role in plain torch: statistics of a row of clean and adversarial logits, their merge over shards, the gradients.
 
 Letters: N rows, C columns held here, R shards. a, b: clean and adversarial logits; P, Q: their softmax; d = a - b;
-h = log(p / q), so that KL(P||Q) + KL(Q||P) = sum (p - q) h. Where ALUM works d is 1e-6 to 1e-3 and lse(a) - lse(b), known
-to 1e-6 only, would drown h. So every row is centred on c, the d of its clean argmax: u = d - c is formed without rounding
-error beyond its own, t = log E_P[exp(-u)] is as small as u, and h = u + t.
+h = log(p / q), so that KL(P||Q) + KL(Q||P) = sum (p - q) h. Where ALUM works d is 1e-6 to 1e-3 and lse(a) - lse(b),
+known to 1e-6 only, would drown h. So every row is centred on c, the d of its clean argmax: u = d - c is formed
+without rounding error beyond its own, t = log E_P[exp(-u)] is as small as u, and h = u + t.
 
 A record (one row of one shard) is STATISTICS floats, the same in C++ (csrc/common/row_statistics.h):
     0 maximum    m  = max a                            3 log_ratio  t = log E_P[exp(-u)] = c - (lse(a) - lse(b))
     1 mass       Z  = sum exp(a - m)                   4 mean       E_P[u]
     2 center     c                                     5 divergence of the shard's own two softmax distributions
-and, with labels, 6: the clean logit of the label where this shard holds it, else 0. P and Q are normalised over the shard;
-`merge_statistics` gives the record of the whole row exactly, by the chain rule of the divergence over shards.
+and, with labels, 6: the clean logit of the label where this shard holds it, else 0. P and Q are normalised over the
+shard; `merge_statistics` gives the record of the whole row exactly, by the chain rule of the divergence over shards.
 """
 
 from typing import NamedTuple
@@ -53,12 +53,17 @@ def row_statistics(clean: Tensor, adv: Tensor, labels: Tensor | None, options: R
         center = torch.logsumexp(a, dim=1) - torch.logsumexp(b, dim=1)
         u = centred_difference(a, b, center)
         weight, difference = _weights(a, b, u, maximum, center, torch.zeros_like(center))
-        mass = torch.exp(a - maximum[:, None]).sum(1)  # of the clean logits alone: the MLM loss survives bad adversarial ones
+        mass = torch.exp(a - maximum[:, None]).sum(
+            1
+        )  # of the clean logits alone: the MLM loss survives bad adversarial ones
         log_ratio = torch.log1p(-difference.sum(1) / mass)
         h = u + log_ratio[:, None]
         weight, difference = _weights(a, b, h, maximum, center, log_ratio)
         terms = weight * _one_sided_terms(h) if options.one_sided else difference * h
-        sums = torch.where(weight == 0, 0.0, weight * u).sum(1), torch.where((weight == 0) & (difference == 0), 0.0, terms).sum(1)
+        sums = (
+            torch.where(weight == 0, 0.0, weight * u).sum(1),
+            torch.where((weight == 0) & (difference == 0), 0.0, terms).sum(1),
+        )
         divergence = torch.where(torch.isfinite(sums[1]), sums[1] / mass, torch.nan)
         columns = torch.stack([maximum, mass, center, log_ratio, sums[0] / mass, divergence], dim=1)
         masked = ((a == -torch.inf) & (b == -torch.inf)).all(1)
@@ -98,7 +103,8 @@ def merge_statistics(records: Tensor, one_sided: bool) -> Tensor:
 
 
 def row_losses(records: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(MLM loss [N], divergence [N]) from merged records; zero where the label is ignored, MLM loss zero without labels."""
+    """(MLM loss [N], divergence [N]) from merged records; zero where the label is ignored, MLM loss zero without
+    labels."""
     divergence = torch.where(records[:, 1] == 0, torch.nan, records[:, 5])  # no column counts: no distribution
     if labels is None:
         return torch.zeros_like(divergence), divergence

@@ -16,7 +16,8 @@ from torch import Tensor
 PROJECTIONS = ("clamp", "normalize", "normalized_gradient")
 NORMALIZE_FLOOR = 1e-6  # as in the released code: keeps a zero perturbation finite
 SUMS = 6
-"""sum |delta'|, sum |cast(x + delta') - cast(x)|, sum delta'^2, sum (eta g)^2, sum delta^2, tokens of non-finite gradient."""
+"""sum |delta'|, sum |cast(x + delta') - cast(x)|, sum delta'^2, sum (eta g)^2, sum delta^2, tokens of non-finite
+gradient."""
 
 
 def ascend_and_project(delta: Tensor, grad: Tensor, step_size: float, epsilon: float, projection: str) -> Tensor:
@@ -49,7 +50,8 @@ def perturb(
     mask: Tensor | None,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(x_adv, delta', sums [SUMS]). Tokens outside `mask` get delta' = 0 and count nowhere. Without grad delta' = delta."""
+    """(x_adv, delta', sums [SUMS]). Tokens outside `mask` get delta' = 0 and count nowhere. Without grad delta' =
+    delta."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     delta = delta.to(dtype)
     zero = torch.zeros((), dtype=dtype, device=x.device)

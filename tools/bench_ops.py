@@ -1,0 +1,297 @@
+"""Speed and memory of the fused ops against eager torch, torch.compile and the memory floor: a table and a CSV.
+
+    python tools/bench_ops.py [--device cpu|cuda] [--threads 2] [--rows 1024] [--vocab 30592] [--repeats 15] [--quick]
+                              [--output benchmarks/results/cpu.csv]
+
+Every figure is a median over rounds in which all contestants of a table take turns, so that whatever else the machine
+does hits all alike; each ratio is between medians of the same run. The floor is the time that the bytes an op must
+move take at the bandwidth of a plain copy measured in the same rounds. "value and both gradients" is the symmetric KL
+of N rows, forward and backward. Contestants marked "overwritten" write gradients over the logits (what the training
+step does); the others allocate them anew, which on CPU costs more than computing them, since the system hands out
+fresh pages for every call.
+"""
+
+import argparse
+import csv
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megatron_alum import ops
+
+ROOT = Path(__file__).resolve().parents[1]
+Run = Callable[[], object]
+
+
+@dataclass
+class Prepared:
+    """A contestant that spoils its inputs: `prepare` restores them, outside of the measured time."""
+
+    prepare: Run
+    run: Run
+
+    def __call__(self) -> object:
+        """One measured call."""
+        return self.run()
+
+
+@dataclass
+class Row:
+    """One line of the CSV; times in milliseconds."""
+
+    op: str
+    contestant: str
+    dtype: str
+    size: str
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+    against_floor: float
+    """This time divided by the floor's."""
+    speedup: float
+    """Time of the op's eager contestant divided by this one's."""
+    extra_bytes: int
+    """Peak memory beyond the inputs; -1 where it cannot be measured."""
+    device: str
+    threads: int
+    torch: str
+    commit: str
+
+
+def measure(contestants: dict[str, Run], *, device: torch.device, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each contestant, sorted; one call each a round, after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for index in range(repeats + 1):
+        for name, run in contestants.items():
+            if isinstance(run, Prepared):
+                run.prepare()
+            synchronise(device)
+            start = time.perf_counter()
+            run()
+            synchronise(device)
+            if index > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: sorted(values) for name, values in seconds.items()}
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits for the GPU, if there is one."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def extra_bytes(run: Run, device: torch.device) -> int:
+    """Peak memory that `run` allocates beyond what lives before it, by torch's own accounts."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    peak = current = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            current += event.nbytes()
+            peak = max(peak, current)
+    return peak
+
+
+def eager_kl(clean: Tensor, adv: Tensor) -> Tensor:
+    """Symmetric KL as one writes it: targets detached, two softmaxes, sums over the vocabulary."""
+    p, q = clean.log_softmax(1), adv.log_softmax(1)
+    return ((p.exp() - q.exp()).detach() * (p - q)).sum(1)
+
+
+def released_kl(clean: Tensor, adv: Tensor) -> Tensor:
+    """As in the authors' code: two kl_div calls, each with its target detached."""
+    one = torch.nn.functional.kl_div(adv.float().log_softmax(1), clean.detach().float().softmax(1), reduction="none")
+    other = torch.nn.functional.kl_div(clean.float().log_softmax(1), adv.detach().float().softmax(1), reduction="none")
+    return (one + other).sum(1)
+
+
+def divergence_contestants(
+    rows: int, vocab: int, dtype: torch.dtype, device: torch.device, quick: bool
+) -> dict[str, Run]:
+    """Value and both gradients of the symmetric KL, and the copies that give the bandwidth."""
+    clean = torch.randn(rows, vocab, device=device).to(dtype).requires_grad_()
+    adv = (clean.detach() + 0.5 * torch.randn(rows, vocab, device=device).to(dtype)).requires_grad_()
+    copy, source = torch.empty_like(clean.detach()), clean.detach()
+    live = [clean.detach().clone(), adv.detach().clone()]
+    ones = torch.ones(rows, device=device)
+
+    def both(function: Callable[[Tensor, Tensor], Tensor]) -> Run:
+        return lambda: torch.autograd.grad(function(clean, adv).sum(), (clean, adv))
+
+    def overwritten() -> None:
+        """Logits that are no leaves: a view of nothing, made by an op that costs nothing beside the kernel."""
+        a, b = (_Handover.apply(x, leaf) for x, leaf in zip(live, (clean, adv), strict=True))
+        kl = ops.symmetric_kl(a, b, overwrite_logits=True)
+        torch.autograd.grad(kl.sum(), (a, b))
+
+    def fused() -> None:
+        torch.ops.megatron_alum.row_fused_(*live, None, None, ones, 0, vocab, False, True)
+
+    contestants: dict[str, Run] = {"copy": lambda: copy.copy_(source), "eager": both(eager_kl)}
+    if not quick:
+        contestants["released"] = both(released_kl)
+        contestants["compile"] = both(torch.compile(eager_kl))
+
+    def refresh() -> None:  # gradients of gradients would soon be subnormal numbers, which are slow
+        live[0].copy_(clean.detach())
+        live[1].copy_(adv.detach())
+
+    contestants["ours, new gradients"] = both(ops.symmetric_kl)
+    contestants["ours, overwritten"] = Prepared(refresh, overwritten)
+    contestants["ours, one pass (chunked head)"] = Prepared(refresh, fused)
+    return contestants
+
+
+class _Handover(torch.autograd.Function):
+    """Gives a buffer a place in the graph, as a matrix product's output has one."""
+
+    @staticmethod
+    def forward(ctx: object, buffer: Tensor, leaf: Tensor) -> Tensor:
+        ctx.mark_dirty(buffer)  # type: ignore[attr-defined]
+        return buffer
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad
+
+
+def perturb_contestants(tokens: int, channels: int, dtype: torch.dtype, device: torch.device) -> dict[str, Run]:
+    """Ascent, projection, sum and statistics of one micro-batch, and the same in eager torch."""
+    x = torch.randn(tokens, 1, channels, device=device).to(dtype)
+    delta, grad = torch.randn(2, tokens, 1, channels, device=device)
+    copy = torch.empty_like(delta)
+    call = {"step_size": 1e-3, "epsilon": 1e-5, "projection": "clamp"}
+    contestants: dict[str, Run] = {"copy": lambda: copy.copy_(delta)}
+    for name, impl in (("eager", "reference"), ("ours", "auto")):
+        contestants[name] = lambda impl=impl: ops.perturb_embeddings(x, delta, grad, impl=impl, **call)
+        contestants[f"{name}, step alone"] = lambda impl=impl: ops.ascend_and_project(delta, grad, impl=impl, **call)
+    return contestants
+
+
+def head_contestants(rows: int, vocab: int, device: torch.device, chunk_rows: int) -> dict[str, Run]:
+    """The MLM head with both losses and all gradients, at once and chunk by chunk; H = 256."""
+    hidden = torch.randn(rows, 256, device=device)
+    leaves = [hidden, hidden + 0.01 * torch.randn_like(hidden), 0.05 * torch.randn(vocab, 256, device=device)]
+    leaves = [x.requires_grad_() for x in [*leaves, torch.zeros(vocab, device=device)]]
+    labels = torch.randint(0, vocab, (rows,), device=device)
+    weight = torch.full((rows,), 1.0 / rows, device=device)
+
+    def whole() -> None:
+        a, b = (torch.nn.functional.linear(x, *leaves[2:]) for x in leaves[:2])
+        mlm, kl = ops.mlm_symmetric_kl(a, b, labels, overwrite_logits=True)
+        torch.autograd.grad(((mlm + kl) * weight).sum(), leaves)
+
+    def chunked() -> None:
+        weights = {"mlm_row_weight": weight, "kl_row_weight": weight}
+        sums = ops.mlm_symmetric_kl_from_hidden(*leaves, labels, **weights, chunk_rows=chunk_rows)
+        torch.autograd.grad(sum(sums), leaves)
+
+    return {"eager": whole, f"chunks of {chunk_rows}": chunked}
+
+
+def table(
+    op: str, contestants: dict[str, Run], *, dtype: str, size: str, floor_copies: float, arguments: argparse.Namespace
+) -> list[Row]:
+    """Measures, prints and returns one table; the floor is `floor_copies` times the copy, 0 = there is none."""
+    device = torch.device(arguments.device)
+    seconds = measure(contestants, device=device, repeats=arguments.repeats)
+
+    def quantile(name: str, share: float) -> float:
+        values = seconds[name]
+        return 1e3 * values[min(int(share * len(values)), len(values) - 1)]
+
+    floor = floor_copies * quantile("copy", 0.5) if floor_copies else 0.0
+    label = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    rows = []
+    print(f"\n{op}, {dtype}, {size}" + (f": floor {floor:.2f} ms" if floor else ""))
+    for name, run in contestants.items():
+        median = quantile(name, 0.5)
+        against, speedup = (median / floor if floor else float("nan")), quantile("eager", 0.5) / median
+        memory = extra_bytes(run, device) if name != "copy" else 0
+        where = (label, torch.get_num_threads(), torch.__version__, commit)
+        rows.append(
+            Row(
+                op,
+                name,
+                dtype,
+                size,
+                median,
+                quantile(name, 0.2),
+                quantile(name, 0.8),
+                against,
+                speedup,
+                memory,
+                *where,
+            )
+        )
+        print(
+            f"  {name:32s} {median:10.2f} ms  {against:6.2f} x floor  {speedup:7.2f} x eager  {memory / 2**20:9.1f} MiB extra"
+        )
+    return rows
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--rows", type=int, default=1024, help="masked positions N")
+    parser.add_argument("--vocab", type=int, default=30592, help="padded vocabulary V")
+    parser.add_argument("--repeats", type=int, default=15, help="rounds")
+    parser.add_argument("--quick", action="store_true", help="without torch.compile and the released form")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "cpu.csv")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """All tables, then the CSV."""
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    print(f"extension: {ops.build_info()}")
+    device, size = torch.device(arguments.device), f"N={arguments.rows} V={arguments.vocab}"
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        logits = divergence_contestants(arguments.rows, arguments.vocab, dtype, device, arguments.quick)
+        # Two reads and two writes of one logit tensor: two copies.
+        rows += table(
+            "symmetric_kl, value and both gradients", logits, dtype=name, size=size, floor_copies=2, arguments=arguments
+        )
+        del logits
+        tiles = perturb_contestants(16 * 512, 768, dtype, device)
+        # In units of a float32 copy (8 bytes): x, delta, g read, x_adv and delta' written.
+        copies = (8 + 4 + 2 * dtype.itemsize) / 8
+        rows += table(
+            "perturb_embeddings", tiles, dtype=name, size="T=8192 H=768", floor_copies=copies, arguments=arguments
+        )
+    head = head_contestants(arguments.rows, arguments.vocab, device, max(arguments.rows // 4, 1))
+    rows += table(
+        "MLM head with both losses", head, dtype="float32", size=f"{size} H=256", floor_copies=0, arguments=arguments
+    )
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.output.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in fields(Row)])
+        writer.writerows([[f"{v:.4g}" if isinstance(v, float) else v for v in vars(row).values()] for row in rows])
+    print(f"\nwrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
