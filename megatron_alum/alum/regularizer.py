@@ -142,11 +142,10 @@ class AlumRegularizer:
         with frozen(parameters), torch.enable_grad():
             x_adv, first_delta, stats = self._line_3_random_start(x, start, mask)
             delta, finite, kls = first_delta, x.new_ones(x.shape[batch_dim], dtype=torch.bool), []
-            for step in range(self.config.num_ascent_steps):  # line 4
+            for _ in range(self.config.num_ascent_steps):  # line 4
                 kl, grad = self._line_5_gradient(x_adv, clean, forward_from_embeddings, dropout_snapshot)
                 grad, finite = self._screen(grad, finite, batch_dim)
-                # The first step goes from the key itself, whose mask and float32 noise a fused kernel makes in passing.
-                x_adv, delta, stats = self._line_6_step(x, delta if step else start, grad, mask)
+                x_adv, delta, stats = self._line_6_step(x, delta, grad, mask)
                 kls.append(kl)
         return Ascent(
             delta=torch.where(_expand(finite, delta, batch_dim), delta, first_delta),

@@ -28,7 +28,7 @@ needs_encoder = pytest.mark.skipif(
 )
 # task: (metric, least value, flags)
 RUNS = {
-    "sst2": ("accuracy", 0.85, ("--max-train-samples", 4000, "--num-train-epochs", 1, "--max-seq-length", 48)),
+    "sst2": ("accuracy", 0.85, ("--max-train-samples", 8000, "--num-train-epochs", 1, "--max-seq-length", 48)),
     "rte": ("accuracy", 0.45, ("--max-train-samples", 1000, "--num-train-epochs", 1, "--max-seq-length", 96)),
     "cola": ("mcc", -0.1, ("--max-train-samples", 2000, "--num-train-epochs", 1, "--max-seq-length", 32)),
     "ncbi-disease": ("entity_f1", 0.60, ("--num-train-epochs", 2, "--max-seq-length", 96)),
