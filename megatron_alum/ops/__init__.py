@@ -5,6 +5,7 @@ Read in this order: divergence.py, perturbation.py, noise.py, chunked_head.py; d
 Importing this needs neither a GPU nor the compiled extension; the kernels are in csrc/ (csrc/README.md).
 """
 
+from megatron_alum.ops import registration  # noqa: F401  (hooks itself into the loading of the extension)
 from megatron_alum.ops.chunked_head import mlm_symmetric_kl_from_hidden
 from megatron_alum.ops.dispatch import build_info
 from megatron_alum.ops.divergence import kl_divergence, mlm_symmetric_kl, symmetric_kl

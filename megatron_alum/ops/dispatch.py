@@ -12,6 +12,7 @@ import logging
 import mmap
 import os
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ def read_build(path: Path) -> dict[str, Any] | None:
         return json.loads(found.group(1)) if found else None
 
 
+_after_loading: list[Callable[[], None]] = []
+
+
 @lru_cache(maxsize=1)
 def load_extension() -> str | None:
     """Loads the extension once; None on success, else why there is none."""
@@ -55,10 +59,14 @@ def load_extension() -> str | None:
         torch.ops.load_library(str(path))
     except OSError as error:
         return f"{path.name} cannot be loaded ({error}); {_REBUILD}"
-    from megatron_alum.ops import registration
-
-    registration.register()
+    for action in _after_loading:
+        action()
     return None
+
+
+def after_loading(action: Callable[[], None]) -> None:
+    """Have `action` run once the extension is loaded: what registers derivatives stands above this file, not below."""
+    _after_loading.append(action)
 
 
 def select(impl: str, tensor: Tensor) -> str:

@@ -1,8 +1,7 @@
 """What torch must know about the compiled ops besides their kernels: shapes without data (fake kernels) and
 derivatives.
 
-Imported by dispatch.load_extension once the library is loaded; with it the ops trace under torch.compile and pass
-opcheck.
+Runs as soon as dispatch has loaded the library; with it the ops trace under torch.compile and pass opcheck.
 """
 
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_alum.ops import divergence
+from megatron_alum.ops import dispatch, divergence
 from megatron_alum.ops.reference.rows import STATISTICS
 from megatron_alum.ops.reference.tiles import SUMS
 
@@ -76,3 +75,6 @@ _FAKES = {
     "perturb": _perturb,
     "perturb_noise": _perturb,
 }
+
+
+dispatch.after_loading(register)
