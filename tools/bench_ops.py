@@ -240,9 +240,8 @@ def table(
                 *where,
             )
         )
-        print(
-            f"  {name:32s} {median:10.2f} ms  {against:6.2f} x floor  {speedup:7.2f} x eager  {memory / 2**20:9.1f} MiB extra"
-        )
+        times = f"{median:10.2f} ms  {against:6.2f} x floor  {speedup:7.2f} x eager"
+        print(f"  {name:32s} {times}  {memory / 2**20:9.1f} MiB extra")
     return rows
 
 

@@ -65,7 +65,7 @@ class _Accumulator:
     def __init__(self, tensors: tuple[Tensor | None, ...], needed: tuple[bool, ...]) -> None:
         dtypes = [None if x is None else reference.working_dtype(x) for x in tensors]
         self.clean, self.adv = (
-            torch.empty_like(x) if n else None for x, n in zip(tensors[:2], needed[:2], strict=True)
+            torch.empty_like(x) if n and x is not None else None for x, n in zip(tensors[:2], needed[:2], strict=True)
         )
         self.weight, self.bias = (
             torch.zeros_like(x, dtype=d) if n and x is not None else None

@@ -3,19 +3,18 @@
     kl[n]  = KL(P||Q) + KL(Q||P)          P = softmax(clean[n]), Q = softmax(adv[n])
     mlm[n] = -log P[label[n]]
 
-| gradient of kl | detach_targets=True (each direction moves its second argument) | False
-|
-|----------------|-----------------------------------------------------------------|------------------------------------------|
-| to clean a     | p - q                                                           | p (d - E_P[d]) + (p - q),      d
-= a - b  | | to adv b       | q - p                                                           | -[q (d - E_Q[d]) + (p
-- q)]               |
+Gradient of kl, with d = a - b for clean logits a and adversarial logits b:
+
+| detach_targets                                  | to a                      | to b                         |
+|-------------------------------------------------|---------------------------|------------------------------|
+| True (each direction moves its second argument) | p - q                     | q - p                        |
+| False                                           | p (d - E_P[d]) + (p - q)  | -[q (d - E_Q[d]) + (p - q)]  |
 
 How a call runs, alike for every implementation and at tensor-parallel size 1 (one shard):
     row_statistics   6 floats a row (7 with labels) of this shard           reads the logits once
     all-gather       of those floats, the only collective; exact merge
     row_losses       the two losses from the merged floats; autograd starts here
-    row_gradients    in backward: p and q again from the logits and the floats; no collective, nothing of size [N, V]
-    kept
+    row_gradients    in backward: p and q again from the logits and the floats; no collective, nothing kept of size [N, V]
 The numbers keep their digits when clean and adversarial logits are nearly equal: see reference/rows.py.
 Losses are float32 for float32, bfloat16 and float16 logits, float64 for float64. Double backward is refused.
 """

@@ -65,10 +65,10 @@ def perturb_embeddings(
     if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:-1]):
         found = f"{mask.dtype} {list(mask.shape)}"
         raise ValueError(f"`mask` must be bool of shape {list(x.shape[:-1])}, but is {found} instead.")
-    x_adv, delta, sums = _Perturb.apply(
+    x_adv, moved, sums = _Perturb.apply(
         x, delta, grad, (step_size, epsilon, projection), mask, out_dtype or x.dtype, dispatch.select(impl, x)
     )
-    return x_adv, delta, statistics(sums)
+    return x_adv, moved, statistics(sums)
 
 
 def statistics(sums: Tensor) -> PerturbationStatistics:

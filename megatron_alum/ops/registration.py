@@ -46,6 +46,10 @@ def _row_gradients(clean: Tensor, adv: Tensor, *rest: Any) -> tuple[Tensor, Tens
     return clean.new_empty(shape if need_clean else [0]), clean.new_empty(shape if need_adv else [0])
 
 
+def _row_gradients_(*_: Any) -> None:
+    return None
+
+
 def _row_fused_(clean: Tensor, adv: Tensor, labels: Tensor | None, *_: Any) -> Tensor:
     return _row_statistics(clean, adv, labels)
 
@@ -63,12 +67,12 @@ def _perturb(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape, dtype=rest[-1]), moved, x.new_empty(SUMS, dtype=torch.float32)
 
 
-_FAKES = {
+_FAKES: dict[str, Any] = {
     "row_statistics": _row_statistics,
     "merge_statistics": _merge_statistics,
     "row_losses": _row_losses,
     "row_gradients": _row_gradients,
-    "row_gradients_": lambda *_: None,
+    "row_gradients_": _row_gradients_,
     "row_fused_": _row_fused_,
     "gaussian_noise": _gaussian_noise,
     "ascend_and_project": _ascend_and_project,

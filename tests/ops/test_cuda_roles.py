@@ -100,7 +100,8 @@ def test_row_role(emulation, shape, cached, parts, dtype):
         assert ((to_clean[:, :valid] - expected)[kept].norm(dim=1) <= tolerances.GRADIENT[dtype] * 2).all()
         error = (to_adv[:, :valid] - (q - p)).double()[kept].norm(dim=1) / (q - p)[kept].norm(dim=1).clamp(min=1e-30)
         subnormal = 2**-25 * valid**0.5 / (q - p)[kept].norm(dim=1).clamp(min=1e-30) if dtype == torch.float16 else 0.0
-        assert (error <= 1e-3 * (dtype != torch.float32) + tolerances.GRADIENT[dtype] + subnormal).all()
+        series = 1e-5 if dtype == torch.float32 else 1e-3  # one thread's sums and the shorter series, as above
+        assert (error <= series + tolerances.GRADIENT[dtype] + subnormal).all()
         for grad in (to_clean, to_adv):
             assert not grad[:, valid:].any() and not grad[~kept].any()
 
