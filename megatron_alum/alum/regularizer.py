@@ -74,7 +74,7 @@ class AlumRegularizer:
         *,
         dropout_state: DropoutState | None = None,
         plain_backward: bool = False,
-        gradient_scale: float = 1.0,
+        gradient_scale: float | Tensor = 1.0,
     ) -> None:
         self.config = config
         self.kernels = kernels or reference_kernels()

@@ -102,9 +102,9 @@ def load_rng(folder: Path, rank: int) -> dict[str, Any]:
         ) from None
 
 
-def _first_reason(error: Exception) -> str:
+def _first_reason(error: BaseException) -> str:
     """One line of the innermost cause."""
     if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]  # type: ignore[assignment]
+        error = next(iter(error.failures.values()))[0]
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__

@@ -12,6 +12,8 @@ those of one ascent step.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -68,8 +70,9 @@ class LabelObjective(Objective):
     def _label_regularizer(self, counts: Counts, loss_scale: Tensor) -> AlumRegularizer:
         """The ascent of Algorithm 1 with the label loss in the divergence's place."""
 
-        def label_loss(labels: tuple[Tensor, Tensor] | Tensor, outputs: Outputs | Tensor, **_: bool) -> Tensor:
-            if isinstance(labels, Tensor) or isinstance(outputs, Tensor):  # --alum-nsp false: the first of each
+        def label_loss(clean: Any, adversarial: Any, *, symmetric: bool, detach_targets: bool) -> Tensor:
+            labels, outputs = clean, adversarial  # the regulariser's names for what it hands over
+            if isinstance(labels, Tensor):  # --alum-nsp false: the first of each
                 return self.whole.mlm(outputs, labels) / counts.masked
             nsp = self._nsp_sum(outputs.nsp_logits, labels[1]) / counts.labelled
             return self.whole.mlm(outputs.rows, labels[0]) / counts.masked + nsp

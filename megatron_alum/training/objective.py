@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -197,7 +197,7 @@ class Objective:
         return total + rows.sum() / counts.adversarial_sequences
 
     def _regularizer(self, counts: Counts, loss_scale: Tensor) -> AlumRegularizer:
-        def divergence(clean: Outputs | Tensor, adversarial: Outputs | Tensor, *, symmetric: bool, **_: bool) -> Tensor:
+        def divergence(clean: Any, adversarial: Any, *, symmetric: bool, detach_targets: bool) -> Tensor:
             # With --alum-nsp false the regulariser hands over the first output alone.
             pair = (value if isinstance(value, Outputs) else Outputs(value, None) for value in (clean, adversarial))
             return self._divergence(counts, *pair, symmetric=symmetric)
@@ -241,7 +241,7 @@ class Objective:
     def _perturbed(self, x: Tensor, ascent: Ascent) -> Tensor:
         """x + delta; the gradient of x flows unless --alum-detach-embeddings."""
         x = x.detach() if self.alum.detach_embeddings else x
-        settings = {"step_size": 0.0, "epsilon": self.alum.epsilon, "projection": self.alum.projection}
+        settings: dict[str, Any] = {"step_size": 0.0, "epsilon": self.alum.epsilon, "projection": self.alum.projection}
         x_adv, _, _ = perturb_embeddings(x, ascent.delta, None, **settings)
         return x_adv
 

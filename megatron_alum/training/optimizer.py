@@ -85,7 +85,7 @@ def apply_gradients(optimizer: MegatronOptimizer, *, clip_grad: float) -> tuple[
     if norm != norm or norm == float("inf"):
         return False, norm
     if clip_grad > 0.0:
-        for part in optimizer.chained_optimizers:  # type: ignore[attr-defined]
+        for part in optimizer.chained_optimizers:
             clip_grad_by_total_norm_fp32(part.get_parameters(), clip_grad, norm)
     optimizer.step_with_ready_grads()
     return True, norm

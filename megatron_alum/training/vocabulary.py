@@ -48,7 +48,7 @@ class WholeLogits:
     def __init__(self, model: SplitBert, *, detach_targets: bool) -> None:
         """`detach_targets` as in AlumConfig."""
         self.model, self.detach_targets = model, detach_targets
-        self.vocabulary = {"valid_vocab_size": model.real_vocab_size, "group": model.groups.tp}
+        self.vocabulary: dict[str, Any] = {"valid_vocab_size": model.real_vocab_size, "group": model.groups.tp}
 
     def heads(self, hidden: Tensor, positions: Tensor) -> Outputs:
         """Rows are logits [N, Vp]."""
@@ -79,7 +79,7 @@ class ChunkedLogits:
     def __init__(self, model: SplitBert, *, detach_targets: bool, chunk_rows: int) -> None:
         """`detach_targets` as in AlumConfig, `chunk_rows` its head_chunk_rows."""
         self.model, self.detach_targets, self.chunk_rows = model, detach_targets, chunk_rows
-        self.vocabulary = {"valid_vocab_size": model.real_vocab_size, "group": model.groups.tp}
+        self.vocabulary: dict[str, Any] = {"valid_vocab_size": model.real_vocab_size, "group": model.groups.tp}
 
     def heads(self, hidden: Tensor, positions: Tensor) -> Outputs:
         """Rows are what the decoder multiplies, [N, H]."""
