@@ -1,9 +1,8 @@
 """Builds the two native modules next to the Python package; everything else about the project stands in pyproject.toml.
 
 megatron_alum._data   csrc/data/*.cpp with pybind11; needs no torch.
-megatron_alum._C      csrc/library.cpp and csrc/ops/; needs the torch it will run with, so install with
---no-build-isolation.
-                      CPU always; CUDA too when this torch is a CUDA build and nvcc of the same major version is found.
+megatron_alum._C      csrc/library.cpp and csrc/ops/; needs the torch it will run with (--no-build-isolation). CPU always;
+                      CUDA too when this torch is a CUDA build and nvcc of the same major version is found.
 USE_CUDA=0 leaves CUDA out, USE_CUDA=1 makes its absence an error. TORCH_CUDA_ARCH_LIST overrides the architectures.
 Both are compiled with ninja where it is installed (`python setup.py build_ext --inplace` recompiles what changed only).
 A folder without sources is skipped.

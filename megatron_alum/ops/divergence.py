@@ -14,7 +14,7 @@ How a call runs, alike for every implementation and at tensor-parallel size 1 (o
     row_statistics   6 floats a row (7 with labels) of this shard           reads the logits once
     all-gather       of those floats, the only collective; exact merge
     row_losses       the two losses from the merged floats; autograd starts here
-    row_gradients    in backward: p and q again from the logits and the floats; no collective, nothing kept of size [N, V]
+    row_gradients    in backward: p and q again from logits and floats; no collective, nothing kept of size [N, V]
 The numbers keep their digits when clean and adversarial logits are nearly equal: see reference/rows.py.
 Losses are float32 for float32, bfloat16 and float16 logits, float64 for float64. Double backward is refused.
 """
