@@ -11,13 +11,21 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
+# What a Trainer of another test leaves in this process's environment would configure the workers.
+INHERITED = ("ACCELERATE_", "RANK", "LOCAL_", "WORLD_", "MASTER_", "GROUP_", "TORCHELASTIC_")
+
+
+def clean_environment():
+    """This process's environment without launcher variables, one thread a worker."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(INHERITED)}
+    return {**kept, "OMP_NUM_THREADS": "1"}
+
+
 def train(name, processes, batch, output):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += ["-m", "tests.finetune.process_worker", name, str(batch), str(output)]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-12000:]
     return torch.load(f"{output}.pt", weights_only=True)
 
 
