@@ -1,7 +1,7 @@
 """Builds the two native modules next to the Python package; everything else about the project stands in pyproject.toml.
 
 megatron_alum._data   csrc/data/*.cpp with pybind11; needs no torch.
-megatron_alum._C      csrc/library.cpp and csrc/ops/; needs the torch it will run with (--no-build-isolation). CPU always;
+megatron_alum._C      csrc/library.cpp, csrc/ops/; needs the torch it will run with (--no-build-isolation). CPU always;
                       CUDA too when this torch is a CUDA build and nvcc of the same major version is found.
 USE_CUDA=0 leaves CUDA out, USE_CUDA=1 makes its absence an error. TORCH_CUDA_ARCH_LIST overrides the architectures.
 Both are compiled with ninja where it is installed (`python setup.py build_ext --inplace` recompiles what changed only).
@@ -83,21 +83,18 @@ def ops_extension() -> Extension | None:
     cuda = with_cuda()
     # Kept as text inside the binary: Python reads it before loading, since another torch would be an undefined symbol.
     info = {"torch": torch.__version__, "cuda": torch.version.cuda if cuda else None}
-    macros = [("MEGATRON_ALUM_BUILD", json.dumps(json.dumps(info)))]
+    # Not among define_macros: nvcc would split the text at its commas.
+    marker = f"-DMEGATRON_ALUM_BUILD={json.dumps(json.dumps(info))}"
     # -fopenmp when compiling only: at link time it would add a second OpenMP runtime beside the one torch brings.
-    compile_args = {"cxx": [*CXX_FLAGS, "-fopenmp"], "nvcc": NVCC_FLAGS}
+    compile_args = {"cxx": [*CXX_FLAGS, "-fopenmp", marker], "nvcc": NVCC_FLAGS}
     include = [str(ROOT / "csrc")]
     if not cuda:
         return cpp_extension.CppExtension(
-            "megatron_alum._C",
-            files,
-            include_dirs=include,
-            define_macros=macros,
-            extra_compile_args=compile_args["cxx"],
+            "megatron_alum._C", files, include_dirs=include, extra_compile_args=compile_args["cxx"]
         )
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
     files += sources("ops/cuda/*.cpp") + sources("ops/cuda/*.cu")
-    macros.append(("MEGATRON_ALUM_CUDA", "1"))
+    macros: list[tuple[str, str | None]] = [("MEGATRON_ALUM_CUDA", "1")]
     return cpp_extension.CUDAExtension(
         "megatron_alum._C", files, include_dirs=include, define_macros=macros, extra_compile_args=compile_args
     )

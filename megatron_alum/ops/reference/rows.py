@@ -3,8 +3,8 @@
 Letters: N rows, C columns held here, R shards. a, b: clean and adversarial logits; P, Q: their softmax; d = a - b;
 h = log(p / q), so that KL(P||Q) + KL(Q||P) = sum (p - q) h. Where ALUM works d is 1e-6 to 1e-3 and lse(a) - lse(b),
 known to 1e-6 only, would drown h. So every row is centred on some c near E_P[d]: u = d - c is formed without rounding
-error beyond its own, t = log E_P[exp(-u)] is as small as u, and h = u + t. Here c is the rounded lse(a) - lse(b), for which
-another pass is spent; the kernels take it from the logits near the maximum (csrc/README.md).
+error beyond its own, t = log E_P[exp(-u)] is as small as u, and h = u + t. Here c is the rounded lse(a) - lse(b), for
+which another pass is spent; the kernels take it from the logits near the maximum (csrc/README.md).
 
 A record (one row of one shard) is STATISTICS floats, the same in C++ (csrc/common/row_statistics.h):
     0 maximum    m  = max a                            3 log_ratio  t = log E_P[exp(-u)] = c - (lse(a) - lse(b))
