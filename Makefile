@@ -6,6 +6,7 @@ PY ?= $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f \( -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh' \))
 CORPUS ?=
+DATA := $(or $(MEGATRON_ALUM_DATA),../shared/data)
 
 .PHONY: demo test test-slow lint bench gpu-check clean
 
@@ -27,10 +28,14 @@ test-slow: $(STAMP)
 
 lint: $(STAMP)
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+	$(PY) -m pytest -q -m "slow or not slow" tests/test_architecture.py tests/ops/test_cuda_roles.py -k "architecture or nvcc"
 
 bench: $(STAMP)
-	$(PY) tools/bench_ops.py
+	$(PY) tools/bench_ops.py --output benchmarks/results/ops_cpu.csv
+	$(PY) tools/bench_step.py --output benchmarks/results/step_cpu.csv
 	$(PY) tools/bench_sampler.py --csv benchmarks/results/sampler.csv
+	test ! -d "$(DATA)" || $(PY) tools/bench_data.py --corpus $(DATA)/wiki/extracted --dump $(DATA)/wiki/dump/enwiki-latest-*.bz2 \
+		--vocab-file $(DATA)/vocab/bert-base-uncased-vocab.txt --punkt-dir $(DATA)/punkt/nltk_data --output benchmarks/results/data.csv
 
 gpu-check:
 	$(PY) tools/gpu_check.py

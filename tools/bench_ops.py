@@ -1,7 +1,7 @@
 """Speed and memory of the fused ops against eager torch, torch.compile and the memory floor: a table and a CSV.
 
     python tools/bench_ops.py [--device cpu|cuda] [--threads 2] [--rows 1024] [--vocab 30592] [--repeats 15] [--quick]
-                              [--output benchmarks/results/cpu.csv]
+                              [--output benchmarks/results/ops_cpu.csv]
 
 Every figure is a median over rounds in which all contestants of a table take turns, so that whatever else the machine
 does hits all alike; each ratio is between medians of the same run. The floor is the time that the bytes an op must

@@ -1,7 +1,7 @@
 """Time of whole training steps beside stock megatron-core's BertModel, in one run on one machine.
 
-    python tools/bench_step.py                                   4 layers of 256, as in benchmarks/step_cpu.csv
-    python tools/bench_step.py --model-size base --bf16 --output benchmarks/step_gpu.csv
+    python tools/bench_step.py                                   4 layers of 256, as in benchmarks/results/step_cpu.csv
+    python tools/bench_step.py --model-size base --bf16 --output benchmarks/results/step_gpu.csv
 
 Every row is a forward, backward and optimizer step on one micro-batch of one process, with random tokens. Rows: the
 stock BertModel (logits on all positions, its own attention), our standard step, ALUM with K = 1 and 2, on half of the

@@ -35,6 +35,8 @@ _FALLBACK_WARNINGS = (
     # Said whenever activations are recomputed selectively; the layers here are not Transformer Engine's.
     r"If you are using transformer_engine as the transformer implementation",
 )
+# torch 2.13 renamed the two collectives that megatron-core calls under their old names.
+_RENAMED_COLLECTIVES = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
 _RNG_WARNING = "CPU RNG state changed within GPU RNG context"
 
 _CPU_LITERALS: dict[Any, Any] = {
@@ -169,9 +171,12 @@ _enabled = False
 
 
 def silence_fallback_warnings() -> None:
-    """Keeps megatron-core quiet about apex and Transformer Engine, which nothing here needs, and about nothing else."""
+    """Keeps megatron-core quiet about apex and Transformer Engine, which nothing here needs, and about the old names of
+    two collectives; about nothing else.
+    """
     for message in _FALLBACK_WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=UserWarning)
+    warnings.filterwarnings("ignore", message=_RENAMED_COLLECTIVES, category=FutureWarning)
 
 
 def check_version() -> None:

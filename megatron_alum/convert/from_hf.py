@@ -23,7 +23,12 @@ from torch import Tensor
 
 from megatron_alum.checkpoint.folder import COMPLETE_FILE, find_checkpoint, list_iterations, read_run_config
 from megatron_alum.config.model import ModelConfig
-from megatron_alum.convert.checkpoint_source import CheckpointWeights, model_config_of, read_checkpoint_source
+from megatron_alum.convert.checkpoint_source import (
+    HF_CONFIG_KEY,
+    CheckpointWeights,
+    model_config_of,
+    read_checkpoint_source,
+)
 from megatron_alum.convert.hf_config import model_config_from_dict, read_hf_config
 from megatron_alum.convert.hf_folder import HfFolder, resolve_model_folder
 from megatron_alum.convert.keys import Row
@@ -60,6 +65,16 @@ def model_flags_from_hf(hf_dir: str | Path) -> dict[str, Any]:
 def hf_vocab_size(hf_dir: str | Path) -> int:
     """Rows of the folder's word table, which the network must be built with."""
     return int(read_hf_config(resolve_model_folder(str(hf_dir)))["vocab_size"])
+
+
+def original_hf_config(path: str | Path) -> dict[str, Any]:
+    """config.json of the Hugging Face model that `path`, a folder, hub name or checkpoint, comes from; {} for none.
+
+    Kept with the checkpoints of a run, it lets an export restore the fields that the network does not need.
+    """
+    if _is_checkpoint(path):
+        return read_run_config(find_checkpoint(path)).get(HF_CONFIG_KEY) or {}
+    return read_hf_config(resolve_model_folder(str(path)))
 
 
 def load_hf_into_model(hf_dir: str | Path, model: SplitBert, *, tokenizer_dir: str | Path | None = None) -> list[str]:

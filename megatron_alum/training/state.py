@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from megatron_alum.checkpoint.load import load_checkpoint, load_model_weights, l
 from megatron_alum.checkpoint.save import CheckpointContent
 from megatron_alum.config.cli import config_to_dict
 from megatron_alum.config.run import RunConfig
-from megatron_alum.convert import load_hf_into_model
+from megatron_alum.convert import HF_CONFIG_KEY, load_hf_into_model, original_hf_config
 from megatron_alum.data.blend import parse_data_path
 from megatron_alum.data.dataset import Datasets, open_datasets
 from megatron_alum.data.shards import read_manifest, shard_paths
@@ -45,6 +45,8 @@ class TrainState(Trainable):
     """iterations done"""
     skipped: int = 0
     """of those, skipped for a gradient that was not finite"""
+    hf_config: dict[str, Any] = field(default_factory=dict)
+    """config.json of the Hugging Face model the weights came from, for the export; empty for a run from scratch"""
 
     @property
     def network(self) -> SplitBert:
@@ -82,8 +84,10 @@ def build_state(config: RunConfig, groups: ProcessGroups) -> TrainState:
         recompute=config.compute.recompute_granularity,
         torch_compile=config.compute.torch_compile,
     )
+    hf_config: dict[str, Any] = {}
     if config.checkpoint.init_from is not None:
         load_hf_into_model(config.checkpoint.init_from, network, tokenizer_dir=datasets.tokenizer_dir)
+        hf_config = original_hf_config(config.checkpoint.init_from)
     network.train()
     model = wrap_data_parallel(network, config)
     return TrainState(
@@ -94,6 +98,7 @@ def build_state(config: RunConfig, groups: ProcessGroups) -> TrainState:
         watch=Watch(groups.world_rank),
         groups=groups,
         datasets=datasets,
+        hf_config=hf_config,
     )
 
 
@@ -139,6 +144,7 @@ def describe(state: TrainState) -> dict[str, Any]:
         },
         "data_sha256": data_fingerprint(state.config),
         "tokenizer": TOKENIZER_FOLDER,
+        HF_CONFIG_KEY: state.hf_config,
         "versions": {
             "torch": torch.__version__,
             "megatron_core": megatron.core.__version__,
@@ -158,6 +164,7 @@ def load_into(state: TrainState, folder: Path, stored: dict[str, Any]) -> None:
     On the same layout the random states continue, so that the run goes on bit for bit; on another one they start anew
     from the seed and the iteration. A checkpoint of weights alone (tools/convert_checkpoint.py from-hf) starts a run.
     """
+    state.hf_config = stored.get(HF_CONFIG_KEY, {})
     if is_weights_only(stored):
         load_model_weights(folder, state.network)
         state.optimizer.reload_model_params()  # float32 masters of 16-bit weights

@@ -7,9 +7,9 @@ import transformers
 
 from tests.convert.test_real_encoder import run
 
-ITERATIONS = 8
+ITERATIONS = 24
 OPTIONS = f"""
-    --seq-length 32 --micro-batch-size 8 --global-batch-size 8 --train-iters {ITERATIONS} --lr 1e-3
+    --seq-length 32 --micro-batch-size 8 --global-batch-size 8 --train-iters {ITERATIONS} --lr 5e-3
     --adam-beta2 0.98 --mask-rate-start 0.15 --mask-rate-end 0.15 --alum-start-fraction 0 --eval-interval 0
     --tensor-model-parallel-size 2
 """.split()
@@ -30,7 +30,8 @@ def test_roberta_from_text_to_fill_mask(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["phase"] for row in rows] == ["alum"] * ITERATIONS
     assert all(not row["nsp_loss"] and row["alum_kl"] > 0 for row in rows)
-    assert rows[-1]["lm_loss"] < rows[0]["lm_loss"]
+    losses = [row["lm_loss"] for row in rows]
+    assert sum(losses[-4:]) < sum(losses[:4])
 
     exported = tmp_path / "out"
     printed = run("tools/convert_checkpoint.py", "to-hf", "--load", tmp_path / "run", "--output", exported, "--verify")
@@ -38,12 +39,14 @@ def test_roberta_from_text_to_fill_mask(tmp_path):
     config = json.loads((exported / "config.json").read_text())
     assert config["architectures"] == ["RobertaForMaskedLM"] and config["max_position_embeddings"] == 34
     assert (config["pad_token_id"], config["bos_token_id"], config["eos_token_id"]) == (1, 0, 2)
+    assert config["classifier_dropout"] == 0.3  # the network does not need it; the run has kept it
     best = transformers.pipeline("fill-mask", model=str(exported))("The <mask> statement is used in a function.")
     assert len(best) == 5 and all(row["token"] < vocab_size for row in best)
 
 
 def save_random_roberta(folder, vocab_size):
     """The model that the continual run starts from, beside its tokenizer: 32 positions after the two unused rows."""
+    transformers.set_seed(5)
     config = transformers.RobertaConfig(
         vocab_size=vocab_size,
         hidden_size=32,
@@ -53,5 +56,6 @@ def save_random_roberta(folder, vocab_size):
         max_position_embeddings=34,
         type_vocab_size=1,
         layer_norm_eps=1e-5,
+        classifier_dropout=0.3,
     )
     transformers.RobertaForMaskedLM(config).save_pretrained(folder)
