@@ -10,6 +10,7 @@ the rank's traceback as its cause; a rank that hangs (typically in a collective)
 """
 
 import atexit
+import contextlib
 import faulthandler
 import multiprocessing
 import os
@@ -22,6 +23,8 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+import psutil
 
 _GRACE_SECONDS = 10.0  # for the other ranks once one has failed: they usually fail in the collective it left
 _CONTEXT = multiprocessing.get_context("spawn")
@@ -43,9 +46,14 @@ class _Worker:
         remote.close()
 
     def stop(self) -> None:
+        """Ends the worker and what it has started (checkpoint writers keep helper processes)."""
         self.connection.close()
+        helpers = psutil.Process(self.process.pid).children(recursive=True) if self.process.is_alive() else []
         self.process.kill()
         self.process.join()
+        for helper in helpers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                helper.kill()
 
 
 def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout_seconds: float = 240.0) -> list[Any]:
