@@ -1,11 +1,9 @@
 """Saving behind the training: the same checkpoints, the same run, and failures that are not lost."""
 
-import resource
-
 import pytest
 
 from megatron_alum.checkpoint.folder import find_checkpoint, list_iterations
-from tests.training.runs import launch, launch_prepared, read_rows, train_quietly, without_timing
+from tests.training.runs import launch, launch_prepared, read_rows, train_with_small_files, without_timing
 
 OPTIONS = {"tensor_model_parallel_size": 2, "train_iters": 8}
 
@@ -33,18 +31,9 @@ def test_an_earlier_checkpoint_of_a_background_save_continues_bit_for_bit(finish
     assert find_checkpoint(run).name == "iter_0000006"
 
 
-def train_on_a_full_disk(rank, world_size, argv):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        return train_quietly(rank, world_size, argv)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_failure_in_the_background_ends_the_run_on_all_ranks(prefix, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(OSError, match="checkpoint of iteration 2 could not be written"):
-        launch_prepared(2, prefix, run, train_on_a_full_disk, async_save=True, save_interval=2, **OPTIONS)
+        launch_prepared(2, prefix, run, train_with_small_files, async_save=True, save_interval=2, **OPTIONS)
     assert list_iterations(run) == []
     assert not list(run.glob(".*iter*"))

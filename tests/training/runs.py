@@ -5,6 +5,7 @@ import io
 import json
 import pydoc_data.topics
 import random
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +88,16 @@ def train_quietly(rank: int, world_size: int, argv: list[str]) -> Exception | No
     except (ValueError, OSError) as error:
         return type(error)(str(error))
     return None
+
+
+def train_with_small_files(rank, world_size, argv):
+    """A rank that cannot write files beyond 20 kB: the kernel refuses as it does on a full disk or over quota."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        return train_quietly(rank, world_size, argv)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def train_and_keep_stderr(rank: int, world_size: int, argv: list[str]) -> Exception | None:

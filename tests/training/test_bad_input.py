@@ -1,6 +1,5 @@
 """What a user can get wrong: one sentence, status 2, nothing half-written; through the real command line."""
 
-import resource
 import shutil
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_alum.checkpoint.folder import list_iterations
-from tests.training.runs import arguments, launch, launch_prepared, train_quietly
+from tests.training.runs import arguments, launch, launch_prepared, train_quietly, train_with_small_files
 
 ENTRY = Path(__file__).parents[2] / "pretrain_bert_alum.py"
 
@@ -82,16 +81,6 @@ def test_what_depends_on_ranks_and_files_is_refused(prefix, tmp_path, world_size
     with pytest.raises(ValueError, match=sentence):
         launch(world_size, prefix, tmp_path / "run", **options)
     assert not list_iterations(tmp_path / "run")
-
-
-def train_with_small_files(rank, world_size, argv):
-    """A rank that cannot write files beyond 20 kB: the kernel refuses as it does on a full disk or over quota."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        return train_quietly(rank, world_size, argv)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_while_saving_leaves_nothing_half_written(prefix, tmp_path):

@@ -66,18 +66,24 @@ MA_ROLE void write_pack(Element* row, int index, const Pack<Element>& pack, int6
   }
 }
 
+// Pack `index` of both rows, from shared memory where the part lies there.
+template <typename Element>
+MA_ROLE void read_pair(const RowPart<Element>& part, int index, Pack<Element>* a, Pack<Element>* b) {
+  if (part.cache != nullptr) {
+    *a = part.cache[index];
+    *b = part.cache[part.packs + index];
+  } else {
+    *a = read_pack(part.clean, index, part.columns, part.aligned);
+    *b = read_pack(part.adv, index, part.columns, part.aligned);
+  }
+}
+
 // Applies `function(a, b)` to every column of this thread.
 template <typename Element, typename Team, typename Function>
 MA_ROLE void each_column(const RowPart<Element>& part, const Team& team, const Function& function) {
   for (int index = team.rank; index < part.packs; index += team.size) {
     Pack<Element> a, b;
-    if (part.cache != nullptr) {
-      a = part.cache[index];
-      b = part.cache[part.packs + index];
-    } else {
-      a = read_pack(part.clean, index, part.columns, part.aligned);
-      b = read_pack(part.adv, index, part.columns, part.aligned);
-    }
+    read_pair(part, index, &a, &b);
 #pragma unroll
     for (int i = 0; i < Pack<Element>::count; ++i) function(widen(a.element[i]), widen(b.element[i]));
   }
@@ -183,13 +189,7 @@ MA_ROLE void write_part(const RowTask& task, const RowPart<Element>& part, const
   const float inverse_mass = 1.0f / record.mass;
   for (int index = team.rank; index < part.packs; index += team.size) {
     Pack<Element> a, b;
-    if (part.cache != nullptr) {
-      a = part.cache[index];
-      b = part.cache[part.packs + index];
-    } else {
-      a = read_pack(part.clean, index, part.columns, part.aligned);
-      b = read_pack(part.adv, index, part.columns, part.aligned);
-    }
+    read_pair(part, index, &a, &b);
     const int64_t first = static_cast<int64_t>(index) * count;
 #pragma unroll
     for (int i = 0; i < count; ++i) {

@@ -11,6 +11,7 @@ A chunk ends at the first record start at or after CHUNK_BYTES. A record above M
 being held in memory and becomes a chunk of its own, which yields one Rejected.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -26,16 +27,16 @@ _OVERLAP_BYTES = 64
 """How far before the end of the bytes read so far a record start may begin and be incomplete."""
 
 
-class RecordReader:
+class RecordReader(ABC):
     """Base of the record formats; the two methods to give are `next_record` and `parse`."""
 
+    @abstractmethod
     def next_record(self, data: bytes, begin: int) -> int:
         """Start of the first record at or after byte `begin` > 0 of `data`, or -1."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parse(self, data: bytes, name: str) -> Iterator[Document | Rejected]:
         """The documents in `data`, whole records; `name` calls the place in messages."""
-        raise NotImplementedError
 
     def chunks(self, path: Path) -> Iterator[Chunk]:
         """Cut `path` into chunks, see the module's docstring."""
