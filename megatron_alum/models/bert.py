@@ -94,30 +94,28 @@ class SplitBert(BertModel):
         """hidden [S(/tp), B, H], masked_positions int64 [N] (b * S + s) -> logits of this rank's vocabulary rows, NSP
         logits.
         """
-        num_masked = masked_positions.numel()
-        positions = masked_positions
-        if self.add_binary_head:  # one gathering for both heads
-            first_tokens = torch.arange(hidden.size(1), device=positions.device) * self._sequence_length(hidden)
-            positions = torch.cat((positions, first_tokens))
-        rows = pick_rows(hidden, positions, self.groups)
-        mlm_logits, _ = self.output_layer(self.lm_head(rows[:num_masked]), weight=self.decoder_weight())
-        nsp_logits = self.binary_head(self.pooler(rows[num_masked:])) if self.add_binary_head else None
+        mlm_hidden, nsp_logits = self._mlm_hidden(hidden, masked_positions)
+        mlm_logits, _ = self.output_layer(mlm_hidden, weight=self.decoder_weight())
         return HeadOutputs(mlm_logits, nsp_logits)
 
-    def mlm_hidden(self, hidden: Tensor, masked_positions: Tensor) -> Tensor:
-        """What the decoder multiplies, [N, H], for losses that take the logits in chunks.
+    def heads_before_decoder(self, hidden: Tensor, masked_positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `heads`, with what the decoder multiplies, [N, H], for losses that take the MLM logits in chunks.
 
         Its gradient from this rank's vocabulary rows alone is enough: it is summed over the tensor-parallel group here.
         """
-        rows = self.lm_head(pick_rows(hidden, masked_positions, self.groups))
-        return copy_to_tensor_model_parallel_region(rows, group=self.groups.tp)
+        mlm_hidden, nsp_logits = self._mlm_hidden(hidden, masked_positions)
+        return copy_to_tensor_model_parallel_region(mlm_hidden, group=self.groups.tp), nsp_logits
 
-    def nsp_logits(self, hidden: Tensor) -> Tensor | None:
-        """hidden [S(/tp), B, H] -> [B, 2], or None for a network without that head."""
-        if not self.add_binary_head:
-            return None
-        first_tokens = torch.arange(hidden.size(1), device=hidden.device) * self._sequence_length(hidden)
-        return self.binary_head(self.pooler(pick_rows(hidden, first_tokens, self.groups)))
+    def _mlm_hidden(self, hidden: Tensor, masked_positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Input of the decoder [N, H] and NSP logits [B, 2]; one gathering for both heads."""
+        num_masked = masked_positions.numel()
+        positions = masked_positions
+        if self.add_binary_head:
+            first_tokens = torch.arange(hidden.size(1), device=positions.device) * self._sequence_length(hidden)
+            positions = torch.cat((positions, first_tokens))
+        rows = pick_rows(hidden, positions, self.groups)
+        nsp_logits = self.binary_head(self.pooler(rows[num_masked:])) if self.add_binary_head else None
+        return self.lm_head(rows[:num_masked]), nsp_logits
 
     def decoder_weight(self) -> Tensor:
         """[V/tp, H], tied to the word embeddings."""

@@ -28,7 +28,6 @@ from megatron_alum.training.objective import (
     MicroLoss,
     Objective,
     adversarial_part,
-    detached,
     others_of,
 )
 from megatron_alum.training.rng import TrainingRng
@@ -62,7 +61,7 @@ class LabelObjective(Objective):
             clean = self.whole.heads(self._encode(x[:, part.batch.num_sequences :], rest), rest.batch.masked_positions)
             lm_loss = lm_loss + self.whole.mlm(clean.rows, rest.batch.masked_labels) / counts.masked
             nsp_loss = nsp_loss + self._nsp_sum(clean.nsp_logits, rest.batch.nsp_labels) / counts.labelled
-        logged = detached(lm_loss=lm_loss, nsp_loss=nsp_loss)
+        logged = self._logged(lm_loss=lm_loss, nsp_loss=nsp_loss)
         for name in ("effective_perturbation", "ascent_ratio", "nonfinite"):
             logged[name] = ascent.stats[name]
         return MicroLoss(lm_loss + nsp_loss, logged)
@@ -114,7 +113,7 @@ class FreeObjective(Objective):
             adversarial = self.whole.heads(self._encode(x_adv, part), part.batch.masked_positions)
         alum_kl, alum_nsp_kl = self._one_sided(outputs, adversarial, part, counts)
         carried = (x * gradient).sum()
-        logged = detached(lm_loss=lm_loss, nsp_loss=nsp_loss, alum_kl=alum_kl, alum_nsp_kl=alum_nsp_kl)
+        logged = self._logged(lm_loss=lm_loss, nsp_loss=nsp_loss, alum_kl=alum_kl, alum_nsp_kl=alum_nsp_kl)
         logged |= {"effective_perturbation": stats.effective_perturbation, "ascent_ratio": stats.ascent_ratio}
         logged["nonfinite"] = stats.nonfinite_tokens
         return MicroLoss(self.alum.alpha * (alum_kl + alum_nsp_kl) + carried, logged)
@@ -126,8 +125,9 @@ class FreeObjective(Objective):
         clean_rows = clean.rows.detach()[: part.counts.adversarial_masked]
         rows = kl_divergence(clean_rows, adversarial.rows, **self.whole.vocabulary)
         alum_kl = rows.sum() / counts.adversarial_masked
-        if not self.alum.nsp or clean.nsp_logits is None or adversarial.nsp_logits is None:
+        if not self.compares_pairs:
             return alum_kl, torch.zeros_like(alum_kl)
+        assert clean.nsp_logits is not None and adversarial.nsp_logits is not None
         nsp = kl_divergence(clean.nsp_logits.detach()[: part.batch.num_sequences], adversarial.nsp_logits)
         return alum_kl, nsp.sum() / counts.adversarial_sequences
 

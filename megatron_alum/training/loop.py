@@ -50,7 +50,7 @@ def train(config: RunConfig) -> None:
     )
     try:
         resumed = find_resume(config, groups)
-        run = Run(build_state(config, groups), resumed)
+        run = Run(build_state(config, groups, is_fresh=resumed is None), resumed)
         run.state.watch.run(run.until_done)
     finally:
         shutdown()
@@ -162,7 +162,7 @@ class Run:
         performance = self.stopwatch.row(
             iteration,
             loader_wait_seconds=loader_wait_seconds,
-            nonfinite_samples=means["nonfinite"],
+            nonfinite_samples=means.get("nonfinite"),
             loss_scale=float(self.state.optimizer.get_loss_scale()),
         )
         tokens_per_second = performance["samples_per_second"] * config.model.seq_length
@@ -177,7 +177,7 @@ class Run:
             skipped=self.interval.skipped,
         )
         self.writers.write(METRICS_FILE, row)
-        self._warn_about_rounding(means["effective_perturbation"])
+        self._warn_about_rounding(means.get("effective_perturbation"))
         self.writers.write(PERFORMANCE_FILE, performance)
         bar.set_postfix(
             {"phase": result.phase, "lm": _short(means["lm_loss"]), "tok/s": f"{tokens_per_second:.0f}"}, refresh=False

@@ -1,8 +1,8 @@
 """From device tensors to one row of metrics.jsonl, TensorBoard and Weights & Biases; values are fetched once a row.
 
 metrics.jsonl holds one JSON object a row with exactly the keys of COLUMNS, null where a value does not exist (the
-adversarial ones in the standard phase) or is not finite. What concerns speed and memory alone goes to
-performance.jsonl, validation losses to validation.jsonl.
+adversarial ones in the standard phase, those of sentence pairs without such an objective) or is not finite. What
+concerns speed and memory alone goes to performance.jsonl, validation losses to validation.jsonl.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class Interval:
             self._iterations[name] = self._iterations.get(name, 0) + 1
 
     def means(self) -> dict[str, float | None]:
-        """Means over the interval's iterations and all ranks, then start anew. Collective; the one fetch of a row."""
+        """Means over the interval's iterations and all ranks of what these logged, None where not finite; then start
+        anew. Collective; the one fetch of a row.
+        """
         zero = torch.zeros((), dtype=torch.float64, device=self._groups.device)
         stacked = torch.stack([self._sums.get(name, zero) for name in _REDUCED])
         dist.all_reduce(stacked, group=self._groups.world)
@@ -81,9 +83,9 @@ class Interval:
         values = dict(zip(_REDUCED, stacked.tolist(), strict=True))
         for name in STATISTICS:
             values[name] /= self._groups.dp_size
-        means = {name: values[name] / self._iterations[name] if name in self._iterations else None for name in _REDUCED}
+        means = {name: finite(values[name] / count) for name, count in self._iterations.items()}
         self._sums, self._iterations = {}, {}
-        return {name: finite(value) for name, value in means.items()}
+        return means
 
 
 def finite(value: float | None) -> float | None:
@@ -95,9 +97,10 @@ def metrics_row(
     iteration: int, result: StepResult, means: dict[str, float | None], *, alpha: float, **others: Any
 ) -> dict[str, Any]:
     """One row in the order of COLUMNS; `others` are mask_rate, tokens_per_second and skipped."""
-    terms = [means["lm_loss"], means["nsp_loss"]]
-    if result.phase == "alum":
-        terms += [None if (kl := means[name]) is None else alpha * kl for name in ("alum_kl", "alum_nsp_kl")]
+    weights = {"lm_loss": 1.0, "nsp_loss": 1.0, "alum_kl": alpha, "alum_nsp_kl": alpha}
+    terms = [
+        None if (mean := means[name]) is None else weight * mean for name, weight in weights.items() if name in means
+    ]
     loss = None if None in terms else sum(term for term in terms if term is not None)
     values = {
         **means,
@@ -108,10 +111,7 @@ def metrics_row(
         "grad_norm": finite(result.grad_norm),
         **others,
     }
-    if result.phase == "standard":
-        for name in ("alum_kl", "alum_nsp_kl", "effective_perturbation", "ascent_ratio", "kl_gain"):
-            values[name] = None
-    return {name: values[name] for name in COLUMNS}
+    return {name: values.get(name) for name in COLUMNS}
 
 
 class JsonLines:

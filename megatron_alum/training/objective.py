@@ -103,6 +103,9 @@ class Objective:
         chunk = config.alum.head_chunk_rows
         chunked = ChunkedLogits(model, detach_targets=config.alum.detach_targets, chunk_rows=chunk) if chunk else None
         self.vocabulary: VocabularyLosses = chunked or self.whole
+        model_type = config.model.model_type
+        self.has_pairs = config.model.has_nsp_head and config.data.objective_for(model_type) != "none"
+        self.compares_pairs = self.has_pairs and config.alum.nsp
 
     def standard(self, micro: MicroBatch, counts: Counts) -> MicroLoss:
         """MLM + next sentence."""
@@ -110,7 +113,7 @@ class Objective:
         outputs = self.whole.heads(hidden, micro.batch.masked_positions)
         lm_loss = self.whole.mlm(outputs.rows, micro.batch.masked_labels) / counts.masked
         nsp_loss = self._nsp_sum(outputs.nsp_logits, micro.batch.nsp_labels) / counts.labelled
-        return MicroLoss(lm_loss + nsp_loss, detached(lm_loss=lm_loss, nsp_loss=nsp_loss))
+        return MicroLoss(lm_loss + nsp_loss, self._logged(lm_loss=lm_loss, nsp_loss=nsp_loss))
 
     def adversarial(self, micro: MicroBatch, counts: Counts, *, iteration: int, loss_scale: Tensor) -> MicroLoss:
         """Algorithm 1: clean forward, ascent on delta, forward at x + delta, one pass over the rows of both logits.
@@ -144,7 +147,9 @@ class Objective:
         alum_nsp_kl = self._nsp_divergence(clean, adversarial, ascent, counts)
         loss = lm_loss + nsp_loss + alum_kl + alum_nsp_kl
         alpha = self.alum.alpha
-        logged = detached(lm_loss=lm_loss, nsp_loss=nsp_loss, alum_kl=alum_kl / alpha, alum_nsp_kl=alum_nsp_kl / alpha)
+        logged = self._logged(
+            lm_loss=lm_loss, nsp_loss=nsp_loss, alum_kl=alum_kl / alpha, alum_nsp_kl=alum_nsp_kl / alpha
+        )
         return MicroLoss(loss, logged | _statistics(ascent, kl_end))
 
     def _row_losses(
@@ -174,8 +179,9 @@ class Objective:
 
     def _nsp_divergence(self, clean: Outputs, adversarial: Outputs, ascent: Ascent, counts: Counts) -> Tensor:
         """alpha x the symmetric KL of the next-sentence logits, as a share of the global batch."""
-        if not self.alum.nsp or clean.nsp_logits is None or adversarial.nsp_logits is None:
+        if not self.compares_pairs:
             return torch.zeros((), device=ascent.delta.device)
+        assert clean.nsp_logits is not None and adversarial.nsp_logits is not None
         rows = symmetric_kl(clean.nsp_logits, adversarial.nsp_logits, detach_targets=self.alum.detach_targets)
         weight = self.alum.alpha / counts.adversarial_sequences
         return weighted_sum(rows, torch.where(ascent.finite, weight, 0.0).to(rows.dtype))
@@ -190,11 +196,17 @@ class Objective:
         """The inner divergence of this micro-batch as its share of the global batch's."""
         total = self.vocabulary.divergence(clean.rows, adversarial.rows, symmetric=symmetric)
         total = total / counts.adversarial_masked
-        if not self.alum.nsp or clean.nsp_logits is None or adversarial.nsp_logits is None:
+        if not self.compares_pairs:
             return total
+        assert clean.nsp_logits is not None and adversarial.nsp_logits is not None
         row_divergence = symmetric_kl if symmetric else kl_divergence
         rows = row_divergence(clean.nsp_logits, adversarial.nsp_logits, detach_targets=False)
         return total + rows.sum() / counts.adversarial_sequences
+
+    def _logged(self, **values: Tensor) -> dict[str, Tensor]:
+        """The values without their graph, and without those of sentence pairs where the objective has none."""
+        exists = {"nsp_loss": self.has_pairs, "alum_nsp_kl": self.compares_pairs}
+        return {name: value.detach() for name, value in values.items() if exists.get(name, True)}
 
     def _regularizer(self, counts: Counts, loss_scale: Tensor) -> AlumRegularizer:
         def divergence(clean: Any, adversarial: Any, *, symmetric: bool, detach_targets: bool) -> Tensor:
@@ -302,11 +314,6 @@ def others_of(micro: MicroBatch) -> MicroBatch | None:
         sample_index=batch.sample_index[sequences:],
     )
     return MicroBatch(others, None if micro.padding_mask is None else micro.padding_mask[sequences:], micro.counts)
-
-
-def detached(**values: Tensor) -> dict[str, Tensor]:
-    """The values without their graph."""
-    return {name: value.detach() for name, value in values.items()}
 
 
 def _statistics(ascent: Ascent, kl_end: Tensor) -> dict[str, Tensor]:

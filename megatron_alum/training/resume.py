@@ -8,12 +8,12 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_alum.checkpoint.folder import list_iterations, read_run_config
+from megatron_alum.checkpoint.folder import iteration_folder, list_iterations, read_run_config
 from megatron_alum.checkpoint.load import newest_valid
 from megatron_alum.config.cli import config_to_dict
 from megatron_alum.config.run import RunConfig
 from megatron_alum.parallel import ProcessGroups
-from megatron_alum.training.state import data_fingerprint, is_weights_only
+from megatron_alum.training.state import data_fingerprint
 
 Resume = tuple[Path, dict[str, Any]]
 """a checkpoint and its config.json"""
@@ -44,6 +44,20 @@ SCHEDULE_OPTIONS = (
     "alum_start_fraction",
 )
 """decide which samples an iteration sees and at what rates: different with --override-schedule only"""
+
+
+def network_of_newest(load: str | None) -> dict[str, Any] | None:
+    """The network's options {name: value} in the newest readable config.json below `load`; None where there is none.
+
+    Read before the ranks have met, so no file is compared with its SHA-256: `find_resume` does that.
+    """
+    for iteration in reversed(list_iterations(Path(load)) if load is not None else []):
+        try:
+            saved = read_run_config(iteration_folder(Path(load), iteration))["run"]
+        except ValueError:
+            continue
+        return {name: saved[name] for name in (*MODEL_OPTIONS, "hidden_dropout", "attention_dropout")}
+    return None
 
 
 def check_save_folder(config: RunConfig) -> None:
@@ -79,14 +93,17 @@ def find_resume(config: RunConfig, groups: ProcessGroups) -> Resume | None:
 
 def check_compatible(config: RunConfig, stored: dict[str, Any], folder: Path) -> None:
     """Raises: ValueError naming the first option in which the run must equal the checkpoint but does not."""
+    if "layout" not in stored:
+        raise ValueError(
+            f"--load must name a run to continue, but {folder} holds weights alone (of tools/convert_checkpoint.py). "
+            "Start a run from them with --init-from instead."
+        )
     options, saved = config_to_dict(config), stored["run"]
     for name in MODEL_OPTIONS:
         if options[name] != saved[name]:
             raise ValueError(
                 _differs(name, saved[name], options[name], folder) + " Another model needs another --load."
             )
-    if is_weights_only(stored):
-        return
     for name in SCHEDULE_OPTIONS:
         if options[name] != saved[name] and not config.training.override_schedule:
             raise ValueError(_differs(name, saved[name], options[name], folder) + " Or pass --override-schedule.")

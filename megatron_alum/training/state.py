@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from megatron_alum.checkpoint.folder import FORMAT_VERSION, TOKENIZER_FOLDER
-from megatron_alum.checkpoint.load import load_checkpoint, load_model_weights, load_rng, model_sharded_state
+from megatron_alum.checkpoint.load import load_checkpoint, load_rng, model_sharded_state
 from megatron_alum.checkpoint.save import CheckpointContent
 from megatron_alum.config.cli import config_to_dict
 from megatron_alum.config.run import RunConfig
@@ -70,8 +70,10 @@ def open_run_data(config: RunConfig) -> Datasets:
     )
 
 
-def build_state(config: RunConfig, groups: ProcessGroups) -> TrainState:
-    """Fresh model, optimizer and data of a run. Collective over all ranks."""
+def build_state(config: RunConfig, groups: ProcessGroups, *, is_fresh: bool = True) -> TrainState:
+    """Fresh model, optimizer and data of a run; --init-from is read only where `is_fresh`, since a resume overwrites
+    the weights. Collective over all ranks.
+    """
     config.data_parallel_size(groups.tp_size * groups.dp_size)
     datasets = open_run_data(config)
     seed_everything(config.training.seed, groups)
@@ -85,7 +87,7 @@ def build_state(config: RunConfig, groups: ProcessGroups) -> TrainState:
         torch_compile=config.compute.torch_compile,
     )
     hf_config: dict[str, Any] = {}
-    if config.checkpoint.init_from is not None:
+    if is_fresh and config.checkpoint.init_from is not None:
         load_hf_into_model(config.checkpoint.init_from, network, tokenizer_dir=datasets.tokenizer_dir)
         hf_config = original_hf_config(config.checkpoint.init_from)
     network.train()
@@ -153,22 +155,13 @@ def describe(state: TrainState) -> dict[str, Any]:
     }
 
 
-def is_weights_only(stored: dict[str, Any]) -> bool:
-    """Whether a checkpoint's config.json says that it holds a network but no run."""
-    return "layout" not in stored
-
-
 def load_into(state: TrainState, folder: Path, stored: dict[str, Any]) -> None:
     """Continue from a checkpoint whose config.json is `stored`, saved on this layout or another. Collective.
 
     On the same layout the random states continue, so that the run goes on bit for bit; on another one they start anew
-    from the seed and the iteration. A checkpoint of weights alone (tools/convert_checkpoint.py from-hf) starts a run.
+    from the seed and the iteration.
     """
     state.hf_config = stored.get(HF_CONFIG_KEY, {})
-    if is_weights_only(stored):
-        load_model_weights(folder, state.network)
-        state.optimizer.reload_model_params()  # float32 masters of 16-bit weights
-        return
     model = model_sharded_state(state.network)
     optimizer = state.optimizer.sharded_state_dict(model, is_loading=True, metadata=_OPTIMIZER_FORMAT)
     loaded = load_checkpoint(folder, {"model": model, "optimizer": optimizer}, state.groups.world)

@@ -11,8 +11,10 @@ from megatron_alum.training.state import TrainState
 
 
 @torch.no_grad()
-def validate(state: TrainState, plan: BatchPlan) -> dict[str, float] | None:
+def validate(state: TrainState, plan: BatchPlan) -> dict[str, float | None] | None:
     """{"lm_loss", "nsp_loss"}: means over the first --eval-iters global batches; None without held-out documents.
+
+    nsp_loss is None where the objective has no sentence pairs.
 
     Collective over all ranks. Draws nothing from any generator, so that it leaves no trace in the training.
     """
@@ -29,10 +31,11 @@ def validate(state: TrainState, plan: BatchPlan) -> dict[str, float] | None:
         micro = MicroBatch.load(dataset.batch(next(micro_batches)), state.config.alum, device)
         logged = state.objective.standard(micro, ones).logged
         sums[0] += logged["lm_loss"]
-        sums[1] += logged["nsp_loss"]
+        sums[1] += logged.get("nsp_loss", 0.0)
         sums[2] += micro.counts.masked
         sums[3] += micro.counts.labelled
     state.model.train()
     dist.all_reduce(sums, group=state.groups.dp)
     lm_sum, nsp_sum, masked, labelled = sums.tolist()
-    return {"lm_loss": lm_sum / max(masked, 1.0), "nsp_loss": nsp_sum / max(labelled, 1.0)}
+    nsp_loss = nsp_sum / max(labelled, 1.0) if state.objective.has_pairs else None
+    return {"lm_loss": lm_sum / max(masked, 1.0), "nsp_loss": nsp_loss}

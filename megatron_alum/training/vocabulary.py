@@ -83,7 +83,7 @@ class ChunkedLogits:
 
     def heads(self, hidden: Tensor, positions: Tensor) -> Outputs:
         """Rows are what the decoder multiplies, [N, H]."""
-        return Outputs(self.model.mlm_hidden(hidden, positions), self.model.nsp_logits(hidden))
+        return Outputs(*self.model.heads_before_decoder(hidden, positions))
 
     def divergence(self, clean: Tensor, adversarial: Tensor, *, symmetric: bool) -> Tensor:
         """As in the protocol; the logits of a piece are computed again in backward."""

@@ -31,6 +31,7 @@ OPTIONS = {
     "released-code": {"alum_projection": "normalize", "alum_perturb": "encoder_input", "alum_detach_embeddings": True},
     "full-gradients": {"alum_detach_targets": False, "alum_inner_divergence": "symmetric", "alum_nsp": False},
     "half-of-the-batch": {"alum_batch_fraction": 0.5},
+    "chunked-head": {"alum_head_chunk_rows": 3},
     "label": {"alum_ascent": "label"},
     "free": {"alum_ascent": "free"},
     "post-layernorm": {"model_type": "bert"},

@@ -73,6 +73,38 @@ def test_twenty_and_twenty_more_are_forty(prefix, tmp_path):
     assert without_timing(resumed) == without_timing(straight)
 
 
+@pytest.mark.parametrize(
+    ("options", "absent"),
+    [
+        ({"objective": "none"}, {"nsp_loss", "alum_nsp_kl"}),
+        ({"objective": "none", "alum_head_chunk_rows": 3}, {"nsp_loss", "alum_nsp_kl"}),
+        ({"objective": "none", "alum_ascent": "free"}, {"nsp_loss", "alum_nsp_kl"}),
+        ({"alum_nsp": False}, {"alum_nsp_kl"}),
+        ({"alum_ascent": "label"}, {"alum_kl", "alum_nsp_kl"}),
+    ],
+    ids=["no-pairs", "no-pairs-chunked", "no-pairs-free", "pairs-not-compared", "no-divergence"],
+)
+def test_what_an_objective_does_not_have_is_null_and_the_loss_is_the_sum_of_the_rest(prefix, tmp_path, options, absent):
+    split = {"split": "60,40,0", "eval_interval": 4, "eval_iters": 1}
+    rows = launch(
+        1,
+        prefix,
+        tmp_path / "run",
+        train_iters=4,
+        overlap_grad_reduce="free" not in options.values(),
+        **options,
+        **split,
+    )
+    for row in rows:
+        missing = absent | {"alum_kl", "alum_nsp_kl"} if row["phase"] == "standard" else absent
+        weights = {"lm_loss": 1, "nsp_loss": 1, "alum_kl": 10, "alum_nsp_kl": 10}
+        assert {name for name in weights if row[name] is None} == missing
+        present = sum(weight * row[name] for name, weight in weights.items() if name not in missing)
+        assert math.isclose(row["loss"], present, rel_tol=1e-12)
+    (validated,) = read_rows(tmp_path / "run", "validation.jsonl")
+    assert (validated["nsp_loss"] is None) == ("nsp_loss" in absent) and validated["lm_loss"] > 0
+
+
 @pytest.mark.requires_shared_data
 def test_a_short_run_on_wikipedia_learns_and_does_not_stumble(shared_data, tmp_path):
     """60 iterations at TP=2; the long one, to the bound of 7.6, is tests/golden/training/wikipedia_300.jsonl."""

@@ -6,7 +6,14 @@ import shutil
 
 import pytest
 
-from tests.training.runs import EXACT, largest_difference, launch, read_rows, without_timing
+from megatron_alum.checkpoint.folder import hash_file, iteration_folder
+from megatron_alum.config.cli import config_to_dict, parse_config
+from megatron_alum.config.run import RunConfig
+from megatron_alum.convert.checkpoint_source import read_checkpoint_source
+from megatron_alum.convert.import_folder import import_folder
+from megatron_alum.convert.to_hf import export_folder
+from pretrain_bert_alum import network_of_start
+from tests.training.runs import EXACT, arguments, largest_difference, launch, read_rows, without_timing
 
 LOSSES = ("lm_loss", "nsp_loss", "alum_kl", "grad_norm")
 TOLERANCE = 1e-4
@@ -93,6 +100,43 @@ def test_a_longer_schedule_is_accepted_on_request(interrupted, prefix, tmp_path)
     copied = copy_of(run, tmp_path)
     rows = launch(1, prefix, copied, load=copied, train_iters=14, override_schedule=True, exit_interval=8)
     assert len(rows) == 8
+
+
+@pytest.fixture(scope="module")
+def exported(interrupted, tmp_path_factory):
+    """The interrupted run's network as a Hugging Face folder."""
+    return export_folder(read_checkpoint_source(interrupted[0]), tmp_path_factory.mktemp("exported") / "hf")
+
+
+def test_imported_weights_are_no_run_to_resume(exported, prefix, tmp_path):
+    import_folder(str(exported), tmp_path / "imported")
+    before = hash_file(iteration_folder(tmp_path / "imported", 0) / "COMPLETE")
+    sentence = r"--load must name a run to continue, but .*iter_0000000 holds weights alone .* with --init-from instead"
+    for save in (tmp_path / "imported", tmp_path / "run"):
+        with pytest.raises(ValueError, match=sentence):
+            launch(1, prefix, save, load=tmp_path / "imported", train_iters=2)
+    assert hash_file(iteration_folder(tmp_path / "imported", 0) / "COMPLETE") == before
+    assert launch(1, prefix, tmp_path / "run", init_from=tmp_path / "imported", train_iters=2)
+
+
+def test_a_resume_does_not_need_the_folder_that_the_run_started_from(exported, prefix, tmp_path):
+    """Its network comes from the checkpoint then, and its config.json, which exports keep, too."""
+    start = shutil.copytree(exported, tmp_path / "start")
+    options = {"init_from": start, "train_iters": 4, "hidden_dropout": 0.25}
+    given = arguments(prefix, tmp_path / "run", **options, load=tmp_path / "run")
+    shape = [word for name in ("num-layers", "hidden-size", "num-attention-heads") for word in (f"--{name}",)]
+    without_shape = [
+        word for flag, value in zip(given[::2], given[1::2], strict=True) if flag not in shape for word in (flag, value)
+    ]
+    first = parse_config(RunConfig, without_shape, infer=network_of_start)
+    straight = launch(1, prefix, tmp_path / "straight", **options)
+    launch(1, prefix, tmp_path / "run", **options, exit_interval=2)
+    shutil.rmtree(start)
+    assert config_to_dict(parse_config(RunConfig, without_shape, infer=network_of_start)) == config_to_dict(first)
+    resumed = launch(1, prefix, tmp_path / "run", **options, load=tmp_path / "run")
+    assert without_timing(resumed) == without_timing(straight)
+    kept = json.loads((tmp_path / "run" / "iter_0000004" / "config.json").read_text())["hf_config"]
+    assert kept == json.loads((exported / "config.json").read_text())
 
 
 def test_load_without_a_checkpoint_starts_fresh(prefix, tmp_path):
