@@ -106,6 +106,8 @@ class FinetuneTrainingConfig:
     """float16 mixed precision"""
     torch_compile: bool = False
     """compile the model"""
+    group_by_length: bool = True
+    """put examples of similar length into a batch; their order stays random, see finetune/batching.py"""
     logging_steps: int = 50
     """optimizer steps between log lines"""
     save_model: bool = True

@@ -56,13 +56,18 @@ def decode(
     tags: tuple[str, ...] = (),
     spans: SpanOptions | None = None,
 ) -> Decoded:
-    """Predictions and metrics of `outputs` (logits as the Trainer gathers them, in the order of `features`)."""
+    """Predictions and metrics of `outputs` (logits as the Trainer gathers them, in the order of `features`).
+
+    The features may stand in any order: each names its example.
+    """
     if task.kind == "spans":
         return _decode_spans(task, split, examples, features, outputs, spans or SpanOptions())
     if task.kind == "tags":
         return _decode_tags(examples, features, outputs, tags)
     logits = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
-    predicted = logits.squeeze(-1) if task.kind == "regression" else logits.argmax(-1)
+    values = logits.squeeze(-1) if task.kind == "regression" else logits.argmax(-1)
+    predicted = np.empty_like(values)
+    predicted[[feature["example"] for feature in features]] = values
     gold = [example["label"] for example in examples]
     metrics = {} if any(label is None for label in gold) else flat_metrics(task.metrics, gold, predicted)
     return Decoded(metrics, predicted.tolist(), len(examples))

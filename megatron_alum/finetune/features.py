@@ -5,8 +5,8 @@
                answer at token 0 where the window does not hold it
     tags       words in windows; the label sits on a word's first sub-word, the rest and repeated words have -100
 
-Nothing is cut without a window. A feature that stems from a window carries `example` (index) and, for decoding,
-`offsets` (spans) or `words` (tags); the collator leaves those out.
+Nothing is cut without a window. For decoding, a feature carries its `example` (index) and, if it is a window, `offsets`
+(spans) or `words` (tags); the collator leaves those out.
 """
 
 from __future__ import annotations
@@ -51,13 +51,14 @@ class Encoder:
         pair = (example["first"],) if example["second"] is None else (example["first"], example["second"])
         encoded = self.tokenizer(*pair, truncation=True, max_length=self.max_tokens)
         label = example["label"]
-        return [{**encoded, "labels": label if label is not None else 0}]
+        return [{**encoded, "labels": label if label is not None else 0, "example": index}]
 
     def _choice(self, index: int, example: Example) -> list[Feature]:
         endings = [" ".join(filter(None, (example["second"], ending))) for ending in example["endings"]]
         firsts = [example["first"]] * len(endings)
         encoded = self.tokenizer(firsts, endings, truncation="longest_first", max_length=self.max_tokens)
-        return [{**encoded, "labels": example["label"] if example["label"] is not None else 0}]
+        label = example["label"]
+        return [{**encoded, "labels": label if label is not None else 0, "example": index}]
 
     def _spans(self, index: int, example: Example) -> list[Feature]:
         encoded = self.tokenizer(

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 from megatron_alum.config.finetune import FinetuneConfig, FinetuneDataConfig
+from megatron_alum.finetune.batching import longest_first
 from megatron_alum.finetune.features import Encoder
 from megatron_alum.finetune.loading import Example, has_split, load_split, tag_names
 from megatron_alum.finetune.models import checked_folder, load_tokenizer, longest_input
@@ -31,7 +32,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
     tags = tag_names([*train, *splits["dev"]]) if task.kind == "tags" else ()
     length = longest_input(data.model, tokenizer, data.max_seq_length)
     encoder = Encoder(tokenizer, task.kind, length, min(data.doc_stride, length // 4), tags)
-    encoded = [Split(name, examples, encoder.encode(examples)) for name, examples in splits.items()]
+    encoded = [Split(name, examples, longest_first(encoder.encode(examples))) for name, examples in splits.items()]
     return Prepared(task, tokenizer, encoder.encode(train), encoded, tags)
 
 

@@ -26,6 +26,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from megatron_alum.config.cli import config_to_dict
 from megatron_alum.config.finetune import FinetuneConfig
+from megatron_alum.finetune.batching import GroupedTrainer
 from megatron_alum.finetune.decoding import Decoded, SpanOptions, decode
 from megatron_alum.finetune.features import Collator, Feature
 from megatron_alum.finetune.loading import Example
@@ -50,7 +51,7 @@ class Split:
     examples: Sequence[Example]
     """of the split"""
     features: Sequence[Feature]
-    """of the examples, in order"""
+    """of the examples, longest first"""
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,13 @@ def run_point(config: FinetuneConfig, prepared: Prepared, point: Point, folder: 
     """Train one point, evaluate its best checkpoint on every split, store rows and predictions."""
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    trainer = build_trainer(config, prepared, point, folder)
+    dev_scores = DevScores(config, prepared)
+    trainer = build_trainer(config, prepared, point, folder, dev_scores)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
     rows: list[dict[str, Any]] = []
     for split in prepared.splits:
-        decoded = evaluate(config, prepared, split, _outputs(trainer, split))
+        known = dev_scores.of_checkpoint(trainer.state.best_metric) if split is prepared.splits[0] else None
+        decoded = known or evaluate(config, prepared, split, _outputs(trainer, split))
         seconds = time.monotonic() - started
         rows += result_rows(config, prepared.task, split.name, point, decoded, trainer.state.epoch or 0.0, seconds)
         if trainer.is_world_process_zero():
@@ -162,26 +165,46 @@ def run_point(config: FinetuneConfig, prepared: Prepared, point: Point, folder: 
     return rows
 
 
-def build_trainer(config: FinetuneConfig, prepared: Prepared, point: Point, folder: Path) -> AlumTrainer:
+class DevScores:
+    """The Trainer's `compute_metrics`; keeps what it decoded at the best checkpoint, which then is not run again."""
+
+    def __init__(self, config: FinetuneConfig, prepared: Prepared) -> None:
+        self.config, self.prepared = config, prepared
+        self.best: Decoded | None = None
+
+    def __call__(self, prediction: Any) -> dict[str, float]:
+        """Metrics of the development set; `prediction` is the Trainer's EvalPrediction."""
+        decoded = evaluate(self.config, self.prepared, self.prepared.splits[0], prediction.predictions)
+        if self.best is None or self._value(decoded) > self._value(self.best):
+            self.best = decoded
+        return decoded.metrics
+
+    def _value(self, decoded: Decoded) -> float:
+        return decoded.metrics[self.prepared.task.metrics[0]]
+
+    def of_checkpoint(self, metric: float | None) -> Decoded | None:
+        """What was decoded at the checkpoint that scored `metric`; None if that was before this process began."""
+        return self.best if self.best is not None and self._value(self.best) == metric else None
+
+
+def build_trainer(
+    config: FinetuneConfig, prepared: Prepared, point: Point, folder: Path, dev_scores: DevScores
+) -> AlumTrainer:
     """The trainer of one point, with the model initialised from its seed."""
     set_seed(point.seed)
     model = build_model(config.data.model, prepared.task, prepared.tags)
     # Its loss is a mean per micro-batch: let the Trainer average over accumulation.
     model.__dict__["accepts_loss_kwargs"] = False
-    dev = prepared.splits[0]
-
-    def dev_metrics(prediction: Any) -> dict[str, float]:
-        return evaluate(config, prepared, dev, prediction.predictions).metrics
-
+    trainer_class = GroupedTrainer if config.training.group_by_length else AlumTrainer
     patience = config.training.early_stopping_patience
-    return AlumTrainer(
+    return trainer_class(
         model=model,
         args=training_arguments(config, prepared.task, point, folder),
         train_dataset=list(prepared.train),
-        eval_dataset=list(dev.features),
+        eval_dataset=list(prepared.splits[0].features),
         data_collator=Collator(prepared.tokenizer, prepared.task.kind),
         processing_class=prepared.tokenizer,
-        compute_metrics=dev_metrics,
+        compute_metrics=dev_scores,
         callbacks=[EarlyStoppingCallback(patience)] if patience else None,
         optimizer_cls_and_kwargs=optimizer_of(config, point),
         method=method_of(config),
@@ -207,6 +230,7 @@ def training_arguments(config: FinetuneConfig, task: Task, point: Point, folder:
         bf16=training.bf16,
         fp16=training.fp16,
         torch_compile=training.torch_compile,
+        use_cpu=not torch.cuda.is_available(),  # without it bf16 is refused on a CPU
         seed=point.seed,
         logging_steps=training.logging_steps,
         eval_strategy="epoch",

@@ -156,12 +156,13 @@ def test_tags_sit_on_first_sub_words_and_every_word_is_labelled_once(tokenizer, 
 
 def test_glue_submission_files(tmp_path):
     examples = [{"id": str(i), "label": None} for i in range(2)]
-    decoded = decode(TASKS["mnli"], "test", examples, [{}] * 2, np.array([[0, 2.0, 1], [3.0, 0, 0]]))
+    features = [{"example": 1}, {"example": 0}]  # evaluated in another order than written
+    decoded = decode(TASKS["mnli"], "test", examples, features, np.array([[3.0, 0, 0], [0, 2.0, 1]]))
     assert decoded.metrics == {}
     path = write_predictions(TASKS["mnli"], "test", examples, decoded, tmp_path)
     assert path.name == "MNLI-m.tsv" and path.read_text() == "index\tprediction\n0\tneutral\n1\tentailment\n"
     assert write_predictions(TASKS["mnli"], "test_mismatched", examples, decoded, tmp_path).name == "MNLI-mm.tsv"
-    scores = decode(TASKS["stsb"], "test", examples, [{}] * 2, np.array([[1.23456], [5.0]]))
+    scores = decode(TASKS["stsb"], "test", examples, features, np.array([[5.0], [1.23456]]))
     assert (
         write_predictions(TASKS["stsb"], "test", examples, scores, tmp_path)
         .read_text()

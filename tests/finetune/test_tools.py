@@ -133,6 +133,20 @@ def test_early_stop(encoder, sentiment, tmp_path):
     assert [row["epochs"] for row in rows_of(tmp_path / "out" / "results.jsonl")] == [2.0]
 
 
+@pytest.mark.parametrize("grouped", ["true", "false"])
+def test_bf16_on_a_cpu_and_the_dev_set_run_once(encoder, sentiment, tmp_path, grouped, monkeypatch):
+    """--bf16 needs no GPU; the best checkpoint's own predictions are used, not computed again."""
+    from megatron_alum.finetune import runs
+
+    predicted = []
+    original = runs._outputs
+    monkeypatch.setattr(
+        runs, "_outputs", lambda trainer, split: predicted.append(split.name) or original(trainer, split)
+    )
+    run_tool("finetune", *flags(encoder, sentiment, tmp_path, "--bf16", "--group-by-length", grouped))
+    assert predicted == ["test", "test"] and all(row["value"] > 0.9 for row in rows_of(tmp_path / "results.jsonl"))
+
+
 def test_an_interrupted_run_resumes_from_its_checkpoint(encoder, sentiment, tmp_path, monkeypatch):
     """Stopped in the second epoch, a run ends with the uninterrupted one's result."""
     from transformers import TrainerCallback
