@@ -63,7 +63,9 @@ def model_flags_from_hf(hf_dir: str | Path) -> dict[str, Any]:
 
 
 def hf_vocab_size(hf_dir: str | Path) -> int:
-    """Rows of the folder's word table, which the network must be built with."""
+    """Words of a folder, hub name or checkpoint, with which the network must be built; a tokenizer may have fewer."""
+    if _is_checkpoint(hf_dir):
+        return int(read_run_config(find_checkpoint(hf_dir))["vocab_size"])
     return int(read_hf_config(resolve_model_folder(str(hf_dir)))["vocab_size"])
 
 

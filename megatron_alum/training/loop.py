@@ -50,7 +50,7 @@ def train(config: RunConfig) -> None:
     )
     try:
         resumed = find_resume(config, groups)
-        run = Run(build_state(config, groups, is_fresh=resumed is None), resumed)
+        run = Run(build_state(config, groups, stored=None if resumed is None else resumed[1]), resumed)
         run.state.watch.run(run.until_done)
     finally:
         shutdown()

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from megatron_alum.checkpoint.load import load_checkpoint, load_rng, model_shard
 from megatron_alum.checkpoint.save import CheckpointContent
 from megatron_alum.config.cli import config_to_dict
 from megatron_alum.config.run import RunConfig
-from megatron_alum.convert import HF_CONFIG_KEY, load_hf_into_model, original_hf_config
+from megatron_alum.convert import HF_CONFIG_KEY, hf_vocab_size, load_hf_into_model, original_hf_config
 from megatron_alum.data.blend import parse_data_path
 from megatron_alum.data.dataset import Datasets, open_datasets
 from megatron_alum.data.shards import read_manifest, shard_paths
@@ -70,16 +71,17 @@ def open_run_data(config: RunConfig) -> Datasets:
     )
 
 
-def build_state(config: RunConfig, groups: ProcessGroups, *, is_fresh: bool = True) -> TrainState:
-    """Fresh model, optimizer and data of a run; --init-from is read only where `is_fresh`, since a resume overwrites
-    the weights. Collective over all ranks.
+def build_state(config: RunConfig, groups: ProcessGroups, *, stored: Mapping[str, Any] | None = None) -> TrainState:
+    """Fresh model, optimizer and data of a run. Collective over all ranks.
+
+    A resume passes as `stored` the config.json of the checkpoint that it loads over them, and --init-from is not read.
     """
     config.data_parallel_size(groups.tp_size * groups.dp_size)
     datasets = open_run_data(config)
     seed_everything(config.training.seed, groups)
     network = build_model(
         config.model,
-        vocab_size=datasets.vocab_size,
+        vocab_size=_network_vocab_size(config, datasets, stored),
         groups=groups,
         dtype=getattr(torch, config.precision.dtype_name),
         seed=config.training.seed,
@@ -87,7 +89,7 @@ def build_state(config: RunConfig, groups: ProcessGroups, *, is_fresh: bool = Tr
         torch_compile=config.compute.torch_compile,
     )
     hf_config: dict[str, Any] = {}
-    if is_fresh and config.checkpoint.init_from is not None:
+    if stored is None and config.checkpoint.init_from is not None:
         load_hf_into_model(config.checkpoint.init_from, network, tokenizer_dir=datasets.tokenizer_dir)
         hf_config = original_hf_config(config.checkpoint.init_from)
     network.train()
@@ -102,6 +104,24 @@ def build_state(config: RunConfig, groups: ProcessGroups, *, is_fresh: bool = Tr
         datasets=datasets,
         hf_config=hf_config,
     )
+
+
+def _network_vocab_size(config: RunConfig, datasets: Datasets, stored: Mapping[str, Any] | None) -> int:
+    """Words of the network: the tokenizer's, or as many as the model has that the weights come from.
+
+    Many published models have more rows than words, for speed or for words to come; they are kept and exported again.
+    """
+    if stored is not None:
+        return int(stored["vocab_size"])
+    if config.checkpoint.init_from is None:
+        return datasets.vocab_size
+    rows = hf_vocab_size(config.checkpoint.init_from)
+    if rows < datasets.vocab_size:
+        raise ValueError(
+            f"--init-from must name a model of at least the {datasets.vocab_size} words of the shards' tokenizer, but "
+            f"{config.checkpoint.init_from} has {rows}. Preprocess the corpus with the tokenizer of that model."
+        )
+    return rows
 
 
 def data_fingerprint(config: RunConfig) -> str:
