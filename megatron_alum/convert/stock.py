@@ -1,32 +1,28 @@
 """Checkpoints of stock Megatron-LM BERT (its megatron-core model), to be exported by to-hf.
 
-Two formats: torch_dist (`--ckpt-format torch_dist`, common.pt and .metadata) and torch (mp_rank_00/model_optim_rng.pt,
-one file a tensor-parallel rank); two key layouts: the local spec's and Transformer Engine's, which folds LayerNorms
-into the next linear. The network's sizes come from the arguments stored with the weights. They name no tokenizer that
-could be trusted to lie where it did, so the caller gives one; its length is the vocabulary without padding.
+Two formats: torch_dist (`--ckpt-format torch_dist`, common.pt and .metadata) and torch (rank_files.py: one file a
+tensor-parallel rank and pipeline stage); two key layouts: the local spec's and Transformer Engine's, which folds
+LayerNorms into the next linear. The network's sizes come from the arguments stored with the weights. They name no
+tokenizer that could be trusted to lie where it did, so the caller gives one; its length is the vocabulary without
+padding.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from megatron_alum.config.model import ModelConfig
 from megatron_alum.convert.inert_pickle import load_inert
-from megatron_alum.convert.keys import ARCHITECTURES, Architecture, expand_rows
+from megatron_alum.convert.keys import ARCHITECTURES
 from megatron_alum.convert.megatron_folder import DistributedTensors, StoredTensors, read_megatron_tensors
+from megatron_alum.convert.rank_files import RankFileTensors, rank_grid
 from megatron_alum.convert.to_hf import ExportSource
-from megatron_alum.convert.translate import Shape
 
 MODEL_TYPE: Literal["megatron-bert"] = "megatron-bert"
-_RANK_FOLDER = re.compile(r"^mp_rank_(\d+)(_\d+)?$")
 _LATEST = "latest_checkpointed_iteration.txt"
 
 
@@ -39,7 +35,7 @@ def find_stock_checkpoint(load: str | Path) -> Path | None:
         candidates.append(given / f"iter_{int(latest.read_text(encoding='utf-8')):07d}")
     for folder in candidates:
         is_distributed = (folder / "common.pt").is_file() and not (folder / "config.json").is_file()
-        if is_distributed or _rank_files(folder):
+        if is_distributed or rank_grid(folder):
             return folder
     return None
 
@@ -47,7 +43,7 @@ def find_stock_checkpoint(load: str | Path) -> Path | None:
 def read_stock_source(folder: Path, tokenizer_dir: Path | None) -> ExportSource:
     """What `export_folder` needs from a stock checkpoint folder.
 
-    Raises: ValueError for another model than a megatron-core BERT, pipeline-parallel files, and a missing tokenizer.
+    Raises: ValueError for another model than a megatron-core BERT, missing files, and a missing tokenizer.
     """
     if tokenizer_dir is None:
         raise ValueError(
@@ -56,12 +52,12 @@ def read_stock_source(folder: Path, tokenizer_dir: Path | None) -> ExportSource:
         )
     from megatron_alum.data.tokenizers import load_tokenizer
 
-    files = _rank_files(folder)
-    common = load_inert(files[0] if files else folder / "common.pt")
+    grid = rank_grid(folder)
+    common = load_inert(grid[0][0] if grid else folder / "common.pt")
     config = _model_config(common, folder)
     architecture = ARCHITECTURES[MODEL_TYPE]
     stored: StoredTensors = (
-        RankFileTensors(folder, files, architecture, config.num_layers) if files else DistributedTensors(folder)
+        RankFileTensors(folder, grid, architecture, config.num_layers) if grid else DistributedTensors(folder)
     )
     return ExportSource(
         label=str(folder),
@@ -71,54 +67,6 @@ def read_stock_source(folder: Path, tokenizer_dir: Path | None) -> ExportSource:
         tokenizer_dir=tokenizer_dir,
         iteration=int(common.get("iteration") or 0),
     )
-
-
-class RankFileTensors:
-    """Tensors of mp_rank_XX/model_optim_rng.pt, joined over the ranks along the dimension that each is split by."""
-
-    def __init__(self, folder: Path, files: list[Path], architecture: Architecture, num_layers: int) -> None:
-        """Memory-maps every rank's file."""
-        self.folder = folder
-        self._split: dict[str, int | None] = {}
-        for row in expand_rows(architecture, num_layers):
-            self._split |= {name: row.split for name in (row.megatron, row.alias) if name is not None}
-        self._ranks = [self._model_of(load_inert(path), path) for path in files]
-        self.shapes: dict[str, Shape] = {name: self._joined_shape(name) for name in self._ranks[0]}
-
-    def read(self, name: str) -> Tensor:
-        """The whole tensor."""
-        split = self._split.get(name)
-        if split is None:
-            return self._ranks[0][name]
-        return torch.cat([rank[name] for rank in self._ranks], dim=split)
-
-    def _joined_shape(self, name: str) -> Shape:
-        shape = list(self._ranks[0][name].shape)
-        split = self._split.get(name)
-        if split is not None:
-            shape[split] = sum(rank[name].shape[split] for rank in self._ranks)
-        return tuple(shape)
-
-    @staticmethod
-    def _model_of(loaded: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-        model = loaded.get("model")
-        if not isinstance(model, dict):
-            raise ValueError(f"{path} must hold the weights under `model`, but does not.")
-        return {name: value for name, value in model.items() if isinstance(value, Tensor)}
-
-
-def _rank_files(folder: Path) -> list[Path]:
-    """One file a tensor-parallel rank, in their order. Raises: ValueError for files of pipeline stages."""
-    if not folder.is_dir():
-        return []
-    found = {path.name: path for path in folder.iterdir() if _RANK_FOLDER.match(path.name)}
-    staged = [name for name in found if (match := _RANK_FOLDER.match(name)) and match[2]]
-    if staged:
-        raise ValueError(
-            f"{folder} must be saved without pipeline parallelism, but has {staged[0]}. Load and save it again in "
-            "Megatron-LM with --pipeline-model-parallel-size 1, or with --ckpt-format torch_dist."
-        )
-    return [found[name] / "model_optim_rng.pt" for name in sorted(found)]
 
 
 def _model_config(common: Mapping[str, Any], folder: Path) -> ModelConfig:

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -18,8 +19,8 @@ from megatron_alum.convert.to_hf import export_folder
 from tests.convert.models import VOCAB_SIZE, batch, hf_outputs, tokenizer_folder
 from tests.helpers.distributed import run_ranks
 
-LOGITS_ATOL = 1e-5  # two float32 layers
-NUM_LAYERS, HIDDEN, HEADS, FFN, POSITIONS, PADDED_VOCAB = 2, 20, 4, 36, 39, 256
+LOGITS_ATOL = 1e-5  # four float32 layers
+NUM_LAYERS, HIDDEN, HEADS, FFN, POSITIONS, PADDED_VOCAB = 4, 20, 4, 36, 39, 256
 ARGS = {
     "num_layers": NUM_LAYERS,
     "hidden_size": HIDDEN,
@@ -87,7 +88,30 @@ def with_te_keys(state):
     return state
 
 
-def save_stock(rank, world_size, tp, folder, file_format, te_keys):
+def part_of(state, layers, *, first, last):
+    """What one (virtual) pipeline stage holds of a state dict: its layers counted from 0, embeddings, heads."""
+    part = {}
+    for name, value in state.items():
+        match = re.match(r"encoder\.layers\.(\d+)\.(.*)", name)
+        if match and int(match[1]) in layers:
+            part[f"encoder.layers.{layers.index(int(match[1]))}.{match[2]}"] = value
+        elif not match and (first if name.startswith("embedding.") else last):
+            part[name] = value
+    if last and not first:
+        part["output_layer.weight"] = state["embedding.word_embeddings.weight"].clone()
+    return {**part, "encoder.layers.0.mlp.linear_fc1._extra_state": None}
+
+
+def stages_of(state, pipeline):
+    """[content of each stage's file]: `model`, or `model0`, `model1` where `pipeline` has virtual stages."""
+    last = max(layer for stage in pipeline for part in stage for layer in part)
+    parts = [[part_of(state, part, first=0 in part, last=last in part) for part in stage] for stage in pipeline]
+    return [
+        {"model": stage[0]} if len(stage) == 1 else {f"model{i}": p for i, p in enumerate(stage)} for stage in parts
+    ]
+
+
+def save_stock(rank, world_size, tp, folder, file_format, te_keys, pipeline=None):
     """Save on this layout; returns the stock network's (MLM logits of real tokens, NSP logits)."""
     from megatron.core import dist_checkpointing
     from megatron.core.transformer.enums import AttnBackend
@@ -100,35 +124,43 @@ def save_stock(rank, world_size, tp, folder, file_format, te_keys):
         torch.distributed.barrier()
         dist_checkpointing.save({"model": model.sharded_state_dict(), "args": args, "iteration": 100}, folder)
     else:
-        state = model.state_dict()
-        target = Path(folder) / f"mp_rank_{rank:02d}"
-        target.mkdir(parents=True)
-        content = {"args": args, "iteration": 100, "model": with_te_keys(state) if te_keys else state}
-        torch.save(content, target / "model_optim_rng.pt")
+        state = with_te_keys(model.state_dict()) if te_keys else model.state_dict()
+        stages = [{"model": state}] if pipeline is None else stages_of(state, pipeline)
+        for stage, content in enumerate(stages):
+            target = Path(folder) / (f"mp_rank_{rank:02d}" + ("" if pipeline is None else f"_{stage:03d}"))
+            target.mkdir(parents=True)
+            torch.save({"args": args, "iteration": 100, **content}, target / "model_optim_rng.pt")
     tokens, types, mask = batch("megatron-bert")
     with torch.no_grad():
         mlm, nsp = model(tokens, mask.float(), types)
     return mlm[mask][:, :VOCAB_SIZE], nsp
 
 
-# (format, Transformer Engine's keys, tensor-parallel size). torch_dist has one key layout: megatron-core's local spec
-# maps its LayerNorm names to Transformer Engine's when it saves.
+# The layers that each pipeline stage holds, in one part or in several virtual stages.
+TWO_STAGES = [[[0, 1]], [[2, 3]]]
+UNEVEN = [[[0]], [[1, 2]], [[3]]]
+VIRTUAL = [[[0], [2]], [[1], [3]]]
+# (format, Transformer Engine's keys, tensor-parallel size, pipeline stages). torch_dist has one key layout:
+# megatron-core's local spec maps its LayerNorm names to Transformer Engine's when it saves.
 LAYOUTS = {
-    "torch_dist, two ranks": ("torch_dist", False, 2),
-    "torch, local keys": ("torch", False, 1),
-    "torch, local keys, two ranks": ("torch", False, 2),
-    "torch, Transformer Engine keys": ("torch", True, 1),
-    "torch, Transformer Engine keys, two ranks": ("torch", True, 2),
+    "torch_dist, two ranks": ("torch_dist", False, 2, None),
+    "torch, local keys": ("torch", False, 1, None),
+    "torch, local keys, two ranks": ("torch", False, 2, None),
+    "torch, Transformer Engine keys": ("torch", True, 1, None),
+    "torch, Transformer Engine keys, two ranks": ("torch", True, 2, None),
+    "torch, local keys, two stages": ("torch", False, 1, TWO_STAGES),
+    "torch, Transformer Engine keys, two ranks, three stages": ("torch", True, 2, UNEVEN),
+    "torch, local keys, two ranks, two stages of two virtual ones": ("torch", False, 2, VIRTUAL),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_exports_with_the_same_predictions(layout, tmp_path):
-    file_format, te_keys, tp = LAYOUTS[layout]
+    file_format, te_keys, tp, pipeline = LAYOUTS[layout]
     folder = tmp_path / "run" / "iter_0000100"
     folder.parent.mkdir()
     (folder.parent / "latest_checkpointed_iteration.txt").write_text("100")
-    mlm, nsp = run_ranks(tp, save_stock, tp, str(folder), file_format, te_keys)[0]
+    mlm, nsp = run_ranks(tp, save_stock, tp, str(folder), file_format, te_keys, pipeline)[0]
     found = find_stock_checkpoint(folder.parent)
     assert found == folder
     source = read_stock_source(found, tokenizer_folder(tmp_path / "tokenizer"))
@@ -196,12 +228,40 @@ def test_another_model_is_refused_with_nothing_written(rank_files, tmp_path, nam
     assert sorted(path.name for path in tmp_path.iterdir()) == ["iter_0000100"]
 
 
-def test_needs_a_tokenizer_and_no_pipeline_stages(rank_files, tmp_path):
+def test_needs_a_tokenizer(rank_files):
     with pytest.raises(ValueError, match="--tokenizer must name"):
         read_stock_source(rank_files[0], None)
-    (tmp_path / "mp_rank_00_000").mkdir()
-    with pytest.raises(ValueError, match="without pipeline parallelism"):
-        find_stock_checkpoint(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def stage_files(tmp_path_factory):
+    """Two tensor-parallel ranks of two pipeline stages, and the tokenizer."""
+    root = tmp_path_factory.mktemp("staged")
+    run_ranks(2, save_stock, 2, str(root / "iter_0000100"), "torch", False, TWO_STAGES)
+    return root / "iter_0000100", tokenizer_folder(root / "tokenizer")
+
+
+def test_missing_ranks_and_stages_are_named(stage_files, tmp_path):
+    folder = shutil.copytree(stage_files[0], tmp_path / "iter_0000100")
+    assert sorted(path.name for path in folder.iterdir()) == [f"mp_rank_0{r}_00{s}" for r in (0, 1) for s in (0, 1)]
+    shutil.rmtree(folder / "mp_rank_01_000")
+    with pytest.raises(ValueError, match="2 tensor-parallel ranks and 2 pipeline stages, but lacks rank 1 stage 0"):
+        commands.to_hf(str(folder), tmp_path / "hf", tokenizer=stage_files[1])
+    shutil.rmtree(folder / "mp_rank_01_001")
+    shutil.rmtree(folder / "mp_rank_00_001")  # now it looks like a run without pipeline stages, but half a network
+    with pytest.raises(ValueError, match="must have 4 layers as its configuration says, but has 2"):
+        commands.to_hf(str(folder), tmp_path / "hf", tokenizer=stage_files[1])
+    assert not (tmp_path / "hf").exists()
+
+
+def test_untied_output_weights_are_refused(stage_files, tmp_path):
+    folder = shutil.copytree(stage_files[0], tmp_path / "iter_0000100")
+    path = folder / "mp_rank_01_001" / "model_optim_rng.pt"
+    content = torch.load(path, weights_only=False)
+    content["model"]["output_layer.weight"] += 1.0
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"`output_layer.weight` .* must equal `embedding.word_embeddings.weight`"):
+        read_stock_source(folder, stage_files[1])
 
 
 def test_the_fused_gelu_is_named_in_a_warning(rank_files, tmp_path):
