@@ -114,8 +114,9 @@ def data_extension() -> Extension | None:
 
 def headers_of(extension: Extension) -> list[str]:
     """Headers setuptools should watch: without ninja a changed header must rebuild the whole module."""
-    folder = "data/" if extension.name.endswith("_data") else ""
-    return sources(f"{folder}**/*.h") + sources(f"{folder}**/*.cuh")
+    if extension.name.endswith("_data"):
+        return sources("data/**/*.h") + sources("common/p*.h")  # philox.h and the portability.h that it includes
+    return sources("**/*.h") + sources("**/*.cuh")
 
 
 def main() -> None:

@@ -25,14 +25,21 @@ TORCH_LIBRARY(megatron_alum, m) {
       "row_gradients(Tensor clean, Tensor adv, Tensor records, Tensor? labels, Tensor? mlm_weight, Tensor kl_weight, "
       "int first_column, int valid_columns, bool one_sided, bool detach_targets, bool need_clean, bool need_adv) "
       "-> (Tensor, Tensor)");
-  // The same, written over the logits.
+  // The same, written over the logits that need them.
   m.def(
       "row_gradients_(Tensor(a!) clean, Tensor(b!) adv, Tensor records, Tensor? labels, Tensor? mlm_weight, "
-      "Tensor kl_weight, int first_column, int valid_columns, bool one_sided, bool detach_targets) -> ()");
-  // Statistics and gradients over the logits in one pass, for logits that are not sharded. Returns the records.
+      "Tensor kl_weight, int first_column, int valid_columns, bool one_sided, bool detach_targets, bool need_clean, "
+      "bool need_adv) -> ()");
+  // Statistics and gradients in one pass, for logits that are not sharded: (records, to clean, to adv). The clean logits in
+  // both places ask for the MLM loss alone.
   m.def(
-      "row_fused_(Tensor(a!) clean, Tensor(b!) adv, Tensor? labels, Tensor? mlm_weight, Tensor kl_weight, "
-      "int first_column, int valid_columns, bool one_sided, bool detach_targets) -> Tensor");
+      "row_fused(Tensor clean, Tensor adv, Tensor? labels, Tensor? mlm_weight, Tensor kl_weight, int first_column, "
+      "int valid_columns, bool one_sided, bool detach_targets, bool need_clean, bool need_adv) "
+      "-> (Tensor, Tensor, Tensor)");
+  // The same, written over the logits that need them; no adversarial ones = the MLM loss alone. Returns the records.
+  m.def(
+      "row_fused_(Tensor(a!) clean, Tensor(b!)? adv, Tensor? labels, Tensor? mlm_weight, Tensor kl_weight, "
+      "int first_column, int valid_columns, bool one_sided, bool detach_targets, bool need_clean, bool need_adv) -> Tensor");
 
   // [S, B, num_channels] float32.
   m.def(

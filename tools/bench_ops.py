@@ -138,7 +138,7 @@ def divergence_contestants(
         torch.autograd.grad(kl.sum(), (a, b))
 
     def fused() -> None:
-        torch.ops.megatron_alum.row_fused_(*live, None, None, ones, 0, vocab, False, True)
+        torch.ops.megatron_alum.row_fused_(*live, None, None, ones, 0, vocab, False, True, True, True)
 
     contestants: dict[str, Run] = {"copy": lambda: copy.copy_(source), "eager": both(eager_kl)}
     if not quick:

@@ -85,5 +85,5 @@ MA_FUNCTION RowRecord record_of_sums(float maximum, float scale, float center, c
 // size of E_P[u]^2, and 1 + excess of terms of size 1. False for NaN.
 MA_FUNCTION bool well_centred(const RowRecord& record, const float sums[4]) {
   return sums[1] > -0.75f * sums[0] && sums[1] < 50.0f * sums[0] &&
-         record.mean * record.mean <= 16.0f * record.divergence;
+         record.mean * record.mean <= 8.0f * record.divergence;
 }

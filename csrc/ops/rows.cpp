@@ -61,12 +61,17 @@ void run(const RowTask& task, RowPhase phase, const Tensor& clean) {
   run_rows_cpu(task, phase);
 }
 
+Tensor new_records(RowTask& task, const Tensor& clean) {
+  Tensor records = at::empty({task.rows, task.record_width}, clean.options().dtype(at::kFloat));
+  task.records = records.mutable_data_ptr<float>();
+  return records;
+}
+
 Tensor row_statistics(const Tensor& clean_any, const Tensor& adv_any, const OptionalTensor& labels, int64_t first_column,
                       int64_t valid_columns, bool one_sided) {
   const Tensor clean = readable(clean_any), adv = readable(adv_any);
   RowTask task = task_of(clean, adv, labels, {first_column, valid_columns, one_sided, true});
-  const Tensor records = at::empty({task.rows, task.record_width}, clean.options().dtype(at::kFloat));
-  task.records = records.mutable_data_ptr<float>();
+  const Tensor records = new_records(task, clean);
   run(task, kStatistics, clean);
   return records;
 }
@@ -93,14 +98,35 @@ void check_records(const Tensor& records, const RowTask& task) {
                     records.scalar_type(), " ", records.sizes(), " instead.");
 }
 
-void write_over_logits(RowTask& task, const Tensor& clean, const Tensor& adv) {
-  TORCH_CHECK_VALUE(clean.is_contiguous() && adv.is_contiguous(), "logits to be overwritten must be contiguous.");
-  TORCH_CHECK_VALUE(clean.const_data_ptr() != adv.const_data_ptr() || clean.numel() == 0,
+struct Needed {
+  bool clean, adv;
+};
+
+void write_over_logits(RowTask& task, const Tensor& clean, const Tensor& adv, Needed needed) {
+  TORCH_CHECK_VALUE(!(needed.clean && needed.adv) || clean.const_data_ptr() != adv.const_data_ptr() || clean.numel() == 0,
                     "logits to be overwritten must be two tensors, but are one.");
-  task.clean_grad = clean.mutable_data_ptr();
-  task.adv_grad = adv.mutable_data_ptr();
-  task.clean_grad_stride = clean.stride(0);
-  task.adv_grad_stride = adv.stride(0);
+  const auto place = [](bool wanted, const Tensor& logits, void** pointer, int64_t* stride) {
+    if (!wanted) return;
+    TORCH_CHECK_VALUE(logits.is_contiguous(), "logits to be overwritten must be contiguous.");
+    *pointer = logits.mutable_data_ptr();
+    *stride = logits.stride(0);
+  };
+  place(needed.clean, clean, &task.clean_grad, &task.clean_grad_stride);
+  place(needed.adv, adv, &task.adv_grad, &task.adv_grad_stride);
+}
+
+// New gradients, empty where none is needed.
+std::tuple<Tensor, Tensor> new_gradients(RowTask& task, const Tensor& clean, Needed needed) {
+  const auto gradient = [&](bool wanted, void** pointer, int64_t* stride) {
+    if (!wanted) return at::empty({0}, clean.options());
+    Tensor grad = at::empty(clean.sizes(), clean.options());
+    prefer_large_pages(grad);
+    *pointer = grad.mutable_data_ptr();
+    *stride = task.columns;
+    return grad;
+  };
+  Tensor clean_grad = gradient(needed.clean, &task.clean_grad, &task.clean_grad_stride);
+  return {clean_grad, gradient(needed.adv, &task.adv_grad, &task.adv_grad_stride)};
 }
 
 std::tuple<Tensor, Tensor> row_gradients(const Tensor& clean_any, const Tensor& adv_any, const Tensor& records,
@@ -112,39 +138,45 @@ std::tuple<Tensor, Tensor> row_gradients(const Tensor& clean_any, const Tensor& 
   check_records(records, task);
   task.records = const_cast<float*>(records.const_data_ptr<float>());
   const Weights weights(task, mlm_weight, kl_weight, clean.device());
-  const auto gradient = [&](bool needed, void** pointer, int64_t* stride) {
-    if (!needed) return at::empty({0}, clean.options());
-    Tensor grad = at::empty(clean.sizes(), clean.options());
-    prefer_large_pages(grad);
-    *pointer = grad.mutable_data_ptr();
-    *stride = task.columns;
-    return grad;
-  };
-  Tensor clean_grad = gradient(need_clean, &task.clean_grad, &task.clean_grad_stride);
-  Tensor adv_grad = gradient(need_adv, &task.adv_grad, &task.adv_grad_stride);
+  const auto grads = new_gradients(task, clean, {need_clean, need_adv});
   if (need_clean || need_adv) run(task, kGradients, clean);
-  return {clean_grad, adv_grad};
+  return grads;
 }
 
-void row_gradients_(const Tensor& clean, const Tensor& adv, const Tensor& records, const OptionalTensor& labels,
+void row_gradients_(const Tensor& clean_any, const Tensor& adv_any, const Tensor& records, const OptionalTensor& labels,
                     const OptionalTensor& mlm_weight, const Tensor& kl_weight, int64_t first_column,
-                    int64_t valid_columns, bool one_sided, bool detach_targets) {
+                    int64_t valid_columns, bool one_sided, bool detach_targets, bool need_clean, bool need_adv) {
+  const Tensor clean = need_clean ? clean_any : readable(clean_any), adv = need_adv ? adv_any : readable(adv_any);
   RowTask task = task_of(clean, adv, labels, {first_column, valid_columns, one_sided, detach_targets});
   check_records(records, task);
   task.records = const_cast<float*>(records.const_data_ptr<float>());
   const Weights weights(task, mlm_weight, kl_weight, clean.device());
-  write_over_logits(task, clean, adv);
-  run(task, kGradients, clean);
+  write_over_logits(task, clean, adv, {need_clean, need_adv});
+  if (need_clean || need_adv) run(task, kGradients, clean);
 }
 
-Tensor row_fused_(const Tensor& clean, const Tensor& adv, const OptionalTensor& labels, const OptionalTensor& mlm_weight,
-                  const Tensor& kl_weight, int64_t first_column, int64_t valid_columns, bool one_sided,
-                  bool detach_targets) {
+std::tuple<Tensor, Tensor, Tensor> row_fused(const Tensor& clean_any, const Tensor& adv_any, const OptionalTensor& labels,
+                                             const OptionalTensor& mlm_weight, const Tensor& kl_weight,
+                                             int64_t first_column, int64_t valid_columns, bool one_sided,
+                                             bool detach_targets, bool need_clean, bool need_adv) {
+  const Tensor clean = readable(clean_any), adv = adv_any.is_same(clean_any) ? clean : readable(adv_any);
   RowTask task = task_of(clean, adv, labels, {first_column, valid_columns, one_sided, detach_targets});
-  const Tensor records = at::empty({task.rows, task.record_width}, clean.options().dtype(at::kFloat));
-  task.records = records.mutable_data_ptr<float>();
+  const Tensor records = new_records(task, clean);
   const Weights weights(task, mlm_weight, kl_weight, clean.device());
-  write_over_logits(task, clean, adv);
+  const auto [clean_grad, adv_grad] = new_gradients(task, clean, {need_clean, need_adv});
+  run(task, kFused, clean);
+  return {records, clean_grad, adv_grad};
+}
+
+Tensor row_fused_(const Tensor& clean_any, const OptionalTensor& adv_any, const OptionalTensor& labels,
+                  const OptionalTensor& mlm_weight, const Tensor& kl_weight, int64_t first_column, int64_t valid_columns,
+                  bool one_sided, bool detach_targets, bool need_clean, bool need_adv) {
+  const Tensor clean = need_clean ? clean_any : readable(clean_any);
+  const Tensor adv = !adv_any.has_value() ? clean : need_adv ? *adv_any : readable(*adv_any);
+  RowTask task = task_of(clean, adv, labels, {first_column, valid_columns, one_sided, detach_targets});
+  const Tensor records = new_records(task, clean);
+  const Weights weights(task, mlm_weight, kl_weight, clean.device());
+  write_over_logits(task, clean, adv, {need_clean, need_adv});
   run(task, kFused, clean);
   return records;
 }
@@ -192,6 +224,7 @@ TORCH_LIBRARY_IMPL(megatron_alum, CPU, m) {
   m.impl("row_statistics", row_statistics);
   m.impl("row_gradients", row_gradients);
   m.impl("row_gradients_", row_gradients_);
+  m.impl("row_fused", row_fused);
   m.impl("row_fused_", row_fused_);
   m.impl("row_losses", row_losses);
   m.impl("merge_statistics", merge_statistics);
@@ -204,6 +237,7 @@ TORCH_LIBRARY_IMPL(megatron_alum, CUDA, m) {
   m.impl("row_statistics", row_statistics);
   m.impl("row_gradients", row_gradients);
   m.impl("row_gradients_", row_gradients_);
+  m.impl("row_fused", row_fused);
   m.impl("row_fused_", row_fused_);
   m.impl("row_losses", row_losses);
   m.impl("merge_statistics", merge_statistics_cuda);

@@ -141,14 +141,14 @@ def _statistics_and_gradients(
 ) -> Tensor:
     """Records of the chunk; its gradients take the place of its logits a and b, which nothing reads again."""
     if impl != "reference" and (group is None or dist.get_world_size(group) == 1):
-        return torch.ops.megatron_alum.row_fused_(a, b, labels, mlm_weight, kl_weight, *options)
+        return torch.ops.megatron_alum.row_fused_(a, b, labels, mlm_weight, kl_weight, *options, True, True)
     records = _statistics(a, b, labels, options, group, impl)
     arguments = (a, b, records, labels, mlm_weight, kl_weight)
     if impl == "reference":
         for logits, grad in zip((a, b), reference.row_gradients(*arguments, options), strict=True):
             logits.copy_(grad)
     else:
-        torch.ops.megatron_alum.row_gradients_(*arguments, *options)
+        torch.ops.megatron_alum.row_gradients_(*arguments, *options, True, True)
     return records
 
 

@@ -139,7 +139,7 @@ def _losses(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     if overwrite:
-        _refuse_overwriting(clean_logits=clean, adv_logits=adv)
+        refuse_overwriting(clean_logits=clean, adv_logits=adv)
     impl = dispatch.select(impl, clean)
     records = local_statistics(clean.detach(), adv.detach(), labels, options, impl)
     records = merge_over_group(records, options, group, impl)
@@ -148,8 +148,11 @@ def _losses(
     return torch.ops.megatron_alum.row_losses(clean, adv, records, labels, *options, overwrite)
 
 
-def _refuse_overwriting(**logits: Tensor) -> None:
+def refuse_overwriting(**logits: Tensor) -> None:
+    """Raises where writing over logits that need a gradient would be seen by others or is not possible."""
     for name, tensor in logits.items():
+        if not (tensor.requires_grad and torch.is_grad_enabled()):
+            continue
         kind = "a leaf" if tensor.is_leaf else "a view" if tensor._is_view() else None
         if kind is not None:
             raise ValueError(
@@ -207,9 +210,9 @@ def backward(ctx: Any, mlm_grad: Tensor | None, kl_grad: Tensor | None) -> tuple
     if impl == "reference":
         grads = _ReferenceGradients.apply(clean, adv, records, labels, mlm_grad, kl_grad, options)
         if overwrite:
-            grads = clean.copy_(grads[0]), adv.copy_(grads[1])
+            grads = tuple(x.copy_(g) if n else g for x, g, n in zip((clean, adv), grads, needed, strict=True))
     elif overwrite:
-        torch.ops.megatron_alum.row_gradients_(clean, adv, records, labels, mlm_grad, kl_grad, *options)
+        torch.ops.megatron_alum.row_gradients_(clean, adv, records, labels, mlm_grad, kl_grad, *options, *needed)
         grads = clean, adv
     else:
         arguments = (clean, adv, records, labels, mlm_grad, kl_grad, *options, *needed)

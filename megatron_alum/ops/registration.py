@@ -50,8 +50,12 @@ def _row_gradients_(*_: Any) -> None:
     return None
 
 
-def _row_fused_(clean: Tensor, adv: Tensor, labels: Tensor | None, *_: Any) -> Tensor:
-    return _row_statistics(clean, adv, labels)
+def _row_fused(clean: Tensor, adv: Tensor, labels: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _row_statistics(clean, adv, labels), *_row_gradients(clean, adv, *rest)
+
+
+def _row_fused_(clean: Tensor, adv: Tensor | None, labels: Tensor | None, *_: Any) -> Tensor:
+    return _row_statistics(clean, clean, labels)
 
 
 def _gaussian_noise(sample_index: Tensor, position: Tensor, num_channels: int, *_: float) -> Tensor:
@@ -73,6 +77,7 @@ _FAKES: dict[str, Any] = {
     "row_losses": _row_losses,
     "row_gradients": _row_gradients,
     "row_gradients_": _row_gradients_,
+    "row_fused": _row_fused,
     "row_fused_": _row_fused_,
     "gaussian_noise": _gaussian_noise,
     "ascend_and_project": _ascend_and_project,

@@ -34,8 +34,12 @@ def test_opcheck_of_the_row_ops(kernel, device, with_labels):
     torch.library.opcheck(kernel.merge_statistics, (torch.stack([records, records]), False))
     common = (records, labels, *weights, 0, V, False, True)
     torch.library.opcheck(kernel.row_gradients, (clean, adv, *common, True, False))
-    torch.library.opcheck(kernel.row_gradients_, (clean.clone(), adv.clone(), *common))
-    torch.library.opcheck(kernel.row_fused_, (clean.clone(), adv.clone(), labels, *weights, 0, V, False, True))
+    torch.library.opcheck(kernel.row_gradients_, (clean.clone(), adv.clone(), *common, True, True))
+    fused = (labels, *weights, 0, V, False, True)
+    for needed in ((True, True), (False, True)):
+        torch.library.opcheck(kernel.row_fused, (clean, adv, *fused, *needed))
+        torch.library.opcheck(kernel.row_fused_, (clean.clone(), adv.clone(), *fused, *needed))
+    torch.library.opcheck(kernel.row_fused_, (clean.clone(), None, *fused, True, False))
     a, b = logits(device, grad=True)
     torch.library.opcheck(kernel.row_losses, (a, b, records, labels, 0, V, False, False, False))
 

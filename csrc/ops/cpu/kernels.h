@@ -7,15 +7,21 @@
 
 struct CpuKernels {
   const char* name;
-  void (*row_statistics)(const RowTask& task, int64_t begin, int64_t end);
-  void (*row_gradients)(const RowTask& task, int64_t begin, int64_t end);
+  // `scratch` belongs to the caller's thread; row_fused alone uses it, may be null.
+  void (*row_statistics)(const RowTask& task, int64_t begin, int64_t end, float* scratch);
+  void (*row_gradients)(const RowTask& task, int64_t begin, int64_t end, float* scratch);
   // Both, and the losses' gradients, while a row is in the cache: the record is final, so one shard only.
-  void (*row_fused)(const RowTask& task, int64_t begin, int64_t end);
-  // `scratch` holds scratch_floats(channels) floats and belongs to the caller's thread.
+  void (*row_fused)(const RowTask& task, int64_t begin, int64_t end, float* scratch);
   void (*perturb)(const TileTask& task, int64_t begin, int64_t end, float* scratch);
 };
 
-inline int64_t scratch_floats(int64_t channels) { return 5 * ((channels + 63) / 64 * 64); }
+constexpr int64_t kBlockColumns = 65536;  // columns of a row that get a record of their own
+
+// Floats of scratch for a row's weights; 0 = a row of several blocks, whose weights are formed twice.
+inline int64_t row_scratch_floats(int64_t columns) {
+  return columns <= kBlockColumns ? 2 * ((columns + 127) / 64 * 64) : 0;
+}
+inline int64_t tile_scratch_floats(int64_t channels) { return 5 * ((channels + 63) / 64 * 64); }
 
 const CpuKernels& portable_kernels();
 #if defined(__x86_64__)

@@ -2,16 +2,21 @@
 //     to clean   kl_weight (p - q [+ p (u - E_P[u])]) + mlm_weight (p - one at the label)
 //     to adv     kl_weight (q - p [- q (u - E_Q[u])])                              [..] without detached targets
 // One-sided: to clean 0, or p (h - KL) without detached targets. A row of weight 0 is never multiplied but written as 0.
+// With e and f the clean weight and the difference of a column, Z their clean mass and T = sum f / Z (common/row_statistics.h):
+//     p = e / Z          q - p = (f - T e) / (Z (1 + T))
 #pragma once
 
 #include "ops/cpu/row_kernels.h"
 
 namespace {
 
-// What one row needs besides its logits.
+enum class Form { kMlm, kDetached, kFull, kOneSidedDetached, kOneSidedFull };
+
+// What one row needs besides its weights.
 struct GradientRow {
   Scale scale;
-  Vector inverse_mass, log_ratio, mean, adv_mean, divergence, kl_weight, mlm_weight;
+  Vector from_difference, from_clean;  // factors of f and e in q - p
+  Vector inverse_mass, log_ratio, mean, adv_mean, divergence, kl_weight, mlm_of_clean;
 };
 
 struct GradientPair {
@@ -19,47 +24,37 @@ struct GradientPair {
 };
 
 inline GradientRow gradient_row(const RowRecord& record, float kl_weight, float mlm_weight) {
+  const float factor = MA_MATH(expf)(-record.log_ratio) / record.mass;
   GradientRow row;
   row.scale = scale_of(record.maximum, record.center);
-  row.scale.adv_rest = row.scale.adv_rest + broadcast(record.log_ratio);  // e^(b - adv - adv_rest) is now q / p's mass
+  row.from_difference = broadcast(factor);
+  row.from_clean = broadcast(-factor * MA_MATH(expm1f)(record.log_ratio));
   row.inverse_mass = broadcast(1.0f / record.mass);
   row.log_ratio = broadcast(record.log_ratio);
   row.mean = broadcast(record.mean);
   row.adv_mean = broadcast(record.mean - record.divergence);
   row.divergence = broadcast(record.divergence);
   row.kl_weight = broadcast(kl_weight);
-  row.mlm_weight = broadcast(mlm_weight);
+  row.mlm_of_clean = broadcast(mlm_weight / record.mass);
   return row;
 }
 
-template <bool kOneSided, bool kDetach, bool kMlm, bool kExact>
-inline GradientPair gradients_of(Vector a, Vector b, const GradientRow& row) {
-  const Vector zero = broadcast(0.0f);
-  const Vector u = zero_where_nan(centred_difference<kExact>(a, b, row.scale.center));  // NaN: -inf on both sides, weight 0
-  const Vector h = u + row.log_ratio;
-  const Vector exponent = maximum((b - row.scale.adv) - row.scale.adv_rest, a - row.scale.clean);
-  const Vector larger = exponential(exponent) * row.inverse_mass;  // max(p, q)
-  const Decay behind = decay(negated_absolute(h));
-  const Vector to_adv = with_sign_flipped_where_negative(larger * behind.minus_one, h);  // q - p
-  const Vector p = times_where_negative(larger, behind.factor, h);
-  GradientPair pair{zero, row.kl_weight * to_adv};
-  if (kOneSided) {
-    if (!kDetach) pair.clean = row.kl_weight * (p * (h - row.divergence));
-  } else if (kDetach) {
-    pair.clean = zero - pair.adv;
-  } else {
-    const Vector q = times_where_positive(larger, behind.factor, h);
-    pair.clean = row.kl_weight * (p * (u - row.mean) - to_adv);
-    pair.adv = row.kl_weight * (to_adv - q * (u - row.adv_mean));
+template <Form kForm>
+inline GradientPair gradients_of(const Weights& w, const GradientRow& row) {
+  const Vector mlm = row.mlm_of_clean * w.clean, zero = broadcast(0.0f);
+  if (kForm == Form::kMlm) return GradientPair{mlm, zero};
+  const Vector to_adv = fused(row.from_difference, w.difference, row.from_clean * w.clean);  // q - p
+  const Vector adv = row.kl_weight * to_adv;
+  if (kForm == Form::kDetached) return GradientPair{mlm - adv, adv};
+  if (kForm == Form::kOneSidedDetached) return GradientPair{mlm, adv};
+  const Vector p = w.clean * row.inverse_mass;
+  if (kForm == Form::kOneSidedFull) {
+    const Vector h = w.u + row.log_ratio;
+    return GradientPair{fused(row.kl_weight, p * (h - row.divergence), mlm), adv};
   }
-  if (kMlm) pair.clean = fused(row.mlm_weight, p, pair.clean);
-  return pair;
-}
-
-// The MLM loss alone: adversarial logits are not looked at, they may be anything.
-inline GradientPair mlm_gradients_of(Vector a, const GradientRow& row) {
-  const Vector p = exponential(a - row.scale.clean) * row.inverse_mass;
-  return GradientPair{row.mlm_weight * p, broadcast(0.0f)};
+  const Vector q = p + to_adv;
+  return GradientPair{fused(row.kl_weight, fused(p, w.u - row.mean, zero - to_adv), mlm),
+                      row.kl_weight * fused_negated(q, w.u - row.adv_mean, to_adv)};
 }
 
 template <typename Element>
@@ -76,37 +71,62 @@ inline int64_t misaligned_elements(const Element* p) {
   return static_cast<int64_t>((bytes - reinterpret_cast<uintptr_t>(p) % bytes) % bytes / sizeof(Element));
 }
 
-template <typename Element, typename Function>
-void some_columns(const RowPointers<Element>& at, int64_t begin, int64_t count, const Function& function) {
-  const Vector a = load_some(at.a + begin, count, 0.0f), b = load_some(at.b + begin, count, 0.0f);
-  const GradientPair pair = function(a, b);
-  if (at.clean_grad != nullptr) store_some(at.clean_grad + begin, pair.clean, count);
-  if (at.adv_grad != nullptr) store_some(at.adv_grad + begin, pair.adv, count);
-}
+// Where the weights of columns i .. i + count - 1 come from: the logits (again), or what the statistics of the same call kept.
+template <Form kForm, bool kExact, typename Element>
+struct FromLogits {
+  const Element *a, *b;
+  Scale scale;
+  Weights operator()(int64_t i, int64_t count) const {
+    const Vector clean = load_up_to(a + i, count, 0.0f);
+    if (kForm != Form::kMlm) return weights_of<kExact>(clean, load_up_to(b + i, count, 0.0f), scale);
+    const Vector none = broadcast(0.0f);
+    return Weights{exponential<true>(clean - scale.clean), none, none, none};
+  }
+};
 
-// Applies `function` to the row. New tensors are written past the caches (nothing reads them soon), where aligned.
-template <typename Element, typename Function>
-void each_column(const RowPointers<Element>& at, int64_t columns, const Function& function) {
+template <Form kForm, typename Element>
+struct FromKept {
+  const Element *a, *b;
+  Vector center;
+  KeptWeights kept;
+  Weights operator()(int64_t i, int64_t count) const {
+    const Vector none = broadcast(0.0f), clean = load(kept.clean + i);
+    if (kForm == Form::kMlm) return Weights{clean, none, none, none};
+    const Vector difference = load(kept.difference + i);
+    if (kForm == Form::kDetached || kForm == Form::kOneSidedDetached) return Weights{clean, difference, none, none};
+    const Vector u = centred_difference<true>(load_up_to(a + i, count, 0.0f), load_up_to(b + i, count, 0.0f), center);
+    return Weights{clean, difference, zero_where_nan(u), none};
+  }
+};
+
+// Writes a row's gradients. New tensors are written past the caches (nothing reads them soon), where aligned.
+template <Form kForm, typename Element, typename Source>
+void write_row(const RowPointers<Element> at, int64_t columns, const GradientRow row, const Source source) {
   const Element* leader = at.clean_grad != nullptr ? at.clean_grad : at.adv_grad;
   const bool in_place = leader == at.a || leader == at.b;
   const int64_t head = misaligned_elements(leader);
   const bool together = at.clean_grad == nullptr || at.adv_grad == nullptr || misaligned_elements(at.adv_grad) == head;
+  const auto some = [&](int64_t i, int64_t count) {
+    const GradientPair pair = gradients_of<kForm>(source(i, count), row);
+    if (at.clean_grad != nullptr) store_some(at.clean_grad + i, pair.clean, count);
+    if (at.adv_grad != nullptr) store_some(at.adv_grad + i, pair.adv, count);
+  };
   int64_t i = 0;
   if (!in_place && together && head < columns) {
-    if (head > 0) some_columns(at, 0, head, function);
+    if (head > 0) some(0, head);
     for (i = head; i + Vector::width <= columns; i += Vector::width) {
-      const GradientPair pair = function(load(at.a + i), load(at.b + i));
+      const GradientPair pair = gradients_of<kForm>(source(i, Vector::width), row);
       if (at.clean_grad != nullptr) stream(at.clean_grad + i, pair.clean);
       if (at.adv_grad != nullptr) stream(at.adv_grad + i, pair.adv);
     }
   } else {
     for (; i + Vector::width <= columns; i += Vector::width) {
-      const GradientPair pair = function(load(at.a + i), load(at.b + i));
+      const GradientPair pair = gradients_of<kForm>(source(i, Vector::width), row);
       if (at.clean_grad != nullptr) store(at.clean_grad + i, pair.clean);
       if (at.adv_grad != nullptr) store(at.adv_grad + i, pair.adv);
     }
   }
-  if (i < columns) some_columns(at, i, columns - i, function);
+  if (i < columns) some(i, columns - i);
 }
 
 template <typename Element>
@@ -114,23 +134,47 @@ void clear(Element* to, int64_t count) {
   if (to != nullptr) __builtin_memset(to, 0, static_cast<size_t>(count) * sizeof(Element));
 }
 
-// The label's column once more, alone: its gradient before rounding to the element type is p - 1.
-template <typename Element, typename Function>
-void label_column(const RowPointers<Element>& at, const float logits[2], int64_t column, float mlm_weight,
-                  const Function& function) {
-  const Vector clean = function(broadcast(logits[0]), broadcast(logits[1])).clean - broadcast(mlm_weight);
-  store_some(at.clean_grad + column, clean, 1);
-}
+// The label's gradient before rounding to the element type is p - 1: its column once more, from the logits it had.
+struct Label {
+  int64_t column;  // -1 = none here
+  float clean, adv, weight;
+};
 
 template <typename Element>
-void gradient_of_row(const RowTask& task, int64_t index, const RowRecord& record) {
-  const int64_t columns = task.valid_columns, label = task.labels != nullptr ? task.labels[index] : 0;
+Label label_of(const RowTask& task, int64_t index, const RowPointers<Element>& at, float mlm_weight) {
+  if (mlm_weight == 0.0f || at.clean_grad == nullptr) return Label{-1, 0.0f, 0.0f, 0.0f};
+  const int64_t column = task.labels[index] - task.first_column;
+  if (column < 0 || column >= task.valid_columns) return Label{-1, 0.0f, 0.0f, 0.0f};
+  return Label{column, sum_of(load_some(at.a + column, 1, 0.0f)), sum_of(load_some(at.b + column, 1, 0.0f)), mlm_weight};
+}
+
+template <Form kForm, typename Element>
+void gradients_of_form(const RowPointers<Element>& at, int64_t columns, const RowRecord& record, const GradientRow& row,
+                       const Label& label, const KeptWeights& kept) {
+  // The square root of the divergence is the size of u where it matters.
+  const bool exact = !small_shift(record.center, __builtin_sqrtf(record.divergence));
+  if (kept.clean != nullptr) {
+    write_row<kForm>(at, columns, row, FromKept<kForm, Element>{at.a, at.b, row.scale.center, kept});
+  } else if (exact && kForm != Form::kMlm) {
+    write_row<kForm>(at, columns, row, FromLogits<kForm, true, Element>{at.a, at.b, row.scale});
+  } else {
+    write_row<kForm>(at, columns, row, FromLogits<kForm, false, Element>{at.a, at.b, row.scale});
+  }
+  if (label.column < 0) return;
+  const FromLogits<kForm, true, float> alone{&label.clean, &label.adv, row.scale};
+  store_some(at.clean_grad + label.column, gradients_of<kForm>(alone(0, 1), row).clean - broadcast(label.weight), 1);
+}
+
+// `kept`: the weights that the statistics of this very row have left, or null.
+template <typename Element>
+void gradient_of_row(const RowTask& task, int64_t index, const RowRecord& record, const KeptWeights& kept) {
+  const int64_t columns = task.valid_columns;
   RowPointers<Element> at{static_cast<const Element*>(task.clean) + index * task.clean_stride,
                           static_cast<const Element*>(task.adv) + index * task.adv_stride, nullptr, nullptr};
   if (task.clean_grad != nullptr) at.clean_grad = static_cast<Element*>(task.clean_grad) + index * task.clean_grad_stride;
   if (task.adv_grad != nullptr) at.adv_grad = static_cast<Element*>(task.adv_grad) + index * task.adv_grad_stride;
-  const bool ignored = task.labels != nullptr && label == kIgnoredLabel;
-  const float kl_weight = ignored ? 0.0f : task.kl_weight[index];
+  const bool ignored = task.labels != nullptr && task.labels[index] == kIgnoredLabel;
+  const float kl_weight = ignored || compares_with_itself(task) ? 0.0f : task.kl_weight[index];
   const float mlm_weight = ignored || task.mlm_weight == nullptr ? 0.0f : task.mlm_weight[index];
   if (at.clean_grad != nullptr) clear(at.clean_grad + columns, task.columns - columns);
   if (at.adv_grad != nullptr) clear(at.adv_grad + columns, task.columns - columns);
@@ -141,47 +185,32 @@ void gradient_of_row(const RowTask& task, int64_t index, const RowRecord& record
     return;
   }
   const GradientRow row = gradient_row(record, kl_weight, mlm_weight);
-  const int64_t column = label - task.first_column;
-  const bool has_label = mlm_weight != 0.0f && at.clean_grad != nullptr && column >= 0 && column < columns;
-  float logits[2] = {0.0f, 0.0f};  // read before they may be overwritten
-  if (has_label) {
-    logits[0] = sum_of(load_some(at.a + column, 1, 0.0f));
-    logits[1] = sum_of(load_some(at.b + column, 1, 0.0f));
-  }
-  const auto finish = [&](auto function) {
-    each_column(at, columns, function);
-    if (has_label) label_column(at, logits, column, mlm_weight, function);
-  };
-  if (kl_weight == 0.0f) return finish([&](Vector a, Vector) { return mlm_gradients_of(a, row); });
-  // The square root of the divergence is the size of u where it matters.
-  const bool exact = !small_shift(record.center, __builtin_sqrtf(record.divergence));
-  if (task.one_sided) {
-    if (task.detach_targets) finish([&](Vector a, Vector b) { return gradients_of<true, true, true, true>(a, b, row); });
-    else finish([&](Vector a, Vector b) { return gradients_of<true, false, true, true>(a, b, row); });
-  } else if (!task.detach_targets) {
-    finish([&](Vector a, Vector b) { return gradients_of<false, false, true, true>(a, b, row); });
-  } else if (exact) {
-    finish([&](Vector a, Vector b) { return gradients_of<false, true, true, true>(a, b, row); });
-  } else if (mlm_weight == 0.0f) {
-    finish([&](Vector a, Vector b) { return gradients_of<false, true, false, false>(a, b, row); });
-  } else {
-    finish([&](Vector a, Vector b) { return gradients_of<false, true, true, false>(a, b, row); });
-  }
+  const Label label = label_of(task, index, at, mlm_weight);
+  const bool detached = task.detach_targets || (task.one_sided && at.clean_grad == nullptr);
+  if (kl_weight == 0.0f) return gradients_of_form<Form::kMlm>(at, columns, record, row, label, kept);
+  if (task.one_sided && detached) return gradients_of_form<Form::kOneSidedDetached>(at, columns, record, row, label, kept);
+  if (task.one_sided) return gradients_of_form<Form::kOneSidedFull>(at, columns, record, row, label, kept);
+  if (detached) return gradients_of_form<Form::kDetached>(at, columns, record, row, label, kept);
+  gradients_of_form<Form::kFull>(at, columns, record, row, label, kept);
 }
 
 template <typename Element>
-void row_gradients_of(const RowTask& task, int64_t begin, int64_t end) {
+void row_gradients_of(const RowTask& task, int64_t begin, int64_t end, float*) {
   for (int64_t row = begin; row < end; ++row) {
     RowRecord record;
     __builtin_memcpy(&record, task.records + row * task.record_width, sizeof(record));
-    gradient_of_row<Element>(task, row, record);
+    gradient_of_row<Element>(task, row, record, KeptWeights{nullptr, nullptr});
   }
   finish_streaming();
 }
 
 template <typename Element>
-void row_fused_of(const RowTask& task, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row) gradient_of_row<Element>(task, row, record_of_row<Element>(task, row));
+void row_fused_of(const RowTask& task, int64_t begin, int64_t end, float* scratch) {
+  const bool keeps = scratch != nullptr;
+  const KeptWeights kept{scratch, keeps ? scratch + row_scratch_floats(task.valid_columns) / 2 : nullptr};
+  for (int64_t row = begin; row < end; ++row) {
+    gradient_of_row<Element>(task, row, record_of_row<Element>(task, row, kept), kept);
+  }
   finish_streaming();
 }
 

@@ -1,84 +1,67 @@
-// Row role on the CPU, for one instruction set: included after a vector_*.h header, compiled once for each of them.
-// Letters and formulas: common/row_statistics.h and megatron_alum/ops/reference/rows.py.
+// Statistics of the row role on the CPU, for one instruction set: included after a vector_*.h header, compiled once for each
+// of them. Letters and formulas: common/row_statistics.h and megatron_alum/ops/reference/rows.py.
 //
 // A row of clean and of adversarial logits stays in the second-level cache (2 x 122 KB in float32 at V = 30592) while it is
-//   surveyed   maxima of both, and d at the clean one: the centre c
-//   summed     four sums, one exp and one expm1 an element -> the record; meanwhile the next row is prefetched
-// and is read again by the gradients, at once in row_fused, in backward otherwise.
+//   surveyed   maximum of the clean logits and d near it: the scale m and the centre c
+//   summed     four sums, one exp and one expm1 an element -> the record; meanwhile the next row is prefetched. The gradients
+//              of the same call (row_fused) get the weights from here instead of forming them again.
+// The centre of the survey serves almost always; where it lies far from the bulk of the row, both log-sum-exps are formed and
+// the row is summed again around their difference, which is always a good centre.
 //
-// Per element the larger of the two weights e^(a - scale), e^(b + c - scale) is formed first, and the smaller as its
-// product with e^-|u|: nothing can overflow, and their difference keeps its digits however small u is. The centre of the
-// survey serves almost always; where it lies far from the bulk of the row, both log-sum-exps are formed and the row is summed
-// again around their difference, which is always a good centre.
+// Adversarial logits that are the clean ones (same memory) ask for the MLM loss alone: half the reads, one exp an element.
 #pragma once
 
 #include "common/row_statistics.h"
-#include "ops/cpu/vector_math.h"
+#include "ops/cpu/kernels.h"
+#include "ops/cpu/row_weights.h"
 #include "ops/rows.h"
 
 namespace {
 
-constexpr int64_t kBlockColumns = 32768;  // columns that get a record of their own: two float32 blocks fill 256 KB
 constexpr int64_t kRunColumns = 1024;     // summed on their own first: keeps the rounding of long sums down
-constexpr float kScaleRange = 20.0f;      // the centre of the survey must not part the two maxima by more
 
 struct Survey {
-  float clean_maximum, adv_maximum, center;
+  float maximum, center;
   float spread;  // mean |d - center| over the columns the centre was taken from
 };
 
 struct Sums {
-  Vector mass, excess, mean, last;
+  Vector mass = broadcast(0.0f), excess = mass, mean = mass, last = mass;
+  void operator+=(const Sums& part) {
+    mass = mass + part.mass;
+    excess = excess + part.excess;
+    mean = mean + part.mean;
+    last = last + part.last;
+  }
 };
 
-// Scales that make the larger weight at most 1: clean weights e^(a - clean), adversarial e^(b - adv - adv_rest).
-struct Scale {
-  Vector clean, adv, adv_rest, center;
+struct Mass {
+  Vector sum = broadcast(0.0f);
+  void operator+=(const Mass& part) { sum = sum + part.sum; }
 };
 
-inline float two_difference(float a, float b, float* rest) {
-  const float difference = a - b, back = difference - a;
-  *rest = (a - (difference - back)) - (b + back);
-  return difference;
-}
-
-// a - b - c. kExact rounds once (Knuth's TwoSum): of a large common shift c only its own rounding error would be left otherwise.
-template <bool kExact>
-inline Vector centred_difference(Vector a, Vector b, Vector center) {
-  const Vector difference = a - b;
-  if (!kExact) return difference - center;
-  const Vector back = difference - a;
-  const Vector rest = (a - (difference - back)) - (b + back);
-  return (difference - center) + rest;
-}
-
-// Rounding a - b costs at most 2^-24 (|c| + |u|): nothing beside |u| itself while c is not much larger than that.
-inline bool small_shift(float center, float spread) { return __builtin_fabsf(center) <= 4.0f * spread; }
-
-inline Scale scale_of(float scale, float center) {
-  float rest;
-  const float adv = two_difference(scale, center, &rest);
-  return Scale{broadcast(scale), broadcast(adv), broadcast(rest), broadcast(center)};
-}
+// Where the weights of a row are left for its gradients; null where nobody asks for them.
+struct KeptWeights {
+  float* clean;
+  float* difference;
+};
 
 // The centre: the mean of d over the lanes' own clean maxima, weighted by them; written as a move from the greatest, so that a
 // common shift leaves no rounding error. Nearer to E_P[d] than any single column is.
-inline Survey survey_of_lanes(const Vector top[2], const Vector at_top[2], const Vector adv_top[2]) {
+inline Survey survey_of_lanes(const Vector top[2], const Vector at_top[2]) {
   constexpr int lanes = 2 * Vector::width;
-  float clean[lanes], center[lanes], adv[lanes];
+  float clean[lanes], center[lanes];
   for (int half = 0; half < 2; ++half) {
     store(clean + half * Vector::width, top[half]);
     store(center + half * Vector::width, at_top[half]);
-    store(adv + half * Vector::width, adv_top[half]);
   }
-  Survey found{-MA_INFINITY, -MA_INFINITY, 0.0f, 0.0f};
+  Survey found{-MA_INFINITY, 0.0f, 0.0f};
   for (int j = 0; j < lanes; ++j) {
-    if (clean[j] > found.clean_maximum) found.clean_maximum = clean[j], found.center = center[j];
-    if (adv[j] > found.adv_maximum) found.adv_maximum = adv[j];
+    if (clean[j] > found.maximum) found.maximum = clean[j], found.center = center[j];
   }
   float weight = 0.0f, moved = 0.0f, spread = 0.0f;
   for (int half = 0; half < 2; ++half) {
-    const Vector share = exponential(top[half] - broadcast(found.clean_maximum));
+    const Vector share = exponential<true>(top[half] - broadcast(found.maximum));
     weight += sum_of(share);
     const Vector distance = at_top[half] - broadcast(found.center);
     moved += sum_of(share * distance);
@@ -93,11 +76,10 @@ inline Survey survey_of_lanes(const Vector top[2], const Vector at_top[2], const
 template <typename Element>
 Survey survey(const Element* a, const Element* b, int64_t columns) {
   const Vector lowest = broadcast(-MA_INFINITY);
-  Vector top[2] = {lowest, lowest}, at_top[2] = {broadcast(0.0f), broadcast(0.0f)}, adv_top[2] = {lowest, lowest};
+  Vector top[2] = {lowest, lowest}, at_top[2] = {broadcast(0.0f), broadcast(0.0f)};
   const auto look = [&](Vector clean, Vector adv, int lane) {
     at_top[lane] = where_greater(clean, top[lane], clean - adv, at_top[lane]);
     top[lane] = maximum(clean, top[lane]);
-    adv_top[lane] = maximum(adv, adv_top[lane]);
   };
   int64_t i = 0;
   for (; i + 2 * Vector::width <= columns; i += 2 * Vector::width) {
@@ -108,77 +90,92 @@ Survey survey(const Element* a, const Element* b, int64_t columns) {
     const int64_t left = columns - i < Vector::width ? columns - i : Vector::width;
     look(load_some(a + i, left, -MA_INFINITY), load_some(b + i, left, -MA_INFINITY), 0);
   }
-  return survey_of_lanes(top, at_top, adv_top);
+  return survey_of_lanes(top, at_top);
 }
 
-// larger (e^-v - 1 + v) for v = |u|, u >= 0, and its twin for u < 0: clean weight times (expm1(-u) + u).
-inline Vector one_sided_terms(Vector larger, Vector u, Vector moved) {
-  const Vector v = broadcast(0.0f) - negated_absolute(u);
-  const Vector square = v * v;
-  const Vector series = square * expm1_tail(broadcast(0.0f) - v);
-  const Vector rest = where_greater(v, broadcast(0.34f), moved + v, series);
-  const Vector behind = fused_negated(rest, v, square) - rest;
-  return larger * where_greater(broadcast(0.0f), u, behind, rest);
+// clean weight times (expm1(-u) + u), never negative.
+inline Vector one_sided_terms(const Weights& w) {
+  const Vector magnitude = broadcast(0.0f) - negated_absolute(w.u);
+  return where_greater(magnitude, broadcast(0.34f), fused(w.clean, w.u, w.difference), w.clean * w.remainder);
 }
 
-// kMasked: columns that are -inf on both sides count nothing.
-template <bool kOneSided, bool kExact, bool kMasked>
-inline void accumulate(Sums& sums, Vector a, Vector b, const Scale& scale) {
-  Vector u = centred_difference<kExact>(a, b, scale.center);
-  if (kMasked) u = zero_where_both(a, b, broadcast(-MA_INFINITY), u);
-  const Vector larger = exponential(maximum((b - scale.adv) - scale.adv_rest, a - scale.clean));
-  const Decay behind = decay(negated_absolute(u));
-  const Vector difference = with_sign_flipped_where_negative(larger * behind.minus_one, u);  // adversarial - clean
-  const Vector clean = times_where_negative(larger, behind.factor, u);
-  sums.mass = sums.mass + clean;
-  sums.excess = sums.excess + difference;
-  sums.mean = fused(clean, u, sums.mean);
-  sums.last = kOneSided ? sums.last + one_sided_terms(larger, u, behind.minus_one) : fused(difference, u, sums.last);
+template <bool kOneSided, bool kExact>
+inline Weights accumulate(Sums& sums, Vector a, Vector b, const Scale& scale) {
+  const Weights w = weights_of<kExact>(a, b, scale);
+  sums.mass = sums.mass + w.clean;
+  sums.excess = sums.excess + w.difference;
+  sums.mean = fused(w.clean, w.u, sums.mean);
+  sums.last = kOneSided ? sums.last + one_sided_terms(w) : fused(w.difference, w.u, sums.last);
+  return w;
 }
 
-template <bool kOneSided, bool kExact, bool kMasked, typename Element>
-void sum_row(const Element* a, const Element* b, int64_t columns, const Scale& scale, int64_t ahead_a, int64_t ahead_b,
-             float totals[4]) {
-  const Vector zero = broadcast(0.0f);
-  Sums total{zero, zero, zero, zero};
-  const auto add = [](Sums& to, const Sums& part) {
-    to.mass = to.mass + part.mass;
-    to.excess = to.excess + part.excess;
-    to.mean = to.mean + part.mean;
-    to.last = to.last + part.last;
-  };
+// Calls `add(total, i, count)` for every vector of columns (count < width for the last one alone): runs are summed by
+// themselves, then added up.
+template <typename Total, typename Add>
+Total summed(int64_t columns, const Add& add) {
+  Total total{};
   int64_t i = 0;
   while (i + Vector::width <= columns) {
-    const int64_t run = i + kRunColumns < columns ? i + kRunColumns : columns;
-    Sums part{zero, zero, zero, zero};
-    for (; i + Vector::width <= run; i += Vector::width) {
-      prefetch(a + i + ahead_a);
-      prefetch(b + i + ahead_b);
-      accumulate<kOneSided, kExact, kMasked>(part, load(a + i), load(b + i), scale);
-    }
-    add(total, part);
+    const int64_t end = i + kRunColumns < columns ? i + kRunColumns : columns;
+    Total part{};
+    for (; i + Vector::width <= end; i += Vector::width) add(part, i, Vector::width);
+    total += part;
   }
-  if (i < columns) {  // -1e30 on both sides: weight 0, and no NaN from a difference of infinities
-    const Vector last_a = load_some(a + i, columns - i, -1e30f), last_b = load_some(b + i, columns - i, -1e30f);
-    accumulate<kOneSided, kExact, kMasked>(total, last_a, last_b, scale);
-  }
+  if (i < columns) add(total, i, columns - i);
+  return total;
+}
+
+template <typename Element>
+inline Vector load_up_to(const Element* p, int64_t count, float fill) {
+  return count == Vector::width ? load(p) : load_some(p, count, fill);
+}
+
+template <bool kOneSided, bool kExact, typename Element>
+void sum_row(const Element* a, const Element* b, int64_t columns, const Scale& scale, const KeptWeights& kept,
+             int64_t ahead_a, int64_t ahead_b, float totals[4]) {
+  const float beyond_a = first_of(scale.clean) - 200.0f, beyond_b = beyond_a - first_of(scale.center);  // weight 0, u about 0
+  const Sums total = summed<Sums>(columns, [&](Sums& sums, int64_t i, int64_t count) {
+    prefetch(a + i + ahead_a);
+    prefetch(b + i + ahead_b);
+    const Vector clean = load_up_to(a + i, count, beyond_a), adv = load_up_to(b + i, count, beyond_b);
+    const Weights w = accumulate<kOneSided, kExact>(sums, clean, adv, scale);
+    if (kept.clean == nullptr) return;
+    store(kept.clean + i, w.clean);
+    store(kept.difference + i, w.difference);
+  });
   totals[0] = sum_of(total.mass);
   totals[1] = sum_of(total.excess);
   totals[2] = sum_of(total.mean);
   totals[3] = sum_of(total.last);
 }
 
+template <typename Element>
+float maximum_of(const Element* a, int64_t columns) {
+  Vector top[2] = {broadcast(-MA_INFINITY), broadcast(-MA_INFINITY)};
+  int64_t i = 0;
+  for (; i + 2 * Vector::width <= columns; i += 2 * Vector::width) {
+    top[0] = maximum(load(a + i), top[0]);
+    top[1] = maximum(load(a + i + Vector::width), top[1]);
+  }
+  for (; i < columns; i += Vector::width) {
+    const int64_t left = columns - i < Vector::width ? columns - i : Vector::width;
+    top[0] = maximum(load_some(a + i, left, -MA_INFINITY), top[0]);
+  }
+  return greatest_of(maximum(top[0], top[1]));
+}
+
 // lse(a) - lse(b): two exponentials an element, each side on its own scale. Also the mass of the clean logits by themselves.
 template <typename Element>
-float difference_of_levels(const Element* a, const Element* b, int64_t columns, const Survey& found, float* mass) {
-  Vector clean = broadcast(0.0f), adv = broadcast(0.0f);
-  for (int64_t i = 0; i < columns; i += Vector::width) {
-    const int64_t left = columns - i < Vector::width ? columns - i : Vector::width;
-    clean = clean + exponential(load_some(a + i, left, -MA_INFINITY) - broadcast(found.clean_maximum));
-    adv = adv + exponential(load_some(b + i, left, -MA_INFINITY) - broadcast(found.adv_maximum));
-  }
-  *mass = sum_of(clean);
-  return (found.clean_maximum - found.adv_maximum) + __builtin_logf(*mass / sum_of(adv));
+float difference_of_levels(const Element* a, const Element* b, int64_t columns, float maximum_of_a, float* mass) {
+  const float maximum_of_b = maximum_of(b, columns);
+  const auto mass_of = [&](const Element* row, float top) {
+    const Mass total = summed<Mass>(columns, [&](Mass& part, int64_t i, int64_t count) {
+      part.sum = part.sum + exponential<true>(load_up_to(row + i, count, -1e30f) - broadcast(top));
+    });
+    return sum_of(total.sum);
+  };
+  *mass = mass_of(a, maximum_of_a);
+  return (maximum_of_a - maximum_of_b) + __builtin_logf(*mass / mass_of(b, maximum_of_b));
 }
 
 template <typename Element>
@@ -191,45 +188,61 @@ bool all_masked(const Element* a, const Element* b, int64_t columns) {
 }
 
 template <bool kOneSided, typename Element>
-RowRecord record_of_block(const Element* a, const Element* b, int64_t columns, int64_t ahead_a, int64_t ahead_b) {
+RowRecord record_of_block(const Element* a, const Element* b, int64_t columns, const KeptWeights& kept, int64_t ahead_a,
+                          int64_t ahead_b) {
   const Survey found = survey(a, b, columns);
-  if (found.clean_maximum == -MA_INFINITY && all_masked(a, b, columns)) return empty_record();
-  const auto common_scale = [&](float center) {
-    const float adv = found.adv_maximum + center;
-    return found.clean_maximum < adv ? adv : found.clean_maximum;
-  };
-  float sums[4], scale = common_scale(found.center);
-  if (scale - found.clean_maximum <= kScaleRange) {
-    const Scale scales = scale_of(scale, found.center);
-    if (small_shift(found.center, found.spread)) {
-      sum_row<kOneSided, false, false>(a, b, columns, scales, ahead_a, ahead_b, sums);
-    } else {
-      sum_row<kOneSided, true, false>(a, b, columns, scales, ahead_a, ahead_b, sums);
-    }
-    const RowRecord record = record_of_sums(found.clean_maximum, scale, found.center, sums, kOneSided);
-    if (well_centred(record, sums)) return record;
+  if (found.maximum == -MA_INFINITY && all_masked(a, b, columns)) return empty_record();
+  float sums[4];
+  const Scale scale = scale_of(found.maximum, found.center);
+  if (small_shift(found.center, found.spread)) {
+    sum_row<kOneSided, false>(a, b, columns, scale, kept, ahead_a, ahead_b, sums);
+  } else {
+    sum_row<kOneSided, true>(a, b, columns, scale, kept, ahead_a, ahead_b, sums);
   }
+  RowRecord record = record_of_sums(found.maximum, found.maximum, found.center, sums, kOneSided);
+  if (well_centred(record, sums)) return record;
   float mass;
-  const float center = difference_of_levels(a, b, columns, found, &mass);
-  scale = common_scale(center);
-  sum_row<kOneSided, true, true>(a, b, columns, scale_of(scale, center), 0, 0, sums);
-  RowRecord record = record_of_sums(found.clean_maximum, scale, center, sums, kOneSided);
+  const float center = difference_of_levels(a, b, columns, found.maximum, &mass);
+  sum_row<kOneSided, true>(a, b, columns, scale_of(found.maximum, center), kept, 0, 0, sums);
+  record = record_of_sums(found.maximum, found.maximum, center, sums, kOneSided);
   record.mass = mass;  // the MLM loss survives adversarial logits that are not numbers
   return record;
 }
 
+// Of a row that is compared with itself: the clean weights alone.
 template <typename Element>
-RowRecord record_of_row(const RowTask& task, int64_t row) {
+RowRecord record_of_clean(const Element* a, int64_t columns, const KeptWeights& kept, int64_t ahead) {
+  RowRecord record = empty_record();
+  const float top = maximum_of(a, columns);
+  if (top == -MA_INFINITY && all_masked(a, a, columns)) return record;
+  const Mass mass = summed<Mass>(columns, [&](Mass& total, int64_t i, int64_t count) {
+    prefetch(a + i + ahead);
+    const Vector weight = exponential<true>(load_up_to(a + i, count, -1e30f) - broadcast(top));
+    if (kept.clean != nullptr) store(kept.clean + i, weight);
+    total.sum = total.sum + weight;
+  });
+  record.maximum = top;
+  record.mass = sum_of(mass.sum);
+  record.divergence = record.mass - record.mass;  // 0, or NaN like the row
+  return record;
+}
+
+inline bool compares_with_itself(const RowTask& task) { return task.adv == task.clean; }
+
+// The record of one row, also written to the task's. `kept` must hold the row; it is filled when the row is one block.
+template <typename Element>
+RowRecord record_of_row(const RowTask& task, int64_t row, const KeptWeights& kept) {
   const Element* a = static_cast<const Element*>(task.clean) + row * task.clean_stride;
   const Element* b = static_cast<const Element*>(task.adv) + row * task.adv_stride;
   const bool last = row + 1 >= task.rows;
   const int64_t ahead_a = last ? 0 : task.clean_stride, ahead_b = last ? 0 : task.adv_stride;
   RowRecord record = empty_record();
   for (int64_t begin = 0; begin < task.valid_columns; begin += kBlockColumns) {
-    const int64_t left = task.valid_columns - begin;
-    const int64_t columns = left < kBlockColumns ? left : kBlockColumns;
-    const RowRecord block = task.one_sided ? record_of_block<true>(a + begin, b + begin, columns, ahead_a, ahead_b)
-                                           : record_of_block<false>(a + begin, b + begin, columns, ahead_a, ahead_b);
+    const int64_t left = task.valid_columns - begin, columns = left < kBlockColumns ? left : kBlockColumns;
+    const RowRecord block =
+        compares_with_itself(task) ? record_of_clean(a + begin, columns, kept, ahead_a)
+        : task.one_sided ? record_of_block<true>(a + begin, b + begin, columns, kept, ahead_a, ahead_b)
+                         : record_of_block<false>(a + begin, b + begin, columns, kept, ahead_a, ahead_b);
     record = merge(record, block, task.one_sided);
   }
   float* out = task.records + row * task.record_width;
@@ -243,8 +256,8 @@ RowRecord record_of_row(const RowTask& task, int64_t row) {
 }
 
 template <typename Element>
-void row_statistics_of(const RowTask& task, int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row) record_of_row<Element>(task, row);
+void row_statistics_of(const RowTask& task, int64_t begin, int64_t end, float*) {
+  for (int64_t row = begin; row < end; ++row) record_of_row<Element>(task, row, KeptWeights{nullptr, nullptr});
 }
 
 }  // namespace

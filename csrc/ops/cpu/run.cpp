@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "ops/cpu/kernels.h"
@@ -55,13 +56,17 @@ void run_rows_cpu(const RowTask& task, RowPhase phase) {
   const auto function = phase == kStatistics  ? kernels.row_statistics
                         : phase == kGradients ? kernels.row_gradients
                                               : kernels.row_fused;
-  at::parallel_for(0, task.rows, grain(task.columns), [&](int64_t begin, int64_t end) { function(task, begin, end); });
+  const int64_t floats = phase == kFused ? row_scratch_floats(task.valid_columns) : 0;
+  at::parallel_for(0, task.rows, grain(task.columns), [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<float[]> scratch(floats > 0 ? new float[static_cast<size_t>(floats)] : nullptr);
+    function(task, begin, end, scratch.get());
+  });
 }
 
 void run_tiles_cpu(const TileTask& task) {
   const auto function = cpu_kernels().perturb;
   at::parallel_for(0, task.tokens, grain(task.channels), [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(static_cast<size_t>(scratch_floats(task.channels)));
-    function(task, begin, end, scratch.data());
+    const std::unique_ptr<float[]> scratch(new float[static_cast<size_t>(tile_scratch_floats(task.channels))]);
+    function(task, begin, end, scratch.get());
   });
 }

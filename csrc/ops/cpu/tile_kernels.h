@@ -7,6 +7,7 @@
 
 #include "common/gaussian.h"
 #include "common/projection.h"
+#include "ops/cpu/kernels.h"
 #include "ops/cpu/vector_math.h"
 #include "ops/tiles.h"
 #include "ops/rows.h"
@@ -149,7 +150,7 @@ inline float add_token(const TileTask& task, int64_t token, const float* x, cons
 }
 
 inline void perturb_token(const TileTask& task, int64_t token, float* scratch) {
-  const int64_t channels = task.channels, room = scratch_floats(channels) / 5;
+  const int64_t channels = task.channels, room = tile_scratch_floats(channels) / 5;
   float* moved = task.delta_out != nullptr ? task.delta_out + token * channels : scratch + 2 * room;
   float* sums = task.token_sums != nullptr ? task.token_sums + token * kTokenSums : nullptr;
   float none[kTokenSums];

@@ -44,6 +44,9 @@ inline Vector times_where_positive(Vector x, Vector y, Vector s) {
 inline Vector where_greater(Vector x, Vector y, Vector yes, Vector no) {
   return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(x.v, y.v, _CMP_GT_OQ))};
 }
+inline bool any_below(Vector x, float limit) {  // or NaN
+  return _mm256_movemask_ps(_mm256_cmp_ps(x.v, _mm256_set1_ps(limit), _CMP_NGE_UQ)) != 0;
+}
 inline Vector zero_where_nan(Vector x) { return {_mm256_and_ps(_mm256_cmp_ps(x.v, x.v, _CMP_ORD_Q), x.v)}; }
 inline Vector zero_where_both(Vector a, Vector b, Vector limit, Vector value) {  // a == limit and b == limit
   const __m256 both =

@@ -47,6 +47,9 @@ inline Vector times_where_positive(Vector x, Vector y, Vector s) {
 inline Vector where_greater(Vector x, Vector y, Vector yes, Vector no) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_GT_OQ), no.v, yes.v)};
 }
+inline bool any_below(Vector x, float limit) {  // or NaN
+  return _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_NGE_UQ) != 0;
+}
 inline Vector zero_where_nan(Vector x) { return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, x.v, _CMP_ORD_Q), x.v)}; }
 inline Vector zero_where_both(Vector a, Vector b, Vector limit, Vector value) {  // a == limit and b == limit
   const __mmask16 both = _mm512_cmp_ps_mask(a.v, limit.v, _CMP_EQ_OQ) & _mm512_cmp_ps_mask(b.v, limit.v, _CMP_EQ_OQ);
@@ -70,12 +73,15 @@ inline Vector load(const BFloat16* p) {
 inline Vector load(const Float16* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+// Numbers of the upper 16 bits of each lane.
+alignas(64) constexpr uint16_t kUpperHalves[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
 inline __m256i bfloat16_of(Vector x) {  // nearest, ties to even; NaN stays NaN
   const __m512i bits = _mm512_castps_si512(x.v);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  __m512i upper = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7FFF)), 16);
-  upper = _mm512_mask_mov_epi32(upper, _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7FC0));
-  return _mm512_cvtepi32_epi16(upper);
+  const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+  __m512i sum = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF));
+  sum = _mm512_mask_add_epi32(sum, odd, sum, _mm512_set1_epi32(1));
+  sum = _mm512_mask_mov_epi32(sum, _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7FC00000));
+  return _mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_load_si512(kUpperHalves), sum));
 }
 inline __m256i float16_of(Vector x) { return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline void store(BFloat16* p, Vector x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bfloat16_of(x)); }

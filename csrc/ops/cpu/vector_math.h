@@ -1,45 +1,49 @@
 // Functions of a vector of floats that the row kernels need. Included after one of the vector_*.h headers.
 #pragma once
 
+#include "common/portability.h"
+
 namespace {
 
-// Polynomials below: least squares for the relative error at Chebyshev points of |r| <= log(2) / 2, rounded to float32; that
-// of `exponential` errs by 4e-9.
+// Polynomials below: least greatest relative error on |r| <= log(2) / 2 (Lawson's reweighted least squares at 2000 Chebyshev
+// points), rounded to float32.
 constexpr float kLog2E = 1.44269504f;
 
-// sum_{n >= 2} r^(n-2) / n!, so that expm1(r) = r + r^2 times it; relative error of expm1 below 1e-7.
+// sum_{n >= 2} r^(n-2) / n!, so that expm1(r) = r + r^2 times it; relative error of expm1 1.3e-8.
 inline Vector expm1_tail(Vector r) {
-  Vector p = broadcast(0.001394075f);
-  p = fused(p, r, broadcast(0.008366691f));
-  p = fused(p, r, broadcast(0.04166636f));
-  p = fused(p, r, broadcast(0.16666542f));
-  return fused(p, r, broadcast(0.5f));
+  Vector p = broadcast(0.00138825143f);
+  p = fused(p, r, broadcast(0.00836654752f));
+  p = fused(p, r, broadcast(0.0416672006f));
+  p = fused(p, r, broadcast(0.166665435f));
+  return fused(p, r, broadcast(0.49999997f));
 }
 
-// e^x for x <= 80, 0 where that is below the smallest number; relative error 1e-7.
+// e^x for x <= 80, 0 where that is below the smallest number; relative error 1.5e-7. NaN for x = -inf unless kBounded.
+template <bool kBounded>
 inline Vector exponential(Vector x) {
-  const Vector bounded = maximum(broadcast(-126.0f), x);  // in this order: NaN stays
+  const Vector bounded = kBounded ? maximum(broadcast(-126.0f), x) : x;  // in this order: NaN stays
   const Vector n = rounded(bounded * broadcast(kLog2E));
   const Vector r = less_multiple_of_log_2(bounded, n);
-  Vector p = broadcast(0.001375115f);
-  p = fused(p, r, broadcast(0.008368988f));
-  p = fused(p, r, broadcast(0.041669544f));
-  p = fused(p, r, broadcast(0.16666518f));
-  p = fused(p, r, broadcast(0.49999988f));
-  p = fused(p, r, broadcast(1.0f));
+  Vector p = broadcast(0.00829027034f);
+  p = fused(p, r, broadcast(0.0418981612f));
+  p = fused(p, r, broadcast(0.166676387f));
+  p = fused(p, r, broadcast(0.499991477f));
+  p = fused(p, r, broadcast(0.999999702f));
   return scaled_by_power(fused(p, r, broadcast(1.0f)), n);
 }
 
-// e^x and e^x - 1 for x <= 0, the latter with all digits near 0.
-struct Decay {
-  Vector factor, minus_one;
+// e^x and e^x - 1 for x <= 80, the latter with all digits near 0; `remainder` is e^x - 1 - x where |x| < log(2) / 2, with all
+// digits too.
+struct Growth {
+  Vector factor, minus_one, remainder;
 };
-inline Decay decay(Vector x) {
+inline Growth growth(Vector x) {
   const Vector n = rounded(x * broadcast(kLog2E));
   const Vector r = less_multiple_of_log_2(x, n);
-  const Vector moved = fused(r * r, expm1_tail(r), r);
+  const Vector remainder = (r * r) * expm1_tail(r);
+  const Vector moved = r + remainder;
   const Vector power = scaled_by_power(broadcast(1.0f), n);
-  return Decay{fused(power, moved, power), fused(power, moved, power - broadcast(1.0f))};
+  return Growth{fused(power, moved, power), fused(power, moved, power - broadcast(1.0f)), remainder};
 }
 
 inline float sum_of(Vector x) {
@@ -48,6 +52,20 @@ inline float sum_of(Vector x) {
   float total = 0.0f;
   for (float value : lane) total += value;
   return total;
+}
+
+inline float first_of(Vector x) {
+  float lane[Vector::width];
+  store(lane, x);
+  return lane[0];
+}
+
+inline float greatest_of(Vector x) {
+  float lane[Vector::width];
+  store(lane, x);
+  float greatest = -MA_INFINITY;
+  for (float value : lane) greatest = value > greatest ? value : greatest;
+  return greatest;
 }
 
 // `count` elements, the rest of the vector filled with `fill`.

@@ -73,6 +73,11 @@ inline Vector times_where_positive(Vector x, Vector y, Vector s) {
 inline Vector where_greater(Vector x, Vector y, Vector yes, Vector no) {
   return each([&](int i) { return x.v[i] > y.v[i] ? yes.v[i] : no.v[i]; });
 }
+inline bool any_below(Vector x, float limit) {  // or NaN
+  bool all = true;
+  for (int i = 0; i < Vector::width; ++i) all = all & (x.v[i] >= limit);
+  return !all;
+}
 inline Vector zero_where_nan(Vector x) {
   return each([&](int i) { return x.v[i] == x.v[i] ? x.v[i] : 0.0f; });
 }

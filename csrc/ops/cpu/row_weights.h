@@ -1,0 +1,70 @@
+// What a vector of columns weighs, for one instruction set: included after vector_math.h, used by the statistics and by the
+// gradients alike, so that both see the same bits. Letters and formulas: common/row_statistics.h.
+//
+// One exponential and one expm1 an element: e^(a - m), times e^-u - 1 for the difference. Where u lies far below 0 the second
+// would overflow and the first be lost: a vector with such a column forms the larger weight first.
+#pragma once
+
+#include "ops/cpu/vector_math.h"
+
+namespace {
+
+constexpr float kLowestU = -40.0f;
+
+// Clean weights are e^(a - clean), adversarial ones e^(b - adv - adv_rest).
+struct Scale {
+  Vector clean, adv, adv_rest, center;
+};
+
+struct Weights {
+  Vector clean;
+  Vector difference;  // adversarial - clean, with all digits
+  Vector u;           // a - b - c
+  Vector remainder;   // e^-u - 1 + u where |u| < log(2) / 2
+};
+
+inline float two_difference(float a, float b, float* rest) {
+  const float difference = a - b, back = difference - a;
+  *rest = (a - (difference - back)) - (b + back);
+  return difference;
+}
+
+inline Scale scale_of(float clean, float center) {
+  float rest;
+  const float adv = two_difference(clean, center, &rest);
+  return Scale{broadcast(clean), broadcast(adv), broadcast(rest), broadcast(center)};
+}
+
+// a - b - c. kExact rounds once (Knuth's TwoSum): of a large common shift c only its own rounding error would be left otherwise.
+template <bool kExact>
+inline Vector centred_difference(Vector a, Vector b, Vector center) {
+  const Vector difference = a - b;
+  if (!kExact) return difference - center;
+  const Vector back = difference - a;
+  const Vector rest = (a - (difference - back)) - (b + back);
+  return (difference - center) + rest;
+}
+
+// Rounding a - b costs at most 2^-24 (|c| + |u|): nothing beside |u| itself while c is not much larger than that.
+inline bool small_shift(float center, float spread) { return __builtin_fabsf(center) <= 4.0f * spread; }
+
+// For any logits. Columns that are -inf on both sides weigh nothing.
+[[gnu::always_inline]] inline Weights weights_of_outliers(Vector a, Vector b, const Scale& scale) {
+  const Vector lowest = broadcast(-MA_INFINITY), zero = broadcast(0.0f);
+  const Vector u = zero_where_both(a, b, lowest, centred_difference<true>(a, b, scale.center));
+  const Vector larger = exponential<true>(maximum((b - scale.adv) - scale.adv_rest, a - scale.clean));
+  const Growth behind = growth(negated_absolute(u));
+  return Weights{times_where_negative(larger, behind.factor, u),
+                 with_sign_flipped_where_negative(larger * behind.minus_one, u), u, (u * u) * expm1_tail(zero - u)};
+}
+
+template <bool kExact>
+[[gnu::always_inline]] inline Weights weights_of(Vector a, Vector b, const Scale& scale) {
+  const Vector u = centred_difference<kExact>(a, b, scale.center);
+  if (__builtin_expect(any_below(u, kLowestU), false)) return weights_of_outliers(a, b, scale);
+  const Vector clean = exponential<false>(a - scale.clean);
+  const Growth behind = growth(broadcast(0.0f) - u);
+  return Weights{clean, clean * behind.minus_one, u, behind.remainder};
+}
+
+}  // namespace
