@@ -24,6 +24,7 @@ from megatron_alum.config.model import ModelConfig
 from megatron_alum.models.embedding import SplitEmbedding
 from megatron_alum.models.heads import HeadOutputs, MlmTransform, Pooler, decoder, pick_rows
 from megatron_alum.models.layers import block_spec
+from megatron_alum.models.linear import linear
 from megatron_alum.parallel.groups import ProcessGroups
 
 Level = Literal["word", "encoder_input"]
@@ -94,28 +95,22 @@ class SplitBert(BertModel):
         """hidden [S(/tp), B, H], masked_positions int64 [N] (b * S + s) -> logits of this rank's vocabulary rows, NSP
         logits.
         """
-        mlm_hidden, nsp_logits = self._mlm_hidden(hidden, masked_positions)
-        mlm_logits, _ = self.output_layer(mlm_hidden, weight=self.decoder_weight())
-        return HeadOutputs(mlm_logits, nsp_logits)
+        mlm_hidden, nsp_logits = self.heads_before_decoder(hidden, masked_positions)
+        return HeadOutputs(linear(mlm_hidden, self.decoder_weight(), self.decoder_bias()), nsp_logits)
 
     def heads_before_decoder(self, hidden: Tensor, masked_positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """As `heads`, with what the decoder multiplies, [N, H], for losses that take the MLM logits in chunks.
 
         Its gradient from this rank's vocabulary rows alone is enough: it is summed over the tensor-parallel group here.
         """
-        mlm_hidden, nsp_logits = self._mlm_hidden(hidden, masked_positions)
-        return copy_to_tensor_model_parallel_region(mlm_hidden, group=self.groups.tp), nsp_logits
-
-    def _mlm_hidden(self, hidden: Tensor, masked_positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Input of the decoder [N, H] and NSP logits [B, 2]; one gathering for both heads."""
         num_masked = masked_positions.numel()
         positions = masked_positions
-        if self.add_binary_head:
+        if self.add_binary_head:  # one gathering for both heads
             first_tokens = torch.arange(hidden.size(1), device=positions.device) * self._sequence_length(hidden)
             positions = torch.cat((positions, first_tokens))
         rows = pick_rows(hidden, positions, self.groups)
         nsp_logits = self.binary_head(self.pooler(rows[num_masked:])) if self.add_binary_head else None
-        return self.lm_head(rows[:num_masked]), nsp_logits
+        return copy_to_tensor_model_parallel_region(self.lm_head(rows[:num_masked]), group=self.groups.tp), nsp_logits
 
     def decoder_weight(self) -> Tensor:
         """[V/tp, H], tied to the word embeddings."""

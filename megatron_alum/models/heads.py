@@ -73,8 +73,11 @@ class Pooler(MegatronModule):
 
 
 def decoder(config: TransformerConfig, padded_vocab_size: int, groups: ProcessGroups) -> ColumnParallelLinear:
-    """hidden -> vocabulary rows of this rank, with the word embeddings as weight and a bias of its own."""
-    layer = ColumnParallelLinear(
+    """Holds the bias of this rank's vocabulary rows under BertModel's name; the weight is that of the word embeddings.
+
+    `SplitBert.heads` multiplies by itself, with the bias in the product.
+    """
+    return ColumnParallelLinear(
         config.hidden_size,
         padded_vocab_size,
         config=config,
@@ -84,6 +87,3 @@ def decoder(config: TransformerConfig, padded_vocab_size: int, groups: ProcessGr
         skip_weight_param_allocation=True,
         tp_group=groups.tp,
     )
-    layer.sequence_parallel = False  # its input rows are complete on every rank, see above
-    layer.allreduce_dgrad = groups.tp_size > 1
-    return layer

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from megatron_alum.models.attention import SdpaCoreAttention
 from megatron_alum.models.dropout import dropout
+from megatron_alum.models.linear import ColumnLinear, RowLinear
 from megatron_alum.models.normalization import LayerNorm
 
 # Distributed checkpoints of Megatron's BERT name the norms after the linear layer that follows (Transformer Engine
@@ -44,20 +44,6 @@ def get_bias_dropout_add(training: bool, _fused: bool) -> BiasDropoutAdd:
         return (residual + dropout(branch, probability, training=training)).to(x.dtype)
 
     return bias_dropout_add
-
-
-class WideInputColumnParallelLinear(ColumnParallelLinear):
-    """Multiplies in the dtype of its input and answers in the dtype of its weight.
-
-    In a 16-bit post-LayerNorm model the first QKV product is what reads the float32 sum of embedding and perturbation.
-    """
-
-    def _forward_impl(self, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if input.dtype == weight.dtype:
-            return super()._forward_impl(input, weight, *args, **kwargs)
-        if (bias := kwargs.get("bias")) is not None:
-            kwargs["bias"] = bias.to(input.dtype)
-        return super()._forward_impl(input, weight.to(input.dtype), *args, **kwargs).to(weight.dtype)
 
 
 class PostLayerNormTransformerLayer(TransformerLayer):
@@ -82,9 +68,9 @@ def layer_spec(*, post_layernorm: bool) -> ModuleSpec:
     """The spec of one layer."""
     norm: type[torch.nn.Module] = IdentityOp if post_layernorm else LayerNorm
     attention = SelfAttentionSubmodules(
-        linear_qkv=WideInputColumnParallelLinear,
+        linear_qkv=ColumnLinear,
         core_attention=SdpaCoreAttention,
-        linear_proj=RowParallelLinear,
+        linear_proj=RowLinear,
         q_layernorm=IdentityOp,
         k_layernorm=IdentityOp,
     )
@@ -95,9 +81,7 @@ def layer_spec(*, post_layernorm: bool) -> ModuleSpec:
         ),
         self_attn_bda=get_bias_dropout_add,
         pre_mlp_layernorm=norm,
-        mlp=ModuleSpec(
-            module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-        ),
+        mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)),
         mlp_bda=get_bias_dropout_add,
         sharded_state_dict_keys_map={} if post_layernorm else _STOCK_CHECKPOINT_KEYS,
     )

@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from megatron_alum.checkpoint.save import CheckpointSaver
+from megatron_alum.compat.allocator import keep_freed_memory
 from megatron_alum.config.cli import format_config
 from megatron_alum.config.run import RunConfig
 from megatron_alum.data.loader import BatchLoader, BatchPlan
@@ -26,6 +27,7 @@ from megatron_alum.training.metrics import (
     VALIDATION_FILE,
     Interval,
     Writers,
+    finite,
     metrics_row,
 )
 from megatron_alum.training.objective import MicroBatch, global_counts, local_counts
@@ -41,6 +43,7 @@ def train(config: RunConfig) -> None:
 
     Raises: ValueError for what the user must change, OSError for disks and lost ranks.
     """
+    keep_freed_memory()
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron-core overlaps by stream order
     check_save_folder(config)
     groups = initialize(
@@ -122,6 +125,7 @@ class Run:
         if self.last_saved == state.iteration:
             return
         state.watch.enter(f"saving the checkpoint of iteration {state.iteration}")
+        self.interval.count_skips()
         state.skipped = self.interval.skipped
         self.saver.save(state.iteration, checkpoint_content(state))
         self.warned = False
@@ -143,7 +147,6 @@ class Run:
         iteration, options = self.state.iteration, self.config.training
         self.interval.add(result)
         self.stopwatch.count(result.phase)
-        self._check_skips()
         if iteration % self.config.logging.log_interval == 0:
             self._log(result, bar, loader_wait_seconds)
         bar.update(1)
@@ -158,6 +161,7 @@ class Run:
 
     def _log(self, result: StepResult, bar: Any, loader_wait_seconds: float) -> None:
         config, iteration = self.config, self.state.iteration
+        self._check_skips()
         means = self.interval.means()
         performance = self.stopwatch.row(
             iteration,
@@ -172,6 +176,7 @@ class Run:
             result,
             means,
             alpha=config.alum.alpha,
+            grad_norm=finite(self.interval.grad_norm),
             mask_rate=self.state.datasets.train.settings.mask_rate(first_sample),
             tokens_per_second=round(tokens_per_second, 1),
             skipped=self.interval.skipped,
@@ -194,8 +199,8 @@ class Run:
         )
 
     def _check_skips(self) -> None:
-        """Raises: ValueError once too many iterations in a row were skipped."""
-        limit, run = self.config.training.max_consecutive_skips, self.interval.consecutive_skips
+        """Raises: ValueError once too many iterations in a row were skipped; asked where a row is due, not before."""
+        limit, run = self.config.training.max_consecutive_skips, self.interval.count_skips()
         if limit and run >= limit:
             scale = float(self.state.optimizer.get_loss_scale())
             raise ValueError(

@@ -59,21 +59,35 @@ class Interval:
         self._groups = groups
         self.skipped = skipped
         self.consecutive_skips = 0
+        self.grad_norm = float("nan")
+        self._norms: list[Tensor] = []
         self._sums: dict[str, Tensor] = {}
         self._iterations: dict[str, int] = {}
 
     def add(self, result: StepResult) -> None:
         """Take in one iteration; no value is fetched."""
-        self.consecutive_skips = self.consecutive_skips + 1 if result.skipped else 0
-        self.skipped += result.skipped
+        self._norms.append(result.grad_norm)
         for name, value in result.logged.items():
             total = value.double()
             self._sums[name] = self._sums[name] + total if name in self._sums else total
             self._iterations[name] = self._iterations.get(name, 0) + 1
 
+    def count_skips(self) -> int:
+        """Fetch how the iterations since the last call went into `skipped`, `consecutive_skips` and `grad_norm` (of the
+        last one); returns the longest run of skipped ones that they were part of.
+        """
+        longest = self.consecutive_skips
+        for norm in torch.stack(self._norms).tolist() if self._norms else []:
+            skipped = not math.isfinite(norm)
+            self.grad_norm, self.skipped = norm, self.skipped + skipped
+            self.consecutive_skips = self.consecutive_skips + 1 if skipped else 0
+            longest = max(longest, self.consecutive_skips)
+        self._norms.clear()
+        return longest
+
     def means(self) -> dict[str, float | None]:
         """Means over the interval's iterations and all ranks of what these logged, None where not finite; then start
-        anew. Collective; the one fetch of a row.
+        anew. Collective.
         """
         zero = torch.zeros((), dtype=torch.float64, device=self._groups.device)
         stacked = torch.stack([self._sums.get(name, zero) for name in _REDUCED])
@@ -96,7 +110,7 @@ def finite(value: float | None) -> float | None:
 def metrics_row(
     iteration: int, result: StepResult, means: dict[str, float | None], *, alpha: float, **others: Any
 ) -> dict[str, Any]:
-    """One row in the order of COLUMNS; `others` are mask_rate, tokens_per_second and skipped."""
+    """One row in the order of COLUMNS; `others` are grad_norm, mask_rate, tokens_per_second and skipped."""
     weights = {"lm_loss": 1.0, "nsp_loss": 1.0, "alum_kl": alpha, "alum_nsp_kl": alpha}
     terms = [
         None if (mean := means[name]) is None else weight * mean for name, weight in weights.items() if name in means
@@ -108,7 +122,6 @@ def metrics_row(
         "phase": result.phase,
         "loss": loss,
         "lr": result.learning_rate,
-        "grad_norm": finite(result.grad_norm),
         **others,
     }
     return {name: values.get(name) for name in COLUMNS}

@@ -8,12 +8,14 @@ names ending in .bias and parameters of one dimension).
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from torch import Tensor
 
 from megatron_alum.config.run import RunConfig
 from megatron_alum.models import SplitBert
@@ -73,19 +75,40 @@ def set_learning_rate(optimizer: MegatronOptimizer, iteration: int, config: RunC
     return rate
 
 
-def apply_gradients(optimizer: MegatronOptimizer, *, clip_grad: float) -> tuple[bool, float]:
-    """Clip and step; (False, norm) without a step when the gradient is not finite.
+@torch.no_grad()
+def apply_gradients(optimizer: MegatronOptimizer, *, clip_grad: float) -> Tensor:
+    """Clip and step, or leave everything as it is where the gradient is not finite; the host does not wait for it.
 
-    The norm is over all parameters, before clipping; NaN after a float16 overflow. Every rank gets the same answer: the
-    gradients were summed over the data-parallel group and the norm over the tensor-parallel one.
+    Returns the gradient's L2 norm over all parameters before clipping, 0-dim float32 on the device: not finite means
+    that the step was skipped. Every rank gets the same answer: the gradients were summed over the data-parallel group
+    and the norm over the tensor-parallel one. (float16 asks the device once: megatron-core's loss scale is the host's.)
     """
+    parts = optimizer.chained_optimizers
     if optimizer.prepare_grads():
-        return False, float("nan")
-    norm = float(optimizer.get_grad_norm())
-    if norm != norm or norm == float("inf"):
-        return False, norm
-    if clip_grad > 0.0:
-        for part in optimizer.chained_optimizers:
-            clip_grad_by_total_norm_fp32(part.get_parameters(), clip_grad, norm)
-    optimizer.step_with_ready_grads()
-    return True, norm
+        return torch.full((), float("nan"), device=parts[0].get_loss_scale().device)
+    norm = global_norm(parts)
+    excess = torch.clamp((norm + 1e-6) / clip_grad, min=1.0) if clip_grad > 0.0 else torch.ones_like(norm)
+    for part in parts:
+        _step(part, norm, excess)
+    return norm
+
+
+def global_norm(parts: Sequence[MegatronOptimizer]) -> Tensor:
+    """L2 norm of the gradients of all parameters, each counted once, 0-dim float32 on the device."""
+    group = parts[0].get_grad_stats_parallel_group()
+    grads = [grad for part in parts for grad in part.get_main_grads_for_grad_norm()]
+    square = torch.stack(torch._foreach_norm(grads)).square().sum()
+    dist.all_reduce(square, group=group)
+    return square.sqrt()
+
+
+def _step(part: MegatronOptimizer, norm: Tensor, excess: Tensor) -> None:
+    """One optimizer's step with gradients divided by `excess`, unless `norm` is not finite."""
+    inner = part.optimizer
+    if isinstance(inner, torch.optim.AdamW) and inner.param_groups[0]["fused"]:
+        # Its kernel divides as it reads, and does nothing where the flag is set: no pass over the gradients more.
+        inner.grad_scale, inner.found_inf = excess, torch.isfinite(norm).logical_not().float()
+        part.step_with_ready_grads()
+    elif bool(torch.isfinite(norm)):  # another library's Adam decides on the host
+        torch._foreach_div_([p.grad for p in part.get_parameters() if p.grad is not None], excess)
+        part.step_with_ready_grads()

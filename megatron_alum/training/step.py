@@ -53,10 +53,8 @@ class StepResult:
     """0-dim device tensors of this rank: losses add up over data-parallel ranks, STATISTICS are means"""
     learning_rate: float
     """of this iteration"""
-    grad_norm: float
-    """global L2 norm before clipping; NaN or inf when the step was skipped"""
-    skipped: bool
-    """the gradient was not finite, so nothing was changed"""
+    grad_norm: Tensor
+    """global L2 norm before clipping, 0-dim on the device; where it is not finite the step was skipped"""
 
 
 def train_step(state: Trainable, micro_batches: Sequence[MicroBatch], counts: Counts, iteration: int) -> StepResult:
@@ -78,8 +76,8 @@ def train_step(state: Trainable, micro_batches: Sequence[MicroBatch], counts: Co
     state.watch.enter(f"reducing the gradients of iteration {iteration}")
     finalize_model_grads([state.model])
     state.watch.enter(f"clipping and stepping in iteration {iteration}")
-    stepped, norm = apply_gradients(state.optimizer, clip_grad=state.config.optimizer.clip_grad)
-    return StepResult(phase, logged, rate, norm, not stepped)
+    norm = apply_gradients(state.optimizer, clip_grad=state.config.optimizer.clip_grad)
+    return StepResult(phase, logged, rate, norm)
 
 
 def micro_batch_loss(state: Trainable, micro: MicroBatch, counts: Counts, iteration: int) -> MicroLoss:

@@ -1,0 +1,83 @@
+"""Tensor-parallel linear layers that leave nothing beside the matrix product where there is nothing to share.
+
+megatron-core adds the bias after the product, or hands it on, because a row-parallel product must be summed over the
+group first. On a group of one the bias belongs into the product: one pass over the activations less for each linear
+layer (on the GPU it is the product's epilogue), forward and backward. Larger groups take megatron-core's way.
+"""
+
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+class ColumnLinear(ColumnParallelLinear):
+    """Multiplies in the dtype of its input and answers in the dtype of its weight.
+
+    In a 16-bit post-LayerNorm model the first QKV product is what reads the float32 sum of embedding and perturbation.
+    """
+
+    def forward(self, input_: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """[..., K] -> ([..., N / tp], bias left to the caller or None)."""
+        if self.tp_group.size() > 1:
+            return super().forward(input_, *args, **kwargs)
+        return _product(input_, self.weight, self.bias), None
+
+    def _forward_impl(self, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if input.dtype == weight.dtype:
+            return super()._forward_impl(input, weight, *args, **kwargs)
+        if (bias := kwargs.get("bias")) is not None:
+            kwargs["bias"] = bias.to(input.dtype)
+        return super()._forward_impl(input, weight.to(input.dtype), *args, **kwargs).to(weight.dtype)
+
+
+class RowLinear(RowParallelLinear):
+    """As megatron-core's, with the bias in the product on a group of one."""
+
+    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[..., K / tp] -> ([..., N], bias left to the caller or None)."""
+        if self.tp_group.size() > 1:
+            return super().forward(input_)
+        return _product(input_, self.weight, self.bias), None
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """input [..., K] @ weight [N, K].T + bias [N] -> [..., N]; all of one dtype."""
+    if input.device.type == "cpu" and input.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        return _CpuLinear.apply(input, weight, bias)
+    return F.linear(input, weight, bias)
+
+
+def _product(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`linear` in the dtype of the input, answered in that of the weight."""
+    if input.dtype == weight.dtype:
+        return linear(input, weight, bias)
+    return linear(input, weight.to(input.dtype), bias.to(input.dtype)).to(weight.dtype)
+
+
+class _CpuLinear(torch.autograd.Function):
+    """float32 products by oneDNN, which torch itself takes on the CPU for 16-bit numbers only.
+
+    Measured inside a step (2 threads of an AVX-512 machine, [2048, 256] by [1024, 256]): 5.1 ms against 8.0 ms forward,
+    where torch copies the bias first, and 5.0 ms against 6.4 ms for the gradient of the input. The gradient of the
+    weight is as fast either way.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        return torch.ops.mkldnn._linear_pointwise(input.contiguous(), weight, bias, "none", [], "")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        need_input, need_weight, need_bias = ctx.needs_input_grad
+        gradient = gradients[0].contiguous()
+        rows = gradient.view(-1, gradient.shape[-1])
+        to_input = torch.ops.mkldnn._linear_pointwise(gradient, weight.t(), None, "none", [], "") if need_input else None
+        to_weight = rows.t().mm(input.reshape(-1, input.shape[-1])) if need_weight else None
+        return to_input, to_weight, rows.sum(0) if need_bias else None
