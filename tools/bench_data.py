@@ -37,7 +37,8 @@ from megatron_alum.data.readers.base import Chunk, Document
 from megatron_alum.data.readers.mediawiki import MediawikiReader
 from megatron_alum.data.schedulers import map_in_order, open_executor
 from megatron_alum.data.settings import InputSettings
-from megatron_alum.data.tokenizers import TokenizerSource, make_tokenizer, save_tokenizer
+from megatron_alum.data.tokenizer_folder import write_folder
+from megatron_alum.data.vocabulary import TokenizerSource
 
 TOOL = Path(__file__).with_name("preprocess_data.py")
 
@@ -152,7 +153,7 @@ def run_wikiextractor(path: Path, folder: Path, processes: int) -> None:
 def bench_text(arguments: argparse.Namespace, folder: Path) -> list[Row]:
     """The rows on JSONL."""
     tokenizer_dir, source = folder / "tokenizer", folder / "corpus.jsonl"
-    save_tokenizer(make_tokenizer(TokenizerSource(vocab_file=Path(arguments.vocab_file))), tokenizer_dir)
+    write_folder(TokenizerSource(vocab_file=Path(arguments.vocab_file)), tokenizer_dir)
     tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
     megabytes = write_corpus(arguments.corpus, source, arguments.mb)
     rows = []

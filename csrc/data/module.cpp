@@ -1,4 +1,5 @@
-// Python bindings of the sampler: module megatron_alum._data, used through megatron_alum/data/native.py only.
+// Module megatron_alum._data: the bindings of the sampler, used through megatron_alum/data/native.py only, and those of
+// word_bindings.cpp.
 //
 // Arrays come in as numpy views of mapped files and are never copied; the objects keep them alive. The global
 // interpreter lock is released while rows are walked and batches are written.
@@ -12,6 +13,7 @@
 #include <string>
 #include <thread>
 
+#include "bindings.h"
 #include "rows.h"
 #include "sampler.h"
 
@@ -175,7 +177,8 @@ class BoundSampler {
 
 PYBIND11_MODULE(_data, m) {
   using namespace megatron_alum::data;
-  m.doc() = "Sentence-pair sampler and masker over memory-mapped shards; see csrc/data.";
+  m.doc() = "Sentence-pair sampler and masker over memory-mapped shards, and a word table; see csrc/data.";
+  bind_word_table(m);
 
   py::class_<SentenceTable>(m, "SentenceTable")
       .def(py::init<py::array, py::array, py::array_t<int64_t, py::array::c_style>, int64_t, int64_t, int>(),

@@ -55,17 +55,18 @@ def _insert(slots: np.ndarray, value: int) -> bool:
     return True
 
 
-def drop_duplicates(result: ChunkResult, seen: HashSet, *, itemsize: int) -> ChunkResult:
+def drop_duplicates(result: ChunkResult, seen: HashSet) -> ChunkResult:
     """`result` without the documents whose hash is in `seen`; the others' hashes are added to it.
 
-    `itemsize` is the bytes of a token id. Dropped documents are counted under "duplicate".
+    Dropped documents are counted under "duplicate".
     """
     new = np.array([seen.add(value) for value in result.document_hashes.tolist()], bool)
     if new.all():
         return result
     sentence_is_kept = np.repeat(new, result.document_sentences)
     token_is_kept = np.repeat(sentence_is_kept, result.sentence_lengths)
-    tokens = np.frombuffer(result.tokens, np.dtype(f"V{itemsize}"))
+    token_bytes = len(result.tokens) // len(token_is_kept)
+    tokens = np.frombuffer(result.tokens, np.dtype(f"V{token_bytes}"))
     for number in np.flatnonzero(~new):
         result.skipped.add("duplicate", f"hash {int(result.document_hashes[number]):016x}")
     return replace(

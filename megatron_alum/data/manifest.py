@@ -12,7 +12,7 @@ from megatron_alum import __version__
 from megatron_alum.data.journal import State
 from megatron_alum.data.settings import PreprocessSettings
 from megatron_alum.data.shards import MANIFEST_VERSION, sha256_of
-from megatron_alum.data.tokenizers import load_tokenizer, tokenizer_kind
+from megatron_alum.data.tokenizer_folder import describe_folder
 from megatron_alum.data.word_cache import token_dtype
 
 MAX_LISTED_INPUTS = 1000
@@ -42,19 +42,14 @@ def make_manifest(
 
 def describe_parts(bin_file: Path, idx_file: Path, tokenizer_dir: Path) -> dict[str, Any]:
     """The part of a manifest that describes files: sizes, SHA-256, dtype, tokenizer."""
-    tokenizer = load_tokenizer(tokenizer_dir)
+    tokenizer = describe_folder(tokenizer_dir)
     parts = {".bin": bin_file, ".idx": idx_file, "-tokenizer/tokenizer.json": tokenizer_dir / "tokenizer.json"}
     return {
         "manifest_version": MANIFEST_VERSION,
         "made_by": f"megatron_alum {__version__}",
-        "dtype": token_dtype(len(tokenizer)).name,
+        "dtype": token_dtype(tokenizer["vocab_size"]).name,
         "files": {suffix: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for suffix, path in parts.items()},
-        "tokenizer": {
-            "kind": tokenizer_kind(tokenizer),
-            "class": type(tokenizer).__name__,
-            "vocab_size": len(tokenizer),
-            "lower_case": bool(getattr(tokenizer, "do_lower_case", False)),
-        },
+        "tokenizer": tokenizer,
     }
 
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+import numpy as np
 
 from megatron_alum.data.dedup import HashSet, drop_duplicates
 from megatron_alum.data.journal import Journal
@@ -23,7 +23,8 @@ from megatron_alum.data.punkt import find_punkt, train_punkt
 from megatron_alum.data.schedulers import map_in_order, num_cores, open_executor
 from megatron_alum.data.settings import PreprocessSettings, TokenizerSettings, fingerprint
 from megatron_alum.data.shards import read_manifest, shard_paths
-from megatron_alum.data.tokenizers import TokenizerSource, make_tokenizer, save_tokenizer
+from megatron_alum.data.tokenizer_folder import describe_folder, write_folder
+from megatron_alum.data.vocabulary import TokenizerSource
 from megatron_alum.data.word_cache import token_dtype
 from megatron_alum.data.worker import WorkSpec, process_chunk
 
@@ -46,7 +47,7 @@ def preprocess(settings: PreprocessSettings, *, show_progress: bool = True) -> d
             _check_output_is_free(settings, manifest_path, journal)
             if not journal.state.finished:
                 _fill(journal, settings, plan, show_progress)
-            dtype = token_dtype(_vocab_size(journal.tokenizer_dir)) if not journal.state.finished else None
+            dtype = None if journal.state.finished else _dtype(journal.tokenizer_dir)
             journal.finish(dtype, lambda folder: make_manifest(folder, journal.state, settings, plan.listing()))
         except BaseException:
             _keep_or_discard(journal)
@@ -76,17 +77,16 @@ def _fill(journal: Journal, settings: PreprocessSettings, plan: InputPlan, show_
         _prepare_tokenizer(settings.tokenizer, journal.tokenizer_dir)
     spec = _work_spec(settings, journal, plan)
     seen = HashSet(journal.known_hashes()) if settings.text.deduplicate else None
-    itemsize = token_dtype(_vocab_size(journal.tokenizer_dir)).itemsize
     state, workers = journal.state, settings.run.workers or num_cores()
     tasks = ((spec, name, chunk) for name, chunk in plan.chunks(state.next_file, state.next_chunk))
     unsaved_bytes = 0
     begin, end = plan.byte_range
     with (
-        Progress(end - begin, show=show_progress) as progress,
         open_executor(settings.run.scheduler, workers) as (executor, workers),
+        Progress(end - begin, show=show_progress) as progress,
     ):
         for (_spec, _name, chunk), result in map_in_order(executor, workers, process_chunk, tasks):
-            kept = result if seen is None else drop_duplicates(result, seen, itemsize=itemsize)
+            kept = result if seen is None else drop_duplicates(result, seen)
             journal.append(kept, plan.index_of(chunk), chunk.ordinal + 1)
             progress.advance(
                 plan.position(chunk) - begin, documents=len(kept.document_sentences), text_bytes=result.text_bytes
@@ -118,12 +118,12 @@ def _prepare_tokenizer(settings: TokenizerSettings, folder: Path) -> None:
     )
     temporary = folder.with_name("tokenizer.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    save_tokenizer(make_tokenizer(source), temporary)
+    write_folder(source, temporary)
     temporary.rename(folder)
 
 
-def _vocab_size(folder: Path) -> int:
-    return Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size(with_added_tokens=True)
+def _dtype(tokenizer_dir: Path) -> np.dtype:
+    return token_dtype(describe_folder(tokenizer_dir)["vocab_size"])
 
 
 def _work_spec(settings: PreprocessSettings, journal: Journal, plan: InputPlan) -> WorkSpec:

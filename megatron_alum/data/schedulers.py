@@ -8,6 +8,7 @@ of memory) is reported instead of waited for.
 
 import multiprocessing
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -53,10 +54,13 @@ class _InThisProcess(Executor):
 
 @contextmanager
 def _local_pool(workers: int) -> Iterator[Executor]:
-    # spawn: a fork of a process with threads (tqdm, numpy) may inherit locks that nobody will release
-    context = multiprocessing.get_context("spawn")
+    # A fork starts at once, with every module imported; but of a process with threads it may inherit locks that nobody
+    # will release.
+    may_fork = sys.platform == "linux" and threading.active_count() == 1
+    context = multiprocessing.get_context("fork" if may_fork else "spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
+        pool.submit(int)  # starts all workers now, before this process has threads (of the progress bar, of the pool)
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -21,13 +21,12 @@ from megatron_alum.data.readers.base import Document
 from megatron_alum.data.readers.streams import COMPRESSED
 from megatron_alum.data.settings import InputSettings
 from megatron_alum.data.tokenizers import (
-    BERT_SPECIALS,
-    ROBERTA_SPECIALS,
     bert_tokenizer,
     roberta_tokenizer,
     save_tokenizer,
     unigram_tokenizer,
 )
+from megatron_alum.data.vocabulary import BERT_SPECIALS, ROBERTA_SPECIALS
 
 COMPRESSION_RATIO = 3.5
 """Text bytes a stored byte of a compressed file, for the size of the sample (bz2 and xz of English: 3 to 4)."""

@@ -1,18 +1,21 @@
-"""Sentences to token ids at many times the library's speed, with the library's ids: a bounded cache of words.
+"""Sentences to token ids at many times the library's speed, with the library's ids: a bounded table of words.
 
 The pre-tokenizers of BERT, RoBERTa and SentencePiece all cut at the plain space, so the ids of a cleaned sentence are
-the ids of its space-separated words, one after the other. A word's ids are looked up as packed bytes; the words of a
-chunk that are not cached are encoded by the tokenizers library in one batch. What does not fit this scheme (white
-space other than single spaces, a tokenizer whose pieces span words) goes to the library as it is. The tests compare
-every id with it.
+the ids of its space-separated words, one after the other. Words are looked up in a table (C++, csrc/data/word_table.h;
+a dictionary where the extension is not built); those it lacks are encoded by the tokenizers library in batches and
+learnt. Words of plain ASCII under a BERT tokenizer, nearly all of English, the C++ table spells by itself. What does
+not fit this scheme (white space other than single spaces, a tokenizer whose pieces span words) goes to the library as
+it is. The tests compare every id with it.
 
 Literal special tokens in the text ("[MASK]" in an article about BERT) are text here, not control ids.
 """
 
+import importlib
 import json
+import logging
 import os
-import re
 from array import array
+from functools import cache
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are processes; the library's threads would compete
@@ -20,13 +23,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are processe
 import numpy as np
 from tokenizers import Tokenizer
 
-MAX_WORDS = 400_000
-"""Cached words of each kind: about 70 MB. Frequent words come early, so a full cache keeps what it has."""
-MAX_WORD_CHARS = 64
-_ASCII_PIECE = re.compile("[A-Za-z0-9]+|[^A-Za-z0-9]")
+MAX_TABLE_BYTES = 64 << 20
+"""Size of the table above which it is emptied, between two chunks: about a million words."""
+WORDS_AT_ONCE = 10_000
+"""Words in one call of the library, whose results take about a kilobyte each."""
 SHORT_IDS_BELOW = 65_500
 """megatron-core's bound for uint16 token ids (DType.optimal_dtype)."""
-
 
 _WORDWISE_NORMALIZERS = {
     "BertNormalizer",
@@ -40,6 +42,8 @@ _WORDWISE_NORMALIZERS = {
     "Precompiled",
 }
 
+logger = logging.getLogger(__name__)
+
 
 def token_dtype(vocab_size: int) -> np.dtype:
     """The dtype of token ids in a shard, by megatron-core's rule."""
@@ -48,120 +52,130 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 class WordCache:
     """Encodes sentences without special tokens; `tokenizer` is a tokenizers.Tokenizer, set to split specials as
-    text."""
+    text. `native=False` takes the dictionary."""
 
-    def __init__(self, tokenizer: Tokenizer, *, max_words: int = MAX_WORDS) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, max_bytes: int = MAX_TABLE_BYTES, native: bool = True) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
         self.tokenizer = tokenizer
-        self._model = tokenizer.model
-        self.max_words = max_words
+        self.max_bytes = max_bytes
         self.dtype = token_dtype(tokenizer.get_vocab_size(with_added_tokens=True))
+        self._typecode = "H" if self.dtype.itemsize == 2 else "i"
         spec = json.loads(tokenizer.to_str())
         self.scheme = word_scheme(spec)
-        self._lower = _ascii_case(spec)
-        self._typecode = "H" if self.dtype.itemsize == 2 else "i"
-        vocabulary = spec["model"]["vocab"] if self._lower is not None else {}
-        limit = spec["model"].get("max_input_chars_per_word", 0)
-        # a run that is an entry as a whole is that entry: WordPiece takes the longest match first
-        self._whole = {entry: self._pack([number]) for entry, number in vocabulary.items() if len(entry) <= limit}
-        self._first: dict[str, bytes] = {}
-        # A word after a space has other ids than the same word without one: in byte-level vocabularies only.
-        self._later: dict[str, bytes] = {} if self.scheme == "prefixed" else self._first
+        prefixed = self.scheme == "prefixed"
+        extension = _extension() if native else None
+        if extension is None:
+            self._table: Any = _DictTable(prefixed, self._typecode)
+        else:
+            self._table = extension.WordTable(prefixed=prefixed, token_bytes=self.dtype.itemsize)
+            if (wordpiece := _bert_wordpiece(spec)) is not None:
+                self._table.use_wordpiece(**wordpiece)
 
     @property
     def num_words(self) -> int:
-        """Words kept."""
-        return len(self._first) + (len(self._later) if self._later is not self._first else 0)
+        """Words in the table."""
+        return len(self._table)
 
     def encode(self, sentences: list[str]) -> list[bytes]:
         """Packed ids (of `self.dtype`) of each sentence; empty bytes for a sentence without tokens."""
         if self.scheme is None:
             return self._by_library(sentences)
-        split = [sentence.split(" ") for sentence in sentences]
-        packed, unknown = self._look_up(split)
-        # White space inside a word, or an empty word, is never cached: such sentences end up here and go to the
-        # library.
-        plain = [i for i in unknown if sentences[i].isprintable() and "" not in split[i]]
-        odd = sorted(set(unknown).difference(plain))
-        for i, ids in zip(odd, self._by_library([sentences[i] for i in odd]), strict=True):
+        packed, missing = self._table.encode(sentences)
+        open_ones = [i for i, ids in enumerate(packed) if ids is None]
+        if missing:
+            # White space inside a word is never learnt: such sentences stay open and go to the library.
+            self._learn([word for word in missing if word.isprintable()])
+            again, _missing = self._table.encode([sentences[i] for i in open_ones])
+            for i, ids in zip(open_ones, again, strict=True):
+                packed[i] = ids
+            open_ones = [i for i in open_ones if packed[i] is None]
+        for i, ids in zip(open_ones, self._by_library([sentences[i] for i in open_ones]), strict=True):
             packed[i] = ids
-        for i, ids in zip(plain, self._learn([split[i] for i in plain]), strict=True):
-            packed[i] = ids
+        if self._table.num_bytes > self.max_bytes:
+            self._table.clear()
         return packed
+
+    def _learn(self, words: list[str]) -> None:
+        for first in range(0, len(words), WORDS_AT_ONCE):
+            some = words[first : first + WORDS_AT_ONCE]
+            encodings = self.tokenizer.encode_batch_fast(some, add_special_tokens=False)
+            self._table.learn(some, [encoding.ids for encoding in encodings])
 
     def _by_library(self, texts: list[str]) -> list[bytes]:
         encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [self._pack(encoding.ids) for encoding in encodings]
+        return [array(self._typecode, encoding.ids).tobytes() for encoding in encodings]
 
-    def _pack(self, ids: list[int]) -> bytes:
-        return array(self._typecode, ids).tobytes()
 
-    def _look_up(self, split: list[list[str]]) -> tuple[list[bytes], list[int]]:
-        """(packed ids, empty where unknown; numbers of the sentences with a word that is not cached)."""
-        packed, unknown = [], []
-        first, later = self._first.__getitem__, self._later.__getitem__
-        uniform = self._first is self._later
-        for i, words in enumerate(split):
+@cache
+def _extension() -> Any:
+    """megatron_alum._data, or None where it is not built."""
+    try:
+        return importlib.import_module("megatron_alum._data")
+    except ImportError as error:
+        logger.warning("Words are looked up in Python, about half as fast: %s.", error)
+        return None
+
+
+class _DictTable:
+    """The table of the extension as a dictionary, with the same methods."""
+
+    def __init__(self, prefixed: bool, typecode: str) -> None:
+        self._prefixed, self._typecode = prefixed, typecode
+        self.clear()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def encode(self, sentences: list[str]) -> tuple[list[bytes | None], list[str]]:
+        """(packed ids, None where a word is missing or spaces are irregular; the missing words, each once)."""
+        packed: list[bytes | None] = []
+        missing: dict[str, None] = {}
+        known = self._ids.__getitem__
+        for sentence in sentences:
+            words = sentence.split(" ")
+            regular = "" not in words
+            if self._prefixed:
+                words[1:] = [" " + word for word in words[1:]]
             try:
-                if uniform:
-                    packed.append(b"".join(map(first, words)))
-                else:
-                    packed.append(first(words[0]) + b"".join(map(later, words[1:])))
+                packed.append(b"".join(map(known, words)) if regular else None)
             except KeyError:
-                packed.append(b"")
-                unknown.append(i)
-        return packed, unknown
+                packed.append(None)
+                missing.update((word, None) for word in words if word not in self._ids)
+        return packed, list(missing)
 
-    def _learn(self, split: list[list[str]]) -> list[bytes]:
-        """Packed ids of plain sentences after caching their words, as far as there is room."""
-        surplus_later: list[str] = []
-        if self._first is self._later:
-            surplus = self._fill(self._first, set().union(*split), "")
-        else:
-            surplus = self._fill(self._first, {words[0] for words in split}, "")
-            surplus_later = self._fill(self._later, set().union(*(words[1:] for words in split)), " ")
-        packed, unknown = self._look_up(split)
-        assert not unknown
-        for cache, words in ((self._first, surplus), (self._later, surplus_later)):
-            for word in words:
-                del cache[word]
-        return packed
+    def learn(self, words: list[str], ids: list[list[int]]) -> None:
+        """Add `words` with their `ids`."""
+        for word, own in zip(words, ids, strict=True):
+            self._ids[word] = array(self._typecode, own).tobytes()
+            self.num_bytes += 160 + len(word)  # two objects and their place in the dictionary
 
-    def _fill(self, cache: dict[str, bytes], words: set[str], prefix: str) -> list[str]:
-        """Put all of `words` into `cache`; returns those that must not stay: too long, or without room."""
-        missing = sorted(words - cache.keys(), key=len)
-        room = max(0, self.max_words - len(cache))
-        stay = min(room, sum(len(word) <= MAX_WORD_CHARS for word in missing))
-        rest = missing
-        if self._lower is not None:
-            rest = [word for word in missing if not (word.isascii() and word.isprintable())]
-            for word in missing:
-                if word.isascii() and word.isprintable():
-                    cache[word] = self._ascii_word(word)
-        cache.update(zip(rest, self._by_library([prefix + word for word in rest]), strict=True))
-        return missing[stay:]
-
-    def _ascii_word(self, word: str) -> bytes:
-        """BERT on printable ASCII: runs of letters and digits, and every other character alone, straight to the model.
-
-        Skipping the library's normaliser and pre-tokenizer makes a new word several times cheaper.
-        """
-        ids = []
-        for piece in _ASCII_PIECE.findall(word.lower() if self._lower else word):
-            packed = self._whole.get(piece)
-            if packed is None:
-                packed = self._pack([token.id for token in self._model.tokenize(piece)])
-            ids.append(packed)
-        return b"".join(ids)
+    def clear(self) -> None:
+        """Forget all words."""
+        self._ids: dict[str, bytes] = {}
+        self.num_bytes = 0
 
 
-def _ascii_case(spec: dict[str, Any]) -> bool | None:
-    """Whether a BERT tokenizer lower-cases; None for every other kind of tokenizer."""
-    bert = (spec["normalizer"] or {}).get("type") == "BertNormalizer" and spec["model"]["type"] == "WordPiece"
-    is_bert = bert and (spec["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
-    return bool(spec["normalizer"]["lowercase"]) if is_bert else None
+def _bert_wordpiece(spec: dict[str, Any]) -> dict[str, Any] | None:
+    """What the extension needs to spell ASCII words like BERT, None for every other kind of tokenizer."""
+    model, normalizer = spec["model"], spec["normalizer"] or {}
+    pre_tokenizer = (spec["pre_tokenizer"] or {}).get("type")
+    is_bert = (model["type"], normalizer.get("type"), pre_tokenizer) == (
+        "WordPiece",
+        "BertNormalizer",
+        "BertPreTokenizer",
+    )
+    prefix = model.get("continuing_subword_prefix", "")
+    if not is_bert or prefix.isalnum() or not prefix or model["unk_token"] not in model["vocab"]:
+        return None
+    return {
+        "vocabulary": model["vocab"],
+        "prefix": prefix,
+        "unknown": model["vocab"][model["unk_token"]],
+        "max_run_chars": model["max_input_chars_per_word"],
+        "lower": normalizer["lowercase"],
+    }
 
 
 def word_scheme(spec: dict[str, Any]) -> str | None:

@@ -1,14 +1,14 @@
 """MediaWiki markup to plain text in one pass over the brackets and a fixed list of substitutions.
 
-    Removed with their contents   comments, {{templates}}, {| tables |}, <ref>, <math>, <gallery>, code and other
-    elements
-                                  that hold no prose, [[File:...]], [[Category:...]], links to other languages,
-                                  __WORDS__
-    Reduced to their text         [[target|label]], [url label], ''emphasis'', inline HTML elements, entities
+    Removed with their contents   comments, most {{templates}}, {| tables |}, <ref>, <math>, <gallery>, code and
+                                  other elements that hold no prose, [[File:...]], [[Category:...]], links to other
+                                  languages, __WORDS__
+    Reduced to their text         {{convert|5|km}}, {{lang|fr|chat}} and their like (templates.py), [[target|label]],
+                                  [url label], ''emphasis'', inline HTML elements, entities
     A line of its own             headings (dropped when nothing follows them), list items, block elements, <br>
 
-What is not balanced stays as text: an unclosed {{ never swallows the rest of an article. Templates are not expanded, so
-measures and pronunciations written as templates are missing; brackets that become empty that way are tidied.
+What is not balanced stays as text: an unclosed {{ never swallows the rest of an article. Templates are not expanded;
+templates.py says which leave text. Brackets and punctuation that the others leave alone are tidied.
 
 `clean_wikitext` is checked against mwparserfromhell (`clean_by_parser`) on real articles: see tests.
 """
@@ -16,6 +16,8 @@ measures and pronunciations written as templates are missing; brackets that beco
 import html
 import re
 from collections.abc import Iterator
+
+from megatron_alum.data.readers.templates import HOLE, template_text
 
 NO_PROSE = (
     "ref|math|chem|gallery|timeline|score|source|syntaxhighlight|imagemap|graph|mapframe|maplink|templatedata|table|"
@@ -38,9 +40,12 @@ _MAGIC = re.compile(r"__[A-Z]+__")
 _HEADING = re.compile(r"^(={1,6})\s*(.*?)\s*\1\s*$")
 _LIST_MARK = re.compile(r"^[*#:;]+\s*")
 _LANGUAGE_LINK = re.compile(r"^[a-z]{2,3}(?:-[a-z-]+)?:")
-# What a removed template leaves inside brackets: "(; born 1990)", "( )", "Paris ()".
+# What a removed template leaves: "(; born 1990)", "( )", "Paris ()", "(Akhilleus, )", "such as , and", "word ."
 _EMPTY_BRACKETS = re.compile(r"[ \t]*\((?:[\s,;:/\u2013-])*\)")
 _BRACKET_HEAD = re.compile(r"\([\s,;:]+")
+_BRACKET_TAIL = re.compile(r"[\s,;:]+\)")
+_LONE_SEPARATORS = re.compile(rf"([,;:])(?:\s*{HOLE}+\s*[,;:])+|(\.)\s*{HOLE}+\s*\.(?!\.)")
+_HOLE_BEFORE_STOP = re.compile(rf"\s*{HOLE}+(?=[\s{HOLE}]*[,.;:)])")
 _DEFAULT_DROPPED = frozenset({"file", "image", "category", "media"})
 MAX_LINK_DEPTH = 5
 """Links inside file captions inside links: real articles have two levels."""
@@ -51,7 +56,7 @@ def clean_wikitext(source: str, dropped_namespaces: frozenset[str] = _DEFAULT_DR
     text = _COMMENT.sub("", source)
     text = _NOWIKI.sub(lambda match: _escaped(match[1] or ""), text)
     text = _ELEMENT.sub("", _SELF_CLOSED.sub("", text))
-    text = _without_spans(text, _balanced_spans(text))
+    text = _without_brackets(text)
     for _depth in range(MAX_LINK_DEPTH):
         reduced = _LINK.sub(lambda match: _link_text(match, dropped_namespaces), text)
         if reduced == text:
@@ -68,35 +73,36 @@ def _escaped(text: str) -> str:
     return re.sub(r"[^\w\s]", lambda match: f"&#{ord(match[0])};", text)
 
 
-def _balanced_spans(text: str) -> list[tuple[int, int]]:
-    """Outermost balanced templates and tables as [start, stop), ascending."""
-    open_marks: list[tuple[str, int]] = []
-    spans: list[tuple[int, int]] = []
+def _without_brackets(text: str) -> str:
+    """`text` with templates replaced by their text, the innermost first, and tables removed."""
+    frames: list[tuple[str, list[str]]] = [("", [])]  # what is open: mark, and pieces of text since
+    position = 0
     for match in _BRACKET.finditer(text):
         mark = match[0].lstrip()
         if mark.endswith(("{{", "{|")):
-            open_marks.append((mark[-2:], match.end() - 2))
+            frames[-1][1].append(text[position : match.end() - 2])
+            frames.append((mark[-2:], []))
+            position = match.end()
             continue
         wanted = "{{" if mark == "}}" else "{|"
-        depth = next((i for i in range(len(open_marks) - 1, -1, -1) if open_marks[i][0] == wanted), None)
-        if depth is None:
+        depth = next((i for i in range(len(frames) - 1, 0, -1) if frames[i][0] == wanted), 0)
+        if depth == 0:
             continue
-        start = open_marks[depth][1]
-        del open_marks[depth:]
-        while spans and spans[-1][0] >= start:  # spans inside this one
-            spans.pop()
-        spans.append((start, match.end()))
-    return spans
+        frames[-1][1].append(text[position : match.start()])
+        _unclose(frames, depth)
+        _mark, pieces = frames.pop()
+        frames[-1][1].append(template_text("".join(pieces)) if wanted == "{{" else "")
+        position = match.end()
+    frames[-1][1].append(text[position:])
+    _unclose(frames, 0)
+    return "".join(frames[0][1])
 
 
-def _without_spans(text: str, spans: list[tuple[int, int]]) -> str:
-    pieces = []
-    position = 0
-    for start, stop in spans:
-        pieces.append(text[position:start])
-        position = stop
-    pieces.append(text[position:])
-    return "".join(pieces)
+def _unclose(frames: list[tuple[str, list[str]]], depth: int) -> None:
+    """What was opened above frame `depth` and never closed is text."""
+    while len(frames) - 1 > depth:
+        mark, pieces = frames.pop()
+        frames[-1][1].extend([mark, *pieces])
 
 
 def _link_text(match: re.Match[str], dropped: frozenset[str]) -> str:
@@ -132,7 +138,10 @@ def prose_lines(text: str) -> Iterator[str]:
 
 
 def _tidy(line: str) -> str:
-    """Entities resolved and the empty brackets of removed templates gone."""
+    """Entities resolved, the empty brackets and lone separators of removed templates gone."""
+    if HOLE in line:
+        line = _HOLE_BEFORE_STOP.sub("", _LONE_SEPARATORS.sub(r"\1\2", line)).replace(HOLE, "")
+        line = _BRACKET_TAIL.sub(")", line)
     if "(" in line:
         line = _BRACKET_HEAD.sub("(", _EMPTY_BRACKETS.sub("", line))
     return html.unescape(line).replace("\n", " ").strip() if "&" in line else line
@@ -149,6 +158,8 @@ def clean_by_parser(source: str, dropped_namespaces: frozenset[str] = _DEFAULT_D
             _remove(code, tag)
         elif str(tag.tag).strip().lower() == "br":
             _replace(code, tag, "\n")
+    for template in reversed(code.filter_templates(recursive=True)):  # the innermost first
+        _replace(code, template, template_text(str(template)[2:-2]))
     for link in code.filter_wikilinks(recursive=True):
         namespace = str(link.title).split(":")[0].strip().lower() if ":" in str(link.title) else ""
         if namespace in dropped_namespaces or (namespace and _LANGUAGE_LINK.match(str(link.title).strip())):

@@ -5,15 +5,17 @@ import json
 
 import pytest
 
+from megatron_alum.data import tokenizer_folder
 from megatron_alum.data.settings import InputSettings
+from megatron_alum.data.tokenizer_folder import describe_folder, write_folder
 from megatron_alum.data.tokenizers import (
-    TokenizerSource,
     load_tokenizer,
     make_tokenizer,
     save_tokenizer,
     tokenizer_kind,
 )
 from megatron_alum.data.train_tokenizer import TrainTokenizerSettings, VocabularySettings, train_tokenizer
+from megatron_alum.data.vocabulary import TokenizerSource
 from tests.data.prep.corpora import LETTERS, SPECIALS, prepare, write_jsonl, write_vocab
 
 TEXTS = [
@@ -132,3 +134,64 @@ def test_special_tokens_must_differ(tmp_path):
     tokenizer.save_pretrained(str(tmp_path / "bad"))
     with pytest.raises(ValueError, match=r"`mask_token` of the tokenizer .* must have an id of its own"):
         load_tokenizer(tmp_path / "bad")
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("wordpiece", {}),
+        ("wordpiece", {"case": "keep", "strip_accents": True}),
+        ("wordpiece", {"case": "lower"}),
+        ("bpe", {}),
+    ],
+)
+def test_folders_written_without_transformers_are_its_own(tmp_path, monkeypatch, kind, options):
+    """From vocabulary files and from a folder: the bytes that transformers saves, without importing it."""
+    model = json.loads(trained(tmp_path, type=kind).backend_tokenizer.to_str())["model"]
+    if kind == "bpe":
+        (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+        (tmp_path / "merges.txt").write_text("\n".join(" ".join(pair) for pair in model["merges"]))
+        source = TokenizerSource(vocab_file=tmp_path / "vocab.json", merge_file=tmp_path / "merges.txt")
+    else:
+        (tmp_path / "vocab.txt").write_text("\n".join(sorted(model["vocab"], key=model["vocab"].get)), encoding="utf-8")
+        source = TokenizerSource(vocab_file=tmp_path / "vocab.txt", **options)
+    tokenizer = make_tokenizer(source)
+    save_tokenizer(tokenizer, tmp_path / "theirs")
+    monkeypatch.setattr(tokenizer_folder, "make_tokenizer", None)  # what would import transformers
+    write_folder(source, tmp_path / "ours")
+    write_folder(TokenizerSource(folder=tmp_path / "ours"), tmp_path / "copied")
+    assert files_of(tmp_path / "theirs") == files_of(tmp_path / "ours") == files_of(tmp_path / "copied")
+    assert describe_folder(tmp_path / "ours") == {
+        "kind": kind,
+        "class": type(tokenizer).__name__,
+        "vocab_size": len(tokenizer),
+        "lower_case": bool(getattr(tokenizer, "do_lower_case", False)),
+    }
+
+
+def test_other_folders_go_through_transformers(tmp_path):
+    """A folder whose configuration and tokenizer.json disagree gets what transformers makes of it."""
+    write_folder(TokenizerSource(vocab_file=write_vocab(tmp_path)), tmp_path / "odd")
+    path = tmp_path / "odd" / "tokenizer_config.json"
+    path.write_text(path.read_text().replace('"do_lower_case": true', '"do_lower_case": false'))
+    write_folder(TokenizerSource(folder=tmp_path / "odd"), tmp_path / "written")
+    own, theirs = load_tokenizer(tmp_path / "written"), load_tokenizer(tmp_path / "odd")
+    assert own.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+    assert own.tokenize("The CAT") == theirs.tokenize("The CAT")
+    write_folder(TokenizerSource(folder=tmp_path / "odd", case="keep"), tmp_path / "kept")
+    assert load_tokenizer(tmp_path / "kept").tokenize("the CAT") == ["the", "[UNK]"]
+
+
+def test_merges_of_another_vocabulary_are_refused(tmp_path):
+    (tmp_path / "vocab.json").write_text(
+        json.dumps({t: i for i, t in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])})
+    )
+    (tmp_path / "merges.txt").write_text("a b\n")
+    source = TokenizerSource(vocab_file=tmp_path / "vocab.json", merge_file=tmp_path / "merges.txt")
+    with pytest.raises(ValueError, match="`--merge-file` must belong to the vocabulary"):
+        write_folder(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

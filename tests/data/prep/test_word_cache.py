@@ -8,11 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from megatron_alum.data import word_cache
 from megatron_alum.data.readers.base import Document
 from megatron_alum.data.readers.wikiextractor import WikiextractorReader
 from megatron_alum.data.settings import InputSettings
-from megatron_alum.data.tokenizers import TokenizerSource, make_tokenizer
+from megatron_alum.data.tokenizers import make_tokenizer
 from megatron_alum.data.train_tokenizer import TrainTokenizerSettings, VocabularySettings, train_tokenizer
+from megatron_alum.data.vocabulary import TokenizerSource
 from megatron_alum.data.word_cache import WordCache, token_dtype, word_scheme
 from tests.data.prep.corpora import write_jsonl
 
@@ -68,11 +70,12 @@ ALPHABET = (
 TEXT = st.text(st.one_of(st.sampled_from(ALPHABET), st.characters(exclude_categories=["Cs"])), max_size=40)
 
 
+@pytest.mark.parametrize("native", [True, False], ids=["extension", "dictionary"])
 @pytest.mark.parametrize("name", KINDS)
-def test_any_text_gets_the_librarys_ids(tokenizers, name):
-    cache = cache_of(tokenizers[name])
+def test_any_text_gets_the_librarys_ids(tokenizers, name, native):
+    cache = cache_of(tokenizers[name], native=native)
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(st.lists(TEXT, max_size=4))
     def check(texts):
         assert ids_of(cache, texts) == library_ids(tokenizers[name], texts)
@@ -80,16 +83,29 @@ def test_any_text_gets_the_librarys_ids(tokenizers, name):
     check()
 
 
+@pytest.mark.parametrize("native", [True, False], ids=["extension", "dictionary"])
 @pytest.mark.parametrize("name", KINDS)
-def test_a_full_cache_gives_the_same_ids_and_does_not_grow(tokenizers, name):
-    cache = cache_of(tokenizers[name], max_words=5)
-    texts = [
-        " ".join(random.Random(i).choices("the quick brown fox jumps over lazy dogs 1 22 333 a'b".split(), k=9))
-        for i in range(30)
-    ]
-    for _ in range(2):
+def test_a_full_table_is_emptied_and_gives_the_same_ids(tokenizers, name, native):
+    cache = cache_of(tokenizers[name], max_bytes=60_000, native=native)
+    draw = random.Random(1)
+    most = 0
+    for _ in range(30):
+        texts = [" ".join(f"\xe9{draw.randrange(3000)}" for _ in range(20)) for _ in range(10)]
         assert ids_of(cache, texts) == library_ids(tokenizers[name], texts)
-        assert cache.num_words <= 2 * 5
+        most = max(most, cache.num_words)
+    assert 100 < most < 1000
+
+
+@pytest.mark.parametrize("cased", [False, True])
+def test_ascii_words_are_spelt_like_berts(tokenizers, cased):
+    """Every printable character, at every place of a word, runs at the limit of 100 and beyond it, unknown letters."""
+    tokenizer = tokenizers["wordpiece-cased" if cased else "wordpiece"]
+    cache = cache_of(tokenizer)
+    printable = [chr(code) for code in range(33, 127)]
+    words = [f"{a}the{b}Dog{a}" for a, b in zip(printable, reversed(printable), strict=True)]
+    words += ["t" * 100, "t" * 101, "x." * 60, "theqqq", "##the", "a##the", "[UNK]", "ZZZ", "\x7f", "a\x01b"]
+    assert ids_of(cache, words) == library_ids(tokenizer, words)
+    assert cache.num_words == 0  # the odd ones go to the library, the others need no place
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -101,10 +117,18 @@ def test_special_tokens_in_the_text_are_text(tokenizers, name):
     assert not set(ids) & {tokenizer.mask_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id}
 
 
-def test_long_words_are_not_kept(tokenizers):
-    cache = cache_of(tokenizers["wordpiece"])
-    cache.encode(["a" * 1000 + " dog"])
-    assert cache.num_words == 1
+def test_both_tables_answer_alike(tokenizers):
+    spec = json.loads(tokenizers["bpe"].backend_tokenizer.to_str())
+    assert word_cache._bert_wordpiece(spec) is None
+    tables = [word_cache._extension().WordTable(prefixed=True, token_bytes=2), word_cache._DictTable(True, "H")]
+    sentences = ["a b a", "", "a  b", " a", "\u4e2d a", "a"]
+    for table in tables:
+        assert table.encode(sentences) == ([None] * 6, ["a", " b", " a", "\u4e2d"])
+        table.learn(["a", " b", " a"], [[1], [2, 3], [4]])
+        assert table.encode(sentences)[0] == [b"\1\0\2\0\3\0\4\0", None, None, None, None, b"\1\0"]
+        assert len(table) == 3 and table.num_bytes > 0
+        table.clear()
+        assert len(table) == 0 and table.encode(["a"]) == ([None], ["a"])
 
 
 def test_schemes_that_are_refused(tokenizers):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from megatron_alum.data.tokenizers import TokenizerSource, make_tokenizer
+from megatron_alum.data.tokenizers import make_tokenizer
+from megatron_alum.data.vocabulary import TokenizerSource
 from tests.data.sampling.builders import epoch_rows, open_train, wikipedia_documents, write_shards
 from tests.data.sampling.oracle import google_pairs
 

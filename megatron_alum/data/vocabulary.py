@@ -1,0 +1,122 @@
+"""Vocabulary files: what a user may name, read and checked, before any tokenizer is built.
+
+vocab.txt of a WordPiece vocabulary, or vocab.json and merges.txt of a byte-level BPE one. Masked language modelling
+needs five special tokens, which must be among the entries.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Case = Literal["lower", "keep"]
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+
+@dataclass(frozen=True)
+class TokenizerSource:
+    """Where the tokenizer comes from: exactly one of `folder` and `vocab_file`."""
+
+    folder: Path | None = None
+    """A Hugging Face tokenizer folder (tokenizer.json or a vocabulary with tokenizer_config.json)."""
+    vocab_file: Path | None = None
+    """vocab.txt (WordPiece) or vocab.json (byte-level BPE, with `merge_file`)."""
+    merge_file: Path | None = None
+    """merges.txt of a byte-level BPE vocabulary."""
+    case: Case | None = None
+    """"lower" or "keep"; None takes the folder's own, or lower when vocab.txt has no upper-case entry."""
+    strip_accents: bool | None = None
+    """Strip accents; None follows `case` as in Google's BERT (stripped when lower-casing)."""
+
+    def __post_init__(self) -> None:
+        if (self.folder is None) == (self.vocab_file is None):
+            raise ValueError(
+                "`--tokenizer` or `--vocab-file` must be given, and not both. "
+                "Name a tokenizer folder or a vocabulary file."
+            )
+        if self.case not in (None, "lower", "keep"):
+            raise ValueError(f"`--case` must be lower or keep, but is {self.case} instead.")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Entries and options of a BERT (WordPiece) or, with `merges`, RoBERTa (byte-level BPE) tokenizer."""
+
+    entries: dict[str, int]
+    merges: list[tuple[str, str]] | None = None
+    lower: bool = False
+    strip_accents: bool | None = None
+    """None follows `lower`"""
+
+
+def read_vocabulary(source: TokenizerSource) -> Vocabulary:
+    """The vocabulary files that `source` names; ValueError says what is wrong with them."""
+    assert source.vocab_file is not None
+    if not source.vocab_file.is_file():
+        raise ValueError(f"`--vocab-file` must be an existing file, but {source.vocab_file} is none.")
+    if source.vocab_file.suffix == ".json":
+        return _byte_level_from_files(source)
+    if source.merge_file is not None:
+        raise ValueError("`--merge-file` must go with a vocab.json, but the vocabulary is a WordPiece list instead.")
+    return _wordpiece_from_file(source)
+
+
+def _read_vocab_lines(path: Path) -> list[str]:
+    """Entries of a vocab.txt in id order; ValueError when it cannot be a vocabulary."""
+    try:
+        entries = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`--vocab-file` must be UTF-8 text, but {path} is not: {error}.") from error
+    if entries and entries[-1] == "":
+        entries.pop()
+    entries = [entry.rstrip("\r") for entry in entries]
+    if len(set(entries)) != len(entries):
+        twice = next(entry for position, entry in enumerate(entries) if entry in entries[:position])
+        raise ValueError(f"`--vocab-file` must list each entry once, but {path} has {twice!r} more than once.")
+    _require_specials(BERT_SPECIALS, entries, path)
+    return entries
+
+
+def _require_specials(specials: Sequence[str], entries: Any, path: Path) -> None:
+    missing = [token for token in specials if token not in entries]
+    if missing:
+        raise ValueError(
+            f"`--vocab-file` must contain {', '.join(specials)}, but {path} lacks {', '.join(missing)}. "
+            "Use a vocabulary made for masked language modelling, or train one by tools/train_tokenizer.py."
+        )
+
+
+def _wordpiece_from_file(source: TokenizerSource) -> Vocabulary:
+    assert source.vocab_file is not None
+    entries = _read_vocab_lines(source.vocab_file)
+    has_upper = any(entry != entry.lower() for entry in entries if not _is_bracketed(entry))
+    lower = source.case == "lower" if source.case else not has_upper
+    return Vocabulary({entry: i for i, entry in enumerate(entries)}, lower=lower, strip_accents=source.strip_accents)
+
+
+def _is_bracketed(entry: str) -> bool:
+    """[PAD], [UNK], [unused12]: control entries say nothing about the case of a vocabulary."""
+    return entry.startswith("[") and entry.endswith("]")
+
+
+def _byte_level_from_files(source: TokenizerSource) -> Vocabulary:
+    assert source.vocab_file is not None
+    if source.merge_file is None or not source.merge_file.is_file():
+        raise ValueError(
+            f"`--merge-file` must name the merges.txt that belongs to {source.vocab_file}, but is "
+            f"{source.merge_file} instead."
+        )
+    if source.case == "lower" or source.strip_accents:
+        raise ValueError("`--case` must be keep for a byte-level BPE vocabulary, but lower-casing was asked for.")
+    try:
+        vocab = json.loads(source.vocab_file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"`--vocab-file` must be a JSON map, but {source.vocab_file} is not: {error}.") from error
+    _require_specials(ROBERTA_SPECIALS, vocab, source.vocab_file)
+    lines = source.merge_file.read_text(encoding="utf-8").splitlines()
+    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"`--merge-file` must hold two symbols a line, but {source.merge_file} does not.")
+    return Vocabulary(vocab, [(left, right) for left, right in pairs])
