@@ -32,7 +32,7 @@ class AttackConfig:
     """examples of a batch"""
     seed: int = 0
     """of the random start"""
-    word_attack: Literal["textfooler", "bae", "pwws"] | None = None
+    word_attack: Literal["textfooler", "bae", "pwws", "deepwordbug"] | None = None
     """also replace words, by this recipe of the TextAttack library, which must be installed"""
 
     def __post_init__(self) -> None:

@@ -5,15 +5,21 @@ embeddings, `num_steps` steps of 2.5 r / num_steps along the sign of the gradien
 projected onto the ball. An example counts as robust if its prediction is right before the attack and at every step of
 it. Pads stay untouched.
 
-Word substitution uses TextAttack's published recipes (TextFooler, BAE, PWWS); the library is optional.
+Word substitution uses TextAttack's published recipes; the library is optional. What they fetch when first used, and
+find in its cache and in NLTK's later: TextFooler (Jin et al. 2019) word vectors and the Universal Sentence Encoder, BAE
+(Garg and Ramakrishnan 2020) a BERT and that encoder, PWWS (Ren et al. 2019) WordNet, DeepWordBug (Gao et al. 2018),
+which swaps characters, NLTK's stop words alone.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
+import types
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,7 +32,12 @@ from megatron_alum.finetune.loading import Example
 from megatron_alum.finetune.tasks import Task
 
 STEP_FACTOR = 2.5  # Madry et al.: steps long enough to reach the boundary from any start
-RECIPES = {"textfooler": "TextFoolerJin2019", "bae": "BAEGarg2019", "pwws": "PWWSRen2019"}
+RECIPES = {
+    "textfooler": "TextFoolerJin2019",
+    "bae": "BAEGarg2019",
+    "pwws": "PWWSRen2019",
+    "deepwordbug": "DeepWordBugGao2018",
+}
 
 
 def pgd_accuracy(
@@ -75,23 +86,56 @@ def word_attack(
 ) -> dict[str, float]:
     """{"clean_accuracy", "robust_accuracy"} under a TextAttack recipe.
 
-    Raises: ValueError when the library is not installed, or for a task that is no classification.
+    Raises: ValueError when the library is not installed or lacks its data, or for a task that is no classification.
     """
     if task.kind != "classification":
         raise ValueError(f"--word-attack must be used on classification tasks, but {task.name} is {task.kind} instead.")
     if importlib.util.find_spec("textattack") is None:
         raise ValueError("--word-attack needs the TextAttack library, which is not installed: pip install textattack.")
-    textattack: Any = importlib.import_module("textattack")
-    recipes: Any = importlib.import_module("textattack.attack_recipes")
-    wrappers: Any = importlib.import_module("textattack.models.wrappers")
-    datasets: Any = importlib.import_module("textattack.datasets")
-    wrapped = wrappers.HuggingFaceModelWrapper(model, tokenizer)
-    attack = getattr(recipes, RECIPES[recipe]).build(wrapped)
-    arguments = textattack.AttackArgs(num_examples=len(examples), disable_stdout=True)
-    results = textattack.Attacker(attack, datasets.Dataset(*_texts(examples)), arguments).attack_dataset()
+    with _flair_in_name_only():
+        textattack: Any = importlib.import_module("textattack")
+        recipes: Any = importlib.import_module("textattack.attack_recipes")
+        wrappers: Any = importlib.import_module("textattack.models.wrappers")
+        datasets: Any = importlib.import_module("textattack.datasets")
+    wrapped = wrappers.HuggingFaceModelWrapper(model.eval(), tokenizer)
+    try:
+        attack = getattr(recipes, RECIPES[recipe]).build(wrapped)
+        arguments = textattack.AttackArgs(num_examples=len(examples), disable_stdout=True)
+        results = textattack.Attacker(attack, datasets.Dataset(*_texts(examples)), arguments).attack_dataset()
+    except (LookupError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"--word-attack {recipe} must find its data, but does not ({reason}). Fetch them once."
+        ) from None
     kinds = [type(result).__name__ for result in results]
     survived, fooled = kinds.count("FailedAttackResult"), kinds.count("SuccessfulAttackResult")
     return {"clean_accuracy": (survived + fooled) / len(kinds), "robust_accuracy": survived / len(kinds)}
+
+
+class _Nothing(types.ModuleType):
+    """A module that has a class of every name."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+@contextmanager
+def _flair_in_name_only() -> Iterator[None]:
+    """TextAttack imports flair, which the current transformers breaks, for taggers that none of `RECIPES` uses."""
+    names = ("flair", "flair.data", "flair.models")
+    stand_ins = {name: _Nothing(name) for name in names if name not in sys.modules}
+    for name, module in stand_ins.items():
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(stand_ins[parent], child, module)
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
 
 
 def _texts(examples: Sequence[Example]) -> tuple[list[tuple[Any, int]], list[str]]:
