@@ -9,7 +9,8 @@
     wikiextractor                   on the dump, --no-templates, if it is installed; beside our reader on the same dump
 
 Wall seconds count, and CPU seconds stand beside them: on a machine that does other work they say more. The dump is
-repeated (as streams of 100 pages, the way Wikimedia packs them) until it has --dump-mb.
+repeated (as streams of 100 pages, the way Wikimedia packs them) until it has --dump-mb. Rows of an existing --output
+that this run does not measure stay: text and dump can be measured one after the other. The promised ratios are printed.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from megatron_alum.compat.machine import current_commit, processor_name
 from megatron_alum.config.cli import main_guard
 from megatron_alum.data.plan import InputPlan
 from megatron_alum.data.punkt import PunktSplitter
@@ -54,10 +56,13 @@ class Row:
     cpu_seconds: float
     megabytes_per_second: float = 0.0
     megabytes_per_cpu_second: float = 0.0
+    processor: str = ""
+    commit: str = ""
 
     def __post_init__(self) -> None:
         self.megabytes_per_second = self.megabytes / self.wall_seconds
         self.megabytes_per_cpu_second = self.megabytes / self.cpu_seconds
+        self.processor, self.commit = processor_name(), current_commit()
 
 
 def measure(what: str, megabytes: float, function: Callable[[], object]) -> Row:
@@ -201,11 +206,38 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         rows = bench_text(arguments, Path(name)) if arguments.corpus else []
         rows += bench_dump(arguments, Path(name)) if arguments.dump else []
+    print("\n".join(promises({row.what: row for row in rows})))
     if arguments.output:
-        with Path(arguments.output).open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, asdict(rows[0]))
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
+        write_table(Path(arguments.output), rows)
+
+
+def promises(rows: dict[str, Row]) -> list[str]:
+    """The ratios the project promises, of the rows that were measured."""
+    pairs = [
+        (f"{TOOL.name}, 1 worker(s)", "punkt, sentence by sentence", "at least 4"),
+        (f"{TOOL.name}, 2 worker(s)", f"{TOOL.name}, 1 worker(s)", "at least 1.8"),
+        ("MediaWiki reader, 1 worker(s)", "wikiextractor, 1 process(es)", "at least 0.5"),
+        ("MediaWiki reader, 2 worker(s)", "MediaWiki reader, 1 worker(s)", "at least 1.8"),
+    ]
+    return [
+        f"{ours} / {theirs}: {rows[ours].megabytes_per_second / rows[theirs].megabytes_per_second:.2f} ({bound})"
+        for ours, theirs, bound in pairs
+        if ours in rows and theirs in rows
+    ]
+
+
+def write_table(path: Path, rows: list[Row]) -> None:
+    """Write `rows` to the CSV file, after the rows of other names it has already."""
+    table = [
+        {key: f"{value:.3f}" if isinstance(value, float) else value for key, value in asdict(r).items()} for r in rows
+    ]
+    if path.exists():
+        with path.open(newline="") as stream:
+            table = [old for old in csv.DictReader(stream) if old["what"] not in {row.what for row in rows}] + table
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, table[0])
+        writer.writeheader()
+        writer.writerows(table)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,6 @@ import argparse
 import csv
 import json
 import logging
-import os
-import platform
-import subprocess
 import tempfile
 import time
 import warnings
@@ -37,6 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_alum.compat.machine import current_commit, processor_name
 from megatron_alum.config.cli import main_guard
 from megatron_alum.config.data import DataConfig
 from megatron_alum.data.dataset import PretrainingDataset, open_datasets
@@ -121,7 +119,7 @@ def _measure_all(prefix: str, args: argparse.Namespace, folder: str) -> Iterator
         return Result(
             case, objective, masking, args.seq_length, args.batch_size, threads, round(rate.by_clock, 1),
             round(rate.by_cpu, 1), round(rate.by_clock * tokens), round(rate.by_cpu / stock.by_cpu, 1),
-            _processor(), _commit(),
+            processor_name(), current_commit(),
         )  # fmt: skip
 
     yield result("megatron-core", "sop", "token", 1, stock, stock_tokens)
@@ -294,22 +292,6 @@ def _write_csv(path: Path, results: list[Result]) -> None:
         writer = csv.DictWriter(stream, fieldnames=list(asdict(results[0])), lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(result) for result in results)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.machine()
-    return f"{name} ({os.cpu_count()} cores)"
-
-
-def _commit() -> str:
-    found = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
-    return found.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":
