@@ -1,15 +1,24 @@
-"""Look into a corpus written by tools/preprocess_data.py: counts, statistics, documents as text, checksums.
+"""Look into a corpus written by tools/preprocess_data.py: counts, statistics, documents as text, training samples,
+checksums.
 
-    python tools/inspect_shards.py data/wiki --document 0 17 --verify
+    python tools/inspect_shards.py data/wiki --document 0 17 --sample 0 1 2 --verify
 
-Exits with an error when the parts do not belong together, or with --verify when a checksum differs.
+Samples are those that training draws with the same flags (--seq-length, --objective, --seed, ...): any of the options
+of pretrain_bert_alum.py that decide a sample may follow. Exits with an error when the parts do not belong together, or
+with --verify when a checksum differs.
 """
 
 import argparse
+import tempfile
+from dataclasses import dataclass, replace
 from typing import Any
 
-from megatron_alum.config.cli import main_guard
+from megatron_alum.config.cli import main_guard, parse_config
+from megatron_alum.config.data import DataConfig
+from megatron_alum.config.fields import options_of
+from megatron_alum.data.dataset import open_datasets
 from megatron_alum.data.shards import Shards, open_shards
+from megatron_alum.data.show import show_samples
 from megatron_alum.data.statistics import describe, document_sentences
 from megatron_alum.data.tokenizers import load_tokenizer
 
@@ -17,15 +26,41 @@ MAX_SENTENCES = 20
 """Sentences shown of a document."""
 
 
+@dataclass(frozen=True)
+class SampleOptions:
+    """Training samples
+
+    What decides them besides the shards; give the values of the run.
+    """
+
+    data: DataConfig
+    seq_length: int = 128
+    """positions of a sample, special tokens included"""
+    model_type: str = "megatron-bert"
+    """roberta lays pairs out in its own way and has no sentence-pair question"""
+    train_samples: int = 1_000_000
+    """samples of the whole run (iterations x global batch size), over which the mask rate rises"""
+    seed: int = 1234
+    """seed of the run"""
+
+
 def main() -> None:
     """Parse the command line and print what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = ", ".join(option.flag for option in options_of(SampleOptions) if option.name != "data_path")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"What decides samples: {flags} (see pretrain_bert_alum.py --help).",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("prefix", help="output prefix of the corpus: path without .bin")
     parser.add_argument(
         "--document", type=int, nargs="*", default=[0], help="numbers of documents to show (default: 0)"
     )
+    parser.add_argument("--sample", type=int, nargs="*", default=[], help="global numbers of training samples to show")
     parser.add_argument("--verify", action="store_true", help="read everything and compare the SHA-256 sums")
-    arguments = parser.parse_args()
+    arguments, sample_words = parser.parse_known_args()
+    options = parse_config(SampleOptions, ["--data-path", arguments.prefix, *sample_words])
     shards = open_shards(arguments.prefix, verify=arguments.verify)
     tokenizer = load_tokenizer(shards.tokenizer_dir)
     if arguments.verify:
@@ -36,7 +71,9 @@ def main() -> None:
         for reason, entry in shards.manifest[verb].items():
             print(f"{verb:>26}: {entry['count']:,} ({reason}; first: {', '.join(entry['examples'])})")
     for number in arguments.document:
-        _show(shards, tokenizer, number)
+        _show_document(shards, tokenizer, number)
+    if arguments.sample:
+        _show_samples(options, arguments.sample)
 
 
 def _readable(value: Any) -> str:
@@ -47,13 +84,31 @@ def _readable(value: Any) -> str:
     )
 
 
-def _show(shards: Shards, tokenizer: Any, number: int) -> None:
+def _show_document(shards: Shards, tokenizer: Any, number: int) -> None:
     print(f"\ndocument {number}")
     for count, sentence in enumerate(document_sentences(shards, tokenizer, number)):
         if count == MAX_SENTENCES:
             print("  ...")
             return
         print(f"  {count}: {sentence}")
+
+
+def _show_samples(options: SampleOptions, numbers: list[int]) -> None:
+    with tempfile.TemporaryDirectory() as cache:  # looking must not leave an index beside the shards
+        data = options.data if options.data.data_cache_path else replace(options.data, data_cache_path=cache)
+        datasets = open_datasets(
+            data,
+            model_type=options.model_type,
+            seq_length=options.seq_length,
+            train_samples=options.train_samples,
+            seed=options.seed,
+        )
+        if min(numbers) < 0:
+            raise ValueError(f"`--sample` must be 0 or more, but is {min(numbers)} instead.")
+        batch = datasets.train.batch(numbers)
+        print()
+        for line in show_samples(batch, datasets.tokenizer, datasets.train.settings.objective):
+            print(line)
 
 
 if __name__ == "__main__":

@@ -54,16 +54,23 @@ class _InThisProcess(Executor):
 
 @contextmanager
 def _local_pool(workers: int) -> Iterator[Executor]:
-    # A fork starts at once, with every module imported; but of a process with threads it may inherit locks that nobody
-    # will release.
-    may_fork = sys.platform == "linux" and threading.active_count() == 1
-    context = multiprocessing.get_context("fork" if may_fork else "spawn")
+    context = multiprocessing.get_context(_start_method())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
         pool.submit(int)  # starts all workers now, before this process has threads (of the progress bar, of the pool)
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_method() -> str:
+    """How worker processes begin: by a fork where that is safe, else afresh.
+
+    A fork is there at once with every module imported (half a second a worker). Of a process with threads it may
+    inherit locks that nobody will release; before 3.11 the pool itself would fork late, after it has started a thread.
+    """
+    may_fork = sys.platform == "linux" and sys.version_info >= (3, 11) and threading.active_count() == 1
+    return "fork" if may_fork else "spawn"
 
 
 def _end_with_parent() -> None:

@@ -44,7 +44,7 @@ class TextSettings:
     punkt_dir: str | None = None
     """folder of Punkt parameters in nltk's punkt_tab layout (also an nltk_data folder)"""
     train_punkt: bool = False
-    """learn the Punkt parameters from the first 100 MB of the input, keep them as OUTPUT_PREFIX-punkt"""
+    """learn the Punkt parameters from the first 30 million characters of the input, keep them as OUTPUT_PREFIX-punkt"""
     min_document_chars: int = 1
     """a document with fewer characters after cleaning is skipped and counted"""
     deduplicate: bool = False

@@ -1,10 +1,12 @@
 """The command lines of the data tools: every flag, what they print, and how they fail."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_alum.data.shards import open_shards
@@ -152,6 +154,36 @@ def test_inspect_shows_documents_and_verifies(run, tmp_path, source):
         stream.write(b"\1\1")
     status, _out, err = run("inspect_shards.py", tmp_path / "out", "--verify")
     assert status == 2 and "must have SHA-256" in err
+
+
+@pytest.mark.requires_shared_data
+@pytest.mark.parametrize("objective", ["nsp", "sop", "none"])
+def test_inspect_shows_the_samples_of_training(run, tmp_path, shared_data, objective):
+    """On real text: with its labels put back, each segment of a sample shown is a stretch of the shard."""
+    prefix = tmp_path / "out"
+    words = ["--input", shared_data / "wiki/extracted/AA/wiki_01.bz2", "--output-prefix", prefix, "--workers", "1"]
+    run("preprocess_data.py", *words, "--vocab-file", shared_data / "vocab/bert-base-uncased-vocab.txt")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    options = ["--seq-length", "64", "--objective", objective, "--mask-rate-start", "0.2", "--seed", "7"]
+    status, out, err = run("inspect_shards.py", prefix, "--document", "--sample", "0", "5", "41", *options)
+    assert status == 0, err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    lines = out.split("\n\n")[-1].splitlines()
+    assert [line.split(":")[0] for line in lines if line.startswith("sample ")] == ["sample 0", "sample 5", "sample 41"]
+    vocabulary = json.loads((tmp_path / "out-tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
+    text = np.fromfile(f"{prefix}.bin", np.uint16)
+    for line in lines:
+        if line.startswith("sample "):
+            positions, masked = (int(line.split(", ")[i].split()[0]) for i in (1, 2))
+            assert positions <= 64 and masked == max(1, round(positions * 0.2))
+            continue
+        tokens = re.sub(r"\{\S+ = (\S+)\}", r"\1", line).split()
+        ids = np.array([vocabulary[token] for token in tokens if token not in ("[CLS]", "[SEP]")], np.uint16)
+        assert ids.tobytes() in text.tobytes()
+    status, _out, err = run("inspect_shards.py", prefix, "--sample", "-1")
+    assert status == 2 and "`--sample` must be 0 or more" in err
+    status, _out, err = run("inspect_shards.py", prefix, "--sample", "1", "--seq-lenth", "9")
+    assert status == 2 and "Did you mean --seq-length?" in err
 
 
 def test_merge_errors(run, tmp_path):

@@ -1,7 +1,9 @@
 """Plain text: documents separated by blank lines (Google's BERT input), or one document a line.
 
-`--format text` takes blocks between blank lines; `--format lines` takes every line (the way single-file corpora such as
-Stories are handed around). Documents have no ids: their place in the file stands for one.
+`--format text` takes blocks between blank lines; `--format lines` takes every line. `--format stories` is the latter:
+Google withdrew the files of the Stories corpus (Trinh and Le 2018), and the public reproduction of it is one text file
+with a document a line (cc-stories.txt, 2,105,303 lines). A copy with blank lines between documents is a case for text;
+`--format auto` tells the two apart. Documents have no ids: their place in the file stands for one.
 """
 
 import re

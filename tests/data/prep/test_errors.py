@@ -1,6 +1,15 @@
-"""Bad input, one row a case: the sentence a user sees, and that nothing is left behind that looks like output.
+"""Bad input and bad places: the one sentence a user sees, and that nothing is left behind that looks like output.
 
-Rows with `None` as message are inputs that have a clear outcome without being errors; their counts are checked instead.
+what                                      outcome                                          test
+empty, no text, binary, truncated input   error, nothing written                           FAILURES
+200 MB line                               skipped and counted; error if it is all there is test_memory.py
+invalid UTF-8                             repaired and counted; error under --strict       here
+broken record, empty document             skipped and counted with its id                  here
+duplicate ids; duplicate texts            two documents; one under --deduplicate           here; test_pipeline.py
+one document, one word                    a corpus of one sentence                         here
+finished output of the same name          error, kept; replaced by --overwrite             here
+full disk, read-only disk                 error, nothing left                              here
+killed; crashing worker; two runs at once resumed; traceback; error                        test_resume.py
 """
 
 import bz2
@@ -9,6 +18,8 @@ import hashlib
 import json
 import lzma
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -172,8 +183,39 @@ def test_output_where_nothing_can_be_written(tmp_path):
     assert status == 2 and "/proc/nowhere" in errors and "Traceback" not in errors
 
 
-def test_full_disk(tmp_path):
-    """A file size limit stands for a full disk: the same write fails, with the same clean-up."""
+def on_small_disk(tmp_path, mount_options):
+    """The tool writing into a file system mounted for it alone: (exit status, stderr, what is left there)."""
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(BIG)
+    vocab, disk = write_vocab(tmp_path), tmp_path / "disk"
+    disk.mkdir()
+    tool = [sys.executable, ROOT / "tools/preprocess_data.py", "--input", source, "--output-prefix", disk / "out"]
+    tool = shlex.join(map(str, [*tool, "--workers", "1", "--vocab-file", vocab]))
+    script = f"mount -t tmpfs -o {mount_options} none {disk} || exit 77; {tool}; status=$?; ls -A {disk}; exit $status"
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=120,
+    )
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"this system mounts nothing for its users: {done.stderr}")
+    return done.returncode, done.stderr, done.stdout
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare (util-linux) is not installed")
+@pytest.mark.parametrize(
+    ("mount_options", "message"), [("size=20k", "No space left on device"), ("ro", "Read-only file system")]
+)
+def test_a_disk_that_is_full_or_read_only(tmp_path, mount_options, message):
+    status, errors, left = on_small_disk(tmp_path, mount_options)
+    assert status == 2 and message in errors and "Traceback" not in errors
+    assert left == ""
+
+
+def test_file_size_limit(tmp_path):
+    """A full quota: the write fails in the middle of a file."""
     source = tmp_path / "in.jsonl"
     source.write_bytes(BIG)
     vocab = write_vocab(tmp_path)

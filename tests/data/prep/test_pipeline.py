@@ -4,14 +4,21 @@ import bz2
 import gzip
 import json
 import lzma
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import zstandard
 
+from megatron_alum.data import schedulers
 from megatron_alum.data.readers import records
 from megatron_alum.data.shards import open_shards, shard_paths
 from megatron_alum.data.tokenizers import load_tokenizer
-from tests.data.prep.corpora import ARTICLES, prepare, sentences_of, write_jsonl
+from tests.data.prep.corpora import ARTICLES, prepare, sentences_of, write_jsonl, write_vocab
+
+ROOT = Path(__file__).parents[3]
 
 EXPECTED = [
     ["the cat sat on the mat .", "the dog ran far away .", "then it was the cat ."],
@@ -45,7 +52,9 @@ def test_every_format_in_every_compression_is_recognised(tmp_path, name, suffix)
     assert (manifest["num_documents"], manifest["num_sentences"], manifest["num_tokens"]) == (3, 6, 37)
 
 
-def test_two_workers_give_the_same_bytes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_two_workers_give_the_same_bytes(tmp_path, monkeypatch, method):
+    monkeypatch.setattr(schedulers, "_start_method", lambda: method)
     monkeypatch.setattr(records, "CHUNK_BYTES", 10_000)
     texts = [f"The cat {i} sat. The dog {i % 7} ran far away!" for i in range(3000)]
     source = write_jsonl(tmp_path / "in.jsonl", texts)
@@ -53,6 +62,27 @@ def test_two_workers_give_the_same_bytes(tmp_path, monkeypatch):
     prepare(tmp_path, source, output_prefix=str(tmp_path / "two"), workers=2)
     assert parts(tmp_path, "one") == parts(tmp_path, "two")
     assert open_shards(tmp_path / "two", verify=True).num_documents == len(texts)
+
+
+def test_workers_are_forked_only_without_threads():
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(int).result()
+        assert schedulers._start_method() == "spawn"
+    alone = "import sys; from megatron_alum.data.schedulers import _start_method; print(_start_method())"
+    found = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == ("fork" if sys.platform == "linux" and sys.version_info >= (3, 11) else "spawn")
+
+
+def test_the_tool_imports_neither_torch_nor_transformers(tmp_path):
+    """They take longer than 40 MB of text: a run from a vocabulary file or a folder it wrote must not need them."""
+    source, vocab = write_jsonl(tmp_path / "in.jsonl", ARTICLES), write_vocab(tmp_path)
+    for number, words in enumerate((["--vocab-file", str(vocab)], ["--tokenizer", str(tmp_path / "out0-tokenizer")])):
+        given = ["--input", str(source), "--output-prefix", str(tmp_path / f"out{number}"), "--workers", "2", *words]
+        code = f"import runpy, sys; sys.argv = ['preprocess_data.py', *{given}]\n"
+        code += "runpy.run_path('tools/preprocess_data.py', run_name='__main__')\n"
+        code += "print(sorted({'torch', 'transformers', 'megatron.core'} & set(sys.modules)))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
 def test_folders_and_globs_are_taken_in_order(tmp_path):
