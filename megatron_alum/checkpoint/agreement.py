@@ -10,6 +10,13 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
+def reason(error: OSError) -> str:
+    """What the operating system or a caller said, without the number: `Input/output error (/runs/a/config.json)`."""
+    if error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.strerror} ({error.filename})"
+
+
 def together(group: dist.ProcessGroup, action: Callable[[], T], *, only_leader: bool = False) -> T | None:
     """Run `action` on every rank of `group` (or on rank 0 alone) and return its result.
 
@@ -22,7 +29,7 @@ def together(group: dist.ProcessGroup, action: Callable[[], T], *, only_leader: 
         try:
             result = action()
         except (OSError, ValueError) as error:
-            failure = ("OSError" if isinstance(error, OSError) else "ValueError", str(error))
+            failure = ("OSError", reason(error)) if isinstance(error, OSError) else ("ValueError", str(error))
     failures: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(failures, failure, group=group)
     for found in failures:

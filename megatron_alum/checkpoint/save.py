@@ -35,7 +35,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_alum.checkpoint import folder as layout
-from megatron_alum.checkpoint.agreement import together
+from megatron_alum.checkpoint.agreement import reason, together
 
 SPACE_MARGIN = 1.02
 """bytes asked of the disk per byte of tensors: headers, index and small files"""
@@ -154,8 +154,15 @@ class CheckpointSaver:
             if dist.get_rank(self._group) == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise OSError(
-                f"The checkpoint of iteration {iteration} could not be written to {self.root}: {error} "
+                f"The checkpoint of iteration {iteration} could not be written to {self.root}: {error}. "
                 "Nothing of it was kept; checkpoints before it are untouched."
+            ) from None
+        try:
+            together(self._group, lambda: self._tidy(iteration), only_leader=True)
+        except OSError as error:
+            raise OSError(
+                f"{layout.LATEST_FILE} could not be written to {self.root}: {error}. "
+                f"The checkpoint of iteration {iteration} itself is complete; continue with --load."
             ) from None
 
     def _write_tensors(self, temporary: Path, sharded: Any) -> None:
@@ -169,26 +176,38 @@ class CheckpointSaver:
             raise OSError(_reason(error)) from None
 
     def _seal(self, temporary: Path) -> None:
-        """SHA-256 of all files, the work shared by the ranks, into COMPLETE."""
+        """Flush all files to the disk and write their SHA-256 into COMPLETE; the work is shared by the ranks."""
         rank, size = dist.get_rank(self._group), dist.get_world_size(self._group)
 
         def hash_share() -> dict[str, str]:
-            return {name: layout.hash_file(temporary / name) for name in layout.content_files(temporary)[rank::size]}
+            names = layout.content_files(temporary)[rank::size]
+            for name in names:
+                layout.sync(temporary / name)
+            return {name: layout.hash_file(temporary / name) for name in names}
+
+        def mark() -> None:
+            for path in temporary.rglob("*"):
+                if path.is_dir():
+                    layout.sync(path)
+            layout.write_durably(temporary / layout.COMPLETE_FILE, text)
 
         shares: list[Any] = [None] * size
         dist.all_gather_object(shares, together(self._group, hash_share), group=self._group)
         digests = {name: digest for share in shares for name, digest in share.items()}
         text = json.dumps({"files": dict(sorted(digests.items()))}, indent=1)
-        together(self._group, lambda: layout.write_durably(temporary / layout.COMPLETE_FILE, text), only_leader=True)
+        together(self._group, mark, only_leader=True)
 
     def _publish(self, temporary: Path, iteration: int) -> None:
         final, replaced = layout.iteration_folder(self.root, iteration), layout.replaced_folder(self.root, iteration)
         if final.exists():  # a damaged or superseded checkpoint of the same iteration
             final.rename(replaced)
         temporary.rename(final)
-        layout.sync_folder(self.root)
+
+    def _tidy(self, iteration: int) -> None:
+        """What follows the rename that made a checkpoint: note it as the latest, delete what it replaces."""
+        layout.sync(self.root)
         layout.write_durably(self.root / layout.LATEST_FILE, f"{iteration}\n")
-        shutil.rmtree(replaced, ignore_errors=True)
+        shutil.rmtree(layout.replaced_folder(self.root, iteration), ignore_errors=True)
         self._prune(newest=iteration)
 
     def _prune(self, *, newest: int) -> None:
@@ -232,7 +251,10 @@ def _write_shared_files(temporary: Path, content: CheckpointContent, common: dic
     save_config(CheckpointingConfig("torch_dist", 1), str(temporary))
     layout.write_durably(temporary / layout.CONFIG_FILE, json.dumps(content.config, indent=1) + "\n")
     if content.tokenizer is not None:
-        shutil.copytree(content.tokenizer, temporary / layout.TOKENIZER_FOLDER)
+        copies = temporary / layout.TOKENIZER_FOLDER
+        copies.mkdir()
+        for path in content.tokenizer.iterdir():  # shutil.copytree hides what the disk said in a list
+            shutil.copyfile(path, copies / path.name)
 
 
 class _Writer(dcp.FileSystemWriter):
@@ -262,7 +284,7 @@ def _system_error(error: BaseException) -> OSError:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):
-            return OSError(f"{cause.strerror}")
+            return cause
         cause = cause.__cause__ or cause.__context__
     return OSError(str(error).splitlines()[0])
 
@@ -271,4 +293,5 @@ def _reason(error: CheckpointException) -> str:
     """The first failing rank's error, one line."""
     failures: dict[int, Any] = error.failures
     rank, (exception, _) = sorted(failures.items())[0] if failures else (0, (error, None))
-    return f"rank {rank}: {str(exception).splitlines()[0] if str(exception) else type(exception).__name__}."
+    text = reason(exception) if isinstance(exception, OSError) else str(exception)
+    return f"rank {rank}: {text.splitlines()[0] if text else type(exception).__name__}"

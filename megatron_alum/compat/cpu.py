@@ -37,6 +37,8 @@ _FALLBACK_WARNINGS = (
 )
 # torch 2.13 renamed the two collectives that megatron-core calls under their old names.
 _RENAMED_COLLECTIVES = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
+# What torch says of the distributed optimizer's shards, which are views of a buffer.
+_SHARDS = r"The \.grad attribute of a Tensor that is not a leaf Tensor is being accessed"
 _RNG_WARNING = "CPU RNG state changed within GPU RNG context"
 
 _CPU_LITERALS: dict[Any, Any] = {
@@ -171,12 +173,13 @@ _enabled = False
 
 
 def silence_fallback_warnings() -> None:
-    """Keeps megatron-core quiet about apex and Transformer Engine, which nothing here needs, and about the old names of
-    two collectives; about nothing else.
+    """Keeps megatron-core quiet about apex and Transformer Engine, which nothing here needs, about the old names of
+    two collectives and about its optimizer's views; about nothing else.
     """
     for message in _FALLBACK_WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=UserWarning)
     warnings.filterwarnings("ignore", message=_RENAMED_COLLECTIVES, category=FutureWarning)
+    warnings.filterwarnings("ignore", message=_SHARDS, category=UserWarning, module=r"megatron\.core\.optimizer\.")
 
 
 def check_version() -> None:

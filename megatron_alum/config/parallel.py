@@ -9,13 +9,14 @@ from dataclasses import dataclass
 class ParallelConfig:
     """Layout over processes
 
-    Data-parallel size = number of processes / tensor-parallel size.
+    Data-parallel size = number of processes / (tensor-parallel size x pipeline stages).
     """
 
     tensor_model_parallel_size: int = 1
     """processes that share every layer's matrices (heads, feed-forward columns, vocabulary rows)"""
     pipeline_model_parallel_size: int = 1
-    """stages of layers; only 1 is supported: the adversarial pass needs embedding and logits in one process"""
+    """stages of consecutive layers, one after another in time (1F1B); for runs without an adversarial phase only, whose
+    inner pass needs the embedding and the logits in one process"""
     sequence_parallel: bool = False
     """split LayerNorm, dropout and the residual over tokens inside a tensor-parallel group; saves activation memory"""
     use_distributed_optimizer: bool = False
@@ -27,17 +28,12 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes below one and layouts that do not exist here."""
-        if self.tensor_model_parallel_size < 1:
-            raise ValueError(
-                f"--tensor-model-parallel-size must be at least 1, but is {self.tensor_model_parallel_size} instead."
-            )
-        if self.pipeline_model_parallel_size != 1:
-            raise ValueError(
-                "--pipeline-model-parallel-size must be 1, but is "
-                f"{self.pipeline_model_parallel_size} instead: ALUM needs the embedding and the logits in one process. "
-                "Use --tensor-model-parallel-size, --sequence-parallel, --use-distributed-optimizer or "
-                "--recompute-granularity."
-            )
+        for flag, size in (
+            ("tensor-model-parallel-size", self.tensor_model_parallel_size),
+            ("pipeline-model-parallel-size", self.pipeline_model_parallel_size),
+        ):
+            if size < 1:
+                raise ValueError(f"--{flag} must be at least 1, but is {size} instead.")
         if self.sequence_parallel and self.tensor_model_parallel_size == 1:
             raise ValueError(
                 "--sequence-parallel must be false without tensor parallelism, but is true instead. "

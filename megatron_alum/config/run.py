@@ -47,9 +47,46 @@ class RunConfig:
                 f"--seq-length must be a multiple of --tensor-model-parallel-size ({tp}) with --sequence-parallel, "
                 f"but is {self.model.seq_length} instead."
             )
+        self._check_stages()
         self._check_ascent()
         if self.checkpoint.save is None and not self.dry_run:
             raise ValueError("--save must be given, but is not. Name the folder of the run, or try --dry-run.")
+
+    @property
+    def first_alum_iteration(self) -> int:
+        """The first iteration of the adversarial phase, counted from 1; beyond the run when there is none."""
+        total = self.training.train_iters
+        return total + 1 if self.alum.alpha == 0.0 else round(self.alum.start_fraction * total) + 1
+
+    @property
+    def last_iteration(self) -> int:
+        """The last iteration of this invocation."""
+        exit_interval = self.training.exit_interval
+        return self.training.train_iters if exit_interval is None else min(self.training.train_iters, exit_interval)
+
+    def _check_stages(self) -> None:
+        """Refuse what pipeline stages cannot do."""
+        stages, model = self.parallel.pipeline_model_parallel_size, self.model
+        if stages == 1:
+            return
+        if self.last_iteration >= self.first_alum_iteration:
+            raise ValueError(
+                f"--pipeline-model-parallel-size must be 1 in the adversarial phase, but is {stages} instead: "
+                "the ascent needs the embedding and the logits in one process. Use --tensor-model-parallel-size, "
+                "--sequence-parallel, --use-distributed-optimizer or --recompute-granularity; or stop before iteration "
+                f"{self.first_alum_iteration} with --exit-interval, or train without ALUM (--alum-alpha 0)."
+            )
+        if model.num_layers % stages:
+            raise ValueError(
+                f"--num-layers must be a multiple of --pipeline-model-parallel-size ({stages}), "
+                f"but is {model.num_layers} instead."
+            )
+        if self.checkpoint.init_from is not None:
+            raise ValueError(
+                f"--init-from must not be given with --pipeline-model-parallel-size {stages}, but is "
+                f"{self.checkpoint.init_from}. Run the first iteration without stages (--exit-interval 1), then "
+                "continue with --load."
+            )
 
     def _check_ascent(self) -> None:
         """Refuse what the cheaper ascents cannot do."""
@@ -79,13 +116,14 @@ class RunConfig:
 
         Raises: ValueError when the processes or the global batch do not divide evenly.
         """
-        tp = self.parallel.tensor_model_parallel_size
-        if world_size % tp:
+        per_model = self.parallel.tensor_model_parallel_size * self.parallel.pipeline_model_parallel_size
+        if world_size % per_model:
             raise ValueError(
-                f"The number of processes must be a multiple of --tensor-model-parallel-size ({tp}), "
-                f"but is {world_size} instead. Set torchrun's --nproc-per-node (or --nnodes) accordingly."
+                f"The number of processes must be a multiple of --tensor-model-parallel-size times "
+                f"--pipeline-model-parallel-size ({per_model}), but is {world_size} instead. "
+                "Set torchrun's --nproc-per-node (or --nnodes) accordingly."
             )
-        dp, batch = world_size // tp, self.training
+        dp, batch = world_size // per_model, self.training
         if batch.global_batch_size % (batch.micro_batch_size * dp):
             raise ValueError(
                 f"--global-batch-size must be a multiple of --micro-batch-size ({batch.micro_batch_size}) times the "

@@ -54,20 +54,28 @@ class SplitBert(BertModel):
         self.real_vocab_size = vocab_size
         self.vocab_size = padded_vocab_size
         self.max_sequence_length = model_config.max_position_embeddings
-        self.pre_process = self.post_process = True
+        self.pre_process, self.post_process = groups.is_first_stage, groups.is_last_stage
         self.share_embeddings_and_output_weights = True
         self.add_binary_head = model_config.has_nsp_head
         self.model_type = ModelType.encoder_or_decoder
-        self.embedding = SplitEmbedding(model_config, config=config, padded_vocab_size=padded_vocab_size, groups=groups)
+        if self.pre_process:
+            self.embedding = SplitEmbedding(
+                model_config, config=config, padded_vocab_size=padded_vocab_size, groups=groups
+            )
         self.encoder = TransformerBlock(
-            config=config, spec=block_spec(config.num_layers, post_layernorm=model_config.post_layernorm)
+            config=config,
+            spec=block_spec(config.num_layers // groups.pp_size, post_layernorm=model_config.post_layernorm),
+            pre_process=self.pre_process,
+            post_process=self.post_process,
         )
-        self.lm_head = MlmTransform(config)
-        self.output_layer = decoder(config, padded_vocab_size, groups)
-        if self.add_binary_head:
-            self.pooler = Pooler(config)
-            self.binary_head = torch.nn.Linear(config.hidden_size, 2)
-        self.setup_embeddings_and_output_layer()
+        if self.post_process:
+            self.lm_head = MlmTransform(config)
+            self.output_layer = decoder(config, padded_vocab_size, groups)
+            if self.add_binary_head:
+                self.pooler = Pooler(config)
+                self.binary_head = torch.nn.Linear(config.hidden_size, 2)
+        if self.pre_process or self.post_process:
+            self.setup_embeddings_and_output_layer()
 
     def embed(self, tokens: Tensor, *, token_types: Tensor, level: Level = "word") -> Tensor:
         """tokens, token_types int64 [B, S] -> x float32 [S(/tp), B, H], what a perturbation is added to."""
@@ -80,14 +88,15 @@ class SplitBert(BertModel):
         return self.embedding.complete(words, token_types, padding_mask)
 
     def encode(
-        self, embeddings: Tensor, *, token_types: Tensor, padding_mask: Tensor | None, level: Level = "word"
+        self, embeddings: Tensor | None, *, token_types: Tensor, padding_mask: Tensor | None, level: Level = "word"
     ) -> Tensor:
         """x (+ delta) float32 [S(/tp), B, H] -> hidden [S(/tp), B, H] in the model's dtype.
 
         `padding_mask` is bool [B, S], True for real tokens, or None for a batch without padding: a mask keeps the GPU
-        from using flash attention, so pass None whenever the host knows that there is none.
+        from using flash attention, so pass None whenever the host knows that there is none. On a later pipeline stage
+        `embeddings` is None: the schedule has set what the stage before sent (`set_input_tensor`).
         """
-        if level == "word":
+        if level == "word" and embeddings is not None:
             embeddings = self.embedding.complete(embeddings, token_types, padding_mask)
         return self.encoder(hidden_states=embeddings, attention_mask=_ignored_keys(padding_mask))
 

@@ -80,6 +80,7 @@ def transformer_config(
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
         tensor_model_parallel_size=groups.tp_size,
+        pipeline_model_parallel_size=groups.pp_size,
         sequence_parallel=groups.sequence_parallel,
         params_dtype=torch.float32,  # drawn in float32, cast by build_model
         pipeline_dtype=dtype,

@@ -75,6 +75,7 @@ class Pooler(MegatronModule):
 def decoder(config: TransformerConfig, padded_vocab_size: int, groups: ProcessGroups) -> ColumnParallelLinear:
     """Holds the bias of this rank's vocabulary rows under BertModel's name; the weight is that of the word embeddings.
 
+    Where another pipeline stage holds these, it gets a copy of them, which megatron-core keeps equal.
     `SplitBert.heads` multiplies by itself, with the bias in the product.
     """
     return ColumnParallelLinear(
@@ -84,6 +85,6 @@ def decoder(config: TransformerConfig, padded_vocab_size: int, groups: ProcessGr
         init_method=config.init_method,
         bias=True,
         gather_output=False,
-        skip_weight_param_allocation=True,
+        skip_weight_param_allocation=groups.is_first_stage,
         tp_group=groups.tp,
     )

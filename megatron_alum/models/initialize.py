@@ -9,6 +9,7 @@ all (BERT).
 
 import hashlib
 import math
+import re
 
 import torch
 
@@ -24,6 +25,7 @@ def initialize_weights(
 ) -> None:
     """Fills in every parameter of `model`; rows of the word table beyond `vocab_size` are zero."""
     for name, parameter in model.named_parameters():
+        name = _name_in_whole(name, config, groups)
         if name.endswith("bias"):
             parameter.zero_()
         elif "layernorm" in name.replace("_", ""):
@@ -54,6 +56,14 @@ def _draw(
     whole = torch.zeros(shape)
     whole[:num_rows].normal_(0.0, std, generator=generator)
     return whole if dim is None else whole.chunk(groups.tp_size, dim=dim)[groups.tp_rank]
+
+
+def _name_in_whole(name: str, config: ModelConfig, groups: ProcessGroups) -> str:
+    """The parameter's name in the network without pipeline stages."""
+    if name == "output_layer.weight":  # the last stage's copy of the tied table
+        return "embedding.word_embeddings.weight"
+    first = groups.pp_rank * (config.num_layers // groups.pp_size)
+    return re.sub(r"(?<=encoder\.layers\.)\d+", lambda match: str(first + int(match[0])), name)
 
 
 def _seed_of(seed: int, name: str) -> int:

@@ -23,23 +23,43 @@ from megatron.core import parallel_state, tensor_parallel  # noqa: E402
 # Distance between the dropout streams of neighbouring data-parallel ranks. Larger than any tensor-parallel size, since
 # megatron-core gives tensor-parallel rank r the seed + 2718 + r.
 _DATA_PARALLEL_SEED_STEP = 100_003
+_STAGE_SEED_STEP = 1_009  # likewise between pipeline stages
 
 
 @dataclass(frozen=True)
 class ProcessGroups:
     """The process groups of this rank, with its place in them.
 
-    `world` holds all ranks, `tp` those that share the layers of one model, `dp` those that hold the same part of it.
+    `world` holds all ranks, `tp` those that share each layer, `pp` those that hold one after another of the pipeline's
+    stages, `dp` those that hold the same part of the model.
     """
 
     tp: dist.ProcessGroup
+    pp: dist.ProcessGroup
     dp: dist.ProcessGroup
     world: dist.ProcessGroup
     tp_rank: int
     tp_size: int
+    pp_rank: int
+    pp_size: int
     dp_rank: int
     dp_size: int
     sequence_parallel: bool = False
+
+    @property
+    def ranks_per_model(self) -> int:
+        """Ranks that hold one copy of the model and see the same samples."""
+        return self.tp_size * self.pp_size
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this rank holds the embedding."""
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank holds the heads and so the losses."""
+        return self.pp_rank == self.pp_size - 1
 
     @property
     def world_rank(self) -> int:
@@ -53,33 +73,41 @@ class ProcessGroups:
 
 
 def initialize(
-    *, tensor_parallel_size: int, sequence_parallel: bool = False, timeout_seconds: float = 1800.0
+    *,
+    tensor_parallel_size: int,
+    pipeline_parallel_size: int = 1,
+    sequence_parallel: bool = False,
+    timeout_seconds: float = 1800.0,
 ) -> ProcessGroups:
-    """Joins the ranks of a torchrun job and lays them out as tensor-parallel x data-parallel.
+    """Joins the ranks of a torchrun job and lays them out as tensor-parallel x data-parallel x pipeline stages.
 
     `timeout_seconds` ends a collective that a dead or stuck rank never joins. A default process group that already
-    exists is used as it is. Raises ValueError when the world size is not a multiple of `tensor_parallel_size`.
+    exists is used as it is. Raises ValueError when the world size is not a multiple of the ranks of one model.
     """
     enable_cpu()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    _check_sizes(world_size, tensor_parallel_size)
+    _check_sizes(world_size, tensor_parallel_size, pipeline_parallel_size)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
         _join(world_size, timedelta(seconds=timeout_seconds))
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_parallel_size,
+        pipeline_model_parallel_size=pipeline_parallel_size,
         distributed_timeout_minutes=max(1, round(timeout_seconds / 60)),
     )
     assert dist.group.WORLD is not None
     return ProcessGroups(
         tp=parallel_state.get_tensor_model_parallel_group(),
+        pp=parallel_state.get_pipeline_model_parallel_group(),
         dp=parallel_state.get_data_parallel_group(),
         world=dist.group.WORLD,
         tp_rank=parallel_state.get_tensor_model_parallel_rank(),
         tp_size=tensor_parallel_size,
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pp_size=pipeline_parallel_size,
         dp_rank=parallel_state.get_data_parallel_rank(),
-        dp_size=world_size // tensor_parallel_size,
+        dp_size=world_size // (tensor_parallel_size * pipeline_parallel_size),
         sequence_parallel=sequence_parallel and tensor_parallel_size > 1,
     )
 
@@ -88,10 +116,10 @@ def seed_everything(seed: int, groups: ProcessGroups) -> None:
     """Seeds Python, numpy, torch and megatron-core's RNG tracker for this rank.
 
     Dropout outside tensor-parallel regions draws from the default generator (equal within a tensor-parallel group,
-    different between data-parallel ranks), dropout inside them from the tracker (different on every rank). Weights do
-    not depend on any of these: `models.build_model` takes its own seed.
+    different between data-parallel ranks and pipeline stages), dropout inside them from the tracker (different on every
+    rank). Weights do not depend on any of these: `models.build_model` takes its own seed.
     """
-    rank_seed = seed + _DATA_PARALLEL_SEED_STEP * groups.dp_rank
+    rank_seed = seed + _DATA_PARALLEL_SEED_STEP * groups.dp_rank + _STAGE_SEED_STEP * groups.pp_rank
     random.seed(rank_seed)
     np.random.seed(rank_seed % 2**32)
     torch.manual_seed(rank_seed)
@@ -106,11 +134,12 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
-def _check_sizes(world_size: int, tensor_parallel_size: int) -> None:
-    if tensor_parallel_size < 1 or world_size % tensor_parallel_size:
+def _check_sizes(world_size: int, tensor_parallel_size: int, pipeline_parallel_size: int) -> None:
+    if world_size % (tensor_parallel_size * pipeline_parallel_size):
+        stages = f" times --pipeline-model-parallel-size {pipeline_parallel_size}" if pipeline_parallel_size > 1 else ""
         raise ValueError(
-            f"The number of processes must be a multiple of --tensor-model-parallel-size {tensor_parallel_size}, "
-            f"but is {world_size} instead. Change the flag or torchrun's --nproc-per-node."
+            f"The number of processes must be a multiple of --tensor-model-parallel-size {tensor_parallel_size}"
+            f"{stages}, but is {world_size} instead. Change the flag or torchrun's --nproc-per-node."
         )
 
 

@@ -54,12 +54,12 @@ class LabelObjective(Objective):
         )
         with replayed(regularizer.dropout_state, snapshot):
             outputs = self._forward_on(part)(self._perturbed(x[:, : part.batch.num_sequences], ascent))
-        lm_loss = self.whole.mlm(outputs.rows, part.batch.masked_labels) / counts.masked
+        lm_loss = self.whole.mlm(outputs.rows, part.batch.masked_labels, weight=1 / counts.masked)
         nsp_loss = self._nsp_sum(outputs.nsp_logits, part.batch.nsp_labels) / counts.labelled
         rest = others_of(micro)
         if rest is not None:
             clean = self.whole.heads(self._encode(x[:, part.batch.num_sequences :], rest), rest.batch.masked_positions)
-            lm_loss = lm_loss + self.whole.mlm(clean.rows, rest.batch.masked_labels) / counts.masked
+            lm_loss = lm_loss + self.whole.mlm(clean.rows, rest.batch.masked_labels, weight=1 / counts.masked)
             nsp_loss = nsp_loss + self._nsp_sum(clean.nsp_logits, rest.batch.nsp_labels) / counts.labelled
         logged = self._logged(lm_loss=lm_loss, nsp_loss=nsp_loss)
         for name in ("effective_perturbation", "ascent_ratio", "nonfinite"):
@@ -72,9 +72,9 @@ class LabelObjective(Objective):
         def label_loss(clean: Any, adversarial: Any, *, symmetric: bool, detach_targets: bool) -> Tensor:
             labels, outputs = clean, adversarial  # the regulariser's names for what it hands over
             if isinstance(labels, Tensor):  # --alum-nsp false: the first of each
-                return self.whole.mlm(outputs, labels) / counts.masked
+                return self.whole.mlm(outputs, labels, weight=1 / counts.masked)
             nsp = self._nsp_sum(outputs.nsp_logits, labels[1]) / counts.labelled
-            return self.whole.mlm(outputs.rows, labels[0]) / counts.masked + nsp
+            return self.whole.mlm(outputs.rows, labels[0], weight=1 / counts.masked) + nsp
 
         return self._new_regularizer(label_loss, loss_scale)
 
@@ -94,7 +94,8 @@ class FreeObjective(Objective):
         snapshot = rng.snapshot() if self.alum.dropout == "shared" else None
         leaf = x.detach().requires_grad_(True)
         outputs = self.whole.heads(self._encode(leaf, micro), micro.batch.masked_positions)
-        lm_loss = self.whole.mlm(outputs.rows, micro.batch.masked_labels) / counts.masked
+        weight = 1 / counts.masked
+        lm_loss = self.whole.mlm(outputs.rows, micro.batch.masked_labels, weight=weight, overwrite=False)
         nsp_loss = self._nsp_sum(outputs.nsp_logits, micro.batch.nsp_labels) / counts.labelled
         ((lm_loss + nsp_loss) * loss_scale.squeeze()).backward()
         assert leaf.grad is not None

@@ -53,8 +53,8 @@ class Control:
         *sums, save, stop, failed = values.tolist()
         if save or stop:
             self._save = False
-        # Ranks of a tensor-parallel group hold the same samples, so each count arrives tp times.
-        return Agreement(tuple(s // self._groups.tp_size for s in sums), bool(save), bool(stop), bool(failed))
+        # The ranks of one model hold the same samples, so each of their counts arrives as often.
+        return Agreement(tuple(s // self._groups.ranks_per_model for s in sums), bool(save), bool(stop), bool(failed))
 
     @contextmanager
     def signals(self) -> Iterator[None]:

@@ -30,6 +30,7 @@ def dry_run(config: RunConfig) -> None:
     """Print what `config` means; called on every rank, printed by the first. Raises: ValueError as `train`."""
     groups = initialize(
         tensor_parallel_size=config.parallel.tensor_model_parallel_size,
+        pipeline_parallel_size=config.parallel.pipeline_model_parallel_size,
         sequence_parallel=config.parallel.sequence_parallel,
         timeout_seconds=60.0 * config.parallel.distributed_timeout_minutes,
     )
@@ -50,14 +51,14 @@ def dry_run(config: RunConfig) -> None:
 def report(state: TrainState, plan: BatchPlan, seconds: dict[Phase, float]) -> list[str]:
     """Lines on batches, network, operations, memory and time; `seconds` an iteration of each phase."""
     config, groups = state.config, state.groups
-    world, vocab = groups.tp_size * groups.dp_size, state.network.real_vocab_size
+    world, vocab = groups.ranks_per_model * groups.dp_size, state.network.real_vocab_size
     tokens = plan.global_batch_size * config.model.seq_length
     whole = num_parameters(config, padded_vocab_size=state.network.vocab_size)
     lines = [
         "Dry run:",
         f"  batch       {plan.global_batch_size} sequences = {plan.micro_batch_size} a micro-batch x "
-        f"{plan.num_micro_batches} micro-batches x {groups.dp_size} data-parallel replica(s) of {groups.tp_size} "
-        "process(es)",
+        f"{plan.num_micro_batches} micro-batches x {groups.dp_size} data-parallel replica(s) of "
+        f"{groups.ranks_per_model} process(es)",
         f"  tokens      {config.model.seq_length} a sequence, {tokens:,} an iteration, "
         f"{tokens * config.training.train_iters / 1e9:,.1f} billion in {config.training.train_iters:,} iterations",
         f"  network     {whole / 1e6:,.1f} million parameters, "

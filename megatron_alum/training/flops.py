@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 
 from megatron_alum.config.run import RunConfig
-from megatron_alum.training.schedule import Phase, first_alum_iteration
+from megatron_alum.training.schedule import Phase
 
 # Dense 16-bit peak in TFLOP/s by a part of the device's name; from the makers' data sheets.
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "H800": 989.0, "B200": 2250.0, "A100": 312.0, "A800": 312.0, "V100": 125.0}
@@ -53,7 +53,7 @@ def iteration_flops(config: RunConfig, phase: Phase, *, vocab_size: int) -> floa
 def run_iterations(config: RunConfig) -> dict[Phase, int]:
     """Iterations of each phase of the whole run."""
     total = config.training.train_iters
-    standard = min(first_alum_iteration(config) - 1, total)
+    standard = min(config.first_alum_iteration - 1, total)
     return {"standard": standard, "alum": total - standard}
 
 

@@ -48,6 +48,7 @@ def train(config: RunConfig) -> None:
     check_save_folder(config)
     groups = initialize(
         tensor_parallel_size=config.parallel.tensor_model_parallel_size,
+        pipeline_parallel_size=config.parallel.pipeline_model_parallel_size,
         sequence_parallel=config.parallel.sequence_parallel,
         timeout_seconds=60.0 * config.parallel.distributed_timeout_minutes,
     )
@@ -89,9 +90,6 @@ class Run:
     def until_done(self) -> None:
         """Iterate to the end of the run, then save."""
         config, state = self.config, self.state
-        last = config.training.train_iters
-        if config.training.exit_interval is not None:
-            last = min(last, config.training.exit_interval)
         with (
             self.control.signals(),
             self._progress_bar() as bar,
@@ -105,7 +103,7 @@ class Run:
             ) as loader,
         ):
             self.stopwatch.restart()
-            while state.iteration < last:
+            while state.iteration < config.last_iteration:
                 micro_batches, agreement = self._fetch(loader)
                 if agreement.save and not agreement.stop:
                     self.save()

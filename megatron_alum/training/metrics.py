@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_alum.checkpoint.agreement import reason
+from megatron_alum.checkpoint.folder import write_durably
 from megatron_alum.config.run import RunConfig
 from megatron_alum.parallel import ProcessGroups
 from megatron_alum.training.step import STATISTICS, StepResult
@@ -38,6 +41,7 @@ COLUMNS = (
     "tokens_per_second",
     "skipped",
 )
+WANDB_FILE = "wandb_run.txt"
 METRICS_FILE, PERFORMANCE_FILE, VALIDATION_FILE = "metrics.jsonl", "performance.jsonl", "validation.jsonl"
 _REDUCED = (
     "lm_loss",
@@ -92,7 +96,8 @@ class Interval:
         zero = torch.zeros((), dtype=torch.float64, device=self._groups.device)
         stacked = torch.stack([self._sums.get(name, zero) for name in _REDUCED])
         dist.all_reduce(stacked, group=self._groups.world)
-        # Tensor-parallel ranks hold equal losses, so the sum over all ranks counts each tp times.
+        # Tensor-parallel ranks hold equal losses, so the sum over all ranks counts each tp times; of the pipeline's
+        # stages only the last one's are not 0.
         stacked /= self._groups.tp_size
         values = dict(zip(_REDUCED, stacked.tolist(), strict=True))
         for name in STATISTICS:
@@ -132,20 +137,31 @@ class JsonLines:
 
     def __init__(self, path: Path, *, resumed_iteration: int) -> None:
         """Keep the rows up to `resumed_iteration` (none for 0) and open for appending."""
-        kept = _rows_up_to(path, resumed_iteration)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
-        self._stream = path.open("a", encoding="utf-8")
+        self._path = path
+        with self._naming_the_file():
+            write_durably(path, "".join(_rows_up_to(path, resumed_iteration)))
+            self._stream = path.open("ab", buffering=0)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one row."""
-        self._stream.write(json.dumps(row) + "\n")
-        self._stream.flush()
+        """Append one row. Raises: OSError naming the file."""
+        data = json.dumps(row).encode() + b"\n"
+        with self._naming_the_file():
+            while data:  # a disk that is nearly full takes a part
+                data = data[self._stream.write(data) :]
 
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
+
+    @contextmanager
+    def _naming_the_file(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"{self._path} could not be written: {reason(error)}. Continue from the last checkpoint with --load; "
+                "rows past it are dropped then."
+            ) from None
 
 
 def _rows_up_to(path: Path, iteration: int) -> list[str]:
@@ -181,7 +197,7 @@ class Writers:
 
             self._tensorboard = SummaryWriter(config.logging.tensorboard_dir, purge_step=resumed_iteration + 1)
         if config.logging.wandb_project is not None:
-            self._wandb = _start_wandb(config)
+            self._wandb = _start_wandb(config, root, is_resumed=resumed_iteration > 0)
 
     def write(self, file: str, row: dict[str, Any]) -> None:
         """Append `row` to one of the files and show its numbers in the dashboards under the file's name."""
@@ -206,8 +222,8 @@ class Writers:
             self._wandb.finish()
 
 
-def _start_wandb(config: RunConfig) -> Any:
-    """A Weights & Biases run. Raises: ValueError when the package is missing."""
+def _start_wandb(config: RunConfig, root: Path, *, is_resumed: bool) -> Any:
+    """The Weights & Biases run of this folder, continued on a resume. Raises: ValueError without the package."""
     from megatron_alum.config.cli import config_to_dict
 
     try:
@@ -217,4 +233,13 @@ def _start_wandb(config: RunConfig) -> Any:
             "--wandb-project needs the wandb package, but it is not installed. "
             "Run `pip install wandb`, or leave the option out."
         ) from None
-    return wandb.init(project=config.logging.wandb_project, config=config_to_dict(config), resume="allow")
+    note = root / WANDB_FILE
+    known = note.read_text(encoding="utf-8").strip() if is_resumed and note.is_file() else None
+    options: dict[str, Any] = {
+        "project": config.logging.wandb_project,
+        "config": config_to_dict(config),
+        "dir": str(root),
+    }
+    run = wandb.init(id=known, resume="allow" if known is not None else None, **options)
+    write_durably(note, f"{run.id}\n")
+    return run

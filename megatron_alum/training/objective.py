@@ -26,9 +26,9 @@ from megatron_alum.config.alum import AlumConfig
 from megatron_alum.config.run import RunConfig
 from megatron_alum.data.batch import IGNORED_LABEL, PretrainingBatch
 from megatron_alum.models import SplitBert
-from megatron_alum.ops import NoiseKey, kl_divergence, perturb_embeddings, symmetric_kl
+from megatron_alum.ops import NoiseKey, kl_divergence, perturb_embeddings, symmetric_kl, weighted_sum
 from megatron_alum.training.rng import TrainingRng
-from megatron_alum.training.vocabulary import ChunkedLogits, Outputs, VocabularyLosses, WholeLogits, weighted_sum
+from megatron_alum.training.vocabulary import ChunkedLogits, Outputs, VocabularyLosses, WholeLogits
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,16 @@ class Objective:
 
     def standard(self, micro: MicroBatch, counts: Counts) -> MicroLoss:
         """MLM + next sentence."""
-        hidden = self._encode(self._embed(micro), micro)
+        return self.standard_losses(self.encoded(micro), micro, counts)
+
+    def encoded(self, micro: MicroBatch) -> Tensor:
+        """Output of the encoder, or of this pipeline stage's part of it: [S(/tp), B, H]."""
+        return self._encode(self._embed(micro) if self.model.pre_process else None, micro)
+
+    def standard_losses(self, hidden: Tensor, micro: MicroBatch, counts: Counts) -> MicroLoss:
+        """MLM + next sentence from the encoder's output."""
         outputs = self.whole.heads(hidden, micro.batch.masked_positions)
-        lm_loss = self.whole.mlm(outputs.rows, micro.batch.masked_labels) / counts.masked
+        lm_loss = self.whole.mlm(outputs.rows, micro.batch.masked_labels, weight=1 / counts.masked)
         nsp_loss = self._nsp_sum(outputs.nsp_logits, micro.batch.nsp_labels) / counts.labelled
         return MicroLoss(lm_loss + nsp_loss, self._logged(lm_loss=lm_loss, nsp_loss=nsp_loss))
 
@@ -169,7 +176,7 @@ class Objective:
         if begin == micro.counts.masked:
             return 0.0
         logits = self.whole.heads(hidden, micro.batch.masked_positions[begin:]).rows
-        return self.whole.mlm(logits, micro.batch.masked_labels[begin:]) / counts.masked
+        return self.whole.mlm(logits, micro.batch.masked_labels[begin:], weight=1 / counts.masked)
 
     def _nsp_sum(self, logits: Tensor | None, labels: Tensor) -> Tensor:
         """Sum of the next-sentence losses of sequences with a label; 0 without that head."""
@@ -194,8 +201,8 @@ class Objective:
 
     def _divergence(self, counts: Counts, clean: Outputs, adversarial: Outputs, *, symmetric: bool) -> Tensor:
         """The inner divergence of this micro-batch as its share of the global batch's."""
-        total = self.vocabulary.divergence(clean.rows, adversarial.rows, symmetric=symmetric)
-        total = total / counts.adversarial_masked
+        weight = 1 / counts.adversarial_masked
+        total = self.vocabulary.divergence(clean.rows, adversarial.rows, symmetric=symmetric, weight=weight)
         if not self.compares_pairs:
             return total
         assert clean.nsp_logits is not None and adversarial.nsp_logits is not None
@@ -237,7 +244,7 @@ class Objective:
         """x, float32 [S(/tp), B, H]."""
         return self.model.embed(micro.batch.tokens, token_types=micro.batch.token_types, level=self.alum.perturb)
 
-    def _encode(self, embeddings: Tensor, micro: MicroBatch) -> Tensor:
+    def _encode(self, embeddings: Tensor | None, micro: MicroBatch) -> Tensor:
         types, level = micro.batch.token_types, self.alum.perturb
         return self.model.encode(embeddings, token_types=types, padding_mask=micro.padding_mask, level=level)
 

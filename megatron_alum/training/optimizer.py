@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
 from megatron_alum.config.run import RunConfig
@@ -31,7 +33,9 @@ def wrap_data_parallel(model: SplitBert, config: RunConfig) -> DistributedDataPa
     )
     summing = copy.copy(model.config)
     summing.calculate_per_token_loss = True  # megatron-core's name for "do not divide by the data-parallel size"
-    return DistributedDataParallel(config=summing, ddp_config=layout, module=model)
+    wrapped = DistributedDataParallel(config=summing, ddp_config=layout, module=model)
+    summing.no_sync_func = wrapped.no_sync  # for the pipeline schedule
+    return wrapped
 
 
 def build_optimizer(model: DistributedDataParallel, config: RunConfig) -> MegatronOptimizer:
@@ -64,6 +68,37 @@ def build_optimizer(model: DistributedDataParallel, config: RunConfig) -> Megatr
         if "fused" in group and group["fused"] is None:  # torch's AdamW: one kernel for all tensors of a group
             group["fused"] = True
     return optimizer
+
+
+def prepare_for_loading(optimizer: MegatronOptimizer) -> None:
+    """Give a fresh distributed optimizer over torch's Adam the state that a checkpoint is loaded over.
+
+    megatron-core makes it itself for its other optimizers; this one asks for the step count of its moments first.
+    """
+    for part in optimizer.chained_optimizers:
+        if isinstance(part, DistributedOptimizer) and isinstance(part.optimizer, torch.optim.AdamW):
+            part.init_state_fn(part.optimizer, part.config)
+            for state in part.optimizer.state.values():
+                state["step"] = torch.zeros(())
+
+
+def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
+    """Take over the state that `sharded_state_dict` describes.
+
+    The distributed optimizer over torch's Adam is loaded in two parts, because megatron-core 0.16.1 looks for a step
+    count beside each parameter's moments, where it has not stored one; and it gives all parameters one step tensor,
+    which torch's fused kernel would count up once for each of them.
+    """
+    (part,) = optimizer.chained_optimizers
+    if not isinstance(part, DistributedOptimizer) or not isinstance(part.optimizer, torch.optim.AdamW):
+        optimizer.load_state_dict(loaded)
+        return
+    optimizer.load_state_dict({name: value for name, value in loaded.items() if name != "param_state"})
+    states = list(part.optimizer.state.values())
+    steps = [state.pop("step") for state in states]
+    part.load_parameter_state_from_fully_reshardable(loaded["param_state"])
+    for state, step in zip(states, steps, strict=True):
+        state["step"] = step.clone()
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, iteration: int, config: RunConfig) -> float:

@@ -22,7 +22,7 @@ class Stopwatch:
     def __init__(self, config: RunConfig, groups: ProcessGroups, *, vocab_size: int) -> None:
         """`vocab_size` is the tokenizer's, unpadded."""
         self._config, self._groups, self._vocab_size = config, groups, vocab_size
-        self._world_size = groups.tp_size * groups.dp_size
+        self._world_size = groups.ranks_per_model * groups.dp_size
         self._waited_before = 0.0
         self._flops = 0.0
         self._iterations = 0

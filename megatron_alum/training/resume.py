@@ -28,6 +28,8 @@ MODEL_OPTIONS = (
     "layernorm_epsilon",
 )
 """decide the shapes and the function of the network: never different"""
+OPTIMIZER_OPTIONS = ("bf16", "fp16", "use_distributed_optimizer")
+"""decide what the optimizer keeps: never different"""
 SCHEDULE_OPTIONS = (
     "train_iters",
     "global_batch_size",
@@ -51,9 +53,10 @@ def network_of_newest(load: str | None) -> dict[str, Any] | None:
 
     Read before the ranks have met, so no file is compared with its SHA-256: `find_resume` does that.
     """
-    for iteration in reversed(list_iterations(Path(load)) if load is not None else []):
+    root = Path(load or "")
+    for iteration in reversed(list_iterations(root) if load else []):
         try:
-            saved = read_run_config(iteration_folder(Path(load), iteration))["run"]
+            saved = read_run_config(iteration_folder(root, iteration))["run"]
         except ValueError:
             continue
         return {name: saved[name] for name in (*MODEL_OPTIONS, "hidden_dropout", "attention_dropout")}
@@ -103,6 +106,11 @@ def check_compatible(config: RunConfig, stored: dict[str, Any], folder: Path) ->
         if options[name] != saved[name]:
             raise ValueError(
                 _differs(name, saved[name], options[name], folder) + " Another model needs another --load."
+            )
+    for name in OPTIMIZER_OPTIONS:
+        if options[name] != saved[name]:
+            raise ValueError(
+                _differs(name, saved[name], options[name], folder) + " The optimizer's state depends on it."
             )
     for name in SCHEDULE_OPTIONS:
         if options[name] != saved[name] and not config.training.override_schedule:

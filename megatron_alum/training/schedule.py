@@ -26,13 +26,6 @@ def learning_rate(iteration: int, config: RunConfig) -> float:
     return options.min_lr + (options.lr - options.min_lr) * remaining
 
 
-def first_alum_iteration(config: RunConfig) -> int:
-    """The first iteration of the adversarial phase; beyond the run when there is none."""
-    if config.alum.alpha == 0.0:
-        return config.training.train_iters + 1
-    return round(config.alum.start_fraction * config.training.train_iters) + 1
-
-
 def phase_of(iteration: int, config: RunConfig) -> Phase:
     """Whether `iteration` trains on the standard objective or with the adversarial term."""
-    return "alum" if iteration >= first_alum_iteration(config) else "standard"
+    return "alum" if iteration >= config.first_alum_iteration else "standard"

@@ -26,7 +26,7 @@ from megatron_alum.models import SplitBert, build_model
 from megatron_alum.parallel import ProcessGroups, seed_everything
 from megatron_alum.training.ascents import build_objective
 from megatron_alum.training.control import Watch
-from megatron_alum.training.optimizer import build_optimizer, wrap_data_parallel
+from megatron_alum.training.optimizer import build_optimizer, load_optimizer, prepare_for_loading, wrap_data_parallel
 from megatron_alum.training.rng import TrainingRng
 from megatron_alum.training.step import Trainable
 
@@ -76,7 +76,7 @@ def build_state(config: RunConfig, groups: ProcessGroups, *, stored: Mapping[str
 
     A resume passes as `stored` the config.json of the checkpoint that it loads over them, and --init-from is not read.
     """
-    config.data_parallel_size(groups.tp_size * groups.dp_size)
+    config.data_parallel_size(groups.ranks_per_model * groups.dp_size)
     datasets = open_run_data(config)
     seed_everything(config.training.seed, groups)
     network = build_model(
@@ -159,8 +159,9 @@ def describe(state: TrainState) -> dict[str, Any]:
         "model": dataclasses.asdict(state.config.model),
         "run": config_to_dict(state.config),
         "layout": {
-            "world_size": state.groups.tp_size * state.groups.dp_size,
+            "world_size": state.groups.ranks_per_model * state.groups.dp_size,
             "tensor_parallel_size": state.groups.tp_size,
+            "pipeline_parallel_size": state.groups.pp_size,
             "data_parallel_size": state.groups.dp_size,
             "sequence_parallel": state.groups.sequence_parallel,
         },
@@ -183,10 +184,11 @@ def load_into(state: TrainState, folder: Path, stored: dict[str, Any]) -> None:
     """
     state.hf_config = stored.get(HF_CONFIG_KEY, {})
     model = model_sharded_state(state.network)
+    prepare_for_loading(state.optimizer)
     optimizer = state.optimizer.sharded_state_dict(model, is_loading=True, metadata=_OPTIMIZER_FORMAT)
     loaded = load_checkpoint(folder, {"model": model, "optimizer": optimizer}, state.groups.world)
     state.network.load_state_dict(loaded["model"], strict=False)
-    state.optimizer.load_state_dict(loaded["optimizer"])
+    load_optimizer(state.optimizer, loaded["optimizer"])
     state.iteration, state.skipped = stored["iteration"], stored["skipped"]
     if stored["layout"] == describe(state)["layout"]:
         TrainingRng().restore(load_rng(folder, state.groups.world_rank))

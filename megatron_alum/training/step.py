@@ -21,6 +21,7 @@ from megatron_alum.config.run import RunConfig
 from megatron_alum.training.control import Watch
 from megatron_alum.training.objective import Counts, MicroBatch, MicroLoss, Objective
 from megatron_alum.training.optimizer import apply_gradients, set_learning_rate
+from megatron_alum.training.pipeline import run_over_stages
 from megatron_alum.training.schedule import Phase, phase_of
 
 STATISTICS = frozenset({"effective_perturbation", "ascent_ratio"})
@@ -63,6 +64,24 @@ def train_step(state: Trainable, micro_batches: Sequence[MicroBatch], counts: Co
     state.model.zero_grad_buffer()
     state.optimizer.zero_grad()
     rate = set_learning_rate(state.optimizer, iteration, state.config)
+    logged = accumulate_gradients(state, micro_batches, counts, iteration)
+    state.watch.enter(f"reducing the gradients of iteration {iteration}")
+    finalize_model_grads([state.model])
+    state.watch.enter(f"clipping and stepping in iteration {iteration}")
+    norm = apply_gradients(state.optimizer, clip_grad=state.config.optimizer.clip_grad)
+    return StepResult(phase, logged, rate, norm)
+
+
+def accumulate_gradients(
+    state: Trainable, micro_batches: Sequence[MicroBatch], counts: Counts, iteration: int
+) -> dict[str, Tensor]:
+    """Forward and backward passes of all micro-batches; what they log, added up."""
+    if state.objective.model.groups.pp_size > 1:
+        state.watch.enter(f"training in stages on the micro-batches of iteration {iteration}")
+        scale = state.optimizer.get_loss_scale()
+        return run_over_stages(
+            state.objective, state.model, micro_batches, counts, scale=lambda loss: scaled(loss, scale)
+        )
     logged: dict[str, Tensor] = {}
     for number, micro in enumerate(micro_batches):
         state.watch.enter(f"training on micro-batch {number} of iteration {iteration}")
@@ -73,11 +92,7 @@ def train_step(state: Trainable, micro_batches: Sequence[MicroBatch], counts: Co
         for name, value in result.logged.items():
             share = value / len(micro_batches) if name in STATISTICS else value
             logged[name] = logged[name] + share if name in logged else share
-    state.watch.enter(f"reducing the gradients of iteration {iteration}")
-    finalize_model_grads([state.model])
-    state.watch.enter(f"clipping and stepping in iteration {iteration}")
-    norm = apply_gradients(state.optimizer, clip_grad=state.config.optimizer.clip_grad)
-    return StepResult(phase, logged, rate, norm)
+    return logged
 
 
 def micro_batch_loss(state: Trainable, micro: MicroBatch, counts: Counts, iteration: int) -> MicroLoss:
@@ -89,6 +104,11 @@ def micro_batch_loss(state: Trainable, micro: MicroBatch, counts: Counts, iterat
 
 
 def backward(loss: Tensor, loss_scale: Tensor) -> None:
-    """Backward of the scaled loss; one that is not finite makes every gradient NaN, so that all ranks skip the step."""
+    """Backward of the scaled loss."""
+    scaled(loss, loss_scale).backward()
+
+
+def scaled(loss: Tensor, loss_scale: Tensor) -> Tensor:
+    """loss x loss_scale; one that is not finite makes every gradient NaN, so that all ranks skip the step."""
     finite = torch.where(torch.isfinite(loss.detach()), 1.0, float("nan"))
-    (loss * finite * loss_scale.squeeze()).backward()
+    return loss * finite * loss_scale.squeeze()

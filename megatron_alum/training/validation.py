@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from megatron_alum.data.loader import BatchPlan
 from megatron_alum.training.objective import Counts, MicroBatch
+from megatron_alum.training.pipeline import run_over_stages
 from megatron_alum.training.state import TrainState
 
 
@@ -29,13 +30,17 @@ def validate(state: TrainState, plan: BatchPlan) -> dict[str, float | None] | No
     micro_batches = plan.micro_batches(0)
     for _ in range(state.config.training.eval_iters * plan.num_micro_batches):
         micro = MicroBatch.load(dataset.batch(next(micro_batches)), state.config.alum, device)
-        logged = state.objective.standard(micro, ones).logged
+        if state.groups.pp_size > 1:
+            logged = run_over_stages(state.objective, state.model, [micro], ones, scale=None)
+        else:
+            logged = state.objective.standard(micro, ones).logged
         sums[0] += logged["lm_loss"]
         sums[1] += logged.get("nsp_loss", 0.0)
-        sums[2] += micro.counts.masked
-        sums[3] += micro.counts.labelled
+        if state.groups.is_last_stage:
+            sums[2] += micro.counts.masked
+            sums[3] += micro.counts.labelled
     state.model.train()
-    dist.all_reduce(sums, group=state.groups.dp)
+    dist.all_reduce(sums, group=state.groups.world)  # each value tp times, which cancels below
     lm_sum, nsp_sum, masked, labelled = sums.tolist()
     nsp_loss = nsp_sum / max(labelled, 1.0) if state.objective.has_pairs else None
     return {"lm_loss": lm_sum / max(masked, 1.0), "nsp_loss": nsp_loss}

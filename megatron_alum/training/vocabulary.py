@@ -15,7 +15,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from megatron_alum.models import SplitBert
-from megatron_alum.ops import kl_divergence, mlm_symmetric_kl, mlm_symmetric_kl_from_hidden, symmetric_kl
+from megatron_alum.ops import (
+    kl_divergence,
+    mlm_symmetric_kl_from_hidden,
+    symmetric_kl,
+    weighted_kl,
+    weighted_mlm,
+    weighted_mlm_symmetric_kl,
+)
 
 
 class Outputs(NamedTuple):
@@ -33,8 +40,11 @@ class VocabularyLosses(Protocol):
     def heads(self, hidden: Tensor, positions: Tensor) -> Outputs:
         """Both heads on hidden [S(/tp), B, H] and masked positions int64 [N]."""
 
-    def divergence(self, clean: Tensor, adversarial: Tensor, *, symmetric: bool) -> Tensor:
-        """Sum of the rows' KL(clean || adversarial), or of the symmetric one; targets flow, detach them before."""
+    def divergence(self, clean: Tensor, adversarial: Tensor, *, symmetric: bool, weight: float) -> Tensor:
+        """weight * sum of the rows' KL(clean || adversarial), or of the symmetric one; targets flow, detach them before.
+
+        Adversarial rows that need a gradient are given up: it may be written over them.
+        """
 
     def mlm_and_divergence(
         self, clean: Tensor, adversarial: Tensor, labels: Tensor, *, mlm_weight: float, kl_weights: Tensor
@@ -54,23 +64,26 @@ class WholeLogits:
         """Rows are logits [N, Vp]."""
         return Outputs(*self.model.heads(hidden, positions))
 
-    def mlm(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the rows' MLM losses. The fused pass compares the logits with themselves, which costs one read."""
-        losses, _ = mlm_symmetric_kl(logits, logits.detach(), labels, **self.vocabulary)
-        return losses.sum()
+    def mlm(self, logits: Tensor, labels: Tensor, *, weight: float, overwrite: bool = True) -> Tensor:
+        """weight * sum of the rows' MLM losses; `overwrite` gives the logits up to their gradient."""
+        weights = torch.full((logits.shape[0],), weight, device=logits.device)
+        return weighted_mlm(logits, labels, row_weight=weights, overwrite_logits=overwrite, **self.vocabulary)
 
-    def divergence(self, clean: Tensor, adversarial: Tensor, *, symmetric: bool) -> Tensor:
+    def divergence(self, clean: Tensor, adversarial: Tensor, *, symmetric: bool, weight: float) -> Tensor:
         """As in the protocol."""
-        row_divergence = symmetric_kl if symmetric else kl_divergence
-        return row_divergence(clean, adversarial, detach_targets=False, **self.vocabulary).sum()
+        weights = torch.full((clean.shape[0],), weight, device=clean.device)
+        options: dict[str, Any] = {"detach_targets": False, "overwrite_logits": True, **self.vocabulary}
+        return weighted_kl(clean, adversarial, row_weight=weights, symmetric=symmetric, **options)
 
     def mlm_and_divergence(
         self, clean: Tensor, adversarial: Tensor, labels: Tensor, *, mlm_weight: float, kl_weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As in the protocol; backward writes its gradients over both logits, which nobody may use again."""
+        """As in the protocol; the gradients are written over both logits, which nobody may use again."""
         options: dict[str, Any] = {"detach_targets": self.detach_targets, "overwrite_logits": True, **self.vocabulary}
-        mlm, kl = mlm_symmetric_kl(clean, adversarial, labels, **options)
-        return mlm.sum() * mlm_weight, weighted_sum(kl, kl_weights)
+        mlm_weights = torch.full_like(kl_weights, mlm_weight)
+        return weighted_mlm_symmetric_kl(
+            clean, adversarial, labels, mlm_row_weight=mlm_weights, kl_row_weight=kl_weights, **options
+        )
 
 
 class ChunkedLogits:
@@ -85,7 +98,7 @@ class ChunkedLogits:
         """Rows are what the decoder multiplies, [N, H]."""
         return Outputs(*self.model.heads_before_decoder(hidden, positions))
 
-    def divergence(self, clean: Tensor, adversarial: Tensor, *, symmetric: bool) -> Tensor:
+    def divergence(self, clean: Tensor, adversarial: Tensor, *, symmetric: bool, weight: float) -> Tensor:
         """As in the protocol; the logits of a piece are computed again in backward."""
         row_divergence = symmetric_kl if symmetric else kl_divergence
         weight, bias = self.model.decoder_weight(), self.model.decoder_bias()
@@ -96,7 +109,7 @@ class ChunkedLogits:
 
         pieces = zip(clean.split(self.chunk_rows), adversarial.split(self.chunk_rows), strict=True)
         sums = [checkpoint(piece, a, b, use_reentrant=False, preserve_rng_state=False) for a, b in pieces]
-        return torch.stack(sums).sum()
+        return torch.stack(sums).sum() * weight
 
     def mlm_and_divergence(
         self, clean: Tensor, adversarial: Tensor, labels: Tensor, *, mlm_weight: float, kl_weights: Tensor
@@ -114,8 +127,3 @@ class ChunkedLogits:
             detach_targets=self.detach_targets,
             **self.vocabulary,
         )
-
-
-def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
-    """sum of weights * values over the rows whose weight is not 0 (0 * NaN would be NaN)."""
-    return torch.where(weights == 0, torch.zeros_like(values), values * weights).sum()

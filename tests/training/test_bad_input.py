@@ -34,7 +34,21 @@ def run_entry(argv, **kwargs):
             {"micro_batch_size": 3},
             "--global-batch-size must be a multiple of --micro-batch-size (3), but is 8 instead.",
         ),
-        ({"pipeline_model_parallel_size": 2}, "--pipeline-model-parallel-size must be 1, but is 2 instead"),
+        (
+            {"pipeline_model_parallel_size": 2},
+            "--pipeline-model-parallel-size must be 1 in the adversarial phase, but is 2 instead: the ascent needs the "
+            "embedding and the logits in one process. Use --tensor-model-parallel-size, --sequence-parallel, "
+            "--use-distributed-optimizer or --recompute-granularity; or stop before iteration 11",
+        ),
+        (
+            {"pipeline_model_parallel_size": 3, "alum_alpha": 0},
+            "--num-layers must be a multiple of --pipeline-model-parallel-size (3), but is 2 instead.",
+        ),
+        (
+            {"pipeline_model_parallel_size": 2, "alum_alpha": 0, "init_from": "models/roberta"},
+            "--init-from must not be given with --pipeline-model-parallel-size 2, but is models/roberta.",
+        ),
+        ({"pipeline_model_parallel_size": 0}, "--pipeline-model-parallel-size must be at least 1, but is 0 instead."),
         ({"sequence_parallel": True}, "--sequence-parallel must be false without tensor parallelism"),
         ({"bf16": True, "fp16": True}, "--fp16 must be false when --bf16 is true"),
         ({"lr": -1}, "--lr must be positive, but is -1.0 instead."),

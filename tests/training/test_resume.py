@@ -67,6 +67,11 @@ def test_a_checkpoint_of_two_tensor_parallel_ranks_continues_on_one(prefix, tmp_
         ({"num_layers": 1}, "--num-layers must be 2 as in .*iter_0000007, but is 1 instead"),
         ({"hidden_size": 64}, "--hidden-size must be 32 as in .*, but is 64 instead"),
         ({"train_iters": 14}, "--train-iters must be 12 as in .*, but is 14 instead. Or pass --override-schedule"),
+        ({"bf16": True}, "--bf16 must be False as in .*, but is True instead"),
+        (
+            {"use_distributed_optimizer": True},
+            "--use-distributed-optimizer must be False as in .*, but is True instead",
+        ),
         ({"seed": 4}, "--seed must be 1234 as in .*, but is 4 instead"),
         ({"load": None}, "--save must be a folder without checkpoints, but .* holds some"),
     ],
@@ -142,3 +147,19 @@ def test_a_resume_does_not_need_the_folder_that_the_run_started_from(exported, p
 def test_load_without_a_checkpoint_starts_fresh(prefix, tmp_path):
     rows = launch(1, prefix, tmp_path / "run", load=tmp_path / "run", train_iters=2)
     assert [row["iteration"] for row in rows] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "options"),
+    [(2, {}), (1, {}), (2, {"bf16": True})],
+    ids=["same-layout", "fewer-ranks", "bf16"],
+)
+def test_a_distributed_optimizers_checkpoint_continues(prefix, tmp_path, world_size, options):
+    """Bit for bit where the layout is the same, moments and step counts included; within rounding on another."""
+    distributed = {**EXACT, "train_iters": 8, "use_distributed_optimizer": True, "bf16": options.get("bf16", False)}
+    straight = launch(2, prefix, tmp_path / "straight", **distributed)
+    launch(2, prefix, tmp_path / "run", **distributed, exit_interval=3)
+    resumed = launch(world_size, prefix, tmp_path / "run", **{**distributed, **options}, load=tmp_path / "run")
+    worst = largest_difference(resumed, straight, LOSSES)
+    assert max(worst.values()) < TOLERANCE, worst
+    assert world_size == 1 or without_timing(resumed) == without_timing(straight)

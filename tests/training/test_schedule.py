@@ -4,7 +4,7 @@ import pytest
 
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
-from megatron_alum.training.schedule import first_alum_iteration, learning_rate, phase_of
+from megatron_alum.training.schedule import learning_rate, phase_of
 
 
 def config_of(words):
@@ -30,5 +30,5 @@ def test_warm_up_peak_and_decay():
 )
 def test_the_adversarial_phase_begins(words, first):
     config = config_of(words)
-    assert first_alum_iteration(config) == first
+    assert config.first_alum_iteration == first
     assert [phase_of(t, config) for t in (first - 1, first)] == ["standard", "alum"]

@@ -18,10 +18,11 @@ START_SECONDS = 90
 """two processes that import torch and megatron-core on a busy machine"""
 
 
-def torchrun(processes, argv, *, restarts=0, **kwargs):
+def torchrun(processes, argv, *, restarts=0, environment=None, **kwargs):
+    """The entry script on this machine, with some environment variables changed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command.append(f"--max-restarts={restarts}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     return subprocess.Popen([*command, "pretrain_bert_alum.py", *argv], cwd=ROOT, env=environment, **kwargs)
 
 

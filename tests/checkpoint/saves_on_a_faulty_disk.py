@@ -1,0 +1,54 @@
+"""Saves of one run, each with another fault of the disk: python -m tests.checkpoint.saves_on_a_faulty_disk FOLDER ARGS.
+
+Must be started with the library of disk_faults.c preloaded; ARGS are those of a run without --save. Prints, as JSON,
+what each save said and what it left.
+"""
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+
+from megatron_alum.checkpoint.folder import LATEST_FILE, find_checkpoint, list_iterations
+from tests.training.runs import read_rows, train_quietly
+
+FAULTS = [
+    (part, call, error)
+    for part in (".distcp", ".metadata", "common.pt", "rng_00000.pt", "metadata.json", "config.json", "COMPLETE")
+    for call, error in (("write", "ENOSPC"), ("write", "EIO"), ("fsync", "EIO"))
+] + [("tokenizer.json", "write", "EIO"), ("metrics.jsonl", "write", "ENOSPC"), ("latest_checkpointed", "fsync", "EIO")]
+
+
+def train(folder, argv, last, fault=None):
+    """Continue the run to iteration `last`; returns what it refused."""
+    if fault is not None:
+        part, call, error = fault
+        os.environ.update(FAULT_PATH=part, FAULT_CALL=call, FAULT_ERRNO=str(getattr(errno, error)))
+    try:
+        refused = train_quietly(0, 1, [*argv, "--save", folder, "--load", folder, "--exit-interval", str(last)])
+    finally:
+        os.environ.pop("FAULT_PATH", None)
+    return None if refused is None else [type(refused).__name__, str(refused)]
+
+
+def main():
+    """One run goes on under every fault; after each, without it."""
+    folder, argv = sys.argv[1], sys.argv[2:]
+    run, found = Path(folder), {}
+    assert train(folder, argv, 1) is None
+    for number, fault in enumerate(FAULTS, start=1):
+        refused = train(folder, argv, number + 1, fault)
+        left = {
+            "refused": refused,
+            "iterations": list_iterations(run),
+            "newest": find_checkpoint(run).name,
+            "latest": (run / LATEST_FILE).read_text(),
+            "leftovers": [path.name for path in run.glob(".*")],
+        }
+        found[" ".join(fault)] = {**left, "before": number, "after": train(folder, argv, number + 1)}
+    print(json.dumps({"faults": found, "rows": read_rows(run)}))
+
+
+if __name__ == "__main__":
+    main()
