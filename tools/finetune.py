@@ -8,26 +8,24 @@ Several processes: `torchrun --nproc-per-node N tools/finetune.py ...`.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from megatron_alum.config.cli import format_config, main_guard, parse_config
 from megatron_alum.config.finetune import FinetuneConfig
 from megatron_alum.finetune.prepare import prepare
-from megatron_alum.finetune.runs import run_grid
+from megatron_alum.finetune.runs import is_main_process, leave_process_group, run_grid
 from megatron_alum.finetune.summary import format_summary
 
 
 def main() -> None:
     """Parse, prepare, run, summarise."""
     config = parse_config(FinetuneConfig, description=(__doc__ or "").splitlines()[0])
-    main_process = os.environ.get("RANK", "0") == "0"
-    if main_process:
+    if is_main_process():
         print(format_config(config), flush=True)
     prepared = prepare(config)
-    Path(config.data.output).mkdir(parents=True, exist_ok=True)
     rows = run_grid(config, prepared)
-    if main_process:
+    leave_process_group()
+    if is_main_process():
         print(format_summary(rows, prepared.task.metrics[0]))
         print(f"results: {Path(config.data.output) / 'results.jsonl'}")
 

@@ -13,6 +13,7 @@ run is complete, so the file never holds half a run.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -117,7 +118,8 @@ def run_grid(config: FinetuneConfig, prepared: Prepared) -> list[dict[str, Any]]
         folder = output / "runs" / point.name
         done = folder / DONE
         if done.is_file():
-            print(f"{point.name}: done before, not repeated")
+            if is_main_process():
+                print(f"{point.name}: done before, not repeated")
             rows += json.loads(done.read_text(encoding="utf-8"))
             continue
         rows += run_point(config, prepared, point, folder)
@@ -129,6 +131,8 @@ def check_same_settings(config: FinetuneConfig) -> None:
 
     Raises: ValueError naming the first setting that differs.
     """
+    if not is_main_process():
+        return  # a file that the main process is just writing must not be read
     wanted = {name: value for name, value in config_to_dict(config).items() if name not in GRID_OPTIONS}
     path = Path(config.data.output) / "config.json"
     if not path.is_file():
@@ -142,6 +146,18 @@ def check_same_settings(config: FinetuneConfig) -> None:
                 f"--output must be a new folder or one of the same settings, but {config.data.output} was made with "
                 f"{name} {stored.get(name)} and is now given {value}."
             )
+
+
+def is_main_process() -> bool:
+    """Whether this process is the only one or torchrun's first; known before any group of processes exists."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def leave_process_group() -> None:
+    """Wait for the other processes, then close their group: whoever exits first would break the others' connections."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def run_point(config: FinetuneConfig, prepared: Prepared, point: Point, folder: Path) -> list[dict[str, Any]]:

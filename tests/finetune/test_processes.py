@@ -1,5 +1,6 @@
 """Data-parallel fine-tuning through accelerate: two processes train as one does on their joint batch."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from tests.finetune.test_tools import encoder, flags, sentiment  # noqa: F401  fixtures
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,11 +24,18 @@ def clean_environment():
     return {**kept, "OMP_NUM_THREADS": "1"}
 
 
-def train(name, processes, batch, output):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "tests.finetune.process_worker", name, str(batch), str(output)]
-    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=500)
+def torchrun(processes, *command):
+    """Run a module or script; its standard output."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [*launch, *map(str, command)], cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stderr[-12000:]
+    return done.stdout
+
+
+def train(name, processes, batch, output):
+    torchrun(processes, "-m", "tests.finetune.process_worker", name, batch, output)
     return torch.load(f"{output}.pt", weights_only=True)
 
 
@@ -36,3 +46,14 @@ def test_two_processes_equal_one_with_the_joint_batch(tmp_path, name):
     for parameter in alone:
         # float32 sums in another order, amplified over three SGD steps by a network of scale 1
         torch.testing.assert_close(together[parameter], alone[parameter], rtol=1e-4, atol=1e-6, msg=parameter)
+
+
+def test_the_tool_on_two_processes_writes_each_result_once(encoder, sentiment, tmp_path):  # noqa: F811
+    """Rows, files and lines are those of a single process, and a second call repeats nothing."""
+    command = [word if word != 16 else 8 for word in flags(encoder, sentiment, tmp_path / "out", "--alum")]
+    printed = torchrun(2, "tools/finetune.py", *command)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert [(row["seed"], row["split"], row["n"]) for row in rows] == [(1, "dev", 48), (2, "dev", 48)]
+    assert all(row["value"] > 0.9 and row["epochs"] == 3.0 for row in rows)
+    assert printed.count("results:") == 1 and (tmp_path / "out" / "model" / "config.json").is_file()
+    assert torchrun(2, "tools/finetune.py", *command).count("not repeated") == 2
