@@ -1,7 +1,8 @@
 """Public doors of the fused operators: perturbation step and divergence of logits, with a pure-torch reference behind
 each.
 
-Read in this order: divergence.py, perturbation.py, noise.py, chunked_head.py; dispatch.py chooses the implementation.
+Read in this order: divergence.py, weighted.py, perturbation.py, noise.py, chunked_head.py; dispatch.py chooses the
+implementation.
 Importing this needs neither a GPU nor the compiled extension; the kernels are in csrc/ (csrc/README.md).
 """
 
@@ -11,6 +12,7 @@ from megatron_alum.ops.dispatch import build_info
 from megatron_alum.ops.divergence import kl_divergence, mlm_symmetric_kl, symmetric_kl
 from megatron_alum.ops.noise import NoiseKey, gaussian_noise
 from megatron_alum.ops.perturbation import PerturbationStatistics, ascend_and_project, perturb_embeddings
+from megatron_alum.ops.weighted import weighted_kl, weighted_mlm, weighted_mlm_symmetric_kl, weighted_sum
 
 __all__ = [
     "NoiseKey",
@@ -23,4 +25,8 @@ __all__ = [
     "mlm_symmetric_kl_from_hidden",
     "perturb_embeddings",
     "symmetric_kl",
+    "weighted_kl",
+    "weighted_mlm",
+    "weighted_mlm_symmetric_kl",
+    "weighted_sum",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor
 from megatron_alum.ops import dispatch, divergence
 from megatron_alum.ops.reference import rows as reference
 from megatron_alum.ops.reference.rows import RowOptions
+from megatron_alum.ops.weighted import common_factor, weighted_sum
 
 
 def mlm_symmetric_kl_from_hidden(
@@ -54,9 +55,8 @@ def mlm_symmetric_kl_from_hidden(
     options = divergence.shard_options(weight.shape[0], valid_vocab_size, group, detach_targets, one_sided=False)
     impl = dispatch.select(impl, clean_hidden)
     weights = (mlm_row_weight.detach(), kl_row_weight.detach())
-    return _ChunkedHead.apply(
-        clean_hidden, adv_hidden, weight, bias, labels, weights, (options, chunk_rows, group, impl)
-    )
+    how = options, chunk_rows, group, impl, torch.is_grad_enabled()
+    return _ChunkedHead.apply(clean_hidden, adv_hidden, weight, bias, labels, weights, how)
 
 
 class _Accumulator:
@@ -89,20 +89,22 @@ class _ChunkedHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        clean, adv, weight, bias, labels, (mlm_weight, kl_weight), (options, chunk_rows, group, impl) = inputs
-        needed = ctx.needs_input_grad[:4]
+        clean, adv, weight, bias, labels, (mlm_weight, kl_weight), how = inputs
+        options, chunk_rows, group, impl, differentiable = how
+        needed = tuple(differentiable and need for need in ctx.needs_input_grad[:4])
         gradients = _Accumulator(inputs[:4], needed)
         sums = torch.zeros(2, dtype=reference.working_dtype(clean), device=clean.device)
+        logits = [clean.new_empty(min(chunk_rows, clean.shape[0]), weight.shape[0]) for _ in range(2)]
         for start in range(0, clean.shape[0], chunk_rows):
             part = slice(start, start + chunk_rows)
             hidden = clean[part], adv[part]
-            a, b = (torch.nn.functional.linear(states, weight, bias) for states in hidden)
+            a, b = (_project(x, weight, bias, out[: x.shape[0]]) for x, out in zip(hidden, logits, strict=True))
             row_weights = mlm_weight[part].to(sums.dtype), kl_weight[part].to(sums.dtype)
             call = a, b, labels[part], *row_weights, options, group, impl
             records = _statistics_and_gradients(*call) if any(needed) else _statistics(a, b, labels[part], *call[-3:])
             losses = reference.row_losses(records, labels[part])
-            for i, (loss, row_weight) in enumerate(zip(losses, (mlm_weight[part], kl_weight[part]), strict=True)):
-                sums[i] += torch.where(row_weight == 0, 0.0, loss * row_weight).sum()
+            for i, (loss, row_weight) in enumerate(zip(losses, row_weights, strict=True)):
+                sums[i] += weighted_sum(loss, row_weight)
             if any(needed):
                 gradients.add(part, hidden, weight, (a, b))
         ctx.save_for_backward(gradients.clean, gradients.adv, gradients.weight, gradients.bias)
@@ -112,14 +114,18 @@ class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, mlm_grad: Tensor, kl_grad: Tensor) -> tuple[Tensor | None, ...]:
-        torch._assert_async(
-            mlm_grad == kl_grad, "both sums must enter the loss with the same factor: use the row weights"
-        )
+        factor = common_factor(mlm_grad, kl_grad)
+        one = factor.device.type == "cpu" and bool(factor == 1)  # elsewhere looking would wait for the device
         scaled = [
-            None if grad is None else (grad * mlm_grad.to(grad.dtype)).to(dtype)
+            None if grad is None else (grad if one else grad * factor.to(grad.dtype)).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return (*scaled, None, None, None)
+
+
+def _project(states: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """Logits of the states in memory that the next chunk uses again: fresh pages would cost more than the losses."""
+    return torch.mm(states, weight.T, out=out) if bias is None else torch.addmm(bias, states, weight.T, out=out)
 
 
 def _statistics(

@@ -49,7 +49,7 @@ def symmetric_kl(
     use them again.
     """
     options = row_options(clean_logits, adv_logits, None, valid_vocab_size, group, detach_targets)
-    return _losses(clean_logits, adv_logits, None, options, group, overwrite_logits, impl)[1]
+    return row_losses(clean_logits, adv_logits, None, options, group, overwrite_logits, impl)[1]
 
 
 def kl_divergence(
@@ -67,7 +67,7 @@ def kl_divergence(
     Gradient to adv is q - p; to clean it is 0 with `detach_targets`, else p (log(p / q) - KL).
     """
     options = row_options(clean_logits, adv_logits, None, valid_vocab_size, group, detach_targets, one_sided=True)
-    return _losses(clean_logits, adv_logits, None, options, group, overwrite_logits, impl)[1]
+    return row_losses(clean_logits, adv_logits, None, options, group, overwrite_logits, impl)[1]
 
 
 def mlm_symmetric_kl(
@@ -87,7 +87,7 @@ def mlm_symmetric_kl(
     Otherwise as `symmetric_kl`.
     """
     options = row_options(clean_logits, adv_logits, labels, valid_vocab_size, group, detach_targets)
-    return _losses(clean_logits, adv_logits, labels, options, group, overwrite_logits, impl)
+    return row_losses(clean_logits, adv_logits, labels, options, group, overwrite_logits, impl)
 
 
 def row_options(
@@ -129,7 +129,7 @@ def shard_options(
     return RowOptions(first, min(max(valid - first, 0), columns), one_sided, detach_targets)
 
 
-def _losses(
+def row_losses(
     clean: Tensor,
     adv: Tensor,
     labels: Tensor | None,
@@ -138,6 +138,7 @@ def _losses(
     overwrite: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
+    """(MLM loss [N], divergence [N]); behind all doors."""
     if overwrite:
         refuse_overwriting(clean_logits=clean, adv_logits=adv)
     impl = dispatch.select(impl, clean)
@@ -162,6 +163,20 @@ def refuse_overwriting(**logits: Tensor) -> None:
             raise ValueError(
                 f"`{name}` must be contiguous to be overwritten, but has strides {tensor.stride()} instead."
             )
+
+
+def overwritten(logits: tuple[Tensor, Tensor | None], needed: tuple[bool, ...]) -> list[Tensor | None]:
+    """The gradients that a kernel has written over the logits that need them.
+
+    The kernel leaves no trace in the version counters, by which autograd notices that something it still needs (an
+    output that its producer saved, or these logits in a second backward) has been overwritten: raised here.
+    """
+    for tensor, need in zip(logits, needed, strict=True):
+        if need and tensor is not None:
+            torch.autograd.graph.increment_version(tensor)
+    return [
+        None if tensor is None or not need else tensor.detach() for tensor, need in zip(logits, needed, strict=True)
+    ]
 
 
 def local_statistics(clean: Tensor, adv: Tensor, labels: Tensor | None, options: RowOptions, impl: str) -> Tensor:
@@ -213,7 +228,7 @@ def backward(ctx: Any, mlm_grad: Tensor | None, kl_grad: Tensor | None) -> tuple
             grads = tuple(x.copy_(g) if n else g for x, g, n in zip((clean, adv), grads, needed, strict=True))
     elif overwrite:
         torch.ops.megatron_alum.row_gradients_(clean, adv, records, labels, mlm_grad, kl_grad, *options, *needed)
-        grads = clean, adv
+        grads = overwritten((clean, adv), needed)
     else:
         arguments = (clean, adv, records, labels, mlm_grad, kl_grad, *options, *needed)
         grads = torch.ops.megatron_alum.row_gradients(*arguments)

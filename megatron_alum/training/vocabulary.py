@@ -41,7 +41,7 @@ class VocabularyLosses(Protocol):
         """Both heads on hidden [S(/tp), B, H] and masked positions int64 [N]."""
 
     def divergence(self, clean: Tensor, adversarial: Tensor, *, symmetric: bool, weight: float) -> Tensor:
-        """weight * sum of the rows' KL(clean || adversarial), or of the symmetric one; targets flow, detach them before.
+        """weight * sum of the rows' KL(clean || adversarial), or symmetric; targets flow, detach them before.
 
         Adversarial rows that need a gradient are given up: it may be written over them.
         """
