@@ -6,11 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.results_table import ResultsTable
+
 SHARED_DATA = Path(os.environ.get("MEGATRON_ALUM_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")).resolve()
 
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="device the op tests run on")
+    parser.addoption("--results", type=Path, help="table in which the outcomes of slow tests are kept")
+
+
+def pytest_configure(config):
+    if config.getoption("--results"):
+        config.pluginmanager.register(ResultsTable(config.getoption("--results")))
 
 
 def pytest_collection_modifyitems(config, items):

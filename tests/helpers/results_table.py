@@ -1,0 +1,55 @@
+"""Keeps `tests/slow_results.csv`: the last outcome of every slow test, with its time and the commit it ran on.
+
+A run of some of the tests replaces their rows and leaves the others, so that hours of tests need not pass in one go.
+"""
+
+import csv
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from megatron_alum.compat.machine import current_commit, processor_name
+
+COLUMNS = ("test", "outcome", "seconds", "date", "commit", "processor")
+
+
+class ResultsTable:
+    """A pytest plugin that writes one row for every slow test of the session."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.slow: set[str] = set()
+        self.rows: dict[str, dict[str, str]] = {}
+        self.run = {"date": date.today().isoformat(), "commit": current_commit(), "processor": processor_name()}
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Notes which tests are slow; the reports do not say."""
+        self.slow = {item.nodeid for item in session.items if "slow" in item.keywords}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Adds up set-up, call and tear-down; the worst outcome of the three counts."""
+        if report.nodeid not in self.slow:
+            return
+        row = self.rows.setdefault(report.nodeid, {"test": report.nodeid, "outcome": "passed", "seconds": "0"})
+        if report.outcome != "passed":
+            row["outcome"] = report.outcome
+        row["seconds"] = f"{float(row['seconds']) + report.duration:.1f}"
+        row.update(self.run)
+
+    def pytest_sessionfinish(self) -> None:
+        """Merges this session's rows into the file."""
+        if self.rows:
+            merge(self.path, self.rows)
+
+
+def merge(path: Path, rows: dict[str, dict[str, str]]) -> None:
+    """Replace the rows of `path` that `rows` (by test) knows, add the new ones, sort by test."""
+    known = {}
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as stream:
+            known = {row["test"]: row for row in csv.DictReader(stream)}
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row for _, row in sorted({**known, **rows}.items()))
