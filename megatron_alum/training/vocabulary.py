@@ -101,10 +101,10 @@ class ChunkedLogits:
     def divergence(self, clean: Tensor, adversarial: Tensor, *, symmetric: bool, weight: float) -> Tensor:
         """As in the protocol; the logits of a piece are computed again in backward."""
         row_divergence = symmetric_kl if symmetric else kl_divergence
-        weight, bias = self.model.decoder_weight(), self.model.decoder_bias()
+        decoder = self.model.decoder_weight(), self.model.decoder_bias()
 
         def piece(clean_rows: Tensor, adversarial_rows: Tensor) -> Tensor:
-            logits = (F.linear(rows, weight, bias) for rows in (clean_rows, adversarial_rows))
+            logits = (F.linear(rows, *decoder) for rows in (clean_rows, adversarial_rows))
             return row_divergence(*logits, detach_targets=False, **self.vocabulary).sum()
 
         pieces = zip(clean.split(self.chunk_rows), adversarial.split(self.chunk_rows), strict=True)
