@@ -35,6 +35,18 @@ CXX_FLAGS = [
 ]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-Werror", "all-warnings", "-Xptxas", "-v,-warn-spills", "-lineinfo"]
 
+
+
+def find_toolkit() -> None:
+    """Sets CUDA_HOME where torch would guess wrong: it takes the folder above an nvcc on PATH, which may be a wrapper."""
+    nvcc = shutil.which("nvcc")
+    guesses = [Path(nvcc).resolve().parents[1]] if nvcc else []
+    for home in [*guesses, Path("/usr/local/cuda")]:
+        if (home / "include" / "cuda_runtime.h").is_file():
+            os.environ.setdefault("CUDA_HOME", str(home))
+
+
+find_toolkit()  # before the import below, which looks for it
 try:
     import torch
     from torch.utils import cpp_extension

@@ -1,7 +1,7 @@
 """Speed and memory of the fused ops against eager torch, torch.compile and the memory floor: a table and a CSV.
 
-    python tools/bench_ops.py [--device cpu|cuda] [--threads 2] [--rows 1024] [--vocab 30592] [--repeats 15] [--quick]
-                              [--output benchmarks/results/ops_cpu.csv]
+    python tools/bench_ops.py [--device cpu|cuda] [--threads 2] [--rows 1024] [--vocab 30592] [--tokens 8192]
+                              [--repeats 15] [--quick] [--output benchmarks/results/ops_cpu.csv]
 
 Every figure is a median over rounds in which all contestants of a table take turns, so that whatever else the machine
 does hits all alike; each ratio is between medians of the same run. The floor is the time that the bytes an op must
@@ -27,6 +27,7 @@ from torch import Tensor
 from megatron_alum import ops
 
 ROOT = Path(__file__).resolve().parents[1]
+IDLE_CYCLES = 10_000_000  # 5 ms at 2 GHz: longer than the host takes to queue any contestant
 Run = Callable[[], object]
 
 
@@ -72,19 +73,29 @@ def measure(contestants: dict[str, Run], *, device: torch.device, repeats: int) 
         for name, run in contestants.items():
             if isinstance(run, Prepared):
                 run.prepare()
-            synchronise(device)
-            start = time.perf_counter()
-            run()
-            synchronise(device)
+            elapsed = gpu_seconds(run) if device.type == "cuda" else host_seconds(run)
             if index > 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(elapsed)
     return {name: sorted(values) for name, values in seconds.items()}
 
 
-def synchronise(device: torch.device) -> None:
-    """Waits for the GPU, if there is one."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def host_seconds(run: Run) -> float:
+    """Time of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def gpu_seconds(run: Run) -> float:
+    """Time the GPU takes for one call: the host queues it while the GPU idles in a kernel of some milliseconds."""
+    torch.cuda.synchronize()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(IDLE_CYCLES)
+    start.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return 1e-3 * start.elapsed_time(end)
 
 
 def extra_bytes(run: Run, device: torch.device) -> int:
@@ -251,6 +262,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--rows", type=int, default=1024, help="masked positions N")
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens T of the perturbation")
     parser.add_argument("--vocab", type=int, default=30592, help="padded vocabulary V")
     parser.add_argument("--repeats", type=int, default=15, help="rounds")
     parser.add_argument("--quick", action="store_true", help="without torch.compile and the released form")
@@ -274,11 +286,16 @@ def main() -> None:
             "symmetric_kl, value and both gradients", logits, dtype=name, size=size, floor_copies=2, arguments=arguments
         )
         del logits
-        tiles = perturb_contestants(16 * 512, 768, dtype, device)
+        tiles = perturb_contestants(arguments.tokens, 768, dtype, device)
         # In units of a float32 copy (8 bytes): x, delta, g read, x_adv and delta' written.
         copies = (8 + 4 + 2 * dtype.itemsize) / 8
         rows += table(
-            "perturb_embeddings", tiles, dtype=name, size="T=8192 H=768", floor_copies=copies, arguments=arguments
+            "perturb_embeddings",
+            tiles,
+            dtype=name,
+            size=f"T={arguments.tokens} H=768",
+            floor_copies=copies,
+            arguments=arguments,
         )
     head = head_contestants(arguments.rows, arguments.vocab, device, max(arguments.rows // 4, 1))
     rows += table(

@@ -1,73 +1,158 @@
 """Time of whole training steps beside stock megatron-core's BertModel, in one run on one machine.
 
     python tools/bench_step.py                                   4 layers of 256, as in benchmarks/results/step_cpu.csv
-    python tools/bench_step.py --model-size base --bf16 --output benchmarks/results/step_gpu.csv
+    python tools/bench_step.py --model-size base --seq-length 512 --micro-batch-size 64 --bf16 --only standard "K=1"
 
-Every row is a forward, backward and optimizer step on one micro-batch of one process, with random tokens. Rows: the
-stock BertModel (logits on all positions, its own attention), our standard step, ALUM with K = 1 and 2, on half of the
-batch, free and label ascent, with a chunked head and with recomputation. Memory is the peak above that before the model
-was built.
+Every row is a forward, backward and optimizer step on one micro-batch a process, with random tokens without padding,
+in a process of its own. Stock is BertModel with its local layer spec, as megatron-core ships it: logits on all
+positions, its own attention, dropout and cross-entropy, on a GPU with its compiled fusions; wrapped and stepped as
+ours. "memory kept" is stock in a process that keeps its freed memory, which our training does on a CPU
+(megatron_alum/compat/allocator.py). The two rows of data parallelism take one thread a process. Memory is the peak
+above that before the model was built; tflops are those of our matrix products, by the formula of
+megatron_alum/training/flops.py.
 """
 
 import argparse
 import csv
 import gc
+import importlib.util
 import multiprocessing
+import os
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from megatron_alum.compat.allocator import keep_freed_memory
+from megatron_alum.compat.machine import current_commit, processor_name
 from megatron_alum.config.cli import build_config, main_guard
 from megatron_alum.config.run import RunConfig
 
 STOCK = "stock megatron-core BertModel"
-VARIANTS: dict[str, dict[str, Any]] = {
-    "standard": {"alum_start_fraction": 1.0},
-    "alum K=1": {},
-    "alum K=2": {"alum_num_ascent_steps": 2},
-    "alum half of the batch": {"alum_batch_fraction": 0.5},
-    "alum free": {"alum_ascent": "free"},
-    "alum label": {"alum_ascent": "label"},
-    "alum chunked head": {"alum_head_chunk_rows": 128},
-    "alum recompute full": {"recompute_granularity": "full"},
-    "standard recompute full": {"alum_start_fraction": 1.0, "recompute_granularity": "full"},
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a row runs."""
+
+    options: dict[str, Any]
+    """of the configuration; unused by stock"""
+    is_stock: bool = False
+    keep_memory: bool = True
+    """megatron_alum.compat.allocator; on a GPU there is nothing to keep"""
+    processes: int = 1
+    threads: int | None = None
+    """of a process; None = as many as torch takes by itself"""
+
+
+STANDARD = {"alum_start_fraction": 1.0}
+VARIANTS = {
+    STOCK: Variant({}, is_stock=True, keep_memory=False),
+    f"{STOCK}, memory kept": Variant({}, is_stock=True),
+    "standard": Variant(STANDARD),
+    "alum K=1": Variant({}),
+    "alum K=2": Variant({"alum_num_ascent_steps": 2}),
+    "alum half of the batch": Variant({"alum_batch_fraction": 0.5}),
+    "alum free": Variant({"alum_ascent": "free"}),
+    "alum label": Variant({"alum_ascent": "label"}),
+    "alum chunked head": Variant({"alum_head_chunk_rows": 128}),
+    "alum recompute full": Variant({"recompute_granularity": "full"}),
+    "standard recompute full": Variant({**STANDARD, "recompute_granularity": "full"}),
+    "standard, 1 process": Variant(STANDARD, threads=1),
+    "standard, 2 processes": Variant(STANDARD, processes=2, threads=1),
 }
-COLUMNS = ("step", "seconds", "ratio_to_standard", "ratio_to_stock", "peak_memory_mb", "device", "threads", "torch")
+COLUMNS = (
+    *("step", "seconds", "samples_per_second", "tflops", "ratio_to_standard", "ratio_to_stock", "peak_memory_mb"),
+    *("processes", "threads", "device", "torch", "commit"),
+)
+
+
+class Measured(NamedTuple):
+    """One row's figures."""
+
+    seconds: float
+    bytes: float
+    threads: int
+    tflops: float | None
 
 
 def main() -> None:
-    """Run every variant in a process of its own, so that memory is its own too, and write the table."""
-    arguments = _parse()
-    names = [STOCK, *(name for name in VARIANTS if not arguments.only or any(word in name for word in arguments.only))]
-    rows = []
-    for name in names:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            seconds, peak = pool.apply(_run_variant, (arguments, name))
-        rows.append((name, seconds, peak))
-        print(f"{name:32}{seconds:8.3f} s {peak / 1e6:8.0f} MB", flush=True)
-    _write(rows, Path(arguments.output) if arguments.output else None)
+    """Run every variant, then write the table."""
+    arguments = parse_arguments()
+    rows: dict[str, Measured] = {}
+    failed = False
+    for name in chosen(arguments.only):
+        try:
+            rows[name] = run_variant(arguments, VARIANTS[name])
+        except Exception as error:  # the other rows are worth having
+            print(f"{name}: failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            failed = True
+            continue
+        print(f"{name:44}{rows[name].seconds:8.3f} s {rows[name].bytes / 1e6:8.0f} MB", flush=True)
+    write(rows, arguments, Path(arguments.output) if arguments.output else None)
+    if failed:
+        sys.exit(1)
 
 
-def _run_variant(arguments: argparse.Namespace, name: str) -> tuple[float, float]:
-    """(seconds, bytes) of one row, on a process group of one."""
+def chosen(words: list[str]) -> list[str]:
+    """Stock and the variants whose name holds one of `words`, or all that this machine can run without words."""
+    alike = [name for name, variant in VARIANTS.items() if variant.keep_memory and variant.processes == 1]
+    possible = [STOCK, *alike] if torch.cuda.is_available() else list(VARIANTS)
+    if torch.cuda.is_available():
+        possible.remove(f"{STOCK}, memory kept")
+    return [name for name in possible if name == STOCK or not words or any(word in name for word in words)]
+
+
+def run_variant(arguments: argparse.Namespace, variant: Variant) -> Measured:
+    """One row, measured by the first of its processes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    jobs = [(arguments, variant, rank, port) for rank in range(variant.processes)]
+    with multiprocessing.get_context("spawn").Pool(variant.processes) as pool:
+        return pool.starmap(_rank_of_variant, jobs, chunksize=1)[0]
+
+
+def _rank_of_variant(arguments: argparse.Namespace, variant: Variant, rank: int, port: int) -> Measured:
+    """One process of a row."""
+    size = str(variant.processes)
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    os.environ.update(place, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if variant.threads is not None:
+        torch.set_num_threads(variant.threads)
+    if variant.keep_memory:
+        keep_freed_memory()
     from megatron_alum.parallel import initialize, seed_everything, shutdown
+    from megatron_alum.training.flops import passes
+    from megatron_alum.training.schedule import phase_of
 
     groups = initialize(tensor_parallel_size=1, timeout_seconds=600)
     seed_everything(1234, groups)
+    config = _config(arguments, variant)
+    build = _stock_step if variant.is_stock else _our_step
     try:
-        if name == STOCK:
-            return _stock_step(arguments, groups)
-        return _our_step(arguments, groups, VARIANTS[name])
+        seconds, peak = measure(lambda: build(arguments, config, groups), arguments.steps)
     finally:
         shutdown()
+    phase = phase_of(2, config)
+    tflops = None if variant.is_stock else passes(config, phase) * step_flops(arguments, config) / seconds / 1e12
+    return Measured(seconds, peak, torch.get_num_threads(), tflops)
 
 
-def _parse() -> argparse.Namespace:
+def step_flops(arguments: argparse.Namespace, config: RunConfig) -> float:
+    """Operations of one forward pass over a micro-batch."""
+    from megatron_alum.training.flops import forward_flops
+
+    return arguments.micro_batch_size * forward_flops(config, vocab_size=arguments.vocab_size)
+
+
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line above; `words` in place of this process's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-size", default="mini", help="preset of pretrain_bert_alum.py (default: mini)")
     parser.add_argument("--seq-length", type=int, default=128, help="tokens of a sequence (default: 128)")
@@ -78,31 +163,33 @@ def _parse() -> argparse.Namespace:
         "--dropout", type=float, default=0.1, help="dropout of hidden states and attention (default: 0.1)"
     )
     parser.add_argument("--bf16", action="store_true", help="bfloat16 instead of float32")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps; the fastest counts (default: 5)")
-    parser.add_argument("--only", nargs="*", default=[], help="variants whose name holds one of these words")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps (default: 5); see `measure`")
+    parser.add_argument("--only", nargs="*", default=[], help="stock, and variants whose name holds one of these words")
     parser.add_argument("--output", help="CSV file to write")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
-def _config(arguments: argparse.Namespace, options: dict[str, Any]) -> RunConfig:
+def _config(arguments: argparse.Namespace, variant: Variant) -> RunConfig:
     values = {
         "data_path": ("random tokens",),
         "dry_run": True,
         "model_size": arguments.model_size,
         "seq_length": arguments.seq_length,
         "micro_batch_size": arguments.micro_batch_size,
-        "global_batch_size": arguments.micro_batch_size,
+        "global_batch_size": arguments.micro_batch_size * variant.processes,
         "train_iters": 10,
         "alum_start_fraction": 0.0,
         "hidden_dropout": arguments.dropout,
         "attention_dropout": arguments.dropout,
+        "mask_rate_start": arguments.mask_rate,
+        "mask_rate_end": arguments.mask_rate,
         "bf16": arguments.bf16,
     }
-    return build_config(RunConfig, [{**values, **options}])
+    return build_config(RunConfig, [{**values, **variant.options}])
 
 
-def _our_step(arguments: argparse.Namespace, groups: Any, options: dict[str, Any]) -> tuple[float, float]:
-    """(seconds, bytes) of `train_step` with these options."""
+def _our_step(arguments: argparse.Namespace, config: RunConfig, groups: Any) -> Callable[[], object]:
+    """`train_step` on one micro-batch of random tokens."""
     from megatron_alum.models import build_model
     from megatron_alum.training.ascents import build_objective
     from megatron_alum.training.control import Watch
@@ -110,26 +197,21 @@ def _our_step(arguments: argparse.Namespace, groups: Any, options: dict[str, Any
     from megatron_alum.training.optimizer import build_optimizer, wrap_data_parallel
     from megatron_alum.training.step import Trainable, train_step
 
-    config = _config(arguments, options)
-
-    def build() -> Callable[[], object]:
-        network = build_model(
-            config.model,
-            vocab_size=arguments.vocab_size,
-            groups=groups,
-            dtype=getattr(torch, config.precision.dtype_name),
-            recompute=config.compute.recompute_granularity,
-        ).train()
-        model = wrap_data_parallel(network, config)
-        state = Trainable(config, model, build_optimizer(model, config), build_objective(network, config), Watch(0))
-        micro = MicroBatch.load(_random_batch(arguments), config.alum, groups.device)
-        return lambda: train_step(state, [micro], micro.counts, 2)
-
-    return _measure(build, arguments.steps)
+    network = build_model(
+        config.model,
+        vocab_size=arguments.vocab_size,
+        groups=groups,
+        dtype=getattr(torch, config.precision.dtype_name),
+        recompute=config.compute.recompute_granularity,
+    ).train()
+    model = wrap_data_parallel(network, config)
+    state = Trainable(config, model, build_optimizer(model, config), build_objective(network, config), Watch(0))
+    micro = MicroBatch.load(_random_batch(arguments), config.alum, groups.device)
+    return lambda: train_step(state, [micro], micro.counts, 2)
 
 
-def _stock_step(arguments: argparse.Namespace, groups: Any) -> tuple[float, float]:
-    """(seconds, bytes) of megatron-core's own BertModel: local layer spec, loss on all positions, same optimizer."""
+def _stock_step(arguments: argparse.Namespace, config: RunConfig, groups: Any) -> Callable[[], object]:
+    """megatron-core's own BertModel with its local layer spec, data-parallel wrapper and optimizer as ours."""
     from megatron.core.distributed.finalize_model_grads import finalize_model_grads
     from megatron.core.models.bert.bert_layer_specs import bert_layer_local_spec
     from megatron.core.models.bert.bert_model import BertModel
@@ -137,37 +219,47 @@ def _stock_step(arguments: argparse.Namespace, groups: Any) -> tuple[float, floa
     from megatron_alum.models.build import padded_vocab_size, transformer_config
     from megatron_alum.training.optimizer import apply_gradients, build_optimizer, wrap_data_parallel
 
-    config = _config(arguments, {})
     dtype = getattr(torch, config.precision.dtype_name)
+    stock_config = transformer_config(config.model, groups=groups, dtype=dtype)
+    if groups.device.type == "cuda":  # as Megatron-LM's own scripts have it; the softmax kernel is a package of its own
+        stock_config.bias_activation_fusion = stock_config.bias_dropout_fusion = True
+        stock_config.masked_softmax_fusion = importlib.util.find_spec("scaled_masked_softmax_cuda") is not None
+    network = BertModel(
+        config=stock_config,
+        num_tokentypes=2,
+        transformer_layer_spec=bert_layer_local_spec,
+        vocab_size=padded_vocab_size(arguments.vocab_size, 128, 1),
+        max_sequence_length=arguments.seq_length,
+    ).to(groups.device, dtype)
+    _draw_weights(network)
+    model = wrap_data_parallel(network.train(), config)
+    optimizer = build_optimizer(model, config)
+    batch = _random_batch(arguments).to(groups.device)
+    labels, weights = batch.tokens.clone(), torch.zeros_like(batch.tokens, dtype=torch.float32)
+    labels.view(-1)[batch.masked_positions] = batch.masked_labels
+    weights.view(-1)[batch.masked_positions] = 1.0 / batch.num_masked_tokens
 
-    def build() -> Callable[[], object]:
-        network = BertModel(
-            config=transformer_config(config.model, groups=groups, dtype=dtype),
-            num_tokentypes=2,
-            transformer_layer_spec=bert_layer_local_spec,
-            vocab_size=padded_vocab_size(arguments.vocab_size, 128, 1),
-            max_sequence_length=arguments.seq_length,
-        ).to(groups.device, dtype)
-        model = wrap_data_parallel(network.train(), config)  # type: ignore[arg-type]
-        optimizer = build_optimizer(model, config)
-        batch = _random_batch(arguments).to(groups.device)
-        labels, weights = batch.tokens.clone(), torch.zeros_like(batch.tokens, dtype=torch.float32)
-        labels.view(-1)[batch.masked_positions] = batch.masked_labels
-        weights.view(-1)[batch.masked_positions] = 1.0 / batch.num_masked_tokens
+    def step() -> None:
+        model.zero_grad_buffer()
+        losses, binary = network(
+            batch.tokens, batch.padding_mask.long(), tokentype_ids=batch.token_types, lm_labels=labels
+        )
+        nsp = torch.nn.functional.cross_entropy(binary.float(), batch.nsp_labels)
+        ((losses.float() * weights).sum() + nsp).backward()
+        finalize_model_grads([model])
+        apply_gradients(optimizer, clip_grad=1.0)
 
-        def step() -> None:
-            model.zero_grad_buffer()
-            losses, binary = network(
-                batch.tokens, batch.padding_mask.long(), tokentype_ids=batch.token_types, lm_labels=labels
-            )
-            nsp = torch.nn.functional.cross_entropy(binary.float(), batch.nsp_labels)
-            ((losses.float() * weights).sum() + nsp).backward()
-            finalize_model_grads([model])
-            apply_gradients(optimizer, clip_grad=1.0)
+    return step
 
-        return step
 
-    return _measure(build, arguments.steps)
+@torch.no_grad()
+def _draw_weights(network: torch.nn.Module) -> None:
+    """The configuration leaves drawing to `build_model`, which this network has not gone through."""
+    for name, parameter in network.named_parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0.0, 0.02)
+        else:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
 def _random_batch(arguments: argparse.Namespace) -> Any:
@@ -190,19 +282,29 @@ def _random_batch(arguments: argparse.Namespace) -> Any:
     )
 
 
-def _measure(build: Callable[[], Callable[[], object]], steps: int) -> tuple[float, float]:
-    """Fastest of `steps` after one to warm up, and the peak memory above that before `build`."""
+def measure(build: Callable[[], Callable[[], object]], steps: int) -> tuple[float, float]:
+    """(seconds of a step, peak memory above that before `build`).
+
+    Seconds are the fastest of `steps` on a CPU, whose other users only ever slow a step down; on a GPU `steps` are
+    queued after each other, as training does, and their mean is the fastest of three such series. Two steps warm up.
+    """
     gc.collect()
+    has_gpu = torch.cuda.is_available()
+    rounds, length = (3, steps) if has_gpu else (steps, 1)
     with _PeakMemory() as memory:
         step = build()
-        seconds = []
-        for _ in range(steps + 1):
-            began = time.perf_counter()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
-    return min(seconds[1:]), memory.bytes
+        seconds = [_series(step, count) for count in (1, 1, *[length] * rounds)]
+    return min(seconds[2:]), memory.bytes
+
+
+def _series(step: Callable[[], object], count: int) -> float:
+    """Seconds of one of `count` steps."""
+    began = time.perf_counter()
+    for _ in range(count):
+        step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) / count
 
 
 class _PeakMemory:
@@ -234,32 +336,40 @@ class _PeakMemory:
             self.bytes = max(self.bytes, float(self._process.memory_info().rss - self._before))
 
 
-def _write(rows: list[tuple[str, float, float]], output: Path | None) -> None:
-    """Ratios to our standard step and to the stock step, to stdout and to `output`."""
-    seconds = {name: value for name, value, _ in rows}
-    stock, standard = seconds[STOCK], seconds.get("standard")
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    table = [
-        {
-            "step": name,
-            "seconds": f"{value:.4f}",
-            "ratio_to_standard": f"{value / standard:.2f}" if standard else "",
-            "ratio_to_stock": f"{value / stock:.2f}",
-            "peak_memory_mb": f"{peak / 1e6:.0f}",
-            "device": where,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        for name, value, peak in rows
-    ]
-    if output is not None:
-        with output.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(table)
-    writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
+def write(rows: dict[str, Measured], arguments: argparse.Namespace, output: Path | None) -> None:
+    """Ratios to our standard step and to the stock step of this run, to stdout and to `output`."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
+    table = []
+    for name, row in rows.items():
+        variant = VARIANTS[name]
+        samples = arguments.micro_batch_size * variant.processes / row.seconds
+        alike = variant.threads is None  # the others have fewer threads than the two they would be compared with
+        table.append(
+            {
+                "step": name,
+                "seconds": f"{row.seconds:.4f}",
+                "samples_per_second": f"{samples:.1f}",
+                "tflops": "" if row.tflops is None else f"{row.tflops * variant.processes:.3g}",
+                "ratio_to_standard": _ratio(row, rows.get("standard")) if alike else "",
+                "ratio_to_stock": _ratio(row, rows.get(STOCK)) if alike else "",
+                "peak_memory_mb": f"{row.bytes / 1e6:.0f}",
+                "processes": variant.processes,
+                "threads": row.threads,
+                "device": device,
+                "torch": torch.__version__,
+                "commit": current_commit(),
+            }
+        )
+    streams = [sys.stdout] if output is None else [sys.stdout, output.open("w", newline="", encoding="utf-8")]
+    for stream in streams:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+        stream.flush()
+
+
+def _ratio(row: Measured, base: Measured | None) -> str:
+    return "" if base is None else f"{row.seconds / base.seconds:.3f}"
 
 
 if __name__ == "__main__":
