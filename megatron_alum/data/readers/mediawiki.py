@@ -28,7 +28,6 @@ CLEANERS: dict[str, Callable[[str, frozenset[str]], str]] = {
 STREAM_GROUP_BYTES = 300_000
 """Compressed bytes of streams that make a chunk: one of Wikimedia's streams (100 pages) on average."""
 _PAGE, _PAGE_END = b"<page>", b"</page>"
-_PAGES = re.compile(r"<page>.*?(?:</page>|\Z)", re.DOTALL)
 _ID = re.compile(r"<id>\s*(\d+)\s*</id>")
 _NAMESPACE = re.compile(r'<namespace key="(-?\d+)"[^>]*>([^<]*)</namespace>')
 _DISAMBIGUATION = re.compile(
@@ -77,8 +76,8 @@ class MediawikiReader(RecordReader):
         """One document or rejection a <page>."""
         text, damaged = decode(data)
         dropped = _dropped_namespaces(name.rpartition(" at byte ")[0])
-        for match in _PAGES.finditer(text):
-            yield self._page(match[0], damaged and "\ufffd" in match[0], dropped)
+        for source in _pages(text):
+            yield self._page(source, damaged and "\ufffd" in source, dropped)
 
     def _page(self, source: str, damaged: bool, dropped: frozenset[str]) -> Document | Rejected:
         found = _ID.search(source)
@@ -96,6 +95,17 @@ class MediawikiReader(RecordReader):
         return Document(key, cleaned, damaged) if cleaned else Rejected(key, "empty page", broken=False)
 
 
+def _pages(text: str) -> Iterator[str]:
+    """Every <page> element; the last may lack its end."""
+    opening, closing = _PAGE.decode(), _PAGE_END.decode()
+    begin = text.find(opening)
+    while begin >= 0:
+        end = text.find(closing, begin)
+        stop = end + len(closing) if end >= 0 else len(text)
+        yield text[begin:stop]
+        begin = text.find(opening, stop)
+
+
 def _skip_reason(page: ET.Element, revision: ET.Element, text: str) -> str | None:
     """Why the page is no article, or None."""
     if page.findtext("ns", "0").strip() != "0":
@@ -110,11 +120,15 @@ def _skip_reason(page: ET.Element, revision: ET.Element, text: str) -> str | Non
 
 
 def _pages_of_streams(path: Path, span: tuple[int, int]) -> bytes:
-    """Decompressed bytes from the first page that begins in the streams of `span` to the end of the last one."""
-    own = read_bz2_span(path, span)
+    """Decompressed bytes from the first page that begins in the streams of `span` to the end of the last one.
+
+    Wikimedia ends its streams at pages, so that what follows is seldom read: a whole block would be decompressed.
+    """
+    data = read_bz2_span(path, span)
+    limit = len(data) + len(_PAGE) - 1  # a tag that begins in these streams may end behind them
     following = _following(path, span[1])
-    data = own + next(following, b"")
-    limit = len(own) + len(_PAGE) - 1  # a tag that begins in `own` may end behind it
+    if any(data.endswith(_PAGE[:size]) for size in range(1, len(_PAGE))):
+        data += next(following, b"")
     first, last = data.find(_PAGE, 0, limit), data.rfind(_PAGE, 0, limit)
     if first < 0:
         return b""

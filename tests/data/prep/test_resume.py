@@ -163,13 +163,15 @@ def kill_and_resume(folder, kills, seed):
     command += ["--input", str(folder / "in.jsonl"), "--output-prefix", str(folder / "out"), "--workers", "2"]
     command += ["--vocab-file", str(folder / "vocab.txt"), "--checkpoint-mb", "0", "--resume"]
     draw = random.Random(seed)
+    state = folder / "out.partial" / "state.json"
     killed = 0
-    for _attempt in range(kills):
+    for attempt in range(kills):
+        before = state.stat().st_mtime_ns if state.exists() else 0
         process = subprocess.Popen(
             command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
         )
-        # half of the kills fall into the writing, which begins with the journal
-        while process.poll() is None and not (folder / "out.partial" / "state.json").exists():
+        # every other kill falls into the writing, which shows by a new checkpoint; the others anywhere from the start
+        while attempt % 2 and process.poll() is None and not (state.exists() and state.stat().st_mtime_ns > before):
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.5))
         if process.poll() is None:
