@@ -4,7 +4,8 @@
     python tools/convert_checkpoint.py from-hf --model HF_DIR  --save RUN_DIR  [--verify]
 
 to-hf takes a run's folder (its newest valid checkpoint) or one iter_ folder, saved at any parallel layout, and
-checkpoints of stock Megatron-LM BERT (torch_dist or mp_rank_XX, local or Transformer Engine keys) with --tokenizer.
+checkpoints of stock Megatron-LM BERT (torch_dist, or mp_rank_XX and mp_rank_XX_YYY; local or Transformer Engine keys)
+with --tokenizer.
 from-hf writes a checkpoint at iteration 0 that any size can start from (pretrain_bert_alum.py --init-from).
 --verify runs both models on a batch and prints how far their predictions are apart; more than rounding is an error.
 """

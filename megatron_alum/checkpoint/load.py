@@ -7,6 +7,7 @@ Order of checks, each before the next may read anything: COMPLETE and SHA-256 of
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_alum.checkpoint import folder as layout
@@ -89,6 +91,11 @@ def model_sharded_state(model: torch.nn.Module) -> dict[str, Any]:
     """The model's ShardedTensors by name; empty pickled extras that megatron-core's layers add are left out."""
     state = model.sharded_state_dict()  # type: ignore[operator]
     return {name: value for name, value in state.items() if not isinstance(value, ShardedObject)}
+
+
+def whole_sharded_state(tensors: Mapping[str, Tensor]) -> dict[str, ShardedTensor]:
+    """ShardedTensors of tensors that every rank holds whole and no network asks for, by name."""
+    return {name: ShardedTensor.from_rank_offsets(name, tensor) for name, tensor in tensors.items()}
 
 
 def load_rng(folder: Path, rank: int) -> dict[str, Any]:

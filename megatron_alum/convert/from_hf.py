@@ -169,7 +169,7 @@ def _warn_about_parts(source: HfFolder | CheckpointWeights, model: SplitBert, fr
     if dropped:
         warnings.warn(
             f"{model.model_config.model_type} has no place for {_titles(dropped)} of {source.folder}: "
-            f"{list_names(dropped)} are left out.",
+            f"{list_names(dropped)} will not be trained.",
             stacklevel=3,
         )
 

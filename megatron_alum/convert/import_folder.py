@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from megatron_alum.checkpoint.folder import FORMAT_VERSION, iteration_folder
 from megatron_alum.convert.checkpoint_source import HF_CONFIG_KEY
 from megatron_alum.convert.from_hf import hf_vocab_size, load_hf_into_model, model_config_from_hf
 from megatron_alum.convert.hf_config import read_hf_config
-from megatron_alum.convert.hf_folder import resolve_model_folder
+from megatron_alum.convert.hf_folder import HfFolder, resolve_model_folder
 from megatron_alum.convert.output import atomic_folder, require_free
 from megatron_alum.convert.to_hf import DTYPES
 from megatron_alum.convert.verify import single_rank_model
@@ -52,8 +53,8 @@ def import_folder(
     with atomic_folder(save) as partial:
         with single_rank_model(config, hf_vocab_size(folder)) as model:
             load_hf_into_model(folder, model)
-            model.to(DTYPES[dtype] if dtype is not None else _stored_dtype(folder))
-            _write_checkpoint(partial, model, folder)
+            wanted = DTYPES[dtype] if dtype is not None else _stored_dtype(folder)
+            _write_checkpoint(partial, model.to(wanted), folder, _unplaced(folder, model, wanted))
         if check is not None:
             check(folder, iteration_folder(partial, 0))
     return iteration_folder(save, 0)
@@ -65,8 +66,14 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     return DTYPES.get(str(config.get("dtype", config.get("torch_dtype"))), torch.float32)
 
 
-def _write_checkpoint(root: Path, model: SplitBert, folder: Path) -> None:
-    from megatron_alum.checkpoint.load import model_sharded_state
+def _unplaced(folder: Path, model: SplitBert, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Tensors that the network has no place for (a RoBERTa's pooler): an export of the unchanged model has them."""
+    source, placed = HfFolder(folder), dict(model.named_parameters())
+    return {name: source.megatron_tensor(name).to(dtype) for name in source.rows if name not in placed}
+
+
+def _write_checkpoint(root: Path, model: SplitBert, folder: Path, unplaced: dict[str, Tensor]) -> None:
+    from megatron_alum.checkpoint.load import model_sharded_state, whole_sharded_state
     from megatron_alum.checkpoint.save import CheckpointContent, CheckpointSaver
 
     config: dict[str, Any] = {
@@ -82,7 +89,10 @@ def _write_checkpoint(root: Path, model: SplitBert, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = _copy_tokenizer(folder, Path(scratch))
         content = CheckpointContent(
-            sharded={"model": model_sharded_state(model)}, rng={}, config=config, tokenizer=tokenizer
+            sharded={"model": {**model_sharded_state(model), **whole_sharded_state(unplaced)}},
+            rng={},
+            config=config,
+            tokenizer=tokenizer,
         )
         try:
             saver.save(0, content)

@@ -46,7 +46,9 @@ CASES = {
     "bert-masked-lm": Case(transformers.BertForMaskedLM, {"layer_norm_eps": 1e-10}, "masked-lm"),
     "bert-encoder": Case(transformers.BertModel, {}, "encoder"),
     "megatron-bert-masked-lm": Case(transformers.MegatronBertForMaskedLM, {}, "masked-lm"),
+    "megatron-bert-encoder": Case(transformers.MegatronBertModel, {"layer_norm_eps": 1e-5}, "encoder"),
     "roberta": Case(transformers.RobertaForMaskedLM, ROBERTA, "masked-lm"),
+    "roberta-encoder": Case(transformers.RobertaModel, ROBERTA, "encoder"),
 }
 FULL = ("megatron-bert", "bert", "roberta")
 """One case an architecture, with every head it has."""

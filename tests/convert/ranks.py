@@ -43,6 +43,17 @@ def outputs_after_import(rank, world_size, hf_dir, tp):
     return outputs(model), fresh
 
 
+def fresh_parameters(rank, world_size, hf_dir):
+    """(parameters reported as fresh, parameters that the import changed, texts of the warnings)."""
+    model, _ = build(hf_dir, 1, load=False)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fresh = load_hf_into_model(hf_dir, model)
+    moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    return fresh, moved, [str(warning.message) for warning in caught]
+
+
 def save_from_hf(rank, world_size, hf_dir, tp, root, run, tokenizer):
     """Write a checkpoint of the imported network as training does, on this layout; returns the network's outputs."""
     from megatron_alum.checkpoint.folder import FORMAT_VERSION

@@ -33,27 +33,35 @@ def test_import_gives_the_same_predictions(name, tp, tmp_path):
         assert_same_outputs(ours, hf_outputs(random_hf_model(name)))
 
 
+MLM_HEAD = {
+    *("lm_head.dense.weight", "lm_head.dense.bias", "lm_head.layer_norm.weight", "lm_head.layer_norm.bias"),
+    "output_layer.bias",
+}
+NSP_HEAD = {"binary_head.weight", "binary_head.bias"}
+POOLER = {"pooler.dense.weight", "pooler.dense.bias"}
+# name: (parameters that stay fresh, what the warning calls them)
 FRESH = {
-    "bert": set(),
-    "roberta": set(),
-    "bert-masked-lm": {"pooler.dense.weight", "pooler.dense.bias", "binary_head.weight", "binary_head.bias"},
-    "bert-encoder": {
-        "lm_head.dense.weight",
-        "lm_head.dense.bias",
-        "lm_head.layer_norm.weight",
-        "lm_head.layer_norm.bias",
-        "output_layer.bias",
-        "binary_head.weight",
-        "binary_head.bias",
-    },
+    "bert": (set(), ""),
+    "roberta": (set(), ""),
+    "bert-masked-lm": (POOLER | NSP_HEAD, "the pooler, the NSP head"),
+    "bert-encoder": (MLM_HEAD | NSP_HEAD, "the MLM head, the NSP head"),
+    "megatron-bert-encoder": (MLM_HEAD | NSP_HEAD, "the MLM head, the NSP head"),
+    "roberta-encoder": (MLM_HEAD, "the MLM head"),
 }
 
 
 @pytest.mark.parametrize("name", FRESH)
-def test_heads_that_the_folder_lacks_stay_fresh(name, tmp_path):
+def test_heads_that_the_folder_lacks_stay_fresh_and_are_named(name, tmp_path):
     folder = save_hf_model(name, tmp_path / "hf")
-    [(_, fresh)] = run_ranks(1, ranks.outputs_after_import, str(folder), 1)
-    assert set(fresh) == FRESH[name]
+    [(fresh, moved, warned)] = run_ranks(1, ranks.fresh_parameters, str(folder))
+    expected, titles = FRESH[name]
+    assert set(fresh) == expected and not moved & expected
+    named = [text for text in warned if "has no weights for" in text]
+    if expected:
+        assert len(named) == 1 and f"has no weights for {titles}: " in named[0]
+        assert all(parameter in named[0] for parameter in expected)
+    else:
+        assert not named
 
 
 # (saving ranks, its tensor-parallel size): TP alone, and TP with two data-parallel replicas.
