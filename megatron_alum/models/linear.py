@@ -46,7 +46,8 @@ class RowLinear(RowParallelLinear):
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """input [..., K] @ weight [N, K].T + bias [N] -> [..., N]; all of one dtype."""
-    if input.device.type == "cpu" and input.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    is_cpu = input.device.type == "cpu" and input.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    if is_cpu and not torch.compiler.is_compiling():  # torch.compile chooses its own kernel
         return _CpuLinear.apply(input, weight, bias)
     return F.linear(input, weight, bias)
 

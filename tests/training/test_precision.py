@@ -98,9 +98,12 @@ def test_too_many_skips_in_a_row_end_the_run_with_a_diagnosis(prefix, tmp_path):
     assert len(read_rows(tmp_path / "run")) == 3
 
 
-REAL_TEXT_BAND = {"bf16": 0.02, "fp16": 0.005}
-"""largest relative difference of a 20-iteration mean of the MLM loss to float32's, over 200 iterations on Wikipedia:
-measured 0.0023 and 0.0001, with room for other processors' kernels"""
+REAL_TEXT_BAND = {"bf16": 0.005, "fp16": 0.002}
+"""largest relative difference of a 20-iteration mean of the MLM loss to float32's, over 200 iterations on Wikipedia at a
+learning rate without spikes (at twice the rate a spike parts the curves): bf16 was 0.0004 off, with room for other
+processors' kernels; fp16 rounds 8 times finer"""
+REAL_TEXT_KL_BAND = 0.1
+"""likewise of the sum of the divergence over the 100 adversarial iterations: bf16 was 0.01 off"""
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +112,7 @@ def on_wikipedia(shared_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wikipedia")
     vocab = shared_data / "vocab" / "bert-base-uncased-vocab.txt"
     prepare(folder, shared_data / "wiki" / "extracted" / "AA" / "wiki_01.bz2", vocab_file=str(vocab))
-    network = {"hidden_size": 64, "seq_length": 32, "micro_batch_size": 8, "train_iters": 200, "lr": 2e-3}
+    network = {"hidden_size": 64, "seq_length": 32, "micro_batch_size": 8, "train_iters": 200, "lr": 1e-3}
 
     @functools.cache
     def run(precision):
@@ -131,4 +134,6 @@ def test_curves_on_real_text_stay_in_the_band_for_200_iterations(on_wikipedia, p
     assert rows[-1]["skipped"] == 0 and all(row["alum_kl"] > 0 for row in rows[100:])
     pairs = zip(means(rows, 20), means(full, 20), strict=True)
     assert max(abs(a - b) / b for a, b in pairs) < REAL_TEXT_BAND[precision]
+    kl, full_kl = (sum(row["alum_kl"] for row in found[100:]) for found in (rows, full))
+    assert abs(kl - full_kl) / full_kl < REAL_TEXT_KL_BAND
     assert means(full, 20)[-1] < means(full, 20)[0] - 1.0, "the curves must have gone somewhere"
