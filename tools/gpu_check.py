@@ -1,13 +1,24 @@
 """Everything that needs a GPU, in one command of under eight minutes on a bare machine: `make gpu-check PY=python3`.
 
-    build      the extension with CUDA, in a copy of the tree in a temporary folder (nothing is installed, nothing
-    left behind) test       tests/ops with --device cuda sanitize   a few of them under compute-sanitizer (memcheck),
-    or the reason why not bench      tools/bench_ops.py --device cuda, with the GPU's table, into
-    benchmarks/results/<gpu>.csv
-Needs a CUDA build of torch, nvcc, pytest, pybind11 and setuptools; no megatron-core, no network, no shared data. A
-step that fails does not keep the others from running; the exit code is 1 if any did.
+    build      the extension with CUDA, in a temporary copy of the tree (nothing is installed or left behind)
+    ops        tools/bench_ops.py --device cuda                                    -> benchmarks/results/<gpu>-ops.csv
+    steps      tools/bench_step.py, BERT-base at 512 in bfloat16, stock beside     -> benchmarks/results/<gpu>-steps.csv
+    test       tests/ops with --device cuda
+    sanitize   a few of them under compute-sanitizer (memcheck), or the reason why not
+    promises   each figure that the project promises, asked and measured           -> benchmarks/results/<gpu>.csv
+
+Needs nvcc and a python that has a CUDA build of torch, setuptools, numpy and packaging; no network, no data. What that
+python lacks of pytest (with pluggy, iniconfig, pygments) and megatron-core is taken from wheels in the folder .whl of
+the project, which somebody with a network fills beforehand (for Python 3.12):
+
+    pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 -d .whl \
+        megatron-core==0.16.1 pytest pluggy iniconfig pygments
+
+A step that fails, or whose needs are missing, does not keep the others from running; the exit code is 1 if any did.
 """
 
+import csv
+import importlib.util
 import os
 import re
 import shutil
@@ -15,24 +26,75 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-CARRIED = ("csrc", "megatron_alum", "tests", "tools", "setup.py", "pyproject.toml", "README.md")
+CARRIED = ("csrc", "megatron_alum", "tests", "tools", "setup.py", "README.md")
 SANITIZED = "test_identical_logits_give_exactly_zero or test_padded_columns or test_tokens_outside_the_mask"
+SECONDS_IN_ALL = 460
+OPS = ("--device", "cuda", "--rows", "8192", "--tokens", "65536", "--repeats", "20")
+STEPS = ("--model-size", "base", "--seq-length", "512", "--micro-batch-size", "64", "--bf16", "--steps", "10")
+ROWS_OF_STEPS = ("--only", "standard", "K=1")
+PEAK_TFLOPS = 989.0  # H100 and H200, dense bfloat16
 
 
-def run(name: str, command: list[str], *, folder: Path, seconds: int, **environment: str) -> bool:
-    """Runs one step with its output shown; prints how it went."""
-    print(f"\n=== {name}: {' '.join(command)}", flush=True)
-    start = time.time()
-    try:
-        code = subprocess.run(command, cwd=folder, env={**os.environ, **environment}, timeout=seconds).returncode
-    except subprocess.TimeoutExpired:
-        code = -1
-        print(f"{name} took longer than {seconds} s", flush=True)
-    print(f"=== {name}: {'passed' if code == 0 else f'FAILED ({code})'} in {time.time() - start:.0f} s", flush=True)
-    return code == 0
+@dataclass
+class Check:
+    """The copy of the tree, and how its steps went."""
+
+    folder: Path
+    label: str
+    """the GPU's name as part of a file name"""
+    began: float = field(default_factory=time.monotonic)
+    failed: list[str] = field(default_factory=list)
+
+    def results(self, suffix: str = "") -> Path:
+        """CSV file of this GPU in the project."""
+        return ROOT / "benchmarks" / "results" / f"{self.label}{suffix}.csv"
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Of a step: modules from the copy and the wheels, the commit from the project."""
+        paths = [str(self.folder), str(self.folder / "site"), os.environ.get("PYTHONPATH", "")]
+        git = {"GIT_DIR": str(ROOT / ".git")} if (ROOT / ".git").exists() else {}
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **git, **more}
+
+    def run(self, name: str, command: list[str], *, seconds: int, **environment: str) -> str | None:
+        """Run one step, show its output and return it; None where it failed or took longer than `seconds`."""
+        limit = min(seconds, SECONDS_IN_ALL - (time.monotonic() - self.began))
+        print(f"\n=== {name}: {' '.join(command)}", flush=True)
+        start = time.monotonic()
+        process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment(**environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=max(limit, 1))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            output = (process.communicate()[0] or "") + f"\nstopped: it took longer than {limit:.0f} s"
+        print(output[-6000:].rstrip())
+        how = "passed" if process.returncode == 0 else "FAILED"
+        print(f"=== {name}: {how} in {time.monotonic() - start:.0f} s", flush=True)
+        if process.returncode != 0:
+            self.fail(name)
+        return output if process.returncode == 0 else None
+
+    def fail(self, name: str, why: str = "") -> None:
+        """Note a failed step."""
+        self.failed.append(name)
+        if why:
+            print(f"\n=== {name}: FAILED, {why}", flush=True)
+
+    def has(self, module: str) -> bool:
+        """Whether a step can import `module`, from this python or from a wheel."""
+        return importlib.util.find_spec(module) is not None or (self.folder / "site" / module).is_dir()
 
 
 def refusal() -> str | None:
@@ -49,39 +111,134 @@ def refusal() -> str | None:
 
 
 def copy_tree(folder: Path) -> None:
-    """The files the check needs, without what was built for another python or machine."""
+    """The files the check needs, without what was built for another python or machine, and without the sampler."""
+    unwanted = shutil.ignore_patterns("*.so", "__pycache__", "data")
     for name in CARRIED:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+            is_native = name == "csrc"
+            shutil.copytree(
+                source, folder / name, ignore=unwanted if is_native else shutil.ignore_patterns("*.so", "__pycache__")
+            )
         elif source.exists():
             shutil.copy2(source, folder / name)
 
 
-def sanitize(folder: Path) -> bool:
-    """compute-sanitizer over a few tests; a device it refuses is a printed reason, not a failure."""
+def unpack_wheels(wheels: Path, site: Path) -> None:
+    """Makes the carried wheels importable; a wheel is an archive of what lies in site-packages."""
+    for wheel in sorted(wheels.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site)
+
+
+def build(check: Check, capability: str) -> bool:
+    """The extension for this GPU alone. pyproject.toml comes after: an older setuptools refuses its metadata."""
+    settings = {"USE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": capability, "MAX_JOBS": str(os.cpu_count())}
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    built = check.run("build", command, seconds=240, **settings)
+    shutil.copy2(ROOT / "pyproject.toml", check.folder)
+    return built is not None
+
+
+def measure_steps(check: Check) -> None:
+    """Whole steps beside stock megatron-core."""
+    if not check.has("megatron"):
+        check.fail("steps", "megatron-core is missing; carry its wheel in .whl (see --help)")
+        return
+    output = ["--output", str(check.results("-steps"))]
+    check.run("steps", [sys.executable, "tools/bench_step.py", *STEPS, *ROWS_OF_STEPS, *output], seconds=180)
+
+
+def test(check: Check) -> None:
+    """The tests of the ops on the GPU, then a few of them under the sanitizer."""
+    if not check.has("pytest"):
+        check.fail("test", "pytest is missing; carry its wheels in .whl (see --help)")
+        return
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops", "--device", "cuda"]
+    check.run("test", [*tests, "-k", "not nvcc"], seconds=200)
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         print("\n=== sanitize: skipped, compute-sanitizer is not on PATH", flush=True)
-        return True
-    tests = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/ops", "--device", "cuda"]
-    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", *tests, "-k", f"cuda and ({SANITIZED})"]
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    try:
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=150)
-    except subprocess.TimeoutExpired:
-        print("\n=== sanitize: skipped, it took longer than 150 s here", flush=True)
-        return True
-    report = done.stdout + done.stderr
-    print(f"\n=== sanitize\n{report[-2000:]}", flush=True)
-    if "Device not supported" in report:
-        print("=== sanitize: skipped, the sanitizer refuses this device", flush=True)
-        return True
-    return done.returncode == 0
+        return
+    if subprocess.run([tool, sys.executable, "-c", _ONE_KERNEL], capture_output=True, timeout=60).returncode != 0:
+        print("\n=== sanitize: skipped, the sanitizer refuses this device", flush=True)
+        return
+    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", *tests, "-x", "-k", f"cuda and ({SANITIZED})"]
+    check.run("sanitize", command, seconds=150, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+
+
+_ONE_KERNEL = "import torch; assert torch.ones(8, device='cuda').sum().item() == 8"
+
+
+@dataclass(frozen=True)
+class Promise:
+    """One figure that the project promises for an H100 or H200."""
+
+    what: str
+    asked: float
+    measured: float | None
+    """None where its step has failed"""
+    at_most: bool = False
+
+    @property
+    def met(self) -> str:
+        """yes, no, or unknown."""
+        if self.measured is None:
+            return "unknown"
+        return "yes" if (self.measured <= self.asked if self.at_most else self.measured >= self.asked) else "no"
+
+
+def promises(ops: list[dict[str, str]], steps: list[dict[str, str]]) -> list[Promise]:
+    """The figures from the rows of the two tables."""
+
+    def op(name: str, contestant: str, column: str) -> float | None:
+        wanted = [r for r in ops if r["op"].startswith(name) and r["contestant"].startswith(contestant)]
+        return next((float(r[column]) for r in wanted if r["dtype"] == "bfloat16"), None)
+
+    def step(name: str, column: str) -> float | None:
+        return next((float(row[column]) for row in steps if row["step"] == name), None)
+
+    def inverse(value: float | None, scale: float = 1.0) -> float | None:
+        return None if value is None else scale / value
+
+    tflops = step("standard", "tflops")
+    row_kernel = ("symmetric_kl", "ours, one pass")
+    return [
+        Promise("row kernel, share of copy bandwidth", 0.75, inverse(op(*row_kernel, "against_floor"))),
+        Promise("row kernel, times faster than eager", 8.0, op(*row_kernel, "speedup")),
+        Promise("tile role, share of copy bandwidth", 0.80, inverse(op("perturb", "ours", "against_floor"))),
+        Promise("standard step, share of 989 TFLOP/s", 0.30, None if tflops is None else tflops / PEAK_TFLOPS),
+        Promise("standard step, times faster than stock", 1.3, inverse(step("standard", "ratio_to_stock"))),
+        Promise("ALUM step over standard step", 2.75, step("alum K=1", "ratio_to_standard"), at_most=True),
+    ]
+
+
+def read_table(path: Path, *, since: float) -> list[dict[str, str]]:
+    """Rows of a CSV file written after `since` (seconds of the epoch); none of an older run's."""
+    if not path.is_file() or path.stat().st_mtime < since:
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def report(check: Check, found: list[Promise], machine: dict[str, str]) -> None:
+    """Print the promises and write them to <gpu>.csv."""
+    print()
+    with check.results().open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["promise", "asked", "measured", "met", *machine])
+        for promise in found:
+            bound = f"{'<=' if promise.at_most else '>='} {promise.asked:g}"
+            measured = "" if promise.measured is None else f"{promise.measured:.3g}"
+            writer.writerow([promise.what, bound, measured, promise.met, *machine.values()])
+            print(f"{promise.what:42}{bound:>10}{measured:>10}   {promise.met}")
 
 
 def main() -> int:
     """All steps; 0 when none failed."""
+    if any(word in ("-h", "--help") for word in sys.argv[1:]):
+        print(__doc__)
+        return 0
     reason = refusal()
     if reason is not None:
         print(f"error: gpu-check must run on a machine with a GPU and nvcc, but {reason}.", file=sys.stderr)
@@ -90,34 +247,22 @@ def main() -> int:
 
     name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
     print(f"{name}, compute capability {major}.{minor}, torch {torch.__version__}, python {sys.version.split()[0]}")
-    label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    python = sys.executable
+    since = time.time()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        copy_tree(folder)
-        build = {"USE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}", "MAX_JOBS": str(os.cpu_count())}
-        command = [python, "setup.py", "build_ext", "--inplace"]
-        if not run("build", command, folder=folder, seconds=240, PYTHONPATH=str(folder), **build):
+        check = Check(Path(temporary), re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"))
+        copy_tree(check.folder)
+        unpack_wheels(ROOT / ".whl", check.folder / "site")
+        if not build(check, f"{major}.{minor}"):
             return 1
-        here = {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-        tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops", "--device", "cuda"]
-        passed = [run("test", tests, folder=folder, seconds=180, **here)]
-        passed.append(sanitize(folder))
-        results = ROOT / "benchmarks" / "results" / f"{label}.csv"
-        bench = [
-            python,
-            "tools/bench_ops.py",
-            "--device",
-            "cuda",
-            "--rows",
-            "8192",
-            "--repeats",
-            "20",
-            "--output",
-            str(results),
-        ]
-        passed.append(run("bench", bench, folder=folder, seconds=120, **here))
-    return 0 if all(passed) else 1
+        ops = [sys.executable, "tools/bench_ops.py", *OPS, "--output", str(check.results("-ops"))]
+        check.run("ops", ops, seconds=120)
+        measure_steps(check)
+        test(check)
+        tables = (read_table(check.results(suffix), since=since) for suffix in ("-ops", "-steps"))
+        machine = {"device": name, "cuda": str(torch.version.cuda), "torch": torch.__version__}
+        report(check, promises(*tables), machine)
+    print(f"\nin all {time.monotonic() - check.began:.0f} s; failed: {', '.join(check.failed) or 'nothing'}")
+    return 1 if check.failed else 0
 
 
 if __name__ == "__main__":
