@@ -43,36 +43,54 @@ class MemoryEstimate:
 
 def num_parameters(config: RunConfig, *, padded_vocab_size: int, tensor_parallel_size: int = 1) -> int:
     """Parameters one rank of a tensor-parallel group holds; all of the network for size 1."""
-    model, tp = config.model, tensor_parallel_size
+    return _stage_parameters(config, 0, 1, padded_vocab_size=padded_vocab_size, tp=tensor_parallel_size)
+
+
+def _stage_parameters(config: RunConfig, stage: int, stages: int, *, padded_vocab_size: int, tp: int) -> int:
+    """Parameters of one rank of pipeline stage `stage` of `stages`; the last one has a copy of the tied word table."""
+    model = config.model
     h, f = model.hidden_size, model.ffn_hidden_size
     split = 4 * h * h + 3 * h + 2 * h * f + f
     layer = split // tp + 2 * h + 4 * h  # output biases and two LayerNorms are whole on every rank
-    table = padded_vocab_size // tp * (h + 1)  # with the decoder's bias
-    embeddings = table + (model.num_position_rows + model.num_token_types) * h
-    head = h * h + 3 * h + ((h * h + h + 2 * h + 2) if model.has_nsp_head else 0)
-    return model.num_layers * layer + embeddings + head + 2 * h
+    parameters = model.num_layers // stages * layer
+    if stage in (0, stages - 1):
+        parameters += padded_vocab_size // tp * h
+    if stage == 0:
+        parameters += (model.num_position_rows + model.num_token_types) * h
+    if stage == stages - 1:  # the decoder's bias, the heads, the last LayerNorm
+        parameters += padded_vocab_size // tp + h * h + 3 * h + 2 * h
+        parameters += (h * h + h + 2 * h + 2) if model.has_nsp_head else 0
+    return parameters
 
 
 def estimate_memory(
     config: RunConfig, phase: Phase, *, vocab_size: int, world_size: int, fused_attention: bool
 ) -> MemoryEstimate:
-    """The peak of a step of `phase` on one of `world_size` processes.
+    """The peak of a step of `phase` on one of `world_size` processes; of pipeline stages, on the fullest one.
 
     `fused_attention` is True where attention keeps no S x S matrices (GPU, or no attention dropout on the CPU).
     """
-    tp = config.parallel.tensor_model_parallel_size
+    tp, stages = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
     padded = -(-vocab_size // config.model.make_vocab_size_divisible_by) * config.model.make_vocab_size_divisible_by
-    parameters = num_parameters(config, padded_vocab_size=padded, tensor_parallel_size=tp)
     bytes_each = 4 if config.precision.dtype_name == "float32" else 2
-    sharing = world_size // tp if config.parallel.use_distributed_optimizer else 1
+    copies = world_size // (tp * stages)
+    sharing = copies if config.parallel.use_distributed_optimizer else 1
     needs_master = bytes_each == 2 or config.parallel.use_distributed_optimizer
-    return MemoryEstimate(
-        weights=parameters * bytes_each,
-        gradients=parameters * 4,
-        optimizer=parameters * (12 if needs_master else 8) / sharing,
-        activations=_activations(config, phase, bytes_each, fused_attention),
-        head=_head(config, phase, bytes_each, padded // tp),
-    )
+    micro_batches = config.training.global_batch_size // (config.training.micro_batch_size * copies)
+    activations = _activations(config, phase, bytes_each, fused_attention) / stages
+
+    def of_stage(stage: int) -> MemoryEstimate:
+        parameters = _stage_parameters(config, stage, stages, padded_vocab_size=padded, tp=tp)
+        in_flight = min(stages - stage, micro_batches)  # forward passes whose backward has not come
+        return MemoryEstimate(
+            weights=parameters * bytes_each,
+            gradients=parameters * 4,
+            optimizer=parameters * (12 if needs_master else 8) / sharing,
+            activations=activations * in_flight,
+            head=_head(config, phase, bytes_each, padded // tp) if stage == stages - 1 else 0.0,
+        )
+
+    return max((of_stage(stage) for stage in {0, stages - 1}), key=lambda estimate: estimate.total)
 
 
 def _activations(config: RunConfig, phase: Phase, bytes_each: int, fused_attention: bool) -> float:

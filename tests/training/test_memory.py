@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_alum.config.cli import parse_config
+from megatron_alum.config.run import RunConfig
+from megatron_alum.training.memory import estimate_memory
 from tests.training.runs import arguments
 
 TOLERANCE = 0.15
@@ -39,3 +42,26 @@ def measure(prefix, options):
 def test_the_estimate_is_near_the_measured_peak(prefix, case):
     for phase, (measured, estimated) in measure(prefix, CASES[case]).items():
         assert abs(estimated - measured) < TOLERANCE * measured, (phase, estimated / measured)
+
+
+def config_of(*words):
+    base = ["--data-path", "unused", "--save", "unused", "--model-size", "base", "--global-batch-size", "64"]
+    return parse_config(RunConfig, [*base, "--micro-batch-size", "4", "--alum-alpha", "0", *words])
+
+
+def estimate(config, world_size):
+    return estimate_memory(config, "standard", vocab_size=30_522, world_size=world_size, fused_attention=True)
+
+
+def test_pipeline_stages_by_hand():
+    """Base size in 4 stages on 4 processes: the first keeps 3 of 12 layers for 4 micro-batches, and the embedding."""
+    whole, staged = estimate(config_of(), 1), estimate(config_of("--pipeline-model-parallel-size", "4"), 4)
+    layer, table = 12 * 768**2 + 13 * 768, 30_592 * 768
+    assert staged.weights == 4 * (3 * layer + table + (512 + 2) * 768)
+    assert staged.gradients == staged.weights and staged.optimizer == 2 * staged.weights
+    assert staged.activations == whole.activations and staged.head == 0.0
+    assert estimate(config_of("--pipeline-model-parallel-size", "2"), 4).activations == whole.activations
+    one = config_of("--pipeline-model-parallel-size", "4", "--global-batch-size", "4")
+    assert estimate(one, 4).activations == whole.activations / 4  # a single micro-batch is never ahead of itself
+    shared = config_of("--pipeline-model-parallel-size", "2", "--use-distributed-optimizer")
+    assert estimate(shared, 8).optimizer == 3 * estimate(shared, 8).weights / 4

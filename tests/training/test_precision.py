@@ -99,8 +99,8 @@ def test_too_many_skips_in_a_row_end_the_run_with_a_diagnosis(prefix, tmp_path):
 
 
 REAL_TEXT_BAND = {"bf16": 0.005, "fp16": 0.002}
-"""largest relative difference of a 20-iteration mean of the MLM loss to float32's, over 200 iterations on Wikipedia at a
-learning rate without spikes (at twice the rate a spike parts the curves): bf16 was 0.0004 off, with room for other
+"""largest relative difference of a 20-iteration mean of the MLM loss to float32's, over 200 iterations on Wikipedia at
+a learning rate without spikes (at twice the rate a spike parts the curves): bf16 was 0.0004 off, with room for other
 processors' kernels; fp16 rounds 8 times finer"""
 REAL_TEXT_KL_BAND = 0.1
 """likewise of the sum of the divergence over the 100 adversarial iterations: bf16 was 0.01 off"""
