@@ -37,7 +37,7 @@ def template_text(content: str) -> str:
 def _arguments(parts: list[str]) -> Arguments:
     found: Arguments = {}
     position = 0
-    for part in parts:
+    for part in (part.replace(HOLE, "") for part in parts):
         named = _NAMED.match(part)
         if named:
             found[named[1].lower()] = named[2].strip()
@@ -86,14 +86,11 @@ _UNITS = {
     "m3/s": "m\u00b3/s",
     "sqft": "square feet",
     "cuft": "cubic feet",
-    "tcuft": "trillion cubic feet",
     "cuyd": "cubic yards",
     "acre": "acres",
     "usgal": "US gallons",
     "impgal": "imperial gallons",
-    "musgal": "million US gallons",
     "oilbbl": "barrels",
-    "moilbbl": "million barrels",
     "oilbbl/d": "barrels per day",
     "pd/sqmi": "inhabitants per square mile",
     "pd/km2": "inhabitants per km\u00b2",
@@ -107,8 +104,9 @@ _UNITS = {
     "lb": "pounds",
 }
 """Codes of {{convert}}, in lower case, that are no text; the others are (km, kg, mph)."""
-_POWER = re.compile(r"^e(3|6|9|12)(?=\D)")
+_POWER = re.compile(r"^(?:e(3|6|9|12)(?=\D)|([kMGT])(?=oilbbl|cuft|USgal|impgal))")
 _POWERS = {"3": "thousand", "6": "million", "9": "billion", "12": "trillion"}
+_POWERS |= {"k": "thousand", "M": "million", "G": "billion", "T": "trillion"}
 _BETWEEN = {"to", "and", "or", "x", "by", "-", "\u2013", "to(-)", "and(-)", "xx", "*"}
 _WITH_SMALLER_UNIT = {"ft", "lb", "st"}
 
@@ -116,7 +114,7 @@ _WITH_SMALLER_UNIT = {"ft", "lb", "st"}
 def _unit(code: str) -> str:
     power = _POWER.match(code)
     if power:
-        return f"{_POWERS[power[1]]} {_unit(code[power.end() :])}"
+        return f"{_POWERS[power[1] or power[2]]} {_unit(code[power.end() :])}"
     return _UNITS.get(code.lower(), code)
 
 

@@ -15,6 +15,7 @@ templates.py says which leave text. Brackets and punctuation that the others lea
 
 import html
 import re
+import string
 from collections.abc import Iterator
 
 from megatron_alum.data.readers.templates import HOLE, template_text
@@ -46,6 +47,7 @@ _BRACKET_HEAD = re.compile(r"\([\s,;:]+")
 _BRACKET_TAIL = re.compile(r"[\s,;:]+\)")
 _LONE_SEPARATORS = re.compile(rf"([,;:])(?:\s*{HOLE}+\s*[,;:])+|(\.)\s*{HOLE}+\s*\.(?!\.)")
 _HOLE_BEFORE_STOP = re.compile(rf"\s*{HOLE}+(?=[\s{HOLE}]*[,.;:)])")
+_EDGES = HOLE + string.whitespace
 _DEFAULT_DROPPED = frozenset({"file", "image", "category", "media"})
 MAX_LINK_DEPTH = 5
 """Links inside file captions inside links: real articles have two levels."""
@@ -55,7 +57,7 @@ def clean_wikitext(source: str, dropped_namespaces: frozenset[str] = _DEFAULT_DR
     """Plain text of `source`, one paragraph, heading or list item a line; links into `dropped_namespaces` go."""
     text = _COMMENT.sub("", source)
     text = _NOWIKI.sub(lambda match: _escaped(match[1] or ""), text)
-    text = _ELEMENT.sub("", _SELF_CLOSED.sub("", text))
+    text = _ELEMENT.sub(HOLE, _SELF_CLOSED.sub(HOLE, text))
     text = _without_brackets(text)
     for _depth in range(MAX_LINK_DEPTH):
         reduced = _LINK.sub(lambda match: _link_text(match, dropped_namespaces), text)
@@ -120,7 +122,7 @@ def prose_lines(text: str) -> Iterator[str]:
     """Lines of text without list marks, entities resolved, headings kept only when text follows before the next one."""
     headings: list[tuple[int, str]] = []
     for raw in text.split("\n"):
-        line = raw.strip()
+        line = raw.strip(_EDGES)
         heading = _HEADING.match(line)
         if heading:
             level = len(heading[1])
@@ -144,7 +146,7 @@ def _tidy(line: str) -> str:
         line = _BRACKET_TAIL.sub(")", line)
     if "(" in line:
         line = _BRACKET_HEAD.sub("(", _EMPTY_BRACKETS.sub("", line))
-    return html.unescape(line).replace("\n", " ").strip() if "&" in line else line
+    return (html.unescape(line).replace("\n", " ") if "&" in line else line).strip()
 
 
 def clean_by_parser(source: str, dropped_namespaces: frozenset[str] = _DEFAULT_DROPPED) -> str:
