@@ -3,7 +3,16 @@
 import pytest
 
 from megatron_alum.checkpoint.folder import find_checkpoint, list_iterations
-from tests.training.runs import launch, launch_prepared, read_rows, train_with_small_files, without_timing
+from tests.helpers.distributed import run_ranks
+from tests.training.runs import (
+    arguments,
+    launch,
+    launch_prepared,
+    read_rows,
+    train_quietly,
+    train_with_small_files,
+    without_timing,
+)
 
 OPTIONS = {"tensor_model_parallel_size": 2, "train_iters": 8}
 
@@ -37,3 +46,42 @@ def test_a_failure_in_the_background_ends_the_run_on_all_ranks(prefix, tmp_path)
         launch_prepared(2, prefix, run, train_with_small_files, async_save=True, save_interval=2, **OPTIONS)
     assert list_iterations(run) == []
     assert not list(run.glob(".*iter*"))
+
+
+def train_on_a_slow_disk(rank, world_size, argv):
+    """One rank whose saves take longer than the iterations between them; notes how many are written at once and how
+    many copies of the weights exist.
+    """
+    import threading
+    import time
+    import weakref
+
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+
+    from megatron_alum.checkpoint.save import CheckpointSaver
+
+    write, copies, most = CheckpointSaver._write, weakref.WeakSet(), {"writers": 0, "copies": 0}
+
+    def slow(self, iteration, content, sharded, common):
+        largest = max((t.data for t in nested_values(sharded) if t.data is not None), key=lambda data: data.numel())
+        copies.add(largest)
+        del largest
+        time.sleep(0.4)
+        most["copies"] = max(most["copies"], len(copies))
+        writers = [thread for thread in threading.enumerate() if getattr(thread, "_target", None) == self._guarded]
+        most["writers"] = max(most["writers"], len(writers))
+        write(self, iteration, content, sharded, common)
+
+    CheckpointSaver._write = slow
+    try:
+        assert train_quietly(rank, world_size, argv) is None
+    finally:
+        CheckpointSaver._write = write
+    return most
+
+
+def test_a_slow_disk_never_has_two_saves_in_flight(prefix, tmp_path):
+    run = tmp_path / "run"
+    argv = arguments(prefix, run, async_save=True, save_interval=1, **OPTIONS)
+    assert run_ranks(2, train_on_a_slow_disk, argv) == [{"writers": 1, "copies": 1}] * 2
+    assert list_iterations(run) == [6, 7, 8]

@@ -62,3 +62,31 @@ def test_an_infinite_loss_on_one_rank_skips_the_step_on_all(prefix, tmp_path, la
     assert [row["iteration"] for row in rows if row["grad_norm"] is None] == [hit]
     clean = launch(2, prefix, tmp_path / "clean", train_iters=8, **layout)
     assert rows[hit - 1]["lm_loss"] == clean[hit - 1]["lm_loss"] and rows[hit]["lm_loss"] != clean[hit]["lm_loss"]
+
+
+def train_with_a_sleeper_in_the_step(rank, world_size, argv):
+    """Rank 1 falls asleep before its fifth micro-batch: the first of iteration 2."""
+    from megatron_alum.training import step as module
+
+    micro_batch_loss, calls = module.micro_batch_loss, []
+
+    def sleepy(*args):
+        calls.append(0)
+        if rank == 1 and len(calls) == 5:
+            time.sleep(75)
+        return micro_batch_loss(*args)
+
+    module.micro_batch_loss = sleepy
+    try:
+        return train_quietly(rank, world_size, argv)
+    finally:
+        module.micro_batch_loss = micro_batch_loss
+
+
+@pytest.mark.slow
+def test_a_rank_hung_inside_a_step_times_out_with_the_micro_batch_named(prefix, tmp_path):
+    """megatron-core rounds the timeout of its groups up to a minute."""
+    options = {"tensor_model_parallel_size": 2, "distributed_timeout_minutes": 1}
+    with pytest.raises(OSError, match=r"Rank 0 \(.*\) lost the other ranks while it was training on micro-batch 0 of"):
+        launch_prepared(2, prefix, tmp_path / "run", train_with_a_sleeper_in_the_step, **options)
+    assert list_iterations(tmp_path / "run") == []

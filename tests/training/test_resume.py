@@ -13,7 +13,16 @@ from megatron_alum.convert.checkpoint_source import read_checkpoint_source
 from megatron_alum.convert.import_folder import import_folder
 from megatron_alum.convert.to_hf import export_folder
 from pretrain_bert_alum import network_of_start
-from tests.training.runs import EXACT, arguments, largest_difference, launch, read_rows, without_timing
+from tests.helpers.distributed import run_ranks
+from tests.training.runs import (
+    EXACT,
+    arguments,
+    largest_difference,
+    launch,
+    read_rows,
+    train_quietly,
+    without_timing,
+)
 
 LOSSES = ("lm_loss", "nsp_loss", "alum_kl", "grad_norm")
 TOLERANCE = 1e-4
@@ -163,3 +172,33 @@ def test_a_distributed_optimizers_checkpoint_continues(prefix, tmp_path, world_s
     worst = largest_difference(resumed, straight, LOSSES)
     assert max(worst.values()) < TOLERANCE, worst
     assert world_size == 1 or without_timing(resumed) == without_timing(straight)
+
+
+def train_noting_samples(rank, world_size, argv):
+    """One rank; returns the global samples of its micro-batches in order."""
+    from megatron_alum.training.objective import MicroBatch
+
+    load, seen = MicroBatch.load.__func__, []
+
+    def noting(cls, batch, *args):
+        seen.extend(batch.sample_index.tolist())
+        return load(cls, batch, *args)
+
+    MicroBatch.load = classmethod(noting)
+    try:
+        assert train_quietly(rank, world_size, argv) is None
+    finally:
+        MicroBatch.load = classmethod(load)
+    return seen
+
+
+def test_every_sample_is_seen_once_however_the_ranks_change(prefix, tmp_path):
+    run, tensor, pipeline = tmp_path / "run", "tensor_model_parallel_size", "pipeline_model_parallel_size"
+    parts = [(2, {}), (1, {"micro_batch_size": 4}), (4, {tensor: 2}), (2, {pipeline: 2}), (2, {"micro_batch_size": 1})]
+    for number, (world_size, layout) in enumerate(parts):
+        options = {"train_iters": 10, "alum_alpha": 0, "exit_interval": 2 * number + 2, "load": run, **layout}
+        seen = run_ranks(world_size, train_noting_samples, arguments(prefix, run, **options))
+        copies = layout.get(tensor, 1) * layout.get(pipeline, 1)
+        samples = list(range(16 * number, 16 * number + 16)) * copies
+        assert sorted(sample for rank in seen for sample in rank) == sorted(samples)
+    assert [row["iteration"] for row in read_rows(run)] == list(range(1, 11))
