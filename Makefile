@@ -14,7 +14,7 @@ $(STAMP): $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q -c constraints.txt -U pip setuptools wheel pybind11 ninja
 	$(VENV)/bin/pip install -q -c constraints.txt torch==2.13.0
-	$(VENV)/bin/pip install -q -c constraints.txt --no-build-isolation -e '.[test,dask]'
+	$(VENV)/bin/pip install -q -c constraints.txt --no-build-isolation -e '.[test,dask,wandb]'
 	touch $(STAMP)
 
 demo: $(STAMP)
