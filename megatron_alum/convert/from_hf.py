@@ -32,7 +32,7 @@ from megatron_alum.convert.checkpoint_source import (
 from megatron_alum.convert.hf_config import model_config_from_dict, read_hf_config
 from megatron_alum.convert.hf_folder import HfFolder, resolve_model_folder
 from megatron_alum.convert.keys import Row
-from megatron_alum.convert.tensors import pad_vocabulary, shard
+from megatron_alum.convert.tensors import copy_vocabulary_shard, shard
 from megatron_alum.convert.translate import list_names
 
 if TYPE_CHECKING:
@@ -111,10 +111,11 @@ def fill_parameters(model: SplitBert, rows: Mapping[str, Row], whole_tensor: Cal
     for name, row in rows.items():
         if name not in parameters:
             continue
-        whole = whole_tensor(name)
         if row.is_vocabulary:
-            whole = pad_vocabulary(whole, model.vocab_size)
-        parameters[name].copy_(shard(whole, row.split, tp_rank=groups.tp_rank, tp_size=groups.tp_size))
+            copy_vocabulary_shard(parameters[name], whole_tensor(name), tp_rank=groups.tp_rank)
+        else:
+            part = shard(whole_tensor(name), row.split, tp_rank=groups.tp_rank, tp_size=groups.tp_size)
+            parameters[name].copy_(part)
     return [name for name in parameters if name not in rows]
 
 

@@ -32,11 +32,14 @@ def strip_vocabulary(padded: Tensor, vocab_size: int) -> Tensor:
     return padded[:vocab_size]
 
 
-def pad_vocabulary(tensor: Tensor, padded_vocab_size: int) -> Tensor:
-    """`tensor` [V, ...] followed by rows of zeros up to `padded_vocab_size`."""
-    missing = padded_vocab_size - tensor.shape[0]
-    assert missing >= 0, f"{tensor.shape[0]} rows do not fit {padded_vocab_size}"
-    return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing else tensor
+def copy_vocabulary_shard(target: Tensor, whole: Tensor, *, tp_rank: int) -> None:
+    """Fill tensor-parallel rank `tp_rank`'s rows `target` [Vp, ...] from the unpadded table [V, ...]; padding gets 0.
+
+    No padded table is made on the way: the word table is the largest tensor by far.
+    """
+    part = whole[tp_rank * len(target) :][: len(target)]
+    target[: len(part)].copy_(part)
+    target[len(part) :].zero_()
 
 
 def shard(tensor: Tensor, split: int | None, *, tp_rank: int, tp_size: int) -> Tensor:

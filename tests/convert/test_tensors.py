@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_alum.convert.tensors import merge_qkv, pad_vocabulary, shard, split_qkv, strip_vocabulary
+from megatron_alum.convert.tensors import copy_vocabulary_shard, merge_qkv, shard, split_qkv, strip_vocabulary
 
 
 def rows(*values):
@@ -32,10 +32,17 @@ def test_split_undoes_merge(num_heads, trailing):
 
 def test_padding_is_zero_rows_and_is_stripped():
     table = torch.arange(6.0).reshape(3, 2) + 1
-    padded = pad_vocabulary(table, 5)
-    assert padded.tolist() == [[1, 2], [3, 4], [5, 6], [0, 0], [0, 0]]
-    assert torch.equal(strip_vocabulary(padded, 3), table)
-    assert pad_vocabulary(table, 3) is table
+    # Two ranks of three rows, two ranks of two, four ranks of two: the last ones hold nothing but padding.
+    for tp_size, expected in (
+        (2, [[[1, 2], [3, 4], [5, 6]], [[0, 0]] * 3]),
+        (4, [[[1, 2], [3, 4]], [[5, 6], [0, 0]], [[0, 0]] * 2, [[0, 0]] * 2]),
+        (1, [[[1, 2], [3, 4], [5, 6]]]),
+    ):
+        shards = [torch.full((len(expected[0]), 2), 9.0) for _ in range(tp_size)]
+        for rank, target in enumerate(shards):
+            copy_vocabulary_shard(target, table, tp_rank=rank)
+        assert [target.tolist() for target in shards] == expected
+        assert torch.equal(strip_vocabulary(torch.cat(shards), 3), table)
 
 
 def test_shard_follows_the_dimension():
