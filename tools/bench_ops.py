@@ -6,18 +6,22 @@
 Every figure is a median over rounds in which all contestants of a table take turns, so that whatever else the machine
 does hits all alike; each ratio is between medians of the same run. The floor is the time that the bytes an op must
 move take at the bandwidth of a plain copy measured in the same rounds. "value and both gradients" is the symmetric KL
-of N rows, forward and backward. Contestants marked "overwritten" write gradients over the logits (what the training
-step does); the others allocate them anew, which on CPU costs more than computing them, since the system hands out
-fresh pages for every call.
+of N rows, forward and backward: "row losses" as one gets them from ops.symmetric_kl, "weighted sum" as from
+ops.weighted_kl, which the training step uses. Contestants marked "overwritten" write gradients over the logits (what
+the training step does); the others allocate them anew, which on CPU costs more than computing them, since the system
+hands out fresh pages for every call. "whole" is the unchunked head: the chunked one is compared with it.
 """
 
 import argparse
 import csv
+import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -106,7 +110,8 @@ def extra_bytes(run: Run, device: torch.device) -> int:
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with without_profiler_chatter(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         run()
     peak = current = 0
     for event in profile.profiler.kineto_results.events():
@@ -114,6 +119,22 @@ def extra_bytes(run: Run, device: torch.device) -> int:
             current += event.nbytes()
             peak = max(peak, current)
     return peak
+
+
+@contextmanager
+def without_profiler_chatter() -> Iterator[None]:
+    """Keeps torch's profiler from reporting its start and stop on stderr, which no log level does; all else passes."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile("w+") as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            caught.seek(0)
+            sys.stderr.writelines(line for line in caught if not line.startswith("USDT:"))
 
 
 def eager_kl(clean: Tensor, adv: Tensor) -> Tensor:
@@ -142,14 +163,17 @@ def divergence_contestants(
     def both(function: Callable[[Tensor, Tensor], Tensor]) -> Run:
         return lambda: torch.autograd.grad(function(clean, adv).sum(), (clean, adv))
 
-    def overwritten() -> None:
+    def overwritten(function: Callable[..., Tensor]) -> Run:
         """Logits that are no leaves: a view of nothing, made by an op that costs nothing beside the kernel."""
-        a, b = (_Handover.apply(x, leaf) for x, leaf in zip(live, (clean, adv), strict=True))
-        kl = ops.symmetric_kl(a, b, overwrite_logits=True)
-        torch.autograd.grad(kl.sum(), (a, b))
 
-    def fused() -> None:
-        torch.ops.megatron_alum.row_fused_(*live, None, None, ones, 0, vocab, False, True, True, True)
+        def run() -> None:
+            a, b = (_Handover.apply(x, leaf) for x, leaf in zip(live, (clean, adv), strict=True))
+            torch.autograd.grad(function(a, b, overwrite_logits=True).sum(), (a, b))
+
+        return Prepared(refresh, run)
+
+    def weighted(a: Tensor, b: Tensor, **options: bool) -> Tensor:
+        return ops.weighted_kl(a, b, row_weight=ones, **options)
 
     contestants: dict[str, Run] = {"copy": lambda: copy.copy_(source), "eager": both(eager_kl)}
     if not quick:
@@ -160,9 +184,10 @@ def divergence_contestants(
         live[0].copy_(clean.detach())
         live[1].copy_(adv.detach())
 
-    contestants["ours, new gradients"] = both(ops.symmetric_kl)
-    contestants["ours, overwritten"] = Prepared(refresh, overwritten)
-    contestants["ours, one pass (chunked head)"] = Prepared(refresh, fused)
+    contestants["ours, row losses, new gradients"] = both(ops.symmetric_kl)
+    contestants["ours, weighted sum, new gradients"] = both(weighted)
+    contestants["ours, row losses, overwritten"] = overwritten(ops.symmetric_kl)
+    contestants["ours, weighted sum, overwritten"] = overwritten(weighted)
     return contestants
 
 
@@ -179,38 +204,76 @@ class _Handover(torch.autograd.Function):
         return None, grad
 
 
+def mlm_contestants(rows: int, vocab: int, dtype: torch.dtype, device: torch.device) -> dict[str, Run]:
+    """The standard step's loss: MLM alone, value and gradient."""
+    leaf = torch.randn(rows, vocab, device=device).to(dtype).requires_grad_()
+    copy, source = torch.empty_like(leaf.detach()), leaf.detach()
+    live, labels = source.clone(), torch.randint(0, vocab, (rows,), device=device)
+    ones = torch.ones(rows, device=device)
+
+    def eager() -> None:
+        torch.autograd.grad(torch.nn.functional.cross_entropy(leaf, labels, reduction="sum"), leaf)
+
+    def overwritten() -> None:
+        logits = _Handover.apply(live, leaf)
+        loss = ops.weighted_mlm(logits, labels, row_weight=ones, overwrite_logits=True)
+        torch.autograd.grad(loss, logits)
+
+    refreshed = Prepared(lambda: live.copy_(source), overwritten)
+    return {"copy": lambda: copy.copy_(source), "eager": eager, "ours, weighted sum, overwritten": refreshed}
+
+
 def perturb_contestants(tokens: int, channels: int, dtype: torch.dtype, device: torch.device) -> dict[str, Run]:
     """Ascent, projection, sum and statistics of one micro-batch, and the same in eager torch."""
-    x = torch.randn(tokens, 1, channels, device=device).to(dtype)
-    delta, grad = torch.randn(2, tokens, 1, channels, device=device)
+    samples = 16
+    shape = (tokens // samples, samples, channels)
+    x = torch.randn(shape, device=device).to(dtype)
+    delta, grad = torch.randn(2, *shape, device=device)
     copy = torch.empty_like(delta)
+    index = torch.arange(samples, device=device), torch.arange(shape[0], device=device)
+    start = ops.NoiseKey(1, 2, *index, std=1e-5)
     call = {"step_size": 1e-3, "epsilon": 1e-5, "projection": "clamp"}
     contestants: dict[str, Run] = {"copy": lambda: copy.copy_(delta)}
     for name, impl in (("eager", "reference"), ("ours", "auto")):
         contestants[name] = lambda impl=impl: ops.perturb_embeddings(x, delta, grad, impl=impl, **call)
         contestants[f"{name}, step alone"] = lambda impl=impl: ops.ascend_and_project(delta, grad, impl=impl, **call)
+        contestants[f"{name}, random start"] = lambda impl=impl: ops.perturb_embeddings(x, start, impl=impl, **call)
     return contestants
 
 
-def head_contestants(rows: int, vocab: int, device: torch.device, chunk_rows: int) -> dict[str, Run]:
+def head_contestants(rows: int, vocab: int, device: torch.device) -> dict[str, Run]:
     """The MLM head with both losses and all gradients, at once and chunk by chunk; H = 256."""
     hidden = torch.randn(rows, 256, device=device)
     leaves = [hidden, hidden + 0.01 * torch.randn_like(hidden), 0.05 * torch.randn(vocab, 256, device=device)]
     leaves = [x.requires_grad_() for x in [*leaves, torch.zeros(vocab, device=device)]]
     labels = torch.randint(0, vocab, (rows,), device=device)
     weight = torch.full((rows,), 1.0 / rows, device=device)
+    weights = {"mlm_row_weight": weight, "kl_row_weight": weight}
+
+    def logits() -> Iterator[Tensor]:
+        return (torch.nn.functional.linear(x, *leaves[2:]) for x in leaves[:2])
+
+    def eager() -> None:
+        a, b = logits()
+        mlm = torch.nn.functional.cross_entropy(a, labels, reduction="none")
+        torch.autograd.grad(((mlm + eager_kl(a, b)) * weight).sum(), leaves)
 
     def whole() -> None:
-        a, b = (torch.nn.functional.linear(x, *leaves[2:]) for x in leaves[:2])
-        mlm, kl = ops.mlm_symmetric_kl(a, b, labels, overwrite_logits=True)
-        torch.autograd.grad(((mlm + kl) * weight).sum(), leaves)
-
-    def chunked() -> None:
-        weights = {"mlm_row_weight": weight, "kl_row_weight": weight}
-        sums = ops.mlm_symmetric_kl_from_hidden(*leaves, labels, **weights, chunk_rows=chunk_rows)
+        sums = ops.weighted_mlm_symmetric_kl(*logits(), labels, **weights, overwrite_logits=True)
         torch.autograd.grad(sum(sums), leaves)
 
-    return {"eager": whole, f"chunks of {chunk_rows}": chunked}
+    def chunked(chunk_rows: int) -> Run:
+        def run() -> None:
+            sums = ops.mlm_symmetric_kl_from_hidden(*leaves, labels, **weights, chunk_rows=chunk_rows)
+            torch.autograd.grad(sum(sums), leaves)
+
+        return run
+
+    contestants: dict[str, Run] = {"eager": eager, "ours, whole": whole}
+    for parts in (2, 4, 8):
+        chunk_rows = max(rows // parts, 1)
+        contestants[f"ours, chunks of {chunk_rows}"] = chunked(chunk_rows)
+    return contestants
 
 
 def table(
@@ -286,6 +349,10 @@ def main() -> None:
             "symmetric_kl, value and both gradients", logits, dtype=name, size=size, floor_copies=2, arguments=arguments
         )
         del logits
+        mlm = mlm_contestants(arguments.rows, arguments.vocab, dtype, device)
+        # One read and one write of the logits: one copy.
+        rows += table("MLM loss, value and gradient", mlm, dtype=name, size=size, floor_copies=1, arguments=arguments)
+        del mlm
         tiles = perturb_contestants(arguments.tokens, 768, dtype, device)
         # In units of a float32 copy (8 bytes): x, delta, g read, x_adv and delta' written.
         copies = (8 + 4 + 2 * dtype.itemsize) / 8
@@ -297,7 +364,7 @@ def main() -> None:
             floor_copies=copies,
             arguments=arguments,
         )
-    head = head_contestants(arguments.rows, arguments.vocab, device, max(arguments.rows // 4, 1))
+    head = head_contestants(arguments.rows, arguments.vocab, device)
     rows += table(
         "MLM head with both losses", head, dtype="float32", size=f"{size} H=256", floor_copies=0, arguments=arguments
     )

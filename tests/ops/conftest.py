@@ -20,3 +20,11 @@ def require_extension(request):
         pytest.skip(info["reason"])
     if impl == "cuda" and not torch.cuda.is_available():
         pytest.fail("--device cuda was asked for, but torch sees no GPU")
+
+
+@pytest.fixture
+def kernel_only():
+    """For what only the kernels do; skipped with the reason where they are not built."""
+    info = ops.build_info()
+    if not info["built"]:
+        pytest.skip(info["reason"])
