@@ -98,3 +98,34 @@ def test_dropout_streams_differ_where_they_must():
 
 def test_shutdown_without_a_start_does_nothing():
     shutdown()
+
+
+def _stages(rank, world_size):
+    groups = initialize(tensor_parallel_size=2, pipeline_parallel_size=2)
+    members = [None] * torch.distributed.get_world_size(groups.pp)
+    torch.distributed.all_gather_object(members, rank, group=groups.pp)
+    seed_everything(7, groups)
+    place = (groups.pp_rank, groups.pp_size, groups.dp_size, groups.is_first_stage, groups.is_last_stage)
+    return members, place, groups.ranks_per_model, torch.rand(2).tolist()
+
+
+def test_four_ranks_as_two_stages_of_two():
+    members, places, sizes, draws = zip(*run_ranks(4, _stages), strict=True)
+    assert members == ([0, 2], [1, 3], [0, 2], [1, 3]) and sizes == (4, 4, 4, 4)
+    first, last = (0, 2, 1, True, False), (1, 2, 1, False, True)
+    assert places == (first, first, last, last)
+    assert draws[0] == draws[1] and draws[2] == draws[3]
+    assert draws[0] != draws[2], "stages must not share masks"
+
+
+def _stages_refused(rank, world_size):
+    with pytest.raises(ValueError) as caught:
+        initialize(tensor_parallel_size=1, pipeline_parallel_size=3)
+    return str(caught.value)
+
+
+def test_a_world_that_does_not_divide_into_stages_is_refused():
+    assert run_ranks(2, _stages_refused)[0].startswith(
+        "The number of processes must be a multiple of --tensor-model-parallel-size 1 times "
+        "--pipeline-model-parallel-size 3, but is 2 instead."
+    )

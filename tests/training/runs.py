@@ -90,6 +90,16 @@ def train_quietly(rank: int, world_size: int, argv: list[str]) -> Exception | No
     return None
 
 
+def dry_run_output(rank: int, world_size: int, argv: list[str]) -> str:
+    """What one rank of a dry run prints."""
+    from megatron_alum.training.dry_run import dry_run
+
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        dry_run(parse_config(RunConfig, argv))
+    return output.getvalue()
+
+
 def train_with_small_files(rank, world_size, argv):
     """A rank that cannot write files beyond 20 kB: the kernel refuses as it does on a full disk or over quota."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

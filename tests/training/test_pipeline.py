@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.training.runs import EXACT, largest_difference, launch, read_rows, without_timing
+from tests.helpers.distributed import run_ranks
+from tests.training.runs import EXACT, arguments, dry_run_output, largest_difference, launch, read_rows, without_timing
 
 STANDARD = {**EXACT, "alum_alpha": 0, "num_layers": 4}
 LOSSES = ("lm_loss", "nsp_loss", "grad_norm")
@@ -89,3 +90,10 @@ def test_the_standard_phase_runs_in_stages_and_the_adversarial_one_without(prefi
     launch(2, prefix, run, **EXACT, **STAGES, exit_interval=10)
     rows = launch(1, prefix, run, **EXACT, load=run)
     assert_near(rows, expected, (*LOSSES, "alum_kl", "alum_nsp_kl"))
+
+
+def test_a_dry_run_counts_the_stages(prefix, tmp_path):
+    argv = arguments(prefix, None, **STANDARD, **STAGES, dry_run=True)
+    printed, nothing = run_ranks(2, dry_run_output, argv)
+    assert "8 sequences = 2 a micro-batch x 4 micro-batches x 1 data-parallel replica(s) of 2 process(es)" in printed
+    assert "standard    20 iterations" in printed and nothing == ""

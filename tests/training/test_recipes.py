@@ -11,7 +11,7 @@ from megatron_alum.config.run import RunConfig
 from megatron_alum.training.flops import forward_flops, passes, run_iterations
 from megatron_alum.training.memory import num_parameters
 from tests.helpers.distributed import run_ranks
-from tests.training.runs import TINY
+from tests.training.runs import TINY, dry_run_output
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = sorted(path for path in EXAMPLES.glob("*.yaml") if "train-iters" in path.read_text())
@@ -43,18 +43,6 @@ def test_sizes_and_operations_against_published_figures():
     assert base.data_parallel_size(16) == large.data_parallel_size(16) == 16 and huge.data_parallel_size(16) == 2
 
 
-def _dry_run(rank, world_size, argv):
-    import contextlib
-    import io
-
-    from megatron_alum.training.dry_run import dry_run
-
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        dry_run(parse_config(RunConfig, argv))
-    return output.getvalue()
-
-
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_dry_run_builds_the_recipe(prefix, tmp_path, monkeypatch, recipe):
     """The recipe with the corpus, the network's size and the world of this test."""
@@ -65,7 +53,7 @@ def test_a_dry_run_builds_the_recipe(prefix, tmp_path, monkeypatch, recipe):
     argv += ["--max-position-embeddings", "48", "--tensor-model-parallel-size", "2", "--peak-tflops", "989"]
     if "roberta" in recipe.stem:
         argv += ["--model-type", "bert", "--objective", "none"]  # the corpus has a WordPiece vocabulary
-    printed = run_ranks(2, _dry_run, argv)[0]
+    printed = run_ranks(2, dry_run_output, argv)[0]
     config = parse_config(RunConfig, argv)
     for phase, iterations in run_iterations(config).items():
         assert (f"{phase:11} {iterations:,} iterations" in printed) == bool(iterations)
