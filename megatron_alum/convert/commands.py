@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 from megatron_alum.compat import silence_fallback_warnings
+from megatron_alum.compat.allocator import return_freed_memory
 from megatron_alum.convert.checkpoint_source import CheckpointWeights, read_checkpoint_source
 from megatron_alum.convert.from_hf import fill_parameters
 from megatron_alum.convert.hf_config import ExportKind
@@ -31,6 +32,7 @@ def to_hf(
     Raises: ValueError with one sentence.
     """
     start = time.perf_counter()
+    return_freed_memory()
     _quiet_libraries()
     stock = find_stock_checkpoint(load)
     source = read_checkpoint_source(load) if stock is None else read_stock_source(stock, tokenizer)
@@ -48,6 +50,7 @@ def to_hf(
 def from_hf(model: str, save: Path, *, dtype: str | None = None, verify: bool = False) -> None:
     """Import the folder or hub name `model` as the new run folder `save`. Raises: ValueError with one sentence."""
     start = time.perf_counter()
+    return_freed_memory()
     _quiet_libraries()
 
     def check(hf_dir: Path, written: Path) -> None:
