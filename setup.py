@@ -31,6 +31,7 @@ CXX_FLAGS = [
     "-Wno-unused-parameter",
     "-Wno-unknown-pragmas",
     "-ffp-contract=off",
+    "-fno-math-errno",  # sqrt as an instruction, also in vectors
     "-fvisibility=hidden",
 ]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-Werror", "all-warnings", "-Xptxas", "-v,-warn-spills", "-lineinfo"]

@@ -79,9 +79,12 @@ struct NoiseToken {
   uint64_t sample;  // global sample index
 };
 
-// Channels 4 * block .. 4 * block + 3 of one token, standard deviation 1.
-MA_FUNCTION PhiloxBlock noise_words(const NoiseToken& token, uint32_t block) {
-  const PhiloxBlock counter{
+// Channels 4 * block .. 4 * block + 3 of one token, standard deviation 1, come from the words of this counter.
+MA_FUNCTION PhiloxBlock noise_counter(const NoiseToken& token, uint32_t block) {
+  return PhiloxBlock{
       {block, token.position, static_cast<uint32_t>(token.sample), static_cast<uint32_t>(token.sample >> 32)}};
-  return philox(counter, token.key);
+}
+
+MA_FUNCTION PhiloxBlock noise_words(const NoiseToken& token, uint32_t block) {
+  return philox(noise_counter(token, block), token.key);
 }

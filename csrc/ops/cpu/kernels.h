@@ -21,7 +21,8 @@ constexpr int64_t kBlockColumns = 65536;  // columns of a row that get a record 
 inline int64_t row_scratch_floats(int64_t columns) {
   return columns <= kBlockColumns ? 2 * ((columns + 127) / 64 * 64) : 0;
 }
-inline int64_t tile_scratch_floats(int64_t channels) { return 5 * ((channels + 63) / 64 * 64); }
+constexpr int64_t kScratchRows = 5;  // of a token
+inline int64_t tile_scratch_floats(int64_t channels) { return kScratchRows * ((channels + 63) / 64 * 64); }
 
 const CpuKernels& portable_kernels();
 #if defined(__x86_64__)

@@ -14,7 +14,8 @@
 
 namespace {
 
-constexpr int64_t kNoiseBlocks = 32;  // Philox blocks generated together
+constexpr int64_t kNoiseBlocks = 32;            // Philox blocks generated together
+constexpr int64_t kStreamedBytes = 8 * 1024 * 1024;  // results larger than this leave the caches before anybody reads them
 
 inline int64_t element_size(int element) { return element == kFloat32 ? 4 : 2; }
 
@@ -50,19 +51,36 @@ inline void narrow_to(int element, const float* from, int64_t count, void* to) {
   else narrow_row(from, count, static_cast<Float16*>(to));
 }
 
+// The rounds go over all blocks together, and so does the quantile: loops that the compiler turns into vectors.
 inline void noise_of_token(const NoiseToken& token, float deviation, int64_t channels, float* out) {
+  uint32_t words[4][kNoiseBlocks];
   float z[4][kNoiseBlocks];
   for (int64_t first = 0; first < channels; first += 4 * kNoiseBlocks) {
+    for (int64_t block = 0; block < kNoiseBlocks; ++block) {
+      const PhiloxBlock counter = noise_counter(token, static_cast<uint32_t>(first / 4 + block));
+      for (int word = 0; word < 4; ++word) words[word][block] = counter.word[word];
+    }
+    PhiloxKey key = token.key;
+    for (int round = 0; round < kPhiloxRounds; ++round) {
+#pragma omp simd
+      for (int64_t block = 0; block < kNoiseBlocks; ++block) {
+        philox_round(words[0][block], words[1][block], words[2][block], words[3][block], key);
+      }
+      key = next_round(key);
+    }
+    for (int word = 0; word < 4; ++word) {
+#pragma omp simd
+      for (int64_t block = 0; block < kNoiseBlocks; ++block) {
+        z[word][block] = MA_MUL(gaussian_of_word(words[word][block]), deviation);
+      }
+    }
+    float ordered[4 * kNoiseBlocks];
 #pragma omp simd
     for (int64_t block = 0; block < kNoiseBlocks; ++block) {
-      const PhiloxBlock words = noise_words(token, static_cast<uint32_t>(first / 4 + block));
-      z[0][block] = MA_MUL(gaussian_of_word(words.word[0]), deviation);
-      z[1][block] = MA_MUL(gaussian_of_word(words.word[1]), deviation);
-      z[2][block] = MA_MUL(gaussian_of_word(words.word[2]), deviation);
-      z[3][block] = MA_MUL(gaussian_of_word(words.word[3]), deviation);
+      for (int word = 0; word < 4; ++word) ordered[4 * block + word] = z[word][block];
     }
     const int64_t count = channels - first < 4 * kNoiseBlocks ? channels - first : 4 * kNoiseBlocks;
-    for (int64_t i = 0; i < count; ++i) out[first + i] = z[i % 4][i / 4];
+    __builtin_memcpy(out + first, ordered, static_cast<size_t>(count) * sizeof(float));
   }
 }
 
@@ -130,41 +148,60 @@ inline void sum_token(const float* start, const float* grad, const float* moved,
   sums[4] = start_square;
 }
 
-// x + delta' rounded to the output type and written; returns sum |cast(x + delta') - cast(x)|.
-inline float add_token(const TileTask& task, int64_t token, const float* x, const float* moved, float* sum, float* rounded) {
-  const int64_t channels = task.channels;
+// A finished row goes to its tensor: past the caches when the tensor is large, which saves reading what is overwritten.
+inline void write_out(const void* row, int64_t bytes, int64_t tensor_bytes, void* to) {
+  constexpr int64_t step = Vector::width * static_cast<int64_t>(sizeof(float));
+  int64_t i = 0;
+  if (tensor_bytes > kStreamedBytes && reinterpret_cast<uintptr_t>(to) % step == 0) {
+    const char* from = static_cast<const char*>(row);
+    for (; i + step <= bytes; i += step) {
+      stream(reinterpret_cast<float*>(static_cast<char*>(to) + i), load(reinterpret_cast<const float*>(from + i)));
+    }
+  }
+  if (i < bytes) __builtin_memcpy(static_cast<char*>(to) + i, static_cast<const char*>(row) + i, static_cast<size_t>(bytes - i));
+}
+
+// x + delta' rounded to the output type and written; returns sum |cast(x + delta') - cast(x)|. Three rows of scratch.
+inline float add_token(const TileTask& task, int64_t token, const float* x, const float* moved, float* scratch) {
+  const int64_t channels = task.channels, room = tile_scratch_floats(channels) / kScratchRows;
+  float *sum = scratch, *half = scratch + room, *rounded = scratch + 2 * room;
 #pragma omp simd
   for (int64_t i = 0; i < channels; ++i) sum[i] = x[i] + moved[i];
-  void* out = const_cast<void*>(token_row(task.x_adv, task.out_element, token, channels));
-  narrow_to(task.out_element, sum, channels, out);
-  const float* seen = as_float(out, task.out_element, channels, sum);
+  const void* row = sum;
   const float* base = x;
-  if (task.out_element != kFloat32 && task.out_element != task.x_element) {
-    narrow_to(task.out_element, x, channels, rounded);
-    base = as_float(rounded, task.out_element, channels, rounded + (channels + 63) / 64 * 64);
+  if (task.out_element != kFloat32) {
+    if (task.out_element != task.x_element) {
+      narrow_to(task.out_element, x, channels, half);
+      base = as_float(half, task.out_element, channels, rounded);
+    }
+    narrow_to(task.out_element, sum, channels, half);
+    as_float(half, task.out_element, channels, sum);
+    row = half;
   }
+  const int64_t bytes = channels * element_size(task.out_element);
+  write_out(row, bytes, bytes * task.tokens, const_cast<void*>(token_row(task.x_adv, task.out_element, token, channels)));
   float total = 0.0f;
 #pragma omp simd reduction(+ : total)
-  for (int64_t i = 0; i < channels; ++i) total += __builtin_fabsf(seen[i] - base[i]);
+  for (int64_t i = 0; i < channels; ++i) total += __builtin_fabsf(sum[i] - base[i]);
   return total;
 }
 
 inline void perturb_token(const TileTask& task, int64_t token, float* scratch) {
-  const int64_t channels = task.channels, room = tile_scratch_floats(channels) / 5;
-  float* moved = task.delta_out != nullptr ? task.delta_out + token * channels : scratch + 2 * room;
+  const int64_t channels = task.channels, room = tile_scratch_floats(channels) / kScratchRows;
+  float* moved = scratch;
   float* sums = task.token_sums != nullptr ? task.token_sums + token * kTokenSums : nullptr;
   float none[kTokenSums];
   if (sums == nullptr) sums = none;
   __builtin_memset(sums, 0, kTokenSums * sizeof(float));
   const bool inside = task.mask == nullptr || task.mask[token];
   if (inside) {
-    const float* start = scratch;
-    if (task.delta == nullptr) noise_of_token(noise_token(task, token), task.noise_std, channels, scratch);
-    else start = as_float(token_row(task.delta, task.delta_element, token, channels), task.delta_element, channels, scratch);
+    const float* start = scratch + room;
+    if (task.delta == nullptr) noise_of_token(noise_token(task, token), task.noise_std, channels, scratch + room);
+    else start = as_float(token_row(task.delta, task.delta_element, token, channels), task.delta_element, channels, scratch + room);
     const float* grad = nullptr;
     if (task.grad != nullptr) {
       const void* row = token_row(task.grad, task.grad_element, token, channels);
-      grad = as_float(row, task.grad_element, channels, scratch + room);
+      grad = as_float(row, task.grad_element, channels, scratch + 2 * room);
     }
     const bool finite = grad == nullptr || step_token(start, grad, channels, task.step, moved);
     if (grad == nullptr) __builtin_memcpy(moved, start, static_cast<size_t>(channels) * sizeof(float));
@@ -173,14 +210,19 @@ inline void perturb_token(const TileTask& task, int64_t token, float* scratch) {
   } else {
     __builtin_memset(moved, 0, static_cast<size_t>(channels) * sizeof(float));
   }
+  if (task.delta_out != nullptr) {
+    const int64_t bytes = channels * static_cast<int64_t>(sizeof(float));
+    write_out(moved, bytes, bytes * task.tokens, task.delta_out + token * channels);
+  }
   if (task.x == nullptr) return;
   const void* row = token_row(task.x, task.x_element, token, channels);
-  const float* x = as_float(row, task.x_element, channels, scratch);
-  sums[1] = add_token(task, token, x, moved, scratch + room, scratch + 3 * room);
+  const float* x = as_float(row, task.x_element, channels, scratch + room);
+  sums[1] = add_token(task, token, x, moved, scratch + 2 * room);
 }
 
 void perturb_tokens(const TileTask& task, int64_t begin, int64_t end, float* scratch) {
   for (int64_t token = begin; token < end; ++token) perturb_token(task, token, scratch);
+  finish_streaming();
 }
 
 }  // namespace
