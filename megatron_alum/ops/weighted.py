@@ -107,8 +107,8 @@ def _sums(
     if _one_pass(clean, adv, group, impl):
         if overwrite:
             divergence.refuse_overwriting(clean_logits=clean, **({} if adv is None else {"adv_logits": adv}))
-        weights = tuple(None if w is None else w.detach().float().contiguous() for w in weights)
-        return _OnePass.apply(clean, adv, labels, *weights, options, overwrite)
+        constants = (None if w is None else w.detach().float().contiguous() for w in weights)
+        return _OnePass.apply(clean, adv, labels, *constants, options, overwrite)
     other = clean.detach() if adv is None else adv
     losses = divergence.row_losses(clean, other, labels, options, group, overwrite, impl)
     mlm, kl = (
@@ -145,12 +145,12 @@ class _OnePass(torch.autograd.Function):
         ctx.save_for_backward(*(grad if need else None for grad, need in zip(grads, needed, strict=True)))
         ctx.overwrite, ctx.present = overwrite, tuple(weight is not None for weight in (mlm_weight, kl_weight))
         losses = torch.ops.megatron_alum.row_losses(clean.detach(), other.detach(), records, labels, *options, False)
-        sums = tuple(
+        mlm, kl = (
             loss.new_zeros(()) if weight is None else weighted_sum(loss, weight)
             for loss, weight in zip(losses, (mlm_weight, kl_weight), strict=True)
         )
-        ctx.mark_non_differentiable(*(x for x, there in zip(sums, ctx.present, strict=True) if not there))
-        return sums
+        ctx.mark_non_differentiable(*(x for x, there in zip((mlm, kl), ctx.present, strict=True) if not there))
+        return mlm, kl
 
     @staticmethod
     @torch.autograd.function.once_differentiable
