@@ -1,9 +1,14 @@
 """The paper's Tables 1 to 9 as data: which result fills which cell, and the paper's own number where we could trace it.
 
 A cell is (task, split, metric); a row is one of the paper's systems, a column a cell. Ours are read from
-results.jsonl by the system a results file is said to hold. The paper's numbers are those of its
-Table 1, and two rows that public leaderboards and a later paper quote by the system's name (ANLI test, SciTail test);
-every other number of the paper is left empty until someone copies it from the paper. Numbers are percentages.
+results.jsonl by the system a results file is said to hold. The paper's numbers, percentages, and where each was read:
+
+    Table 1                     the paper (arXiv 2004.08994)
+    Table 3, ANLI test R1-R3    Papers with Code, ANLI test, "ALUM (RoBERTa-LARGE)"
+    Table 7, SciTail test       CA-MTL (arXiv 2009.09139), which calls the system ALUM_RoBERTa-SMART
+
+Every other number is left empty until someone copies it from the paper. So far only Tables 1 and 6 have been compared
+with the printed page; what the other tables hold follows sections 4.3 to 4.5, their titles are ours.
 
 Table 6 of the paper prints exact match above F1 for its RoBERTa rows: the columns are swapped there, not here.
 """
