@@ -142,7 +142,8 @@ def _step(part: MegatronOptimizer, norm: Tensor, excess: Tensor) -> None:
     inner = part.optimizer
     if isinstance(inner, torch.optim.AdamW) and inner.param_groups[0]["fused"]:
         # Its kernel divides as it reads, and does nothing where the flag is set: no pass over the gradients more.
-        inner.grad_scale, inner.found_inf = excess, torch.isfinite(norm).logical_not().float()
+        kernel: Any = inner  # its class does not declare what torch.amp sets on it
+        kernel.grad_scale, kernel.found_inf = excess, torch.isfinite(norm).logical_not().float()
         part.step_with_ready_grads()
     elif bool(torch.isfinite(norm)):  # another library's Adam decides on the host
         torch._foreach_div_([p.grad for p in part.get_parameters() if p.grad is not None], excess)
