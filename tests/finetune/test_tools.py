@@ -301,3 +301,37 @@ def test_custom_task_from_files(encoder, tmp_path, capsys):
     row = rows_of(tmp_path / "out" / "results.jsonl")[0]
     assert (row["task"], row["metric"], row["n"], row["method"]) == ("custom", "accuracy", 8, "none")
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_new_row_of_the_table_is_a_new_task(encoder, sentiment, tmp_path, monkeypatch):
+    """Another layout, other labels, a further split: everything follows from the row."""
+    from megatron_alum.finetune.tasks import TASKS, Task
+
+    folder = tmp_path / "films"
+    folder.mkdir()
+    names = {"0": "rotten", "1": "fresh"}
+    for split, source in (("learn", "train"), ("check", "dev"), ("late", "dev")):
+        lines = (sentiment / "SST-2" / f"{source}.tsv").read_text().splitlines()[1:]
+        pairs = [line.split("\t") for line in lines]
+        records = [{"review": text, "verdict": names[label]} for text, label in pairs]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    row = Task(
+        name="films",
+        kind="classification",
+        metrics=("f1_binary", "accuracy"),
+        files={"train": ("learn.jsonl",), "dev": ("check.jsonl",), "late": ("late.jsonl",)},
+        folders=("films",),
+        first=("review",),
+        label=("verdict",),
+        labels=("rotten", "fresh"),
+    )
+    monkeypatch.setitem(TASKS, "films", row)
+    command = flags(encoder, tmp_path, tmp_path / "out", "--method", "r-drop", "--seeds", 1)
+    run_tool("finetune", *("films" if word == "sst2" else word for word in command))
+    rows = rows_of(tmp_path / "out" / "results.jsonl")
+    assert [(row["split"], row["metric"]) for row in rows] == [
+        (split, metric) for split in ("dev", "late") for metric in ("f1_binary", "accuracy")
+    ]
+    assert all(row["value"] > 0.9 and row["task"] == "films" for row in rows)
+    predicted = (tmp_path / "out" / "runs" / "lr0.005-bs16-seed1" / "late.tsv").read_text()
+    assert predicted.splitlines()[0] == "index\tprediction" and "fresh" in predicted
