@@ -15,7 +15,6 @@ from typing import Any
 from tqdm import tqdm
 
 from megatron_alum.checkpoint.save import CheckpointSaver
-from megatron_alum.compat.allocator import keep_freed_memory
 from megatron_alum.config.cli import format_config
 from megatron_alum.config.run import RunConfig
 from megatron_alum.data.loader import BatchLoader, BatchPlan
@@ -43,7 +42,6 @@ def train(config: RunConfig) -> None:
 
     Raises: ValueError for what the user must change, OSError for disks and lost ranks.
     """
-    keep_freed_memory()
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron-core overlaps by stream order
     check_save_folder(config)
     groups = initialize(
