@@ -6,10 +6,8 @@
 Every row is a forward, backward and optimizer step on one micro-batch a process, with random tokens without padding,
 in a process of its own. Stock is BertModel with its local layer spec, as megatron-core ships it: logits on all
 positions, its own attention, dropout and cross-entropy, on a GPU with its compiled fusions; wrapped and stepped as
-ours. "memory kept" is stock in a process that keeps its freed memory, which our training does on a CPU
-(megatron_alum/compat/allocator.py). The two rows of data parallelism take one thread a process. Memory is the peak
-above that before the model was built; tflops are those of our matrix products, by the formula of
-megatron_alum/training/flops.py.
+ours. The two rows of data parallelism take one thread a process. Memory is the peak above that before the model was
+built; tflops are those of our matrix products, by the formula of megatron_alum/training/flops.py.
 """
 
 import argparse
@@ -29,7 +27,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from megatron_alum.compat.allocator import keep_freed_memory
 from megatron_alum.compat.machine import current_commit, processor_name
 from megatron_alum.config.cli import build_config, main_guard
 from megatron_alum.config.run import RunConfig
@@ -44,8 +41,6 @@ class Variant:
     options: dict[str, Any]
     """of the configuration; unused by stock"""
     is_stock: bool = False
-    keep_memory: bool = True
-    """megatron_alum.compat.allocator; on a GPU there is nothing to keep"""
     processes: int = 1
     threads: int | None = None
     """of a process; None = as many as torch takes by itself"""
@@ -53,8 +48,7 @@ class Variant:
 
 STANDARD = {"alum_start_fraction": 1.0}
 VARIANTS = {
-    STOCK: Variant({}, is_stock=True, keep_memory=False),
-    f"{STOCK}, memory kept": Variant({}, is_stock=True),
+    STOCK: Variant({}, is_stock=True),
     "standard": Variant(STANDARD),
     "alum K=1": Variant({}),
     "alum K=2": Variant({"alum_num_ascent_steps": 2}),
@@ -102,10 +96,8 @@ def main() -> None:
 
 def chosen(words: list[str]) -> list[str]:
     """Stock and the variants whose name holds one of `words`, or all that this machine can run without words."""
-    alike = [name for name, variant in VARIANTS.items() if variant.keep_memory and variant.processes == 1]
-    possible = [STOCK, *alike] if torch.cuda.is_available() else list(VARIANTS)
-    if torch.cuda.is_available():
-        possible.remove(f"{STOCK}, memory kept")
+    one_process_only = torch.cuda.is_available()  # the rows of data parallelism need a device a process
+    possible = [name for name, variant in VARIANTS.items() if variant.threads is None or not one_process_only]
     return [name for name in possible if name == STOCK or not words or any(word in name for word in words)]
 
 
@@ -125,8 +117,6 @@ def _rank_of_variant(arguments: argparse.Namespace, variant: Variant, rank: int,
     os.environ.update(place, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if variant.threads is not None:
         torch.set_num_threads(variant.threads)
-    if variant.keep_memory:
-        keep_freed_memory()
     from megatron_alum.parallel import initialize, seed_everything, shutdown
     from megatron_alum.training.flops import passes
     from megatron_alum.training.schedule import phase_of

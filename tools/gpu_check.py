@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in one command of under eight minutes on a bare machine: `make gpu-check PY=python3`.
+r"""Everything that needs a GPU, in one command of under eight minutes on a bare machine: `make gpu-check PY=python3`.
 
     build      the extension with CUDA, in a temporary copy of the tree (nothing is installed or left behind)
     ops        tools/bench_ops.py --device cuda                                    -> benchmarks/results/<gpu>-ops.csv
@@ -7,9 +7,9 @@
     sanitize   a few of them under compute-sanitizer (memcheck), or the reason why not
     promises   each figure that the project promises, asked and measured           -> benchmarks/results/<gpu>.csv
 
-Needs nvcc and a python that has a CUDA build of torch, setuptools, numpy and packaging; no network, no data. What that
-python lacks of pytest (with pluggy, iniconfig, pygments) and megatron-core is taken from wheels in the folder .whl of
-the project, which somebody with a network fills beforehand (for Python 3.12):
+Needs nvcc and a python that has a CUDA build of torch, setuptools, numpy, packaging, pyyaml and psutil; no network, no
+data. What that python lacks of pytest and its needs, and megatron-core itself, is taken from wheels in the folder .whl
+of the project, which somebody with a network fills beforehand (here for Python 3.12):
 
     pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 -d .whl \
         megatron-core==0.16.1 pytest pluggy iniconfig pygments
