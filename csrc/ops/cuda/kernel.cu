@@ -219,8 +219,10 @@ cudaError_t launch(const RowTask& rows, int phase, const TileTask& tiles, cudaSt
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = plan.parts > 1 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, alum_roles<Element>, rows, phase, tiles, plan.row_blocks, plan.parts,
-                            plan.cache_packs);
+  error = cudaLaunchKernelEx(&config, alum_roles<Element>, rows, phase, tiles, plan.row_blocks, plan.parts,
+                             plan.cache_packs);
+  if (error != cudaSuccess) cudaGetLastError();  // said here; torch's next check must not find it again
+  return error;
 }
 
 }  // namespace
