@@ -11,8 +11,8 @@ leaves "chat". Without them a tenth of the articles has holes like "an area of ,
 import re
 from collections.abc import Callable
 
-HOLE = "\x00"
-"""Stands for a removed template until its line is tidied; no XML contains it."""
+HOLE = "\ufdd0"
+"""Stands for a removed template until its line is tidied: a code point that Unicode keeps for such use, in no text."""
 
 _PIPE = re.compile(r"\|(?![^\[\]]*\]\])")  # not the one inside [[target|label]]
 _NAMED = re.compile(r"^\s*([A-Za-z0-9_ -]+?)\s*=(.*)$", re.DOTALL)
@@ -62,7 +62,7 @@ def _text(text: str) -> Callable[[Arguments], str]:
 
 
 def _positional(given: Arguments) -> list[str]:
-    values = []
+    values: list[str] = []
     while (key := str(len(values) + 1)) in given:
         values.append(given[key])
     return values

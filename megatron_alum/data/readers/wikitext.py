@@ -157,7 +157,7 @@ def clean_by_parser(source: str, dropped_namespaces: frozenset[str] = _DEFAULT_D
     no_prose = set(NO_PROSE.split("|"))
     for tag in code.filter_tags(recursive=True):
         if str(tag.tag).strip().lower() in no_prose:
-            _remove(code, tag)
+            _replace(code, tag, HOLE)
         elif str(tag.tag).strip().lower() == "br":
             _replace(code, tag, "\n")
     for template in reversed(code.filter_templates(recursive=True)):  # the innermost first
@@ -165,15 +165,11 @@ def clean_by_parser(source: str, dropped_namespaces: frozenset[str] = _DEFAULT_D
     for link in code.filter_wikilinks(recursive=True):
         namespace = str(link.title).split(":")[0].strip().lower() if ":" in str(link.title) else ""
         if namespace in dropped_namespaces or (namespace and _LANGUAGE_LINK.match(str(link.title).strip())):
-            _remove(code, link)
+            _replace(code, link, "")
     for heading in code.filter_headings():
         _replace(code, heading, f"\n{'=' * heading.level} {heading.title.strip_code()} {'=' * heading.level}\n")
     text = code.strip_code(normalize=True, collapse=True)
     return "\n".join(prose_lines(_MAGIC.sub("", text)))
-
-
-def _remove(code: object, node: object) -> None:
-    _replace(code, node, "")
 
 
 def _replace(code: object, node: object, text: str) -> None:
