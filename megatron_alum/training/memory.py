@@ -102,13 +102,13 @@ def _activations(config: RunConfig, phase: Phase, bytes_each: int, fused_attenti
     )  # residual stream and LayerNorm are split by tokens only then
     embedding = 3 * tokens * model.hidden_size * 4 / around  # words, their sum with positions, the perturbation
     layer = _layer(config, tokens, bytes_each, fused_attention)
+    passes = 1.0 if phase == "standard" else 1.0 + config.alum.batch_fraction
     if config.compute.recompute_granularity == "full":
         kept = tokens * model.hidden_size * bytes_each / around
-        layers = model.num_layers * kept + layer
-    else:
-        layers = model.num_layers * layer
-    passes = 1.0 if phase == "standard" else 1.0 + config.alum.batch_fraction
-    return passes * (embedding + layers)
+        # One layer at a time is computed again, whichever pass it belongs to, and has its widest gradients beside it.
+        gradients = tokens * (2 * model.ffn_hidden_size / tp + 2 * model.hidden_size / around) * bytes_each
+        return passes * (embedding + model.num_layers * kept) + layer + gradients
+    return passes * (embedding + model.num_layers * layer)
 
 
 def _layer(config: RunConfig, tokens: int, bytes_each: int, fused_attention: bool) -> float:

@@ -98,12 +98,12 @@ def test_too_many_skips_in_a_row_end_the_run_with_a_diagnosis(prefix, tmp_path):
     assert len(read_rows(tmp_path / "run")) == 3
 
 
-REAL_TEXT_BAND = {"bf16": 0.005, "fp16": 0.002}
+REAL_TEXT_BAND = {"bf16": 0.005, "fp16": 0.003}
 """largest relative difference of a 20-iteration mean of the MLM loss to float32's, over 200 iterations on Wikipedia at
-a learning rate without spikes (at twice the rate a spike parts the curves): bf16 was 0.0004 off, with room for other
-processors' kernels; fp16 rounds 8 times finer"""
+a learning rate without spikes (at twice the rate a spike parts the curves): bf16 was 0.0004 off, fp16 0.001 with one
+step skipped while the loss scale found its place; the rest is room for other processors' kernels"""
 REAL_TEXT_KL_BAND = 0.1
-"""likewise of the sum of the divergence over the 100 adversarial iterations: bf16 was 0.01 off"""
+"""likewise of the sum of the divergence over the 100 adversarial iterations: 0.01 and 0.02"""
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,8 @@ def on_wikipedia(shared_data, tmp_path_factory):
 def test_curves_on_real_text_stay_in_the_band_for_200_iterations(on_wikipedia, precision):
     rows, full = on_wikipedia(precision), on_wikipedia("float32")
     assert [row["phase"] for row in rows] == ["standard"] * 100 + ["alum"] * 100
-    assert rows[-1]["skipped"] == 0 and all(row["alum_kl"] > 0 for row in rows[100:])
+    assert rows[-1]["skipped"] <= (2 if precision == "fp16" else 0)
+    assert all(row["alum_kl"] > 0 for row in rows[100:])
     pairs = zip(means(rows, 20), means(full, 20), strict=True)
     assert max(abs(a - b) / b for a, b in pairs) < REAL_TEXT_BAND[precision]
     kl, full_kl = (sum(row["alum_kl"] for row in found[100:]) for found in (rows, full))
