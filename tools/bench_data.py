@@ -10,8 +10,8 @@
 
 Wall seconds count, and CPU seconds stand beside them: on a machine that does other work they say more. The dump is
 repeated, as a multistream file, until it has --dump-mb: streams of 25 of its long pages have about 0.7 MB of XML, as
-Wikimedia's have with 100 of all sizes. Rows of an existing --output
-that this run does not measure stay: text and dump can be measured one after the other. The promised ratios are printed.
+Wikimedia's have with 100 of all sizes. Rows of an existing --output that this run does not measure stay: text and dump
+can be measured one after the other. The promised ratios are printed.
 """
 
 import argparse
