@@ -37,7 +37,6 @@ CXX_FLAGS = [
 NVCC_FLAGS = ["-O3", "-std=c++17", "-Werror", "all-warnings", "-Xptxas", "-v,-warn-spills", "-lineinfo"]
 
 
-
 def find_toolkit() -> None:
     """Sets CUDA_HOME where torch would guess wrong: it takes the folder above an nvcc on PATH, which may be a wrapper."""
     nvcc = shutil.which("nvcc")
