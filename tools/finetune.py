@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_alum.compat.allocator import keep_freed_memory
 from megatron_alum.config.cli import format_config, main_guard, parse_config
 from megatron_alum.config.finetune import FinetuneConfig
 from megatron_alum.finetune.prepare import prepare
@@ -24,7 +23,6 @@ def main() -> None:
     if is_main_process():
         print(format_config(config), flush=True)
     prepared = prepare(config)
-    keep_freed_memory()
     rows = run_grid(config, prepared)
     leave_process_group()
     if is_main_process():

@@ -79,6 +79,8 @@ class _CpuLinear(torch.autograd.Function):
         need_input, need_weight, need_bias = ctx.needs_input_grad
         gradient = gradients[0].contiguous()
         rows = gradient.view(-1, gradient.shape[-1])
-        to_input = torch.ops.mkldnn._linear_pointwise(gradient, weight.t(), None, "none", [], "") if need_input else None
+        to_input = (
+            torch.ops.mkldnn._linear_pointwise(gradient, weight.t(), None, "none", [], "") if need_input else None
+        )
         to_weight = rows.t().mm(input.reshape(-1, input.shape[-1])) if need_weight else None
         return to_input, to_weight, rows.sum(0) if need_bias else None

@@ -125,7 +125,7 @@ class Objective:
     def adversarial(self, micro: MicroBatch, counts: Counts, *, iteration: int, loss_scale: Tensor) -> MicroLoss:
         """Algorithm 1: clean forward, ascent on delta, forward at x + delta, one pass over the rows of both logits.
 
-        `iteration` keys the noise; `loss_scale` multiplies the inner divergence before its backward (float16).
+        `iteration` keys the noise; `loss_scale` enters the gradients before they are rounded (float16).
         """
         regularizer = self._regularizer(counts, loss_scale)
         part = adversarial_part(micro)
@@ -148,7 +148,7 @@ class Objective:
             adversarial = self._forward_on(part)(self._perturbed(x, ascent))
         with torch.no_grad():
             kl_end = self._divergence(counts, clean, adversarial, symmetric=self.alum.inner_divergence == "symmetric")
-        lm_loss, alum_kl = self._row_losses(clean, adversarial, ascent, part, counts)
+        lm_loss, alum_kl = self._row_losses(clean, adversarial, ascent, part, counts, loss_scale.squeeze())
         lm_loss = lm_loss + self._mlm_of_the_rest(hidden, micro, counts)
         nsp_loss = self._nsp_sum(outputs.nsp_logits, micro.batch.nsp_labels) / counts.labelled
         alum_nsp_kl = self._nsp_divergence(clean, adversarial, ascent, counts)
@@ -160,15 +160,24 @@ class Objective:
         return MicroLoss(loss, logged | _statistics(ascent, kl_end))
 
     def _row_losses(
-        self, clean: Outputs, adversarial: Outputs, ascent: Ascent, part: MicroBatch, counts: Counts
+        self,
+        clean: Outputs,
+        adversarial: Outputs,
+        ascent: Ascent,
+        part: MicroBatch,
+        counts: Counts,
+        loss_scale: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """(MLM loss of the M clean rows, alpha x their symmetric KL), both as shares of the global batch."""
         sample = part.batch.masked_positions // part.batch.tokens.shape[1]
         weight = self.alum.alpha / counts.adversarial_masked
-        kl_weights = torch.where(ascent.finite[sample], weight, 0.0).float()
-        return self.vocabulary.mlm_and_divergence(
-            clean.rows, adversarial.rows, part.batch.masked_labels, mlm_weight=1 / counts.masked, kl_weights=kl_weights
+        # The chunked head writes its gradients before the loss is scaled, so the row weights bring the scale along.
+        kl_weights = torch.where(ascent.finite[sample], weight, 0.0).float() * loss_scale
+        mlm_weights = torch.full_like(kl_weights, 1 / counts.masked) * loss_scale
+        lm_loss, alum_kl = self.vocabulary.mlm_and_divergence(
+            clean.rows, adversarial.rows, part.batch.masked_labels, mlm_weights=mlm_weights, kl_weights=kl_weights
         )
+        return lm_loss / loss_scale, alum_kl / loss_scale
 
     def _mlm_of_the_rest(self, hidden: Tensor, micro: MicroBatch, counts: Counts) -> Tensor | float:
         """MLM loss of the rows that took no adversarial branch (--alum-batch-fraction)."""

@@ -47,9 +47,9 @@ class VocabularyLosses(Protocol):
         """
 
     def mlm_and_divergence(
-        self, clean: Tensor, adversarial: Tensor, labels: Tensor, *, mlm_weight: float, kl_weights: Tensor
+        self, clean: Tensor, adversarial: Tensor, labels: Tensor, *, mlm_weights: Tensor, kl_weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(mlm_weight * sum of MLM losses of the clean rows, sum of kl_weights [N] * symmetric KL), 0-dim each."""
+        """(sum of mlm_weights [N] * MLM loss of the clean rows, sum of kl_weights [N] * symmetric KL), 0-dim each."""
 
 
 class WholeLogits:
@@ -76,11 +76,10 @@ class WholeLogits:
         return weighted_kl(clean, adversarial, row_weight=weights, symmetric=symmetric, **options)
 
     def mlm_and_divergence(
-        self, clean: Tensor, adversarial: Tensor, labels: Tensor, *, mlm_weight: float, kl_weights: Tensor
+        self, clean: Tensor, adversarial: Tensor, labels: Tensor, *, mlm_weights: Tensor, kl_weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         """As in the protocol; the gradients are written over both logits, which nobody may use again."""
         options: dict[str, Any] = {"detach_targets": self.detach_targets, "overwrite_logits": True, **self.vocabulary}
-        mlm_weights = torch.full_like(kl_weights, mlm_weight)
         return weighted_mlm_symmetric_kl(
             clean, adversarial, labels, mlm_row_weight=mlm_weights, kl_row_weight=kl_weights, **options
         )
@@ -112,7 +111,7 @@ class ChunkedLogits:
         return torch.stack(sums).sum() * weight
 
     def mlm_and_divergence(
-        self, clean: Tensor, adversarial: Tensor, labels: Tensor, *, mlm_weight: float, kl_weights: Tensor
+        self, clean: Tensor, adversarial: Tensor, labels: Tensor, *, mlm_weights: Tensor, kl_weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         """As in the protocol."""
         return mlm_symmetric_kl_from_hidden(
@@ -121,7 +120,7 @@ class ChunkedLogits:
             self.model.decoder_weight(),
             self.model.decoder_bias(),
             labels,
-            mlm_row_weight=torch.full_like(kl_weights, mlm_weight),
+            mlm_row_weight=mlm_weights,
             kl_row_weight=kl_weights,
             chunk_rows=self.chunk_rows,
             detach_targets=self.detach_targets,

@@ -167,3 +167,27 @@ def test_loss_and_gradients_are_those_of_plain_torch(prefix, ascent, options):
     if ascent != "label":
         assert logged["alum_kl"] > 1e-3, "too small to tell right from wrong"
     assert logged["ascent_ratio"] > 1e-3
+
+
+def float16_bias_gradient(rank, world_size, argv, loss_scale, batches):
+    """Gradient of the decoder's bias as it stands in the buffer, from one of so many micro-batches."""
+    from megatron_alum.training.objective import Counts
+    from megatron_alum.training.step import backward
+
+    _config, state, micro = setup(argv)
+    scale = torch.tensor([loss_scale])
+    counts = Counts(*(batches * getattr(micro.counts, field) for field in Counts.__dataclass_fields__))
+    state.model.zero_grad_buffer()
+    backward(state.objective.adversarial(micro, counts, iteration=20, loss_scale=scale).loss, scale)
+    return state.network.output_layer.bias.main_grad.float().clone()
+
+
+def test_the_chunked_head_scales_before_it_rounds_to_float16(prefix):
+    """One row of a large global batch weighs about 1e-7: unscaled, most of its gradients round to 0 in float16."""
+    options = {**EXACT, **ASCENT, "fp16": True, "alum_alpha": 1}
+    whole, chunked = (
+        run_ranks(1, float16_bias_gradient, arguments(prefix, "unused", **options, **chunk), 2.0**16, 65536)[0]
+        for chunk in ({}, {"alum_head_chunk_rows": 3})
+    )
+    assert whole.abs().max() > 0
+    assert (chunked - whole).abs().max() < 1e-2 * whole.abs().max()
