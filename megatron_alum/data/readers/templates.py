@@ -3,7 +3,7 @@
 Templates are programs that a dump does not contain, so they cannot be run; but the text of a few hundred common ones
 is one of their arguments, or a simple phrase made of them: "{{convert|5|km|mi}}" leaves "5 km", "{{lang|fr|chat}}"
 leaves "chat". Without them a tenth of the articles has holes like "an area of , the". What a template computes
-(conversions, ages, inflation) and the names of languages are left out.
+(conversions, ages, inflation) and the names of languages are left out; only densities are divided.
 
 `template_text` gives HOLE for a template without text, which tells the cleaner where punctuation may stand alone.
 """
@@ -104,6 +104,8 @@ _UNITS = {
     "lb": "pounds",
 }
 """Codes of {{convert}}, in lower case, that are no text; the others are (km, kg, mph)."""
+_SINGULAR = {"feet": "foot", "inches": "inch"}
+_SINGULAR |= {name + "s": name for name in ("mile", "pound", "acre", "gallon", "barrel", "yard")}
 _POWER = re.compile(r"^(?:e(3|6|9|12)(?=\D)|([kMGT])(?=oilbbl|cuft|USgal|impgal))")
 _POWERS = {"3": "thousand", "6": "million", "9": "billion", "12": "trillion"}
 _POWERS |= {"k": "thousand", "M": "million", "G": "billion", "T": "trillion"}
@@ -118,6 +120,15 @@ def _unit(code: str) -> str:
     return _UNITS.get(code.lower(), code)
 
 
+def _singular(unit: str) -> str:
+    return " ".join(_SINGULAR.get(word, word) for word in unit.split(" "))
+
+
+def _grouped(number: str) -> str:
+    """Thousands set off by commas, in whole numbers and before the decimal point."""
+    return re.sub(r"(?<![\d.,])[1-9]\d{3,}(?!\d|,)", lambda match: f"{int(match[0]):,}", number)
+
+
 def _convert(given: Arguments) -> str:
     """{{convert|10|to|20|km|mi}} -> "10 to 20 km"; {{convert|5|ft|11|in|m}} -> "5 feet 11 inches"."""
     words: list[str] = []
@@ -126,10 +137,13 @@ def _convert(given: Arguments) -> str:
     for i, value in enumerate(values):
         after_number = bool(words) and bool(_NUMBER.match(words[-1]))
         if _NUMBER.match(value) or (after_number and value.lower() in _BETWEEN):
-            words.append(value)
+            words.append(value if value.lower() in _BETWEEN or given.get("comma") else _grouped(value))
         elif after_number:
-            words.append(value if adjective else _unit(value))
             smaller_follows = value.lower() in _WITH_SMALLER_UNIT and _NUMBER.match("".join(values[i + 1 : i + 2]))
+            if len(words) == 1 and not smaller_follows and (adjective or words == ["1"]):
+                words.append(_singular(_unit(value)).replace(" ", "-" if adjective else " "))
+            else:
+                words.append(value if adjective else _unit(value))
             if not smaller_follows:
                 break
     joined = ("-" if adjective and len(words) == 2 else " ").join(words)
@@ -138,9 +152,42 @@ def _convert(given: Arguments) -> str:
 
 def _value(given: Arguments) -> str:
     """{{val|1.5|e=6|u=km}} -> "1.5x10^6 km" with the sign of multiplication."""
-    power = f"\u00d710^{given['e']}" if given.get("e") else ""
+    power = _power_of_ten({"1": given.get("e", "")})
     unit = next((given[key] for key in ("u", "ul") if given.get(key)), "")
     return f"{given.get('1', '')}{power} {unit}".strip()
+
+
+def _power_of_ten(given: Arguments) -> str:
+    """{{e|24}} -> "x10^24" with the sign of multiplication, and that of subtraction for a negative power."""
+    return "\u00d710^" + given["1"].replace("-", "\u2212") if given.get("1") else ""
+
+
+def _density(given: Arguments) -> str:
+    """{{Pop density|3645257|640081.87|km2|prec=1}} -> "5.7/km\u00b2"; without `prec`, no decimals from 10 on."""
+    unit = {"km2": "km\u00b2", "sqmi": "sq mi", "ha": "ha", "acre": "acre"}.get(given.get("3", "").lower())
+    try:
+        people, area = (float(given[key].replace(",", "")) for key in ("1", "2"))
+        density = people / area
+        decimals = int(given.get("prec") or (0 if density >= 10 else 1))
+    except (KeyError, ValueError, ZeroDivisionError):
+        return ""
+    rounded = round(density, decimals)
+    return f"{rounded:,.{max(0, decimals)}f}/{unit}" if unit else ""
+
+
+def _gauge(given: Arguments) -> str:
+    """{{RailGauge|1435mm}} -> "1,435 mm"; {{RailGauge|4ft8.5in}} -> "4 ft 8.5 in"; any other name as it is."""
+    code = given.get("1", "").lower().replace(" ", "")
+    if code in ("sg", "standard"):
+        return "1,435 mm"
+    if not re.fullmatch(r"(?:[\d.]+(?:mm|ft|in|m))+", code):
+        return given.get("1", "")
+    return _grouped(re.sub(r"([\d.]+)([a-z]+)", r"\1 \2 ", code).strip())
+
+
+def _chemical(given: Arguments) -> str:
+    """{{chem|SO|4|2-}} -> "SO42-" with the sign of subtraction for the charge; the hyphen of a bond stays."""
+    return "".join(re.sub(r"-(\)?)$", "\u2212\\1", part) for part in _positional(given))
 
 
 def _fraction(given: Arguments) -> str:
@@ -210,14 +257,15 @@ _ROWS: list[tuple[str, Callable[[Arguments], str]]] = [
         "nowrap|nobr|nobreak|nowraplinks|small|smaller|big|larger|midsize|nobold|noitalic|sc|smallcaps|center|centre"
         "|keypress|key press|sup|sub|math|mvar|var|samp|mono|em|strong|linktext|tooltip|abbr|abbrlink|vr|pipe"
         "|unicode|polytonic|hebrew|grc|iast|nts|ill|interlanguage link|visible anchor|vanchor"
-        "|railgauge|track gauge|flag|flagcountry|flagu",
+        "|flag|flagcountry|flagu",
         _argument("1"),
     ),
     ("resize|color|colour|script|rtl-lang|lang|langx|wikt-lang", _argument("2", "1")),
     ("transl|transliteration", _last),
     ("angbr|angle bracket", lambda given: f"\u27e8{given['1']}\u27e9" if given.get("1") else ""),
     ("sic", lambda given: "".join(_positional(given)) or "[sic]"),
-    ("chem|chem2|eqm|nuclide|element", _joined()),
+    ("chem|chem2", _chemical),
+    ("eqm|nuclide|element", _joined()),
     *((name, _element(name[0].upper())) for name in ("carbon", "hydrogen", "nitrogen", "oxygen")),
     ("quote|blockquote|cquote|quotation|bquote|rquote|centered pull quote|pull quote|poemquote", _quotation),
     # names
@@ -226,6 +274,9 @@ _ROWS: list[tuple[str, Callable[[Arguments], str]]] = [
     # numbers and dates
     ("convert|cvt", _convert),
     ("val|gaps", _value),
+    ("e", _power_of_ten),
+    ("pop density|population density", _density),
+    ("railgauge|rail gauge|track gauge", _gauge),
     ("frac|fraction|sfrac", _fraction),
     ("us$|usd", lambda given: f"US${given['1']}" if given.get("1") else ""),
     ("gbp|pound sterling|\u00a3", lambda given: f"\u00a3{given['1']}" if given.get("1") else ""),
@@ -246,9 +297,10 @@ _ROWS: list[tuple[str, Callable[[Arguments], str]]] = [
     ("mdashb|spaced mdash|spaced em dash", _text(" \u2014 ")),
     ("nbsp|space|spaces", _text(" ")),
     ("=", _text("=")),
-    ("'", _text("'")),
-    ("' \"", _text("' \"")),
-    ("\" '", _text("\" '")),
+    ("'", _text("&#39;")),  # entities, lest they join a mark of emphasis
+    ("'s", _text("&#39;s")),
+    ("' \"", _text('&#39; "')),
+    ("\" '", _text('" &#39;')),
     ("dot|\u00b7|bull|bullet", _text(" \u00b7 ")),
     (
         "music",

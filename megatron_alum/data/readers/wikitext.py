@@ -5,6 +5,7 @@
                                   languages, __WORDS__
     Reduced to their text         {{convert|5|km}}, {{lang|fr|chat}} and their like (templates.py), [[target|label]],
                                   [url label], ''emphasis'', inline HTML elements, entities
+    Kept as text                  exponents of units and numbers ("10^18"), apostrophes that are no emphasis
     A line of its own             headings (dropped when nothing follows them), list items, block elements, <br>
 
 What is not balanced stays as text: an unclosed {{ never swallows the rest of an article. Templates are not expanded;
@@ -36,13 +37,23 @@ _BREAK = re.compile(
     r"</?(?:br|p|div|li|ul|ol|dl|dt|dd|tr|td|th|center|blockquote|poem|hr|h[1-6]|onlyinclude)\b[^<>]*>", re.IGNORECASE
 )
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
-_EMPHASIS = re.compile(r"'{2,5}")
+_EMPHASIS = re.compile(r"''+")
+_BLOCK_IMAGE = frozenset("thumb thumbnail frame framed left right center centre none".split())
+# An exponent, and the unit of length before it: "km<sup>2</sup>", "[[metre|m]]<sup>3</sup>", "10<sup>-18</sup>".
+_EXPONENT = re.compile(r"(?:<[Ss][Uu][Pp]>|\{\{[Ss]up\|)\s*(-|\u2212|&minus;)?(\d+)\s*(?:</[Ss][Uu][Pp]>|\}\})")
+_ENDS_IN_UNIT = re.compile(r"(?:^|[^A-Za-z])(?:km|m|cm|mm|mi|ft)(?:\]\])?$")
 _MAGIC = re.compile(r"__[A-Z]+__")
 _HEADING = re.compile(r"^(={1,6})\s*(.*?)\s*\1\s*$")
 _LIST_MARK = re.compile(r"^[*#:;]+\s*")
 _LANGUAGE_LINK = re.compile(r"^[a-z]{2,3}(?:-[a-z-]+)?:")
 # What a removed template leaves: "(; born 1990)", "( )", "Paris ()", "(Akhilleus, )", "such as , and", "word ."
 _EMPTY_BRACKETS = re.compile(r"[ \t]*\((?:[\s,;:/\u2013-])*\)")
+_NO_AMOUNT = re.compile(  # "($ in dollars)", what is left when a template computed the amount and the year
+    rf"[ \t]*\((?=[^()]*{HOLE})(?:[\s{HOLE}$\u00a3\u20ac\u00a5,.;:]|&nbsp;|\b(?:US|USD|GBP|AUD|CAD|[AC](?=\$)|about"
+    r"|around|approximately|roughly|nearly|over|equivalent|equal|worth|adjusted|inflation|inflated|today's|today"
+    r"|present-day|now|current|value|terms|money|dollars|pounds|euros|prices|million"
+    r"|billion|to|in|as|of|or|for|the|at|with)\b)*\)"
+)
 _BRACKET_HEAD = re.compile(r"\([\s,;:]+")
 _BRACKET_TAIL = re.compile(r"[\s,;:]+\)")
 _LONE_SEPARATORS = re.compile(rf"([,;:])(?:\s*{HOLE}+\s*[,;:])+|(\.)\s*{HOLE}+\s*\.(?!\.)")
@@ -55,7 +66,7 @@ MAX_LINK_DEPTH = 5
 
 def clean_wikitext(source: str, dropped_namespaces: frozenset[str] = _DEFAULT_DROPPED) -> str:
     """Plain text of `source`, one paragraph, heading or list item a line; links into `dropped_namespaces` go."""
-    text = _COMMENT.sub("", source)
+    text = _EXPONENT.sub(_exponent, _COMMENT.sub("", source))
     text = _NOWIKI.sub(lambda match: _escaped(match[1] or ""), text)
     text = _ELEMENT.sub(HOLE, _SELF_CLOSED.sub(HOLE, text))
     text = _without_brackets(text)
@@ -65,9 +76,42 @@ def clean_wikitext(source: str, dropped_namespaces: frozenset[str] = _DEFAULT_DR
             break
         text = reduced
     text = _EXTERNAL.sub(r"\1", text)
+    text = "\n".join(_without_emphasis(line) if "''" in line else line for line in text.split("\n"))
     text = _TAG.sub("", _BREAK.sub("\n", text))
-    text = _MAGIC.sub("", _EMPHASIS.sub("", text))
-    return "\n".join(prose_lines(text))
+    return "\n".join(prose_lines(_MAGIC.sub("", text)))
+
+
+def _exponent(match: re.Match[str]) -> str:
+    """Exponents of units and numbers as text, which would lose their meaning with their tags: "1018" is not 10^18."""
+    before = match.string[max(0, match.start() - len("-km]]")) : match.start()]
+    sign, power = match[1], match[2]
+    if before[-1:].isdecimal():
+        return "^" + ("\u2212" if sign else "") + power
+    if power in ("2", "3") and not sign and _ENDS_IN_UNIT.search(before):
+        return "\u00b2" if power == "2" else "\u00b3"
+    return match[0]
+
+
+def _without_emphasis(line: str) -> str:
+    """`line` without its runs of apostrophes, but with those that are text by MediaWiki's rule.
+
+    Of four and of more than five, the surplus is text. When both the italic and the bold marks are odd in number, one
+    bold mark is an apostrophe and an italic one: "''Iliad'''s" -> "Iliad's".
+    """
+    runs = list(_EMPHASIS.finditer(line))
+    marks = [3 if len(run[0]) == 4 else min(len(run[0]), 5) for run in runs]
+    texts = [len(run[0]) - mark for run, mark in zip(runs, marks, strict=True)]
+    if sum(mark != 3 for mark in marks) % 2 and sum(mark != 2 for mark in marks) % 2:
+        ranked = [(_rank(line[: run.start()] + "'" * texts[i]), i) for i, run in enumerate(runs) if marks[i] == 3]
+        if ranked:
+            texts[min(ranked)[1]] += 1
+    counts = iter(texts)
+    return _EMPHASIS.sub(lambda _run: "'" * next(counts), line)
+
+
+def _rank(before: str) -> int:
+    """Which bold mark is the false one: first one after a word of one letter, else of more, else after a space."""
+    return 2 if before.endswith(" ") else 0 if before[-2:-1] == " " else 1
 
 
 def _escaped(text: str) -> str:
@@ -111,11 +155,19 @@ def _link_text(match: re.Match[str], dropped: frozenset[str]) -> str:
     target, label = match[1].strip(), match[2]
     if target.startswith(":"):
         target = target[1:]
-    elif ":" in target and (target.split(":")[0].strip().lower() in dropped or _LANGUAGE_LINK.match(target)):
+    elif ":" in target and target.split(":")[0].strip().lower() in dropped:
+        return _dropped_link(label or "")
+    elif _LANGUAGE_LINK.match(target):
         return ""
     if label is None:
         return target
     return label if label.strip() else re.sub(r"\s*\([^()]*\)$", "", target)  # the pipe trick hides the qualifier
+
+
+def _dropped_link(label: str) -> str:
+    """What an image leaves: one beside the text ends the paragraph, as on the page; a symbol in the line is a space."""
+    options = {option.strip().lower() for option in label.split("|")}
+    return " " + HOLE if options.isdisjoint(_BLOCK_IMAGE) else "\n"
 
 
 def prose_lines(text: str) -> Iterator[str]:
@@ -142,6 +194,7 @@ def prose_lines(text: str) -> Iterator[str]:
 def _tidy(line: str) -> str:
     """Entities resolved, the empty brackets and lone separators of removed templates gone."""
     if HOLE in line:
+        line = _NO_AMOUNT.sub("", line)
         line = _HOLE_BEFORE_STOP.sub("", _LONE_SEPARATORS.sub(r"\1\2", line)).replace(HOLE, "")
         line = _BRACKET_TAIL.sub(")", line)
     if "(" in line:
@@ -153,7 +206,7 @@ def clean_by_parser(source: str, dropped_namespaces: frozenset[str] = _DEFAULT_D
     """The same by mwparserfromhell: a full parser, about ten times slower, and the check on the fast one."""
     import mwparserfromhell
 
-    code = mwparserfromhell.parse(source, skip_style_tags=False)
+    code = mwparserfromhell.parse(_EXPONENT.sub(_exponent, source), skip_style_tags=False)
     no_prose = set(NO_PROSE.split("|"))
     for tag in code.filter_tags(recursive=True):
         if str(tag.tag).strip().lower() in no_prose:
@@ -164,7 +217,9 @@ def clean_by_parser(source: str, dropped_namespaces: frozenset[str] = _DEFAULT_D
         _replace(code, template, template_text(str(template)[2:-2]))
     for link in code.filter_wikilinks(recursive=True):
         namespace = str(link.title).split(":")[0].strip().lower() if ":" in str(link.title) else ""
-        if namespace in dropped_namespaces or (namespace and _LANGUAGE_LINK.match(str(link.title).strip())):
+        if namespace in dropped_namespaces:
+            _replace(code, link, _dropped_link(str(link.text or "")))
+        elif namespace and _LANGUAGE_LINK.match(str(link.title).strip()):
             _replace(code, link, "")
     for heading in code.filter_headings():
         _replace(code, heading, f"\n{'=' * heading.level} {heading.title.strip_code()} {'=' * heading.level}\n")

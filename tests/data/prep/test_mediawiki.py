@@ -63,20 +63,39 @@ MARKUP = [
     ("__NOTOC__ t", "t"),
     ("Paris ({{IPA|x}}; born {{d}}) is ( ) here ({{x}})", "Paris (born) is here"),
     ("| stray cell\n! head\ntext\n----\n***", "text"),
+    # What stands for an image: the end of the paragraph where it is set beside the text, a space where it is a symbol.
+    ("One.[[File:x.jpg|thumb|left|A [[cat]].]]Two.", "One.\nTwo."),
+    ("One.[[Image:x.jpg|20px]]Two, a [[File:y.svg|20px]], b", "One. Two, a, b"),
+    ("== A [[File:x.svg|20px]] ==\nt", "A\nt"),
+    # Apostrophes that are text.
+    ("''Iliad'''s, ''GQ''{{'}}s and ''GQ''{{'s}}", "Iliad's, GQ's and GQ's"),
+    ("''On the 'Folk Etymology''' is '''b'''.", "On the 'Folk Etymology' is b."),
+    ("''''b''' ''''''c'''''", "'b 'c"),
+    ("L'''idea'' a", "L'idea a"),
+    ("ab'''c d''e f'''g''' h", "abc de f'g h"),
+    # Powers.
+    (
+        "5 km<sup>2</sup>, 6 [[metre|m]]<sup>3</sup>, 7 mm{{sup|2}}, Ca<sup>2+</sup>, x<sup>2</sup>",
+        "5 km\xb2, 6 m\xb3, 7 mm\xb2, Ca2+, x2",
+    ),
+    (
+        "10<sup>18</sup>, 10<sup>-9</sup>, 10<sup>\u22129</sup>, 2<sup>''n''</sup>",
+        "10^18, 10^\u22129, 10^\u22129, 2n",
+    ),
     ("", ""),
 ]
 
 # One row a kind of template: what a reader of the page sees without the computed parts, and the punctuation around the
 # others.
 TEMPLATES = [
-    ("over {{convert|663268|sqmi|km2}}, at {{convert|2942|m|ft|0|abbr=on}}.", "over 663268 square miles, at 2942 m."),
+    ("over {{convert|663268|sqmi|km2}}, at {{convert|2942|m|ft|0|abbr=on}}.", "over 663,268 square miles, at 2,942 m."),
     (
         "{{convert|5|ft|11|in|m}}, {{convert|10|to|20|km|mi}}, {{cvt|15|-|17|in}}",
         "5 feet 11 inches, 10 to 20 km, 15\u201317 inches",
     ),
     (
         "a {{convert|500|mi|km|adj=on}} road, {{convert|87|e6acre|km2}}, {{convert|-7|C}}",
-        "a 500-mi road, 87 million acres, -7 \xb0C",
+        "a 500-mile road, 87 million acres, -7 \xb0C",
     ),
     (
         "in {{lang-el|{{lang|el|\u1f04\u03c7\u03bf\u03c2}}}} ({{transl|ar|ALA|kit\u0101b}})",
@@ -89,6 +108,26 @@ TEMPLATES = [
     ("{{OldStyleDate|2 February|1905|20 January}}", "2 February [O.S. 20 January] 1905"),
     ("{{frac|1|2}} {{frac|3|1|2}} {{val|1.5|e=6|u=km}} {{formatnum:3003}}", "1/2 3 1/2 1.5\xd710^6 km 3003"),
     ("{{chem|H|2|O}} {{carbon|2}}{{hydrogen|6}} a{{snd}}b", "H2O C2H6 a \u2013 b"),
+    ("5.98{{e|24}} kg, 1.6{{e|-19}} C, {{val|2|e=-3}}", "5.98\xd710^24 kg, 1.6\xd710^\u221219 C, 2\xd710^\u22123"),
+    ("GQ{{'}}s and GQ{{'s}}", "GQ's and GQ's"),
+    (
+        "{{Pop density|3645257|640081.87|km2|sqmi|prec=1}}, {{pop density|2,000,000|1000|sqmi}} {{pop density|x}}.",
+        "5.7/km\xb2, 2,000/sq mi.",
+    ),
+    (
+        "was $5 (${{Inflation|US|5|1929}} in {{CURRENTYEAR}} dollars), {{$|7}} (about US${{x}}), ($9 {{x}}) (in 1900)",
+        "was $5, ($9) (in 1900)",
+    ),
+    ("{{RailGauge|1435mm}}, {{RailGauge|3ft6in}}, {{track gauge|sg}}", "1,435 mm, 3 ft 6 in, 1,435 mm"),
+    (
+        "{{convert|34000|mi}}, {{convert|1500.25|-|12000|km}}, {{convert|1,234|km}}, {{convert|0.12345|km}}",
+        "34,000 miles, 1,500.25\u201312,000 km, 1,234 km, 0.12345 km",
+    ),
+    (
+        "a {{convert|1|USgal|adj=on}} can, {{convert|6|ft|adj=on}} men, {{convert|1|mi}}, {{cvt|10|to|20|mi|adj=on}}",
+        "a 1-US-gallon can, 6-foot men, 1 mile, 10 to 20 mi",
+    ),
+    ("{{chem|SO|4|2-}} {{chem2|Cl-}} {{chem2|CH3-CH2}} {{chem|Na|+}}", "SO42\u2212 Cl\u2212 CH3-CH2 Na+"),
     ("He said: {{quote|Be [[good]].|author}} So.", "He said:\nBe good.\nSo."),
     ("Achilles ({{IPAc-en|x}}; Akhilleus, {{IPA|y}}) {{citation needed|date=May 2010}}.", "Achilles (Akhilleus)."),
     ("such as {{x}}, {{y}}, and {{z}}. End {{cn}}, etc. {{cn}}. A ... b", "such as, and. End, etc. A ... b"),
