@@ -38,7 +38,7 @@ NVCC_FLAGS = ["-O3", "-std=c++17", "-Werror", "all-warnings", "-Xptxas", "-v,-wa
 
 
 def find_toolkit() -> None:
-    """Sets CUDA_HOME where torch would guess wrong: it takes the folder above an nvcc on PATH, which may be a wrapper."""
+    """Sets CUDA_HOME where torch would guess wrong: it takes the folder above nvcc, which may be a wrapper."""
     nvcc = shutil.which("nvcc")
     guesses = [Path(nvcc).resolve().parents[1]] if nvcc else []
     for home in [*guesses, Path("/usr/local/cuda")]:
