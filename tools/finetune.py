@@ -13,7 +13,7 @@ from pathlib import Path
 from megatron_alum.config.cli import format_config, main_guard, parse_config
 from megatron_alum.config.finetune import FinetuneConfig
 from megatron_alum.finetune.prepare import prepare
-from megatron_alum.finetune.runs import is_main_process, leave_process_group, run_grid
+from megatron_alum.finetune.runs import exit_together, is_main_process, run_grid
 from megatron_alum.finetune.summary import format_summary
 
 
@@ -24,10 +24,10 @@ def main() -> None:
         print(format_config(config), flush=True)
     prepared = prepare(config)
     rows = run_grid(config, prepared)
-    leave_process_group()
     if is_main_process():
         print(format_summary(rows, prepared.task.metrics[0]))
         print(f"results: {Path(config.data.output) / 'results.jsonl'}")
+    exit_together()
 
 
 if __name__ == "__main__":

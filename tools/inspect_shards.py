@@ -94,7 +94,7 @@ def _show_document(shards: Shards, tokenizer: Any, number: int) -> None:
 
 
 def _show_samples(options: SampleOptions, numbers: list[int]) -> None:
-    with tempfile.TemporaryDirectory() as cache:  # looking must not leave an index beside the shards
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:  # no index is left beside the shards
         data = options.data if options.data.data_cache_path else replace(options.data, data_cache_path=cache)
         datasets = open_datasets(
             data,

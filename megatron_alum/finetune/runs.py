@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -153,11 +154,18 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def leave_process_group() -> None:
-    """Wait for the other processes, then close their group: whoever exits first would break the others' connections."""
+def exit_together() -> None:
+    """End this process of several, with status 0, once all are done; returns where it is alone.
+
+    Whoever exits first would break the others' connections. And the interpreter must not end in the usual way: what
+    DistributedDataParallel holds of the gloo group dies under the interpreter's lock and joins a thread that may be
+    waiting for that lock (seen with torch 2.13).
+    """
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def run_point(config: FinetuneConfig, prepared: Prepared, point: Point, folder: Path) -> list[dict[str, Any]]:

@@ -80,6 +80,7 @@ def train_on_a_slow_disk(rank, world_size, argv):
     return most
 
 
+@pytest.mark.slow
 def test_a_slow_disk_never_has_two_saves_in_flight(prefix, tmp_path):
     run = tmp_path / "run"
     argv = arguments(prefix, run, async_save=True, save_interval=1, **OPTIONS)

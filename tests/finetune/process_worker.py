@@ -9,7 +9,7 @@ import sys
 import torch
 
 from megatron_alum.finetune.methods import method
-from megatron_alum.finetune.runs import leave_process_group
+from megatron_alum.finetune.runs import exit_together
 from megatron_alum.finetune.trainer import AlumTrainer
 from tests.finetune.test_trainer import BIG, arguments
 from tests.finetune.toy import examples, tiny_model
@@ -28,7 +28,7 @@ def main(name: str, batch: str, output: str) -> None:
     trainer.train()
     if trainer.is_world_process_zero():
         torch.save({name: value.detach().clone() for name, value in model.named_parameters()}, f"{output}.pt")
-    leave_process_group()
+    exit_together()
 
 
 if __name__ == "__main__":

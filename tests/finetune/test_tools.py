@@ -230,7 +230,7 @@ def test_word_attack_counts_textattacks_results(monkeypatch):
     monkeypatch.setattr(attack.importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(attack.importlib, "import_module", lambda name: modules[name])
     examples = [{"first": "a", "second": "b", "label": 1}] * 4
-    result = attack.word_attack(None, None, TASKS["rte"], examples, "bae")
+    result = attack.word_attack(types.SimpleNamespace(eval=lambda: None), None, TASKS["rte"], examples, "bae")
     assert result == {"clean_accuracy": 0.75, "robust_accuracy": 0.5}
     assert seen["recipe"] == "bae" and seen["dataset"][1] == ["premise", "hypothesis"]
 

@@ -27,6 +27,7 @@ from typing import Any
 import psutil
 
 _GRACE_SECONDS = 10.0  # for the other ranks once one has failed: they usually fail in the collective it left
+_JOBS_PER_POOL = 40  # torch keeps some threads of every process group that was; hundreds of them slow all down
 _CONTEXT = multiprocessing.get_context("spawn")
 _pool: list["_Worker"] = []
 
@@ -44,6 +45,7 @@ class _Worker:
         self.process = _CONTEXT.Process(target=_serve, args=(remote, os.getpid()))
         self.process.start()
         remote.close()
+        self.num_jobs = 0
 
     def stop(self) -> None:
         """Ends the worker and what it has started (checkpoint writers keep helper processes)."""
@@ -58,12 +60,15 @@ class _Worker:
 
 def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout_seconds: float = 240.0) -> list[Any]:
     """Calls `fn(rank, world_size, *args)` on `world_size` gloo ranks and returns their results by rank."""
+    if _pool and _pool[0].num_jobs >= _JOBS_PER_POOL:
+        _stop_pool()
     while len(_pool) < world_size:
         _pool.append(_Worker())
     port = _free_port()
     for rank in range(world_size):
         job = (rank, world_size, port, timeout_seconds, fn, args)
         _pool[rank].connection.send_bytes(pickle.dumps(job))
+        _pool[rank].num_jobs += 1
     answers = _collect(world_size, timeout_seconds)
     failures = [(rank, answer) for rank, answer in answers.items() if not answer[0]]  # in order of arrival
     if failures or len(answers) < world_size:

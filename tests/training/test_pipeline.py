@@ -30,10 +30,15 @@ def assert_near(rows, expected, names=LOSSES):
     ("world_size", "layout"),
     [
         pytest.param(2, {}, id="pp2"),
-        pytest.param(4, {"pipeline_model_parallel_size": 4}, id="pp4"),
-        pytest.param(4, {"tensor_model_parallel_size": 2}, id="tp2-pp2"),
+        pytest.param(4, {"pipeline_model_parallel_size": 4}, id="pp4", marks=pytest.mark.slow),
+        pytest.param(4, {"tensor_model_parallel_size": 2}, id="tp2-pp2", marks=pytest.mark.slow),
         pytest.param(4, {"tensor_model_parallel_size": 2, "sequence_parallel": True}, id="tp2-sp-pp2"),
-        pytest.param(4, {"use_distributed_optimizer": True, "overlap_grad_reduce": True}, id="pp2-dp2-distributed"),
+        pytest.param(
+            4,
+            {"use_distributed_optimizer": True, "overlap_grad_reduce": True},
+            id="pp2-dp2-distributed",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(2, {"recompute_granularity": "full", "micro_batch_size": 8}, id="pp2-recompute-one-micro-batch"),
     ],
 )
