@@ -33,6 +33,14 @@ def device(request) -> torch.device:
 
 
 @pytest.fixture(scope="session")
+def prefix(tmp_path_factory) -> str:
+    """Shards of a small corpus, built by the real pipeline once a session, on which networks are trained."""
+    from tests.training.runs import build_corpus  # megatron-core is not there on every machine that tests the ops
+
+    return build_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real text, vocabularies and evaluation sets; tests using it carry `requires_shared_data`."""
     return SHARED_DATA

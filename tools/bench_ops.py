@@ -16,7 +16,6 @@ import argparse
 import csv
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor
 
 from megatron_alum import ops
+from megatron_alum.compat.machine import current_commit
 
 ROOT = Path(__file__).resolve().parents[1]
 IDLE_CYCLES = 10_000_000  # 5 ms at 2 GHz: longer than the host takes to queue any contestant
@@ -289,9 +289,7 @@ def table(
 
     floor = floor_copies * quantile("copy", 0.5) if floor_copies else 0.0
     label = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    commit = current_commit()
     rows = []
     print(f"\n{op}, {dtype}, {size}" + (f": floor {floor:.2f} ms" if floor else ""))
     for name, run in contestants.items():

@@ -79,9 +79,9 @@ def main() -> None:
 def _readable(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_readable(item)}" for key, item in value.items())
-    return (
-        f"{value:,.4g}" if isinstance(value, float) and value < 1 else f"{value:,.0f}" if value != str(value) else value
-    )
+    if isinstance(value, str):
+        return value
+    return f"{value:,.4g}" if isinstance(value, float) and value < 1 else f"{value:,.0f}"
 
 
 def _show_document(shards: Shards, tokenizer: Any, number: int) -> None:
@@ -94,7 +94,7 @@ def _show_document(shards: Shards, tokenizer: Any, number: int) -> None:
 
 
 def _show_samples(options: SampleOptions, numbers: list[int]) -> None:
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:  # no index is left beside the shards
+    with tempfile.TemporaryDirectory() as cache:  # no index is left beside the shards
         data = options.data if options.data.data_cache_path else replace(options.data, data_cache_path=cache)
         datasets = open_datasets(
             data,
@@ -103,6 +103,8 @@ def _show_samples(options: SampleOptions, numbers: list[int]) -> None:
             train_samples=options.train_samples,
             seed=options.seed,
         )
+        for shard in datasets.train.shards:
+            shard.expect(0)  # a look needs no later epoch built ahead, into a folder that is about to go
         if min(numbers) < 0:
             raise ValueError(f"`--sample` must be 0 or more, but is {min(numbers)} instead.")
         batch = datasets.train.batch(numbers)

@@ -16,7 +16,7 @@ from torch import Tensor
 from megatron_alum.ops import dispatch, divergence
 from megatron_alum.ops.reference import rows as reference
 from megatron_alum.ops.reference.rows import RowOptions
-from megatron_alum.ops.weighted import common_factor, weighted_sum
+from megatron_alum.ops.weighted import check_row_weight, common_factor, weighted_sum
 
 
 def mlm_symmetric_kl_from_hidden(
@@ -48,9 +48,8 @@ def mlm_symmetric_kl_from_hidden(
     if adv_hidden.shape != clean_hidden.shape or weight.ndim != 2 or weight.shape[1] != width:
         found = f"{list(clean_hidden.shape)}, {list(adv_hidden.shape)} and {list(weight.shape)}"
         raise ValueError(f"hidden states must be two [N, H] and `weight` [V, H], but are {found} instead.")
-    for name, tensor in (("mlm_row_weight", mlm_row_weight), ("kl_row_weight", kl_row_weight)):
-        if tensor.shape != (rows,):
-            raise ValueError(f"`{name}` must have shape [{rows}], but is {list(tensor.shape)} instead.")
+    check_row_weight("`mlm_row_weight`", mlm_row_weight, rows)
+    check_row_weight("`kl_row_weight`", kl_row_weight, rows)
     divergence.check_labels(labels, rows)
     options = divergence.shard_options(weight.shape[0], valid_vocab_size, group, detach_targets, one_sided=False)
     impl = dispatch.select(impl, clean_hidden)

@@ -87,6 +87,12 @@ def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
     return torch.where(weights == 0, torch.zeros_like(values), values * weights).sum()
 
 
+def check_row_weight(name: str, weight: Tensor, rows: int) -> None:
+    """Raises: ValueError unless `weight` is [rows]."""
+    if weight.shape != (rows,):
+        raise ValueError(f"{name} must have shape [{rows}], but is {list(weight.shape)} instead.")
+
+
 def _sums(
     clean: Tensor,
     adv: Tensor | None,
@@ -99,10 +105,8 @@ def _sums(
 ) -> tuple[Tensor, Tensor]:
     """(MLM sum, KL sum); no adversarial logits, no labels or no weight = that sum is 0."""
     for name, weight in zip(("MLM", "KL"), weights, strict=True):
-        if weight is not None and weight.shape != clean.shape[:1]:
-            raise ValueError(
-                f"the {name} row weight must have shape {list(clean.shape[:1])}, but is {list(weight.shape)} instead."
-            )
+        if weight is not None:
+            check_row_weight(f"the {name} row weight", weight, clean.shape[0])
     impl = dispatch.select(impl, clean)
     if _one_pass(clean, adv, group, impl):
         if overwrite:

@@ -1,15 +1,10 @@
-"""The corpus and one finished run with three checkpoints, copied by every test that damages it."""
+"""One finished run with three checkpoints, copied by every test that damages it."""
 
 import shutil
 
 import pytest
 
-from tests.training.runs import build_corpus, launch
-
-
-@pytest.fixture(scope="session")
-def prefix(tmp_path_factory):
-    return build_corpus(tmp_path_factory.mktemp("corpus"))
+from tests.training.runs import launch
 
 
 @pytest.fixture(scope="session")

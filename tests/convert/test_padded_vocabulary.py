@@ -13,7 +13,7 @@ from megatron_alum.convert.checkpoint_source import read_checkpoint_source
 from megatron_alum.convert.import_folder import import_folder
 from megatron_alum.convert.to_hf import export_folder
 from tests.convert.models import CASES, SIZES, VOCAB_SIZE, tokenizer_folder
-from tests.training.runs import build_corpus, launch
+from tests.training.runs import launch
 
 ROWS = VOCAB_SIZE + 6
 """of the word table, beside a tokenizer of VOCAB_SIZE words"""
@@ -42,11 +42,6 @@ def test_every_row_survives_the_round_trip(name, tmp_path):
     before, after = (safetensors.torch.load_file(f / "model.safetensors") for f in (tmp_path / "hf", again))
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert words_and_config(again)[1] == ROWS == len(words_and_config(again)[0])
-
-
-@pytest.fixture(scope="module")
-def prefix(tmp_path_factory):
-    return build_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
