@@ -7,7 +7,7 @@ Importing this needs neither a GPU nor the compiled extension; the kernels are i
 """
 
 from megatron_alum.ops import registration  # noqa: F401  (hooks itself into the loading of the extension)
-from megatron_alum.ops.chunked_head import mlm_symmetric_kl_from_hidden
+from megatron_alum.ops.chunked_head import mlm_symmetric_kl_from_hidden, weighted_kl_from_hidden
 from megatron_alum.ops.dispatch import build_info
 from megatron_alum.ops.divergence import kl_divergence, mlm_symmetric_kl, symmetric_kl
 from megatron_alum.ops.noise import NoiseKey, gaussian_noise
@@ -26,6 +26,7 @@ __all__ = [
     "perturb_embeddings",
     "symmetric_kl",
     "weighted_kl",
+    "weighted_kl_from_hidden",
     "weighted_mlm",
     "weighted_mlm_symmetric_kl",
     "weighted_sum",

@@ -26,9 +26,16 @@ from megatron_alum.config.alum import AlumConfig
 from megatron_alum.config.run import RunConfig
 from megatron_alum.data.batch import IGNORED_LABEL, PretrainingBatch
 from megatron_alum.models import SplitBert
-from megatron_alum.ops import NoiseKey, kl_divergence, perturb_embeddings, symmetric_kl, weighted_sum
+from megatron_alum.ops import NoiseKey, perturb_embeddings, symmetric_kl, weighted_sum
 from megatron_alum.training.rng import TrainingRng
-from megatron_alum.training.vocabulary import ChunkedLogits, Outputs, VocabularyLosses, WholeLogits
+from megatron_alum.training.vocabulary import (
+    ChunkedLogits,
+    Outputs,
+    RowLosses,
+    VocabularyLosses,
+    WholeLogits,
+    inner_divergence,
+)
 
 
 @dataclass(frozen=True)
@@ -99,10 +106,10 @@ class Objective:
         """`model` is the bare network, not its data-parallel wrapper."""
         self.model, self.config, self.alum = model, config, config.alum
         self.parameters = list(model.parameters())
-        self.whole = WholeLogits(model, detach_targets=config.alum.detach_targets)
-        chunk = config.alum.head_chunk_rows
-        chunked = ChunkedLogits(model, detach_targets=config.alum.detach_targets, chunk_rows=chunk) if chunk else None
-        self.vocabulary: VocabularyLosses = chunked or self.whole
+        self.whole = WholeLogits(model, config.alum)
+        self.vocabulary: VocabularyLosses = self.whole
+        if config.alum.head_chunk_rows:
+            self.vocabulary = ChunkedLogits(model, config.alum)
         model_type = config.model.model_type
         self.has_pairs = config.model.has_nsp_head and config.data.objective_for(model_type) != "none"
         self.compares_pairs = self.has_pairs and config.alum.nsp
@@ -146,10 +153,8 @@ class Objective:
         )
         with replayed(regularizer.dropout_state, snapshot):
             adversarial = self._forward_on(part)(self._perturbed(x, ascent))
-        with torch.no_grad():
-            kl_end = self._divergence(counts, clean, adversarial, symmetric=self.alum.inner_divergence == "symmetric")
-        lm_loss, alum_kl = self._row_losses(clean, adversarial, ascent, part, counts, loss_scale.squeeze())
-        lm_loss = lm_loss + self._mlm_of_the_rest(hidden, micro, counts)
+        rows = self._row_losses(clean, adversarial, ascent, part, counts, loss_scale.squeeze())
+        lm_loss, alum_kl = rows.mlm + self._mlm_of_the_rest(hidden, micro, counts), rows.kl
         nsp_loss = self._nsp_sum(outputs.nsp_logits, micro.batch.nsp_labels) / counts.labelled
         alum_nsp_kl = self._nsp_divergence(clean, adversarial, ascent, counts)
         loss = lm_loss + nsp_loss + alum_kl + alum_nsp_kl
@@ -157,6 +162,8 @@ class Objective:
         logged = self._logged(
             lm_loss=lm_loss, nsp_loss=nsp_loss, alum_kl=alum_kl / alpha, alum_nsp_kl=alum_nsp_kl / alpha
         )
+        with torch.no_grad():
+            kl_end = rows.inner + self._inner_nsp_divergence(counts, clean, adversarial)
         return MicroLoss(loss, logged | _statistics(ascent, kl_end))
 
     def _row_losses(
@@ -167,17 +174,17 @@ class Objective:
         part: MicroBatch,
         counts: Counts,
         loss_scale: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """(MLM loss of the M clean rows, alpha x their symmetric KL), both as shares of the global batch."""
+    ) -> RowLosses:
+        """MLM loss of the M clean rows, alpha x their symmetric KL, inner divergence: shares of the global batch."""
         sample = part.batch.masked_positions // part.batch.tokens.shape[1]
         weight = self.alum.alpha / counts.adversarial_masked
         # The chunked head writes its gradients before the loss is scaled, so the row weights bring the scale along.
         kl_weights = torch.where(ascent.finite[sample], weight, 0.0).float() * loss_scale
         mlm_weights = torch.full_like(kl_weights, 1 / counts.masked) * loss_scale
-        lm_loss, alum_kl = self.vocabulary.mlm_and_divergence(
+        sums = self.vocabulary.mlm_and_divergence(
             clean.rows, adversarial.rows, part.batch.masked_labels, mlm_weights=mlm_weights, kl_weights=kl_weights
         )
-        return lm_loss / loss_scale, alum_kl / loss_scale
+        return RowLosses(sums.mlm / loss_scale, sums.kl / loss_scale, sums.inner / counts.adversarial_masked)
 
     def _mlm_of_the_rest(self, hidden: Tensor, micro: MicroBatch, counts: Counts) -> Tensor | float:
         """MLM loss of the rows that took no adversarial branch (--alum-batch-fraction)."""
@@ -208,16 +215,19 @@ class Objective:
             return outputs
         return Outputs(outputs.rows, outputs.nsp_logits[: part.batch.num_sequences])
 
-    def _divergence(self, counts: Counts, clean: Outputs, adversarial: Outputs, *, symmetric: bool) -> Tensor:
-        """The inner divergence of this micro-batch as its share of the global batch's."""
-        weight = 1 / counts.adversarial_masked
-        total = self.vocabulary.divergence(clean.rows, adversarial.rows, symmetric=symmetric, weight=weight)
+    def _inner_divergence(self, counts: Counts, clean: Outputs, adversarial: Outputs, loss_scale: Tensor) -> Tensor:
+        """What the ascent climbs, of this micro-batch, as its share of the global batch's."""
+        weights = (loss_scale / counts.adversarial_masked).expand(clean.rows.shape[0])
+        total = self.vocabulary.divergence(clean.rows, adversarial.rows, weights=weights)
+        return total / loss_scale + self._inner_nsp_divergence(counts, clean, adversarial)
+
+    def _inner_nsp_divergence(self, counts: Counts, clean: Outputs, adversarial: Outputs) -> Tensor | float:
+        """The part of the next-sentence logits in that share."""
         if not self.compares_pairs:
-            return total
+            return 0.0
         assert clean.nsp_logits is not None and adversarial.nsp_logits is not None
-        row_divergence = symmetric_kl if symmetric else kl_divergence
-        rows = row_divergence(clean.nsp_logits, adversarial.nsp_logits, detach_targets=False)
-        return total + rows.sum() / counts.adversarial_sequences
+        rows = inner_divergence(self.alum)(clean.nsp_logits, adversarial.nsp_logits, detach_targets=False)
+        return rows.sum() / counts.adversarial_sequences
 
     def _logged(self, **values: Tensor) -> dict[str, Tensor]:
         """The values without their graph, and without those of sentence pairs where the objective has none."""
@@ -226,9 +236,9 @@ class Objective:
 
     def _regularizer(self, counts: Counts, loss_scale: Tensor) -> AlumRegularizer:
         def divergence(clean: Any, adversarial: Any, *, symmetric: bool, detach_targets: bool) -> Tensor:
-            # With --alum-nsp false the regulariser hands over the first output alone.
-            pair = (value if isinstance(value, Outputs) else Outputs(value, None) for value in (clean, adversarial))
-            return self._divergence(counts, *pair, symmetric=symmetric)
+            # Asked for by the ascent alone. With --alum-nsp false it hands over the first output alone.
+            a, b = (value if isinstance(value, Outputs) else Outputs(value, None) for value in (clean, adversarial))
+            return self._inner_divergence(counts, a, b, loss_scale.squeeze())
 
         return self._new_regularizer(divergence, loss_scale)
 

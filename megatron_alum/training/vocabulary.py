@@ -1,25 +1,26 @@
 """Losses over the vocabulary from the rows at masked positions: with whole logits, or in pieces to bound memory.
 
 Two classes with the same methods. Rows are what `heads` returns first: logits [N, Vp], or what the decoder multiplies,
-[N, H], from which `ChunkedLogits` makes the logits of `chunk_rows` rows at a time. All losses are weighted sums over
+[N, H], from which `ChunkedLogits` makes the logits of some rows at a time. All losses are weighted sums over
 rows; a row of weight 0 contributes nothing, not even a NaN. Vp is this rank's part of the padded vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from megatron_alum.config.alum import AlumConfig
 from megatron_alum.models import SplitBert
 from megatron_alum.ops import (
     kl_divergence,
     mlm_symmetric_kl_from_hidden,
     symmetric_kl,
     weighted_kl,
+    weighted_kl_from_hidden,
     weighted_mlm,
     weighted_mlm_symmetric_kl,
 )
@@ -34,30 +35,42 @@ class Outputs(NamedTuple):
     """[B, 2], or None for a network without that head"""
 
 
+class RowLosses(NamedTuple):
+    """Sums over the rows of clean and adversarial pass, 0-dim each."""
+
+    mlm: Tensor
+    """of weight * MLM loss of the clean rows"""
+    kl: Tensor
+    """of weight * symmetric KL"""
+    inner: Tensor
+    """of the ascent's divergence, every row with weight 1; a constant, for the log"""
+
+
 class VocabularyLosses(Protocol):
     """What the adversarial step asks of the vocabulary head."""
 
     def heads(self, hidden: Tensor, positions: Tensor) -> Outputs:
         """Both heads on hidden [S(/tp), B, H] and masked positions int64 [N]."""
 
-    def divergence(self, clean: Tensor, adversarial: Tensor, *, symmetric: bool, weight: float) -> Tensor:
-        """weight * sum of the rows' KL(clean || adversarial), or symmetric; targets flow, detach them before.
+    def divergence(self, clean: Tensor, adversarial: Tensor, *, weights: Tensor) -> Tensor:
+        """Sum of weights [N] * what the ascent climbs, row by row; targets flow, detach them before.
 
-        Adversarial rows that need a gradient are given up: it may be written over them.
+        The gradients may be formed with the losses: they are rounded with the weights alone, so a loss scale belongs
+        there. Adversarial rows that need a gradient are given up: it may be written over them.
         """
 
     def mlm_and_divergence(
         self, clean: Tensor, adversarial: Tensor, labels: Tensor, *, mlm_weights: Tensor, kl_weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(sum of mlm_weights [N] * MLM loss of the clean rows, sum of kl_weights [N] * symmetric KL), 0-dim each."""
+    ) -> RowLosses:
+        """All losses of the rows, weights [N] each."""
 
 
 class WholeLogits:
     """All logits at once."""
 
-    def __init__(self, model: SplitBert, *, detach_targets: bool) -> None:
-        """`detach_targets` as in AlumConfig."""
-        self.model, self.detach_targets = model, detach_targets
+    def __init__(self, model: SplitBert, alum: AlumConfig) -> None:
+        """`alum` says which divergences."""
+        self.model, self.alum = model, alum
         self.vocabulary: dict[str, Any] = {"valid_vocab_size": model.real_vocab_size, "group": model.groups.tp}
 
     def heads(self, hidden: Tensor, positions: Tensor) -> Outputs:
@@ -69,60 +82,82 @@ class WholeLogits:
         weights = torch.full((logits.shape[0],), weight, device=logits.device)
         return weighted_mlm(logits, labels, row_weight=weights, overwrite_logits=overwrite, **self.vocabulary)
 
-    def divergence(self, clean: Tensor, adversarial: Tensor, *, symmetric: bool, weight: float) -> Tensor:
+    def divergence(self, clean: Tensor, adversarial: Tensor, *, weights: Tensor) -> Tensor:
         """As in the protocol."""
-        weights = torch.full((clean.shape[0],), weight, device=clean.device)
         options: dict[str, Any] = {"detach_targets": False, "overwrite_logits": True, **self.vocabulary}
-        return weighted_kl(clean, adversarial, row_weight=weights, symmetric=symmetric, **options)
+        return weighted_kl(clean, adversarial, row_weight=weights, symmetric=climbs_symmetric(self.alum), **options)
 
     def mlm_and_divergence(
         self, clean: Tensor, adversarial: Tensor, labels: Tensor, *, mlm_weights: Tensor, kl_weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> RowLosses:
         """As in the protocol; the gradients are written over both logits, which nobody may use again."""
-        options: dict[str, Any] = {"detach_targets": self.detach_targets, "overwrite_logits": True, **self.vocabulary}
-        return weighted_mlm_symmetric_kl(
+        with torch.no_grad():
+            inner = inner_divergence(self.alum)(clean, adversarial, **self.vocabulary).sum()
+        detach = self.alum.detach_targets
+        options: dict[str, Any] = {"detach_targets": detach, "overwrite_logits": True, **self.vocabulary}
+        mlm, kl = weighted_mlm_symmetric_kl(
             clean, adversarial, labels, mlm_row_weight=mlm_weights, kl_row_weight=kl_weights, **options
         )
+        return RowLosses(mlm, kl, inner)
 
 
 class ChunkedLogits:
-    """At most `chunk_rows` rows of logits, twice, exist at a time."""
+    """At most --alum-head-chunk-rows rows of logits, twice, exist at a time."""
 
-    def __init__(self, model: SplitBert, *, detach_targets: bool, chunk_rows: int) -> None:
-        """`detach_targets` as in AlumConfig, `chunk_rows` its head_chunk_rows."""
-        self.model, self.detach_targets, self.chunk_rows = model, detach_targets, chunk_rows
+    def __init__(self, model: SplitBert, alum: AlumConfig) -> None:
+        """`alum` says which divergences, and how many rows at a time."""
+        self.model, self.alum = model, alum
         self.vocabulary: dict[str, Any] = {"valid_vocab_size": model.real_vocab_size, "group": model.groups.tp}
 
     def heads(self, hidden: Tensor, positions: Tensor) -> Outputs:
         """Rows are what the decoder multiplies, [N, H]."""
         return Outputs(*self.model.heads_before_decoder(hidden, positions))
 
-    def divergence(self, clean: Tensor, adversarial: Tensor, *, symmetric: bool, weight: float) -> Tensor:
-        """As in the protocol; the logits of a piece are computed again in backward."""
-        row_divergence = symmetric_kl if symmetric else kl_divergence
-        decoder = self.model.decoder_weight(), self.model.decoder_bias()
-
-        def piece(clean_rows: Tensor, adversarial_rows: Tensor) -> Tensor:
-            logits = (F.linear(rows, *decoder) for rows in (clean_rows, adversarial_rows))
-            return row_divergence(*logits, detach_targets=False, **self.vocabulary).sum()
-
-        pieces = zip(clean.split(self.chunk_rows), adversarial.split(self.chunk_rows), strict=True)
-        sums = [checkpoint(piece, a, b, use_reentrant=False, preserve_rng_state=False) for a, b in pieces]
-        return torch.stack(sums).sum() * weight
+    def divergence(self, clean: Tensor, adversarial: Tensor, *, weights: Tensor) -> Tensor:
+        """As in the protocol."""
+        return weighted_kl_from_hidden(
+            clean,
+            adversarial,
+            *self._decoder(),
+            row_weight=weights,
+            chunk_rows=self.alum.head_chunk_rows,
+            symmetric=climbs_symmetric(self.alum),
+            detach_targets=False,
+            **self.vocabulary,
+        )
 
     def mlm_and_divergence(
         self, clean: Tensor, adversarial: Tensor, labels: Tensor, *, mlm_weights: Tensor, kl_weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """As in the protocol."""
-        return mlm_symmetric_kl_from_hidden(
+    ) -> RowLosses:
+        """As in the protocol; the ascent's divergence is taken from the logits of each chunk while they are there."""
+        inner, row_divergence = torch.zeros((), device=clean.device), inner_divergence(self.alum)
+
+        def observe(a: Tensor, b: Tensor) -> None:
+            inner.add_(row_divergence(a, b, **self.vocabulary).sum())
+
+        mlm, kl = mlm_symmetric_kl_from_hidden(
             clean,
             adversarial,
-            self.model.decoder_weight(),
-            self.model.decoder_bias(),
+            *self._decoder(),
             labels,
             mlm_row_weight=mlm_weights,
             kl_row_weight=kl_weights,
-            chunk_rows=self.chunk_rows,
-            detach_targets=self.detach_targets,
+            chunk_rows=self.alum.head_chunk_rows,
+            detach_targets=self.alum.detach_targets,
+            observe=observe,
             **self.vocabulary,
         )
+        return RowLosses(mlm, kl, inner)
+
+    def _decoder(self) -> tuple[Tensor, Tensor]:
+        return self.model.decoder_weight(), self.model.decoder_bias()
+
+
+def climbs_symmetric(alum: AlumConfig) -> bool:
+    """Whether the ascent climbs KL(clean || adversarial) + KL(adversarial || clean) rather than the first alone."""
+    return alum.inner_divergence == "symmetric"
+
+
+def inner_divergence(alum: AlumConfig) -> Callable[..., Tensor]:
+    """What the ascent climbs, of two sets of logits, row by row."""
+    return symmetric_kl if climbs_symmetric(alum) else kl_divergence

@@ -1,10 +1,13 @@
-"""mlm_symmetric_kl_from_hidden equals the plain head and losses for any chunk, and holds no more logits than a
-chunk."""
+"""The doors from hidden states equal the plain head and losses for any chunk, hold no more logits than a chunk and pay
+for no more products than the gradients need."""
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_alum import ops
+from tests.helpers.distributed import run_ranks
 from tests.ops import oracle, tolerances
 
 N, H, V = 23, 32, 500
@@ -42,6 +45,114 @@ def test_equals_the_plain_head(device, impl, chunk_rows, detach):
         assert ((mine - theirs).norm() / theirs.norm()).item() <= tolerances.CHUNKED
 
 
+ORACLES = {
+    (True, True): oracle.detached_kl,
+    (True, False): oracle.full_kl,
+    (False, True): lambda a, b: oracle.one_sided_kl(a.detach(), b),
+    (False, False): oracle.one_sided_kl,
+}
+
+
+def exact_kl(leaves, weights, symmetric, detach):
+    """(value, gradients to the leaves) of the weighted divergence by plain torch in float64."""
+    copies = [x.detach().double().requires_grad_() for x in leaves]
+    a, b = (torch.nn.functional.linear(x, *copies[2:])[:, : V - 12] for x in copies[:2])
+    kl = (ORACLES[symmetric, detach](a, b) * weights.double()).sum()
+    return kl.detach(), torch.autograd.grad(kl, copies, allow_unused=True, materialize_grads=True)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("chunk_rows", [1, 7, 100])
+def test_the_divergence_alone_against_float64(device, impl, chunk_rows, symmetric, detach):
+    leaves, _, (weights, _) = inputs(device)
+    options = {"symmetric": symmetric, "detach_targets": detach, "valid_vocab_size": V - 12, "impl": impl}
+    value, expected = exact_kl(leaves, weights, symmetric, detach)
+    kl = ops.weighted_kl_from_hidden(*leaves, row_weight=weights, chunk_rows=chunk_rows, **options)
+    found = torch.autograd.grad(3.0 * kl, leaves)
+    assert kl.item() == pytest.approx(value.item(), rel=tolerances.CHUNKED)
+    cancelled = 1e-7 if symmetric and detach else 0.0  # the parts of the bias's gradient, exactly 0, from both sides
+    for mine, exact in zip(found, expected, strict=True):
+        assert (mine - 3.0 * exact).norm() <= tolerances.CHUNKED * (3.0 * exact).norm() + cancelled
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_float64_hidden_states(device, symmetric):
+    leaves, _, (weights, _) = inputs(device)
+    leaves = [x.detach().double().requires_grad_() for x in leaves]
+    value, expected = exact_kl(leaves, weights, symmetric, detach=False)
+    options = {"symmetric": symmetric, "detach_targets": False, "valid_vocab_size": V - 12, "chunk_rows": 5}
+    kl = ops.weighted_kl_from_hidden(*leaves, row_weight=weights, **options)
+    torch.testing.assert_close(kl.detach(), value, rtol=1e-9, atol=0)
+    for mine, exact in zip(torch.autograd.grad(kl, leaves), expected, strict=True):
+        assert (mine - exact).norm() <= 1e-9 * exact.norm()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_nearly_equal_logits_keep_their_digits(device, impl, symmetric):
+    """Numbers whose products and sums are exact in float32, so that the logits are, and what is left is the loss."""
+    generator = torch.Generator().manual_seed(3)
+    clean = torch.randint(-8, 9, (N, H), generator=generator) / 16
+    step = torch.randint(-8, 9, (N, H), generator=generator) * 2.0**-17
+    weight = torch.randint(-8, 9, (V, H), generator=generator) / 8
+    leaves = [x.to(device) for x in (clean, clean + step, weight, torch.zeros(V))]
+    ones = torch.ones(N, device=device)
+    value, _ = exact_kl(leaves, ones, symmetric, detach=False)
+    options = {"chunk_rows": 5, "valid_vocab_size": V - 12, "impl": impl}
+    kl = ops.weighted_kl_from_hidden(*leaves, row_weight=ones, symmetric=symmetric, **options)
+    assert value / N < 1e-7, "of the size that ALUM meets"
+    assert kl.item() == pytest.approx(value.item(), rel=2 * tolerances.FLOAT32)
+
+
+@pytest.mark.parametrize("differentiated", [True, False])
+def test_the_observer_sees_the_logits_before_their_gradients(device, impl, differentiated):
+    leaves, labels, (mlm_weight, kl_weight) = inputs(device)
+    seen = []
+
+    def observe(a, b):
+        assert not a.requires_grad and not b.requires_grad
+        seen.append((a.clone(), b.clone()))
+
+    rows = {"mlm_row_weight": mlm_weight, "kl_row_weight": kl_weight, "chunk_rows": 7, "impl": impl}
+    with torch.set_grad_enabled(differentiated):
+        observed = ops.mlm_symmetric_kl_from_hidden(*leaves, labels, observe=observe, **rows)
+        unobserved = ops.mlm_symmetric_kl_from_hidden(*leaves, labels, **rows)
+    assert torch.equal(torch.stack(observed), torch.stack(unobserved))
+    assert [len(a) for a, _ in seen] == [7, 7, 7, 2]
+    for hidden, chunks in zip(leaves[:2], zip(*seen, strict=True), strict=True):
+        logits = torch.nn.functional.linear(hidden, *leaves[2:]).detach()
+        torch.testing.assert_close(torch.cat(chunks), logits, rtol=1e-5, atol=1e-5)
+
+
+class Products(TorchDispatchMode):
+    """Rows x rows of the matrix products under it, in units of one [N, H] x [H, V]."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0.0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+            left, right = args[-2:]
+            self.total += left.shape[0] * left.shape[1] * right.shape[1] / (N * H * V)
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_product_is_computed_twice(device, impl):
+    """Forward and backward: two logits, two gradients to hidden states, two parts of the weight's; three inside."""
+    (clean, adv, weight, bias), labels, (mlm_weight, kl_weight) = inputs(device)
+    rows = {"chunk_rows": 5, "impl": impl}
+    weights = {"mlm_row_weight": mlm_weight, "kl_row_weight": kl_weight}
+    with Products() as whole:
+        sum(ops.mlm_symmetric_kl_from_hidden(clean, adv, weight, bias, labels, **weights, **rows)).backward()
+    frozen = clean.detach(), adv, weight.detach(), bias.detach()
+    with Products() as inner:
+        ops.weighted_kl_from_hidden(*frozen, row_weight=kl_weight, **rows).backward()
+    with Products() as value, torch.no_grad():
+        ops.weighted_kl_from_hidden(*frozen, row_weight=kl_weight, **rows)
+    assert [round(x.total, 6) for x in (whole, inner, value)] == [6, 3, 2]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_width_types(device, impl, dtype):
     """Gradients to weight and bias are summed over chunks in float32: as good as one product over all rows."""
@@ -63,8 +174,7 @@ def test_half_width_types(device, impl, dtype):
 
 
 def test_memory_grows_with_the_chunk_not_with_the_rows(device, impl):
-    """Largest tensor the head makes, seen through the torch dispatcher: chunk x V, the weight, or N x H."""
-    from torch.utils._python_dispatch import TorchDispatchMode
+    """Largest tensor the head makes, seen through the torch dispatcher: 2 chunk x V, the weight, or N x H."""
 
     class Largest(TorchDispatchMode):
         rows = 0
@@ -85,7 +195,10 @@ def test_memory_grows_with_the_chunk_not_with_the_rows(device, impl):
     rows = {"mlm_row_weight": mlm_weight, "kl_row_weight": kl_weight, "chunk_rows": 4}
     with Largest() as seen:
         sum(ops.mlm_symmetric_kl_from_hidden(*leaves, labels, **rows, impl=impl)).backward()
-    assert 0 < seen.rows <= 4
+    assert 0 < seen.rows <= 2 * 4
+    with Largest() as seen:
+        ops.weighted_kl_from_hidden(*leaves, row_weight=kl_weight, chunk_rows=4, impl=impl).backward()
+    assert 0 < seen.rows <= 2 * 4
 
 
 def test_only_needed_gradients(device, impl):
@@ -96,6 +209,56 @@ def test_only_needed_gradients(device, impl):
     assert adv.grad is not None and clean.grad is None and weight.grad is None
     with torch.no_grad():
         assert not ops.mlm_symmetric_kl_from_hidden(clean, adv, weight, bias, labels, **rows)[0].requires_grad
+
+
+@pytest.mark.parametrize("needed", range(4), ids=["clean", "adversarial", "weight", "bias"])
+def test_each_gradient_alone_is_that_of_all(device, impl, needed):
+    leaves, _, (weights, _) = inputs(device)
+    options = {"row_weight": weights, "chunk_rows": 6, "detach_targets": False, "impl": impl}
+    expected = torch.autograd.grad(ops.weighted_kl_from_hidden(*leaves, **options), leaves[needed])[0]
+    alone = [x if i == needed else x.detach() for i, x in enumerate(leaves)]
+    found = torch.autograd.grad(ops.weighted_kl_from_hidden(*alone, **options), leaves[needed])[0]
+    assert (found - expected).norm() <= tolerances.CHUNKED * expected.norm()
+
+
+def sums_on_rank(rank, world_size, case, impl):
+    """(sums of both doors, gradients of each, collectives of each) with the decoder's rows split over the ranks."""
+    (clean, adv, weight, bias), labels, (mlm_weight, kl_weight) = case
+    decoder = [x.detach().chunk(world_size)[rank].clone().requires_grad_() for x in (weight, bias)]
+    leaves = [clean.detach().requires_grad_(), adv.detach().requires_grad_(), *decoder]
+    options = {"chunk_rows": 8, "valid_vocab_size": V - 12, "group": dist.group.WORLD, "impl": impl}
+    calls, original = [], dist.all_gather_into_tensor
+
+    def counting(output, tensor, **rest):
+        calls.append(tensor.shape[1])
+        return original(output, tensor, **rest)
+
+    dist.all_gather_into_tensor = counting
+    try:
+        rows = {"mlm_row_weight": mlm_weight, "kl_row_weight": kl_weight}
+        both = sum(ops.mlm_symmetric_kl_from_hidden(*leaves, labels, **rows, **options))
+        kl = ops.weighted_kl_from_hidden(*leaves, row_weight=kl_weight, symmetric=False, **options)
+        gradients = [torch.autograd.grad(x, leaves) for x in (both, kl)]
+    finally:
+        dist.all_gather_into_tensor = original
+    return [both.detach(), kl.detach()], gradients, calls
+
+
+def test_a_split_vocabulary_gives_what_one_rank_gives(device, impl):
+    if device.type != "cpu":
+        pytest.skip("the workers of this test speak gloo; tools/gpu_check.py runs one GPU")
+    case = inputs(device)
+    case = [x.detach() for x in case[0]], *case[1:]
+    ((sums, gradients, _),) = run_ranks(1, sums_on_rank, case, impl)
+    ranks = run_ranks(2, sums_on_rank, case, impl)
+    for found, _, calls in ranks:
+        torch.testing.assert_close(found, sums, rtol=tolerances.CHUNKED, atol=0)
+        assert calls == [7, 7, 7, 6, 6, 6], "one collective a chunk and door, none in backward"
+    for door, expected in enumerate(gradients):
+        hidden = [sum(rank[1][door][i] for rank in ranks) for i in range(2)]
+        decoder = [torch.cat([rank[1][door][i] for rank in ranks]) for i in (2, 3)]
+        for mine, theirs in zip([*hidden, *decoder], expected, strict=True):
+            assert (mine - theirs).norm() <= tolerances.CHUNKED * theirs.norm()
 
 
 def test_different_factors_on_the_two_sums_are_refused(device, impl):
@@ -114,6 +277,7 @@ def test_no_rows(device, impl):
     none = torch.zeros(0, device=device)
     rows = {"mlm_row_weight": none, "kl_row_weight": none, "chunk_rows": 8, "impl": impl}
     labels = torch.zeros(0, dtype=torch.int64, device=device)
+    assert ops.weighted_kl_from_hidden(clean, adv, *leaves[2:], row_weight=none, chunk_rows=8, impl=impl) == 0
     total = sum(ops.mlm_symmetric_kl_from_hidden(clean, adv, *leaves[2:], labels, **rows))
     total.backward()
     assert total == 0 and not leaves[2].grad.any()
@@ -126,3 +290,7 @@ def test_wrong_shapes_are_refused(device, impl):
         ops.mlm_symmetric_kl_from_hidden(*leaves, labels, **rows, chunk_rows=0)
     with pytest.raises(ValueError, match="`kl_row_weight` must have shape"):
         ops.mlm_symmetric_kl_from_hidden(*leaves, labels, **{**rows, "kl_row_weight": kl_weight[1:]}, chunk_rows=2)
+    with pytest.raises(ValueError, match="`row_weight` must have shape"):
+        ops.weighted_kl_from_hidden(*leaves, row_weight=kl_weight[1:], chunk_rows=2, impl=impl)
+    with pytest.raises(ValueError, match=r"two \[N, H\] alike and `weight` \[V, H\], but are .*float64 \[23, 32\]"):
+        ops.weighted_kl_from_hidden(leaves[0], leaves[1].double(), *leaves[2:], row_weight=kl_weight, chunk_rows=2)

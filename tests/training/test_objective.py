@@ -24,7 +24,8 @@ def setup(argv):
     from megatron_alum.training.state import build_state
 
     config = parse_config(RunConfig, argv)
-    state = build_state(config, initialize(tensor_parallel_size=1, timeout_seconds=60))
+    tp, split = config.parallel.tensor_model_parallel_size, config.parallel.sequence_parallel
+    state = build_state(config, initialize(tensor_parallel_size=tp, sequence_parallel=split, timeout_seconds=60))
     batch = state.datasets.train.batch(range(8))
     with torch.no_grad():  # fresh weights are so small that every divergence drowns in rounding
         for parameter in state.network.parameters():
@@ -169,8 +170,8 @@ def test_loss_and_gradients_are_those_of_plain_torch(prefix, ascent, options):
     assert logged["ascent_ratio"] > 1e-3
 
 
-def float16_bias_gradient(rank, world_size, argv, loss_scale, batches):
-    """Gradient of the decoder's bias as it stands in the buffer, from one of so many micro-batches."""
+def float16_step(rank, world_size, argv, loss_scale, batches):
+    """(gradient of the decoder's bias as it stands in the buffer, ascent ratio) of one of so many micro-batches."""
     from megatron_alum.training.objective import Counts
     from megatron_alum.training.step import backward
 
@@ -178,16 +179,18 @@ def float16_bias_gradient(rank, world_size, argv, loss_scale, batches):
     scale = torch.tensor([loss_scale])
     counts = Counts(*(batches * getattr(micro.counts, field) for field in Counts.__dataclass_fields__))
     state.model.zero_grad_buffer()
-    backward(state.objective.adversarial(micro, counts, iteration=20, loss_scale=scale).loss, scale)
-    return state.network.output_layer.bias.main_grad.float().clone()
+    result = state.objective.adversarial(micro, counts, iteration=20, loss_scale=scale)
+    backward(result.loss, scale)
+    return state.network.output_layer.bias.main_grad.float().clone(), float(result.logged["ascent_ratio"])
 
 
 def test_the_chunked_head_scales_before_it_rounds_to_float16(prefix):
     """One row of a large global batch weighs about 1e-7: unscaled, most of its gradients round to 0 in float16."""
     options = {**EXACT, **ASCENT, "fp16": True, "alum_alpha": 1}
-    whole, chunked = (
-        run_ranks(1, float16_bias_gradient, arguments(prefix, "unused", **options, **chunk), 2.0**16, 65536)[0]
+    (whole, ratio), (chunked, chunked_ratio) = (
+        run_ranks(1, float16_step, arguments(prefix, "unused", **options, **chunk), 2.0**16, 65536)[0]
         for chunk in ({}, {"alum_head_chunk_rows": 3})
     )
     assert whole.abs().max() > 0
     assert (chunked - whole).abs().max() < 1e-2 * whole.abs().max()
+    assert chunked_ratio == pytest.approx(ratio, rel=1e-2) and ratio > 0, "the ascent rounds as early as the loss"
