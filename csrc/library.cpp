@@ -53,4 +53,7 @@ TORCH_LIBRARY(megatron_alum, m) {
       "perturb_noise(Tensor x, Tensor sample_index, Tensor position, float std, int seed, int iteration, "
       "bool batch_first, Tensor? grad, float step_size, float epsilon, int projection, Tensor? mask, "
       "ScalarType out_dtype) -> (Tensor, Tensor, Tensor)");
+
+  // x with elements dropped with probability threshold / 2^16 and the rest scaled up. CPU only.
+  m.def("dropout(Tensor x, Tensor seed, int threshold) -> Tensor");
 }

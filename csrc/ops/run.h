@@ -2,6 +2,7 @@
 // stream (CUDA).
 #pragma once
 
+#include "ops/dropout.h"
 #include "ops/rows.h"
 #include "ops/tiles.h"
 
@@ -9,6 +10,7 @@ enum RowPhase : int { kStatistics = 0, kGradients = 1, kFused = 2 };
 
 void run_rows_cpu(const RowTask& task, RowPhase phase);
 void run_tiles_cpu(const TileTask& task);
+void run_dropout_cpu(const DropoutTask& task);
 #ifdef MEGATRON_ALUM_CUDA
 // One kernel serves both lists; either may be empty (rows == 0, tokens == 0).
 void run_cuda(const RowTask& rows, RowPhase phase, const TileTask& tiles);

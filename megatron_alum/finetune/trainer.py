@@ -11,6 +11,7 @@ mean per micro-batch, divided by the number of accumulation steps.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from megatron_alum.alum.regularizer import AlumOutput
 from megatron_alum.finetune.bregman import MovingAverage
 from megatron_alum.finetune.divergence import Kind, comparable, kind_of, task_kernels
 from megatron_alum.finetune.embeddings import EmbeddingSplit, Inputs, perturbable, without_labels
+from megatron_alum.finetune.fast_dropout import fast_dropout
 from megatron_alum.finetune.freelb import freelb_backward
 from megatron_alum.finetune.methods import Method
 from megatron_alum.finetune.methods import method as preset
@@ -97,11 +99,19 @@ class AlumTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """The Trainer's step; FreeLB has its own, with a backward pass per ascent step."""
-        if self.method.freelb is None:
+        if self.method.is_plain:
             return super().training_step(model, inputs, num_items_in_batch)
-        model.train()
-        inputs = dict(self._prepare_inputs(inputs))
-        return freelb_backward(self, model, inputs, self.split, self.method.freelb)
+        with self._dropout():
+            if self.method.freelb is None:
+                return super().training_step(model, inputs, num_items_in_batch)
+            model.train()
+            inputs = dict(self._prepare_inputs(inputs))
+            return freelb_backward(self, model, inputs, self.split, self.method.freelb)
+
+    def _dropout(self) -> AbstractContextManager[object]:
+        """The fast one on a CPU; a GPU and torch.compile have fast ones of their own."""
+        on_cpu = self.args.device.type == "cpu" and not self.args.torch_compile
+        return fast_dropout() if on_cpu else nullcontext()
 
     def labels_loss(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """The Trainer's own loss of the labels, without any divergence."""

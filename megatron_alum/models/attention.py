@@ -3,22 +3,19 @@
 The mask names keys only, [B, 1, 1, S], and is absent for a batch without padding: an explicit mask rules out flash
 attention on the GPU, and a padded query's output is never read. Dropout runs inside megatron-core's RNG tracker, so
 that the heads of each tensor-parallel rank draw their own masks and activation recomputation can replay them. On the
-CPU torch's kernel is over ten times slower with dropout than without (1,027 ms against 76 ms for B16 S128, 4 heads of
-64, forward and backward), so that case is written out.
+CPU torch's kernel is slow with dropout; that case is ops/cpu_dropout.py's.
 """
 
 import contextlib
-import math
 from typing import Any
 
-import torch
 from megatron.core import tensor_parallel
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_alum.models.dropout import dropout
+from megatron_alum.ops import attention_with_dropout
 
 
 class SdpaCoreAttention(MegatronModule):
@@ -45,15 +42,7 @@ class SdpaCoreAttention(MegatronModule):
         )
         with fork:
             if probability and not q.is_cuda:
-                context = _attend_with_cpu_dropout(q, k, v, keep, probability)
+                context = attention_with_dropout(q, k, v, keep, probability)
             else:
                 context = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=probability)
         return context.permute(2, 0, 1, 3).flatten(2)
-
-
-def _attend_with_cpu_dropout(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, probability: float) -> Tensor:
-    """[B, heads, S, D] like its arguments; `keep` bool [B, 1, 1, S]."""
-    scores = torch.matmul(q * (1.0 / math.sqrt(q.size(-1))), k.transpose(-1, -2))  # [B, heads, S, S]
-    if keep is not None:
-        scores = scores.masked_fill(keep.logical_not(), torch.finfo(scores.dtype).min)
-    return torch.matmul(dropout(torch.softmax(scores, dim=-1), probability, training=True), v)

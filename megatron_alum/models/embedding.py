@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_alum.config.model import ModelConfig
-from megatron_alum.models.dropout import dropout
 from megatron_alum.models.normalization import LayerNorm, mark_sequence_parallel
+from megatron_alum.ops import dropout
 from megatron_alum.parallel.groups import ProcessGroups
 
 

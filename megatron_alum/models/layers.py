@@ -21,9 +21,9 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from megatron_alum.models.attention import SdpaCoreAttention
-from megatron_alum.models.dropout import dropout
 from megatron_alum.models.linear import ColumnLinear, RowLinear
 from megatron_alum.models.normalization import LayerNorm
+from megatron_alum.ops import dropout
 
 # Distributed checkpoints of Megatron's BERT name the norms after the linear layer that follows (Transformer Engine
 # fuses the two), whichever layer spec wrote them. The same names let those checkpoints load here.

@@ -1,13 +1,14 @@
 """Public doors of the fused operators: perturbation step and divergence of logits, with a pure-torch reference behind
 each.
 
-Read in this order: divergence.py, weighted.py, perturbation.py, noise.py, chunked_head.py; dispatch.py chooses the
-implementation.
+Read in this order: divergence.py, weighted.py, perturbation.py, noise.py, chunked_head.py, cpu_dropout.py;
+dispatch.py chooses the implementation.
 Importing this needs neither a GPU nor the compiled extension; the kernels are in csrc/ (csrc/README.md).
 """
 
 from megatron_alum.ops import registration  # noqa: F401  (hooks itself into the loading of the extension)
 from megatron_alum.ops.chunked_head import mlm_symmetric_kl_from_hidden, weighted_kl_from_hidden
+from megatron_alum.ops.cpu_dropout import attention_with_dropout, dropout
 from megatron_alum.ops.dispatch import build_info
 from megatron_alum.ops.divergence import kl_divergence, mlm_symmetric_kl, symmetric_kl
 from megatron_alum.ops.noise import NoiseKey, gaussian_noise
@@ -18,7 +19,9 @@ __all__ = [
     "NoiseKey",
     "PerturbationStatistics",
     "ascend_and_project",
+    "attention_with_dropout",
     "build_info",
+    "dropout",
     "gaussian_noise",
     "kl_divergence",
     "mlm_symmetric_kl",

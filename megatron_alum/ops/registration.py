@@ -71,6 +71,10 @@ def _perturb(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape, dtype=rest[-1]), moved, x.new_empty(SUMS, dtype=torch.float32)
 
 
+def _dropout(x: Tensor, seed: Tensor, threshold: int) -> Tensor:
+    return x.new_empty(x.shape)
+
+
 _FAKES: dict[str, Any] = {
     "row_statistics": _row_statistics,
     "merge_statistics": _merge_statistics,
@@ -83,6 +87,7 @@ _FAKES: dict[str, Any] = {
     "ascend_and_project": _ascend_and_project,
     "perturb": _perturb,
     "perturb_noise": _perturb,
+    "dropout": _dropout,
 }
 
 

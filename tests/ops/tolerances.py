@@ -23,3 +23,5 @@ STATISTICS = 1e-5
 MOMENT_ERRORS = 5.0
 # Chunked head against the plain head: two float32 matrix products summed in another order, H = 32.
 CHUNKED = 1e-5
+# Attention written out against torch's fused one: float32 products of 8 and of 6 terms in another order.
+ATTENTION = {"rtol": 1e-5, "atol": 1e-6}

@@ -1,6 +1,7 @@
 // Gathers the functions of one instruction set into its table; included last by each kernels_*.cpp.
 #pragma once
 
+#include "ops/cpu/dropout_kernel.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/row_gradients.h"
 #include "ops/cpu/tile_kernels.h"
@@ -16,6 +17,7 @@ namespace {
   }
 
 const CpuKernels kTable{Vector::name, MA_BY_ELEMENT(row_statistics_of), MA_BY_ELEMENT(row_gradients_of),
-                        MA_BY_ELEMENT(row_fused_of), perturb_tokens};
+                        MA_BY_ELEMENT(row_fused_of), perturb_tokens,
+                        drop_blocks};
 
 }  // namespace

@@ -1,7 +1,9 @@
 // The CPU kernels of one instruction set, as a table of functions; every instruction set is compiled from the same code
-// (row_kernels.h, tile_kernels.h) in a translation unit of its own. Each function handles rows or tokens [begin, end).
+// (row_kernels.h, tile_kernels.h, dropout_kernel.h) in a translation unit of its own. Each function handles rows, tokens or blocks
+// [begin, end).
 #pragma once
 
+#include "ops/dropout.h"
 #include "ops/rows.h"
 #include "ops/tiles.h"
 
@@ -13,6 +15,7 @@ struct CpuKernels {
   // Both, and the losses' gradients, while a row is in the cache: the record is final, so one shard only.
   void (*row_fused)(const RowTask& task, int64_t begin, int64_t end, float* scratch);
   void (*perturb)(const TileTask& task, int64_t begin, int64_t end, float* scratch);
+  void (*dropout)(const DropoutTask& task, int64_t begin, int64_t end);  // blocks of kDropoutBlock elements
 };
 
 constexpr int64_t kBlockColumns = 65536;  // columns of a row that get a record of their own
@@ -21,6 +24,7 @@ constexpr int64_t kBlockColumns = 65536;  // columns of a row that get a record 
 inline int64_t row_scratch_floats(int64_t columns) {
   return columns <= kBlockColumns ? 2 * ((columns + 127) / 64 * 64) : 0;
 }
+constexpr int64_t kDropoutBlock = 512;
 constexpr int64_t kScratchRows = 5;  // of a token
 inline int64_t tile_scratch_floats(int64_t channels) { return kScratchRows * ((channels + 63) / 64 * 64); }
 

@@ -70,3 +70,9 @@ void run_tiles_cpu(const TileTask& task) {
     function(task, begin, end, scratch.get());
   });
 }
+
+void run_dropout_cpu(const DropoutTask& task) {
+  const auto function = cpu_kernels().dropout;
+  const int64_t blocks = (task.elements + kDropoutBlock - 1) / kDropoutBlock;
+  at::parallel_for(0, blocks, grain(kDropoutBlock), [&](int64_t begin, int64_t end) { function(task, begin, end); });
+}

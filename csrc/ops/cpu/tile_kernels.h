@@ -7,6 +7,7 @@
 
 #include "common/gaussian.h"
 #include "common/projection.h"
+#include "ops/cpu/element_rows.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/vector_math.h"
 #include "ops/tiles.h"
@@ -16,40 +17,6 @@ namespace {
 
 constexpr int64_t kNoiseBlocks = 32;            // Philox blocks generated together
 constexpr int64_t kStreamedBytes = 8 * 1024 * 1024;  // results larger than this leave the caches before anybody reads them
-
-inline int64_t element_size(int element) { return element == kFloat32 ? 4 : 2; }
-
-inline const void* token_row(const void* base, int element, int64_t token, int64_t channels) {
-  return static_cast<const char*>(base) + token * channels * element_size(element);
-}
-
-template <typename Element>
-void widen_row(const Element* from, int64_t count, float* to) {
-  int64_t i = 0;
-  for (; i + Vector::width <= count; i += Vector::width) store(to + i, load(from + i));
-  if (i < count) store_some(to + i, load_some(from + i, count - i, 0.0f), count - i);
-}
-
-template <typename Element>
-void narrow_row(const float* from, int64_t count, Element* to) {
-  int64_t i = 0;
-  for (; i + Vector::width <= count; i += Vector::width) store(to + i, load(from + i));
-  if (i < count) store_some(to + i, load_some(from + i, count - i, 0.0f), count - i);
-}
-
-// The row as float32: itself, or converted into `scratch`.
-inline const float* as_float(const void* row, int element, int64_t count, float* scratch) {
-  if (element == kFloat32) return static_cast<const float*>(row);
-  if (element == kBFloat16) widen_row(static_cast<const BFloat16*>(row), count, scratch);
-  else widen_row(static_cast<const Float16*>(row), count, scratch);
-  return scratch;
-}
-
-inline void narrow_to(int element, const float* from, int64_t count, void* to) {
-  if (element == kFloat32) narrow_row(from, count, static_cast<float*>(to));
-  else if (element == kBFloat16) narrow_row(from, count, static_cast<BFloat16*>(to));
-  else narrow_row(from, count, static_cast<Float16*>(to));
-}
 
 // The rounds go over all blocks together, and so does the quantile: loops that the compiler turns into vectors.
 inline void noise_of_token(const NoiseToken& token, float deviation, int64_t channels, float* out) {
@@ -179,7 +146,7 @@ inline float add_token(const TileTask& task, int64_t token, const float* x, cons
     row = half;
   }
   const int64_t bytes = channels * element_size(task.out_element);
-  write_out(row, bytes, bytes * task.tokens, const_cast<void*>(token_row(task.x_adv, task.out_element, token, channels)));
+  write_out(row, bytes, bytes * task.tokens, const_cast<void*>(element_at(task.x_adv, task.out_element, token * channels)));
   float total = 0.0f;
 #pragma omp simd reduction(+ : total)
   for (int64_t i = 0; i < channels; ++i) total += __builtin_fabsf(sum[i] - base[i]);
@@ -197,10 +164,10 @@ inline void perturb_token(const TileTask& task, int64_t token, float* scratch) {
   if (inside) {
     const float* start = scratch + room;
     if (task.delta == nullptr) noise_of_token(noise_token(task, token), task.noise_std, channels, scratch + room);
-    else start = as_float(token_row(task.delta, task.delta_element, token, channels), task.delta_element, channels, scratch + room);
+    else start = as_float(element_at(task.delta, task.delta_element, token * channels), task.delta_element, channels, scratch + room);
     const float* grad = nullptr;
     if (task.grad != nullptr) {
-      const void* row = token_row(task.grad, task.grad_element, token, channels);
+      const void* row = element_at(task.grad, task.grad_element, token * channels);
       grad = as_float(row, task.grad_element, channels, scratch + 2 * room);
     }
     const bool finite = grad == nullptr || step_token(start, grad, channels, task.step, moved);
@@ -215,7 +182,7 @@ inline void perturb_token(const TileTask& task, int64_t token, float* scratch) {
     write_out(moved, bytes, bytes * task.tokens, task.delta_out + token * channels);
   }
   if (task.x == nullptr) return;
-  const void* row = token_row(task.x, task.x_element, token, channels);
+  const void* row = element_at(task.x, task.x_element, token * channels);
   const float* x = as_float(row, task.x_element, channels, scratch + room);
   sums[1] = add_token(task, token, x, moved, scratch + 2 * room);
 }

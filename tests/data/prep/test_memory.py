@@ -15,13 +15,14 @@ MAX_COORDINATOR_MB = 1000
 MAX_WORKER_MB = 300
 # Runs the tool and prints the peak resident memory of this process and the largest of its workers, in MB.
 PROBE = """
-import resource, runpy, sys
+import pathlib, resource, runpy, sys
 try:
     sys.argv[0] = "tools/preprocess_data.py"
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
-    peaks = [resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print("peaks", *peaks, file=sys.stderr)
+    status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+    own = int(status["VmHWM"].split()[0])  # ru_maxrss would count the process that started this one
+    print("peaks", own // 1024, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024, file=sys.stderr)
 """
 
 
