@@ -1,6 +1,6 @@
 // Schemas of the fused ops (torch.ops.megatron_alum.*); the text here is the contract, the code is found by path:
-// ops/rows.cpp and ops/tiles.cpp build the tasks, ops/cpu and ops/cuda run them. Autograd, fake kernels and the public doors
-// are in Python (megatron_alum/ops). `first_column` and `valid_columns` place a vocabulary shard: see ops/rows.h.
+// ops/{rows,tiles,dropout}.cpp build the tasks, ops/cpu and ops/cuda run them. Autograd, fake kernels and the public doors are in
+// Python (megatron_alum/ops). `first_column` and `valid_columns` place a vocabulary shard: see ops/rows.h.
 #include <torch/library.h>
 
 #include "ops/cpu/kernels.h"

@@ -241,6 +241,18 @@ def perturb_contestants(tokens: int, channels: int, dtype: torch.dtype, device: 
     return contestants
 
 
+def dropout_contestants(tokens: int, channels: int, dtype: torch.dtype) -> dict[str, Run]:
+    """Dropout of hidden states, value and gradient; on the CPU, where it is our op."""
+    x = torch.randn(tokens, channels).to(dtype).requires_grad_()
+    copy, upstream = torch.empty_like(x.detach()), torch.ones(tokens, channels, dtype=dtype)
+
+    def both(function: Callable[..., Tensor]) -> Run:
+        return lambda: torch.autograd.grad(function(x, 0.1), x, upstream)
+
+    contestants: dict[str, Run] = {"copy": lambda: copy.copy_(x.detach())}
+    return {**contestants, "eager": both(torch.nn.functional.dropout), "ours": both(ops.dropout)}
+
+
 def head_contestants(rows: int, vocab: int, device: torch.device) -> dict[str, Run]:
     """The MLM head with both losses and all gradients, at once and chunk by chunk; H = 256."""
     hidden = torch.randn(rows, 256, device=device)
@@ -351,17 +363,22 @@ def main() -> None:
         # One read and one write of the logits: one copy.
         rows += table("MLM loss, value and gradient", mlm, dtype=name, size=size, floor_copies=1, arguments=arguments)
         del mlm
-        tiles = perturb_contestants(arguments.tokens, 768, dtype, device)
+        tiles, size_of_x = perturb_contestants(arguments.tokens, 768, dtype, device), f"T={arguments.tokens} H=768"
         # In units of a float32 copy (8 bytes): x, delta, g read, x_adv and delta' written.
         copies = (8 + 4 + 2 * dtype.itemsize) / 8
         rows += table(
             "perturb_embeddings",
             tiles,
             dtype=name,
-            size=f"T={arguments.tokens} H=768",
+            size=size_of_x,
             floor_copies=copies,
             arguments=arguments,
         )
+        if device.type == "cpu":
+            dropped = dropout_contestants(arguments.tokens, 768, dtype)
+            rows += table(
+                "dropout, value and gradient", dropped, dtype=name, size=size_of_x, floor_copies=2, arguments=arguments
+            )
     head = head_contestants(arguments.rows, arguments.vocab, device)
     rows += table(
         "MLM head with both losses", head, dtype="float32", size=f"{size} H=256", floor_copies=0, arguments=arguments

@@ -33,6 +33,7 @@ def test_every_contestant_is_in_the_table(measured):
         assert ("symmetric_kl, value and both gradients", "ours, weighted sum, overwritten") in found
         assert ("MLM loss, value and gradient", "ours, weighted sum, overwritten") in found
         assert ("perturb_embeddings", "ours, random start") in found
+        assert ("dropout, value and gradient", "ours") in found
     assert all(float(row["median_ms"]) > 0 and row["commit"] for row in rows)
     assert "USDT" not in printed
 

@@ -1,6 +1,6 @@
 // The CPU kernels of one instruction set, as a table of functions; every instruction set is compiled from the same code
-// (row_kernels.h, tile_kernels.h, dropout_kernel.h) in a translation unit of its own. Each function handles rows, tokens or blocks
-// [begin, end).
+// (row_kernels.h, tile_kernels.h, dropout_kernel.h) in a translation unit of its own. Each function handles rows, tokens or
+// blocks [begin, end).
 #pragma once
 
 #include "ops/dropout.h"
