@@ -35,7 +35,7 @@ CARRIED = ("csrc", "megatron_alum", "tests", "tools", "setup.py", "README.md")
 SANITIZED = "test_identical_logits_give_exactly_zero or test_padded_columns or test_tokens_outside_the_mask"
 SECONDS_IN_ALL = 460
 OPS = ("--device", "cuda", "--rows", "8192", "--tokens", "65536", "--repeats", "20")
-STEPS = ("--model-size", "base", "--seq-length", "512", "--micro-batch-size", "64", "--bf16", "--steps", "10")
+STEPS = "--model-size base --seq-length 512 --micro-batch-size 64 --bf16 --steps 10 --rounds 1".split()
 ROWS_OF_STEPS = ("--only", "standard", "K=1")
 PEAK_TFLOPS = 989.0  # H100 and H200, dense bfloat16
 

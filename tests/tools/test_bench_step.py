@@ -9,7 +9,7 @@ import pytest
 from megatron_alum.training.flops import passes
 from tools import bench_step
 
-TINY = ("--model-size", "tiny", "--seq-length", "16", "--micro-batch-size", "4", "--vocab-size", "300", "--steps", "1")
+TINY = "--model-size tiny --seq-length 16 --micro-batch-size 4 --vocab-size 300 --steps 1 --rounds 1".split()
 
 
 def test_table_of_a_tiny_network(tmp_path):
@@ -53,3 +53,15 @@ def test_words_choose_rows_and_stock_is_always_there():
         "standard recompute full",
     ]
     assert bench_step.chosen([]) == list(bench_step.VARIANTS)
+
+
+def test_the_fastest_round_counts(tmp_path, monkeypatch):
+    """Two rounds: 3 s and 2 s, of which 2 s is written, with the memory of that round."""
+    measured = iter([bench_step.Measured(seconds, 1e6 * seconds, 2, None) for seconds in (8.0, 3.0, 5.0, 2.0)])
+    monkeypatch.setattr(bench_step, "run_variant", lambda *_: next(measured))
+    output = tmp_path / "steps.csv"
+    monkeypatch.setattr(sys, "argv", ["bench_step.py", "--rounds", "2", "--only", "K=1", "--output", str(output)])
+    bench_step.main()
+    rows = {row["step"]: row for row in csv.DictReader(output.open())}
+    assert rows["alum K=1"]["seconds"] == "2.0000" and rows["alum K=1"]["ratio_to_stock"] == "0.400"
+    assert rows["alum K=1"]["peak_memory_mb"] == "2"
