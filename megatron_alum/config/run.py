@@ -64,6 +64,15 @@ class RunConfig:
         exit_interval = self.training.exit_interval
         return self.training.train_iters if exit_interval is None else min(self.training.train_iters, exit_interval)
 
+    @property
+    def encodes_rows(self) -> bool:
+        """Whether the last layer's MLP runs on the positions that the heads read and on no others.
+
+        Not where tokens are split over ranks or stages, nor compiled: the number of positions changes with the batch.
+        """
+        whole = self.parallel.pipeline_model_parallel_size == 1 and not self.parallel.sequence_parallel
+        return whole and not self.compute.torch_compile
+
     def _check_stages(self) -> None:
         """Refuse what pipeline stages cannot do."""
         stages, model = self.parallel.pipeline_model_parallel_size, self.model

@@ -4,8 +4,8 @@ from megatron_alum.compat import silence_fallback_warnings
 
 silence_fallback_warnings()  # before the first import of megatron-core
 
-from megatron_alum.models.bert import SplitBert  # noqa: E402
+from megatron_alum.models.bert import EncodedRows, SplitBert  # noqa: E402
 from megatron_alum.models.build import build_model, padded_vocab_size  # noqa: E402
 from megatron_alum.models.heads import HeadOutputs  # noqa: E402
 
-__all__ = ["HeadOutputs", "SplitBert", "build_model", "padded_vocab_size"]
+__all__ = ["EncodedRows", "HeadOutputs", "SplitBert", "build_model", "padded_vocab_size"]

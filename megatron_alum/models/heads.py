@@ -33,7 +33,7 @@ def pick_rows(hidden: Tensor, positions: Tensor, groups: ProcessGroups) -> Tenso
     local_length, batch_size, hidden_size = hidden.shape
     rows = hidden.reshape(-1, hidden_size)
     if not groups.sequence_parallel:
-        return rows.index_select(0, positions % local_length * batch_size + positions // local_length)
+        return rows.index_select(0, flat_rows(positions, local_length, batch_size))
     length = local_length * groups.tp_size
     local_s = positions % length - groups.tp_rank * local_length
     is_local = (local_s >= 0) & (local_s < local_length)
@@ -41,6 +41,11 @@ def pick_rows(hidden: Tensor, positions: Tensor, groups: ProcessGroups) -> Tenso
     return reduce_from_tensor_model_parallel_region(
         rows.index_select(0, index).masked_fill(~is_local[:, None], 0.0), group=groups.tp
     )
+
+
+def flat_rows(positions: Tensor, length: int, batch_size: int) -> Tensor:
+    """Positions b * S + s as indices s * B + b into hidden states [S, B, H] with their first dimensions flattened."""
+    return positions % length * batch_size + positions // length
 
 
 class MlmTransform(MegatronModule):

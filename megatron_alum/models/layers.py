@@ -5,6 +5,9 @@ parallelism, SDPA attention, and a bias-dropout-add whose residual may be float3
 megatron-core's two norm slots empty and normalises after each sum:
     pre-LN   h = x + attention(LN(x));   y = h + MLP(LN(h));   one more LN after the last layer
     post-LN  h = LN(x + attention(x));   y = LN(h + MLP(h))
+After the last attention positions do not see each other any more, so the last MLP can do with the rows that the heads
+read. They travel through megatron-core's block, activation recomputation included, as `context_mask`, whose own use is
+cross attention, which BERT has not.
 """
 
 from collections.abc import Callable
@@ -46,6 +49,17 @@ def get_bias_dropout_add(training: bool, _fused: bool) -> BiasDropoutAdd:
     return bias_dropout_add
 
 
+class PreLayerNormTransformerLayer(TransformerLayer):
+    """TransformerLayer, in the last layer on chosen rows."""
+
+    def forward(
+        self, hidden_states: Tensor, *, context_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """hidden_states [S, B, H] -> ([S, B, H], context), or [R, 1, H] as in `_chosen_rows`."""
+        summed, context = self._forward_attention(hidden_states, **kwargs)
+        return self._forward_mlp(_chosen_rows(self, summed, context_mask)), context
+
+
 class PostLayerNormTransformerLayer(TransformerLayer):
     """LayerNorm after each residual sum: parameters `attention_layernorm` and `mlp_layernorm` besides
     TransformerLayer's.
@@ -58,10 +72,20 @@ class PostLayerNormTransformerLayer(TransformerLayer):
         self.attention_layernorm = LayerNorm(config, config.hidden_size, config.layernorm_epsilon)
         self.mlp_layernorm = LayerNorm(config, config.hidden_size, config.layernorm_epsilon)
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """hidden_states [S, B, H] -> ([S, B, H], context)."""
-        summed, context = self._forward_attention(*args, **kwargs)
+    def forward(
+        self, hidden_states: Tensor, *, context_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """hidden_states [S, B, H] -> ([S, B, H], context), or [R, 1, H] as in `_chosen_rows`."""
+        summed, context = self._forward_attention(hidden_states, **kwargs)
+        summed = _chosen_rows(self, summed, context_mask)
         return self.mlp_layernorm(self._forward_mlp(self.attention_layernorm(summed))), context
+
+
+def _chosen_rows(layer: TransformerLayer, hidden: Tensor, rows: Tensor | None) -> Tensor:
+    """[R, 1, H]: `rows` (int64 [R], s * B + b) of hidden [S, B, H] in the last layer; all of it elsewhere or for None."""
+    if rows is None or layer.layer_number < layer.config.num_layers:
+        return hidden
+    return hidden.flatten(0, 1).index_select(0, rows).unsqueeze(1)
 
 
 def layer_spec(*, post_layernorm: bool) -> ModuleSpec:
@@ -86,7 +110,7 @@ def layer_spec(*, post_layernorm: bool) -> ModuleSpec:
         sharded_state_dict_keys_map={} if post_layernorm else _STOCK_CHECKPOINT_KEYS,
     )
     return ModuleSpec(
-        module=PostLayerNormTransformerLayer if post_layernorm else TransformerLayer, submodules=submodules
+        module=PostLayerNormTransformerLayer if post_layernorm else PreLayerNormTransformerLayer, submodules=submodules
     )
 
 

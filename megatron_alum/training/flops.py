@@ -24,13 +24,19 @@ PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "H800": 989.0, "B200": 2250.0, "A10
 
 
 def forward_flops(config: RunConfig, *, vocab_size: int) -> float:
-    """F of one sequence: layers on every token, vocabulary head on masked tokens only (the curriculum's mean rate)."""
+    """F of one sequence: layers on every token, vocabulary head on masked tokens only (the curriculum's mean rate).
+
+    The last MLP, too, runs on no more than the heads read, where the run allows it (`RunConfig.encodes_rows`).
+    """
     model = config.model
     hidden, tokens = model.hidden_size, model.seq_length
-    layer = 2 * tokens * (4 * hidden * hidden + 2 * hidden * model.ffn_hidden_size) + 4 * tokens * tokens * hidden
+    attention = 2 * tokens * 4 * hidden * hidden + 4 * tokens * tokens * hidden
+    mlp_of_a_token = 2 * 2 * hidden * model.ffn_hidden_size
     masked = tokens * sum(config.data.mask_rates) / len(config.data.mask_rates)
     head = 2 * masked * (hidden * hidden + hidden * vocab_size)
-    return model.num_layers * layer + head
+    in_last_mlp = masked + model.has_nsp_head if config.encodes_rows else tokens
+    mlps = ((model.num_layers - 1) * tokens + in_last_mlp) * mlp_of_a_token
+    return model.num_layers * attention + mlps + head
 
 
 def passes(config: RunConfig, phase: Phase) -> float:

@@ -108,7 +108,17 @@ def _activations(config: RunConfig, phase: Phase, bytes_each: int, fused_attenti
         # One layer at a time is computed again, whichever pass it belongs to, and has its widest gradients beside it.
         gradients = tokens * (2 * model.ffn_hidden_size / tp + 2 * model.hidden_size / around) * bytes_each
         return passes * (embedding + model.num_layers * kept) + layer + gradients
-    return passes * (embedding + model.num_layers * layer)
+    return passes * (embedding + model.num_layers * layer - _spared_by_the_last_mlp(config, tokens, bytes_each))
+
+
+def _spared_by_the_last_mlp(config: RunConfig, tokens: int, bytes_each: int) -> float:
+    """What the last MLP, its LayerNorm and dropout would keep for the tokens that no head reads."""
+    if not config.encodes_rows:
+        return 0.0
+    model, tp = config.model, config.parallel.tensor_model_parallel_size
+    unread = tokens * (1 - max(config.data.mask_rates)) - config.training.micro_batch_size * model.has_nsp_head
+    residual = 2 * model.hidden_size * bytes_each + model.hidden_size * (model.hidden_dropout > 0)
+    return unread * (residual + 2 * model.ffn_hidden_size / tp * bytes_each)
 
 
 def _layer(config: RunConfig, tokens: int, bytes_each: int, fused_attention: bool) -> float:

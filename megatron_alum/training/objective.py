@@ -25,7 +25,7 @@ from megatron_alum.alum.kernels import Divergence
 from megatron_alum.config.alum import AlumConfig
 from megatron_alum.config.run import RunConfig
 from megatron_alum.data.batch import IGNORED_LABEL, PretrainingBatch
-from megatron_alum.models import SplitBert
+from megatron_alum.models import EncodedRows, SplitBert
 from megatron_alum.ops import NoiseKey, perturb_embeddings, symmetric_kl, weighted_sum
 from megatron_alum.training.rng import TrainingRng
 from megatron_alum.training.vocabulary import (
@@ -118,11 +118,11 @@ class Objective:
         """MLM + next sentence."""
         return self.standard_losses(self.encoded(micro), micro, counts)
 
-    def encoded(self, micro: MicroBatch) -> Tensor:
-        """Output of the encoder, or of this pipeline stage's part of it: [S(/tp), B, H]."""
+    def encoded(self, micro: MicroBatch) -> Tensor | EncodedRows:
+        """Output of the encoder, or of this pipeline stage's part of it: [S(/tp), B, H], or the rows that count."""
         return self._encode(self._embed(micro) if self.model.pre_process else None, micro)
 
-    def standard_losses(self, hidden: Tensor, micro: MicroBatch, counts: Counts) -> MicroLoss:
+    def standard_losses(self, hidden: Tensor | EncodedRows, micro: MicroBatch, counts: Counts) -> MicroLoss:
         """MLM + next sentence from the encoder's output."""
         outputs = self.whole.heads(hidden, micro.batch.masked_positions)
         lm_loss = self.whole.mlm(outputs.rows, micro.batch.masked_labels, weight=1 / counts.masked)
@@ -186,12 +186,13 @@ class Objective:
         )
         return RowLosses(sums.mlm / loss_scale, sums.kl / loss_scale, sums.inner / counts.adversarial_masked)
 
-    def _mlm_of_the_rest(self, hidden: Tensor, micro: MicroBatch, counts: Counts) -> Tensor | float:
+    def _mlm_of_the_rest(self, hidden: Tensor | EncodedRows, micro: MicroBatch, counts: Counts) -> Tensor | float:
         """MLM loss of the rows that took no adversarial branch (--alum-batch-fraction)."""
         begin = micro.counts.adversarial_masked
         if begin == micro.counts.masked:
             return 0.0
-        logits = self.whole.heads(hidden, micro.batch.masked_positions[begin:]).rows
+        rest = hidden.beyond(begin) if isinstance(hidden, EncodedRows) else hidden
+        logits = self.whole.heads(rest, micro.batch.masked_positions[begin:]).rows
         return self.whole.mlm(logits, micro.batch.masked_labels[begin:], weight=1 / counts.masked)
 
     def _nsp_sum(self, logits: Tensor | None, labels: Tensor) -> Tensor:
@@ -263,9 +264,11 @@ class Objective:
         """x, float32 [S(/tp), B, H]."""
         return self.model.embed(micro.batch.tokens, token_types=micro.batch.token_types, level=self.alum.perturb)
 
-    def _encode(self, embeddings: Tensor | None, micro: MicroBatch) -> Tensor:
-        types, level = micro.batch.token_types, self.alum.perturb
-        return self.model.encode(embeddings, token_types=types, padding_mask=micro.padding_mask, level=level)
+    def _encode(self, embeddings: Tensor | None, micro: MicroBatch) -> Tensor | EncodedRows:
+        inputs: dict[str, Any] = {"token_types": micro.batch.token_types, "padding_mask": micro.padding_mask}
+        if embeddings is not None and self.config.encodes_rows:
+            return self.model.encode_rows(embeddings, micro.batch.masked_positions, level=self.alum.perturb, **inputs)
+        return self.model.encode(embeddings, level=self.alum.perturb, **inputs)
 
     def _forward_on(self, part: MicroBatch) -> Callable[[Tensor], Outputs]:
         """forward_from_embeddings of Algorithm 1 for the A sequences."""

@@ -42,7 +42,9 @@ def run_over_stages(
             result = objective.standard_losses(hidden, micro, counts)
             return result.loss if scale is None else scale(result.loss), no_tokens, result.logged
 
-        return objective.encoded(micro), losses
+        hidden = objective.encoded(micro)
+        assert isinstance(hidden, Tensor), "stages encode every position"
+        return hidden, losses
 
     batch_size, length = micro_batches[0].batch.tokens.shape
     rows = forward_backward_pipelining_without_interleaving(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megatron_alum.config.alum import AlumConfig
-from megatron_alum.models import SplitBert
+from megatron_alum.models import EncodedRows, SplitBert
 from megatron_alum.ops import (
     kl_divergence,
     mlm_symmetric_kl_from_hidden,
@@ -49,8 +49,8 @@ class RowLosses(NamedTuple):
 class VocabularyLosses(Protocol):
     """What the adversarial step asks of the vocabulary head."""
 
-    def heads(self, hidden: Tensor, positions: Tensor) -> Outputs:
-        """Both heads on hidden [S(/tp), B, H] and masked positions int64 [N]."""
+    def heads(self, hidden: Tensor | EncodedRows, positions: Tensor) -> Outputs:
+        """Both heads on hidden [S(/tp), B, H], or what was encoded of it, and masked positions int64 [N]."""
 
     def divergence(self, clean: Tensor, adversarial: Tensor, *, weights: Tensor) -> Tensor:
         """Sum of weights [N] * what the ascent climbs, row by row; targets flow, detach them before.
@@ -73,7 +73,7 @@ class WholeLogits:
         self.model, self.alum = model, alum
         self.vocabulary: dict[str, Any] = {"valid_vocab_size": model.real_vocab_size, "group": model.groups.tp}
 
-    def heads(self, hidden: Tensor, positions: Tensor) -> Outputs:
+    def heads(self, hidden: Tensor | EncodedRows, positions: Tensor) -> Outputs:
         """Rows are logits [N, Vp]."""
         return Outputs(*self.model.heads(hidden, positions))
 
@@ -109,7 +109,7 @@ class ChunkedLogits:
         self.model, self.alum = model, alum
         self.vocabulary: dict[str, Any] = {"valid_vocab_size": model.real_vocab_size, "group": model.groups.tp}
 
-    def heads(self, hidden: Tensor, positions: Tensor) -> Outputs:
+    def heads(self, hidden: Tensor | EncodedRows, positions: Tensor) -> Outputs:
         """Rows are what the decoder multiplies, [N, H]."""
         return Outputs(*self.model.heads_before_decoder(hidden, positions))
 
