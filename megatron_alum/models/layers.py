@@ -82,7 +82,7 @@ class PostLayerNormTransformerLayer(TransformerLayer):
 
 
 def _chosen_rows(layer: TransformerLayer, hidden: Tensor, rows: Tensor | None) -> Tensor:
-    """[R, 1, H]: `rows` (int64 [R], s * B + b) of hidden [S, B, H] in the last layer; all of it elsewhere or for None."""
+    """[R, 1, H]: `rows` (int64 [R], s * B + b) of hidden [S, B, H] in the last layer; elsewhere, or for None, all."""
     if rows is None or layer.layer_number < layer.config.num_layers:
         return hidden
     return hidden.flatten(0, 1).index_select(0, rows).unsqueeze(1)
