@@ -1,4 +1,4 @@
-"""The last MLP on the rows that the heads read: values and gradients of the whole encoder, on every layout it serves."""
+"""The last MLP on the rows that the heads read: values and gradients of the whole encoder, on each layout."""
 
 import pytest
 import torch
