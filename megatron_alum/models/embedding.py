@@ -9,15 +9,18 @@ those tokens only, and are marked so that megatron-core sums their gradients ove
 """
 
 import contextlib
+from typing import Any
 
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from megatron_alum.config.model import ModelConfig
+from megatron_alum.models.accumulation import gradient_buffer
 from megatron_alum.models.normalization import LayerNorm, mark_sequence_parallel
 from megatron_alum.ops import dropout
 from megatron_alum.parallel.groups import ProcessGroups
@@ -48,7 +51,8 @@ class SplitEmbedding(LanguageModelEmbedding):
 
     def words(self, tokens: Tensor) -> Tensor:
         """int64 [B, S] -> float32 [S, B, H] ([S/tp, B, H] under sequence parallelism)."""
-        vectors = self.word_embeddings(tokens)
+        whole_table = self.groups.tp_size == 1
+        vectors = lookup(tokens, self.word_embeddings.weight) if whole_table else self.word_embeddings(tokens)
         if not self.groups.sequence_parallel:  # the reduce-scatter has transposed already
             vectors = vectors.transpose(0, 1)
         return vectors.float().contiguous()
@@ -83,3 +87,29 @@ class SplitEmbedding(LanguageModelEmbedding):
         if self.groups.sequence_parallel:
             ids = ids.chunk(self.groups.tp_size, dim=1)[self.groups.tp_rank]
         return ids.transpose(0, 1)
+
+
+def lookup(ids: Tensor, table: Tensor) -> Tensor:
+    """Rows of table [V, H] for int64 ids [...] -> [..., H]."""
+    buffer = gradient_buffer(table, torch.float32)
+    if buffer is None or torch.compiler.is_compiling():
+        return F.embedding(ids, table)
+    return _Lookup.apply(ids, table, buffer)
+
+
+class _Lookup(torch.autograd.Function):
+    """Adds the gradients of the rows to the table's buffer: one pass over these rows, none over the table."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, table: Tensor, buffer: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.buffer = buffer
+        return F.embedding(ids, table)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
+        (ids,) = ctx.saved_tensors
+        if ctx.needs_input_grad[1]:
+            ctx.buffer.index_add_(0, ids.flatten(), gradients[0].flatten(0, -2).to(ctx.buffer.dtype))
+        return None, None, None

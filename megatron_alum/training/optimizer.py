@@ -21,6 +21,7 @@ from torch import Tensor
 
 from megatron_alum.config.run import RunConfig
 from megatron_alum.models import SplitBert
+from megatron_alum.models.accumulation import accumulate_in_place
 from megatron_alum.training.schedule import learning_rate
 
 
@@ -35,6 +36,8 @@ def wrap_data_parallel(model: SplitBert, config: RunConfig) -> DistributedDataPa
     summing.calculate_per_token_loss = True  # megatron-core's name for "do not divide by the data-parallel size"
     wrapped = DistributedDataParallel(config=summing, ddp_config=layout, module=model)
     summing.no_sync_func = wrapped.no_sync  # for the pipeline schedule
+    if not layout.overlap_grad_reduce:
+        accumulate_in_place(model)
     return wrapped
 
 
