@@ -32,6 +32,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) tools/bench_ops.py --output benchmarks/results/ops_cpu.csv
+	$(PY) tools/bench_ops.py --keep-memory --output benchmarks/results/ops_cpu_kept_memory.csv
 	$(PY) tools/bench_step.py --rounds 3 --output benchmarks/results/step_cpu.csv
 	$(PY) tools/bench_finetune.py --output benchmarks/results/finetune_cpu.csv
 	$(PY) tools/bench_sampler.py --csv benchmarks/results/sampler.csv

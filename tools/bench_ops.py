@@ -9,7 +9,9 @@ move take at the bandwidth of a plain copy measured in the same rounds. "value a
 of N rows, forward and backward: "row losses" as one gets them from ops.symmetric_kl, "weighted sum" as from
 ops.weighted_kl, which the training step uses. Contestants marked "overwritten" write gradients over the logits (what
 the training step does); the others allocate them anew, which on CPU costs more than computing them, since the system
-hands out fresh pages for every call. "whole" is the unchunked head: the chunked one is compared with it.
+hands out fresh pages for every call; that favours whatever allocates less. With --keep-memory the process keeps what
+is freed, and only the ops' own work is left to compare. "whole" is the unchunked head: the chunked one is compared with
+it.
 """
 
 import argparse
@@ -28,6 +30,7 @@ import torch
 from torch import Tensor
 
 from megatron_alum import ops
+from megatron_alum.compat.allocator import keep_freed_memory
 from megatron_alum.compat.machine import current_commit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -339,6 +342,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--vocab", type=int, default=30592, help="padded vocabulary V")
     parser.add_argument("--repeats", type=int, default=15, help="rounds")
     parser.add_argument("--quick", action="store_true", help="without torch.compile and the released form")
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="keep freed memory on the CPU, as torch does on a GPU"
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "cpu.csv")
     return parser.parse_args()
 
@@ -348,6 +354,8 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    if arguments.keep_memory and not keep_freed_memory():
+        raise SystemExit("--keep-memory needs glibc's mallopt, which this system lacks: leave it out.")
     print(f"extension: {ops.build_info()}")
     device, size = torch.device(arguments.device), f"N={arguments.rows} V={arguments.vocab}"
     rows = []

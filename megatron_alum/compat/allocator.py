@@ -1,9 +1,13 @@
-"""Tells glibc's allocator to give freed memory back, for tools whose peak counts."""
+"""What glibc's allocator does with freed memory: given back at once where a tool's peak counts, kept where only an op's
+own time does.
+"""
 
 import ctypes
 import sys
 
-_M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_INT = 2**31 - 1
 
 
 def return_freed_memory() -> bool:
@@ -12,5 +16,20 @@ def return_freed_memory() -> bool:
     By default glibc learns from the first large blocks to keep their like, and tensors of different sizes leave holes:
     a converter of BERT-base then peaks at 1.0 to 1.2 GB, differently in each run (measured).
     """
+    return _mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+
+
+def keep_freed_memory() -> bool:
+    """Keep every freed block for the next allocation of this process; returns whether this was done.
+
+    For benchmarks of ops: by default large blocks come from the system anew in each call, and faulting in their pages
+    takes longer than most ops on them. Not for training, whose blocks differ in size from step to step and would not
+    fit into each other's places.
+    """
+    return _mallopt(_M_MMAP_THRESHOLD, _LARGEST_INT) and _mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
+
+
+def _mallopt(name: int, value: int) -> bool:
+    """glibc's mallopt(3); False on systems without it."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    return mallopt is not None and bool(mallopt(_M_MMAP_THRESHOLD, 1 << 20))
+    return mallopt is not None and bool(mallopt(name, value))
