@@ -342,9 +342,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--vocab", type=int, default=30592, help="padded vocabulary V")
     parser.add_argument("--repeats", type=int, default=15, help="rounds")
     parser.add_argument("--quick", action="store_true", help="without torch.compile and the released form")
-    parser.add_argument(
-        "--keep-memory", action="store_true", help="keep freed memory on the CPU, as torch does on a GPU"
-    )
+    parser.add_argument("--keep-memory", action="store_true", help="keep freed memory, as torch does on a GPU")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "cpu.csv")
     return parser.parse_args()
 
@@ -374,14 +372,7 @@ def main() -> None:
         tiles, size_of_x = perturb_contestants(arguments.tokens, 768, dtype, device), f"T={arguments.tokens} H=768"
         # In units of a float32 copy (8 bytes): x, delta, g read, x_adv and delta' written.
         copies = (8 + 4 + 2 * dtype.itemsize) / 8
-        rows += table(
-            "perturb_embeddings",
-            tiles,
-            dtype=name,
-            size=size_of_x,
-            floor_copies=copies,
-            arguments=arguments,
-        )
+        rows += table("perturb_embeddings", tiles, dtype=name, size=size_of_x, floor_copies=copies, arguments=arguments)
         if device.type == "cpu":
             dropped = dropout_contestants(arguments.tokens, 768, dtype)
             rows += table(

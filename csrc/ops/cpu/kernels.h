@@ -25,7 +25,7 @@ inline int64_t row_scratch_floats(int64_t columns) {
   return columns <= kBlockColumns ? 2 * ((columns + 127) / 64 * 64) : 0;
 }
 constexpr int64_t kDropoutBlock = 512;
-constexpr int64_t kScratchRows = 5;  // of a token
+constexpr int64_t kScratchRows = 3;  // of a token
 inline int64_t tile_scratch_floats(int64_t channels) { return kScratchRows * ((channels + 63) / 64 * 64); }
 
 const CpuKernels& portable_kernels();

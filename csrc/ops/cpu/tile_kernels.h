@@ -128,29 +128,57 @@ inline void write_out(const void* row, int64_t bytes, int64_t tensor_bytes, void
   if (i < bytes) __builtin_memcpy(static_cast<char*>(to) + i, static_cast<const char*>(row) + i, static_cast<size_t>(bytes - i));
 }
 
-// x + delta' rounded to the output type and written; returns sum |cast(x + delta') - cast(x)|. Three rows of scratch.
-inline float add_token(const TileTask& task, int64_t token, const float* x, const float* moved, float* scratch) {
-  const int64_t channels = task.channels, room = tile_scratch_floats(channels) / kScratchRows;
-  float *sum = scratch, *half = scratch + room, *rounded = scratch + 2 * room;
-#pragma omp simd
-  for (int64_t i = 0; i < channels; ++i) sum[i] = x[i] + moved[i];
-  const void* row = sum;
-  const float* base = x;
-  if (task.out_element != kFloat32) {
-    if (task.out_element != task.x_element) {
-      narrow_to(task.out_element, x, channels, half);
-      base = as_float(half, task.out_element, channels, rounded);
-    }
-    narrow_to(task.out_element, sum, channels, half);
-    as_float(half, task.out_element, channels, sum);
-    row = half;
+// Writes x and returns it as it reads afterwards.
+inline Vector written(float* to, Vector x) {
+  store(to, x);
+  return x;
+}
+template <typename Out>
+Vector written(Out* to, Vector x) {
+  store(to, x);
+  return load(to);
+}
+
+// `sum` = x + delta' rounded to the output type; returns sum |cast(x + delta') - cast(x)|.
+template <typename Element, typename Out>
+float add_row(const Element* x, const float* moved, int64_t channels, Out* sum) {
+  constexpr int64_t step = Vector::width;
+  Out rounded[step];
+  Vector less = broadcast(0.0f);  // minus the sums
+  int64_t i = 0;
+  for (; i + step <= channels; i += step) {
+    const Vector exact = load(x + i);
+    less = less + negated_absolute(written(sum + i, exact + load(moved + i)) - written(rounded, exact));
   }
-  const int64_t bytes = channels * element_size(task.out_element);
-  write_out(row, bytes, bytes * task.tokens, const_cast<void*>(element_at(task.x_adv, task.out_element, token * channels)));
-  float total = 0.0f;
-#pragma omp simd reduction(+ : total)
-  for (int64_t i = 0; i < channels; ++i) total += __builtin_fabsf(sum[i] - base[i]);
+  if (const int64_t rest = channels - i; rest > 0) {
+    const Vector exact = load_some(x + i, rest, 0.0f);
+    store_some(sum + i, exact + load_some(moved + i, rest, 0.0f), rest);
+    less = less + negated_absolute(load_some(sum + i, rest, 0.0f) - written(rounded, exact));
+  }
+  return -sum_of(less);
+}
+
+// `add_row` of a token, written to x_adv. A row of scratch.
+template <typename Element, typename Out>
+float add_token(const TileTask& task, int64_t token, const float* moved, float* scratch) {
+  const int64_t channels = task.channels, bytes = channels * static_cast<int64_t>(sizeof(Out));
+  Out* sum = reinterpret_cast<Out*>(scratch);
+  const float total = add_row(static_cast<const Element*>(task.x) + token * channels, moved, channels, sum);
+  write_out(sum, bytes, bytes * task.tokens, static_cast<Out*>(task.x_adv) + token * channels);
   return total;
+}
+
+template <typename Element>
+float add_token(const TileTask& task, int64_t token, const float* moved, float* scratch) {
+  if (task.out_element == kFloat32) return add_token<Element, float>(task, token, moved, scratch);
+  if (task.out_element == kBFloat16) return add_token<Element, BFloat16>(task, token, moved, scratch);
+  return add_token<Element, Float16>(task, token, moved, scratch);
+}
+
+inline float add_token(const TileTask& task, int64_t token, const float* moved, float* scratch) {
+  if (task.x_element == kFloat32) return add_token<float>(task, token, moved, scratch);
+  if (task.x_element == kBFloat16) return add_token<BFloat16>(task, token, moved, scratch);
+  return add_token<Float16>(task, token, moved, scratch);
 }
 
 inline void perturb_token(const TileTask& task, int64_t token, float* scratch) {
@@ -181,10 +209,7 @@ inline void perturb_token(const TileTask& task, int64_t token, float* scratch) {
     const int64_t bytes = channels * static_cast<int64_t>(sizeof(float));
     write_out(moved, bytes, bytes * task.tokens, task.delta_out + token * channels);
   }
-  if (task.x == nullptr) return;
-  const void* row = element_at(task.x, task.x_element, token * channels);
-  const float* x = as_float(row, task.x_element, channels, scratch + room);
-  sums[1] = add_token(task, token, x, moved, scratch + 2 * room);
+  if (task.x != nullptr) sums[1] = add_token(task, token, moved, scratch + room);
 }
 
 void perturb_tokens(const TileTask& task, int64_t begin, int64_t end, float* scratch) {

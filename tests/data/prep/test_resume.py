@@ -149,31 +149,41 @@ def test_a_failing_worker_ends_the_run(tmp_path, monkeypatch, source, function, 
     assert left_behind(tmp_path, keep=KEEP) == []
 
 
-def kill_and_resume(folder, kills, seed):
-    """Run the tool over folder/in.jsonl, killing it `kills` times after random times; returns how often it was
-    killed."""
-    command = [
-        sys.executable,
-        "-c",
-        "from megatron_alum.data.readers import records; records.CHUNK_BYTES = 20_000; import runpy, sys; ",
-    ]
-    command[-1] += (
-        f"sys.argv[0] = {str(ROOT / 'tools/preprocess_data.py')!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    command += ["--input", str(folder / "in.jsonl"), "--output-prefix", str(folder / "out"), "--workers", "2"]
-    command += ["--vocab-file", str(folder / "vocab.txt"), "--checkpoint-mb", "0", "--resume"]
+def tool(folder, prefix):
+    """The command that prepares folder/in.jsonl in small chunks, resuming."""
+    code = "from megatron_alum.data.readers import records; records.CHUNK_BYTES = 20_000; import runpy, sys; "
+    path = str(ROOT / "tools/preprocess_data.py")
+    code += f"sys.argv[0] = {path!r}; runpy.run_path({path!r}, run_name='__main__')"
+    command = [sys.executable, "-c", code, "--input", str(folder / "in.jsonl"), "--output-prefix", str(folder / prefix)]
+    return [*command, "--workers", "2", "--vocab-file", str(folder / "vocab.txt"), "--checkpoint-mb", "0", "--resume"]
+
+
+def run_tool(folder, prefix):
+    """Undisturbed; returns its seconds."""
+    begun = time.monotonic()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(tool(folder, prefix), env=environment, capture_output=True, text=True, timeout=300)
+    assert (folder / f"{prefix}.json").exists(), done.stderr
+    return time.monotonic() - begun
+
+
+def kill_and_resume(folder, kills, seed, seconds):
+    """Run the tool, which takes `seconds`, killing it `kills` times after random times; returns how often it was
+    killed.
+    """
     draw = random.Random(seed)
     state = folder / "out.partial" / "state.json"
     killed = 0
     for attempt in range(kills):
         before = state.stat().st_mtime_ns if state.exists() else 0
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
-            command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+            tool(folder, "out"), env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
         )
         # every other kill falls into the writing, which shows by a new checkpoint; the others anywhere from the start
         while attempt % 2 and process.poll() is None and not (state.exists() and state.stat().st_mtime_ns > before):
             time.sleep(0.01)
-        time.sleep(draw.uniform(0, 0.5))
+        time.sleep(draw.uniform(0, seconds / 4 if attempt % 2 else seconds))
         if process.poll() is None:
             workers = psutil.Process(process.pid).children(recursive=True)
             os.kill(process.pid, signal.SIGKILL)
@@ -184,21 +194,17 @@ def kill_and_resume(folder, kills, seed):
         process.stderr.close()
         if (folder / "out.json").exists():
             break
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
-    )
-    assert (folder / "out.json").exists(), done.stderr
+    run_tool(folder, "out")
     return killed
 
 
-def check_kills(folder, monkeypatch, kills, documents):
-    monkeypatch.setattr(records, "CHUNK_BYTES", 20_000)
+def check_kills(folder, kills, documents):
     texts = [f"The cat {i} sat. The dog {i % 7} ran far away! " * 4 for i in range(documents)]
-    source = write_jsonl(folder / "in.jsonl", texts)
-    prepare(folder, source, output_prefix=str(folder / "whole"))
-    total = 0
-    for seed in range(kills):
-        total += kill_and_resume(folder, kills - total, seed)
+    write_jsonl(folder / "in.jsonl", texts)
+    write_vocab(folder)
+    seconds, total = run_tool(folder, "whole"), 0
+    for seed in range(10 * kills):
+        total += kill_and_resume(folder, kills - total, seed, seconds)
         assert parts(folder) == parts(folder, "whole")
         if total >= kills:
             return
@@ -207,10 +213,10 @@ def check_kills(folder, monkeypatch, kills, documents):
     pytest.fail(f"only {total} of {kills} kills met a running process")
 
 
-def test_three_kills(tmp_path, monkeypatch):
-    check_kills(tmp_path, monkeypatch, 3, 2000)
+def test_three_kills(tmp_path):
+    check_kills(tmp_path, 3, 4000)
 
 
 @pytest.mark.slow
-def test_twenty_kills(tmp_path, monkeypatch):
-    check_kills(tmp_path, monkeypatch, 20, 40_000)
+def test_twenty_kills(tmp_path):
+    check_kills(tmp_path, 20, 40_000)
