@@ -4,7 +4,8 @@
     python tools/estimate_memory.py --processes 16 --vocab-size 30522 --gpu-memory-gb 80 \
         --config examples/bert_3.9b.yaml
 
-Takes every option of pretrain_bert_alum.py. Formulas: megatron_alum/training/memory.py and flops.py.
+Takes every option of pretrain_bert_alum.py; a float32 run is taken for one on the CPU. Formulas:
+megatron_alum/training/memory.py and flops.py.
 """
 
 import argparse
@@ -46,8 +47,8 @@ def report(config: RunConfig, *, processes: int, vocab_size: int, limit_gb: floa
     for phase, iterations in run_iterations(config).items():
         if not iterations:
             continue
-        fused = config.precision.dtype_name != "float32" or config.model.attention_dropout == 0.0
-        memory = estimate_memory(config, phase, vocab_size=vocab_size, world_size=processes, fused_attention=fused)
+        on_gpu = config.precision.dtype_name != "float32"
+        memory = estimate_memory(config, phase, vocab_size=vocab_size, world_size=processes, on_gpu=on_gpu)
         parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.head, memory.total)
         widths = (10, 10, 10, 12, 8, 8)
         values = "".join(f"{part / 1e9:{width}.2f}" for part, width in zip(parts, widths, strict=True))

@@ -68,8 +68,8 @@ def report(state: TrainState, plan: BatchPlan, seconds: dict[Phase, float]) -> l
     peak = peak_flops(config, groups.device)
     for phase, measured in seconds.items():
         flops, iterations = iteration_flops(config, phase, vocab_size=vocab), run_iterations(config)[phase]
-        fused = groups.device.type == "cuda" or config.model.attention_dropout == 0.0
-        memory = estimate_memory(config, phase, vocab_size=vocab, world_size=world, fused_attention=fused)
+        on_gpu = groups.device.type == "cuda"
+        memory = estimate_memory(config, phase, vocab_size=vocab, world_size=world, on_gpu=on_gpu)
         lines.append(
             f"  {phase:11} {iterations:,} iterations of {flops / 1e12:,.3g} TFLOP ({passes(config, phase):g} F), "
             f"{measured:,.2f} s each here ({flops / measured / world / 1e12:,.3g} TFLOP/s a process), "

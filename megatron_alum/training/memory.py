@@ -4,7 +4,8 @@
     gradients     float32 buffer of the data-parallel wrapper
     optimizer     Adam's two moments, and float32 master weights under 16 bits or the distributed optimizer
     activations   what the layers keep for backward: of the clean pass, and of the adversarial one in the same graph
-    head          logits at masked positions and the gradients of the vocabulary table that meet there
+    head          logits at masked positions and the gradients of the vocabulary table that meet there, unless they go
+                  straight into the buffer (models/accumulation.py)
 
 The peak lies at the start of the outer backward: both graphs are alive, the inner pass's is freed by then and was
 smaller (frozen parameters keep no inputs of linear layers). Letters: T tokens of a micro-batch, h hidden, f
@@ -64,12 +65,9 @@ def _stage_parameters(config: RunConfig, stage: int, stages: int, *, padded_voca
 
 
 def estimate_memory(
-    config: RunConfig, phase: Phase, *, vocab_size: int, world_size: int, fused_attention: bool
+    config: RunConfig, phase: Phase, *, vocab_size: int, world_size: int, on_gpu: bool
 ) -> MemoryEstimate:
-    """The peak of a step of `phase` on one of `world_size` processes; of pipeline stages, on the fullest one.
-
-    `fused_attention` is True where attention keeps no S x S matrices (GPU, or no attention dropout on the CPU).
-    """
+    """The peak of a step of `phase` on one of `world_size` processes; of pipeline stages, on the fullest one."""
     tp, stages = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
     padded = -(-vocab_size // config.model.make_vocab_size_divisible_by) * config.model.make_vocab_size_divisible_by
     bytes_each = 4 if config.precision.dtype_name == "float32" else 2
@@ -77,7 +75,9 @@ def estimate_memory(
     sharing = copies if config.parallel.use_distributed_optimizer else 1
     needs_master = bytes_each == 2 or config.parallel.use_distributed_optimizer
     micro_batches = config.training.global_batch_size // (config.training.micro_batch_size * copies)
-    activations = _activations(config, phase, bytes_each, fused_attention) / stages
+    activations = _activations(config, phase, bytes_each, on_gpu) / stages
+    autograd = on_gpu or bytes_each == 2 or config.compute.torch_compile or config.parallel.overlap_grad_reduce
+    table = padded // tp * config.model.hidden_size * bytes_each if autograd else 0
 
     def of_stage(stage: int) -> MemoryEstimate:
         parameters = _stage_parameters(config, stage, stages, padded_vocab_size=padded, tp=tp)
@@ -87,13 +87,13 @@ def estimate_memory(
             gradients=parameters * 4,
             optimizer=parameters * (12 if needs_master else 8) / sharing,
             activations=activations * in_flight,
-            head=_head(config, phase, bytes_each, padded // tp) if stage == stages - 1 else 0.0,
+            head=_head(config, phase, bytes_each, padded // tp, table) if stage == stages - 1 else 0.0,
         )
 
     return max((of_stage(stage) for stage in {0, stages - 1}), key=lambda estimate: estimate.total)
 
 
-def _activations(config: RunConfig, phase: Phase, bytes_each: int, fused_attention: bool) -> float:
+def _activations(config: RunConfig, phase: Phase, bytes_each: int, on_gpu: bool) -> float:
     """Of embedding and layers, both passes."""
     model, tp = config.model, config.parallel.tensor_model_parallel_size
     tokens = config.training.micro_batch_size * model.seq_length
@@ -101,45 +101,51 @@ def _activations(config: RunConfig, phase: Phase, bytes_each: int, fused_attenti
         tp if config.parallel.sequence_parallel else 1
     )  # residual stream and LayerNorm are split by tokens only then
     embedding = 3 * tokens * model.hidden_size * 4 / around  # words, their sum with positions, the perturbation
-    layer = _layer(config, tokens, bytes_each, fused_attention)
+    layer = _layer(config, tokens, bytes_each, on_gpu)
     passes = 1.0 if phase == "standard" else 1.0 + config.alum.batch_fraction
     if config.compute.recompute_granularity == "full":
         kept = tokens * model.hidden_size * bytes_each / around
         # One layer at a time is computed again, whichever pass it belongs to, and has its widest gradients beside it.
         gradients = tokens * (2 * model.ffn_hidden_size / tp + 2 * model.hidden_size / around) * bytes_each
         return passes * (embedding + model.num_layers * kept) + layer + gradients
-    return passes * (embedding + model.num_layers * layer - _spared_by_the_last_mlp(config, tokens, bytes_each))
+    return passes * (embedding + model.num_layers * layer - _spared_by_the_last_mlp(config, tokens, bytes_each, on_gpu))
 
 
-def _spared_by_the_last_mlp(config: RunConfig, tokens: int, bytes_each: int) -> float:
+def _spared_by_the_last_mlp(config: RunConfig, tokens: int, bytes_each: int, on_gpu: bool) -> float:
     """What the last MLP, its LayerNorm and dropout would keep for the tokens that no head reads."""
     if not config.encodes_rows:
         return 0.0
     model, tp = config.model, config.parallel.tensor_model_parallel_size
     unread = tokens * (1 - max(config.data.mask_rates)) - config.training.micro_batch_size * model.has_nsp_head
-    residual = 2 * model.hidden_size * bytes_each + model.hidden_size * (model.hidden_dropout > 0)
+    residual = 2 * model.hidden_size * bytes_each + model.hidden_size * _keeps_masks(config, on_gpu)
     return unread * (residual + 2 * model.ffn_hidden_size / tp * bytes_each)
 
 
-def _layer(config: RunConfig, tokens: int, bytes_each: int, fused_attention: bool) -> float:
+def _keeps_masks(config: RunConfig, on_gpu: bool) -> bool:
+    """Whether dropout keeps a byte an element; on the CPU a seed is enough."""
+    return on_gpu and config.model.hidden_dropout > 0
+
+
+def _layer(config: RunConfig, tokens: int, bytes_each: int, on_gpu: bool) -> float:
     """What one layer keeps for its backward."""
     model, tp = config.model, config.parallel.tensor_model_parallel_size
     h, f = model.hidden_size, model.ffn_hidden_size
     around = tp if config.parallel.sequence_parallel else 1
-    residual = 4 * h * bytes_each + 2 * h * (config.model.hidden_dropout > 0)  # two LayerNorms, in and out; two masks
+    residual = 4 * h * bytes_each + 2 * h * _keeps_masks(config, on_gpu)  # two LayerNorms, in and out; two masks
     inside = (5 * h + 2 * f) / tp * bytes_each  # q, k, v, context twice; before and after the GELU
     attention = 0.0
+    fused_attention = on_gpu or model.attention_dropout == 0.0  # keeps no S x S matrices
     if not fused_attention and config.compute.recompute_granularity == "none":
-        per_score = bytes_each + (bytes_each + 1 if model.attention_dropout > 0 else 0)  # softmax, dropped, mask
-        attention = model.num_attention_heads / tp * model.seq_length * per_score
+        attention = (
+            model.num_attention_heads / tp * model.seq_length * 2 * bytes_each
+        )  # softmax, dropped
     return tokens * (residual / around + inside + attention)
 
 
-def _head(config: RunConfig, phase: Phase, bytes_each: int, rows: int) -> float:
-    """Logits and the gradients of the vocabulary table, `rows` x h each, at the start of backward."""
+def _head(config: RunConfig, phase: Phase, bytes_each: int, rows: int, table: int) -> float:
+    """Logits and the gradients of the vocabulary table at the start of backward, `table` bytes each."""
     model, alum = config.model, config.alum
     masked = config.training.micro_batch_size * model.seq_length * max(config.data.mask_rates)
-    table = rows * model.hidden_size * bytes_each
     if phase == "standard":
         return 2 * masked * rows * bytes_each + table
     adversarial = masked * alum.batch_fraction

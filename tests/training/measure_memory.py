@@ -64,12 +64,11 @@ def main():
     before = process.memory_info().rss
     config = parse_config(RunConfig, sys.argv[1:])
     steps, state = steps_of(config, groups)
-    fused = config.model.attention_dropout == 0.0
     found = {}
     for phase, step in steps.items():
         step()
         vocab = state.network.real_vocab_size
-        estimate = estimate_memory(config, phase, vocab_size=vocab, world_size=1, fused_attention=fused)
+        estimate = estimate_memory(config, phase, vocab_size=vocab, world_size=1, on_gpu=False)
         found[phase] = [peak_of(process, step) - before, estimate.total]
     print(json.dumps(found))
 

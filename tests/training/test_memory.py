@@ -50,7 +50,7 @@ def config_of(*words):
 
 
 def estimate(config, world_size):
-    return estimate_memory(config, "standard", vocab_size=30_522, world_size=world_size, fused_attention=True)
+    return estimate_memory(config, "standard", vocab_size=30_522, world_size=world_size, on_gpu=True)
 
 
 def test_pipeline_stages_by_hand():

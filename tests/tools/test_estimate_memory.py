@@ -1,0 +1,72 @@
+"""tools/estimate_memory.py as a user calls it: its sums, its verdict, and what it needs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = ["--vocab-size", "30522", "--model-size", "base", "--bf16", "--global-batch-size", "64"]
+
+
+def estimate(*words):
+    command = [sys.executable, "tools/estimate_memory.py", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def rows_of(printed):
+    """{phase: [weights, gradients, optimizer, activations, head, total] in GB}."""
+    lines = [line.split() for line in printed.splitlines() if line.startswith(("standard", "alum"))]
+    return {words[0]: [float(word) for word in words[1:7]] for words in lines}
+
+
+@pytest.fixture(scope="module")
+def base():
+    done = estimate(*BASE, "--micro-batch-size", "8", "--gpu-memory-gb", "80")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_table_adds_up(base):
+    # By hand: (30,592 + 512 + 2) x 768 embeddings, 12 layers of 7,087,872, 624,256 of the MLM head and last LayerNorm,
+    # 592,130 of pooler and next-sentence head = 110,160,258 parameters, of 2, 4 and 12 bytes under bf16.
+    assert "110.2 million parameters, 1 process(es)" in base
+    rows = rows_of(base)
+    assert set(rows) == {"standard", "alum"}
+    for *parts, total in rows.values():
+        assert parts[:3] == [0.22, 0.44, 1.32]
+        assert sum(parts) == pytest.approx(total, abs=0.03)  # six figures rounded to 0.01
+    assert rows["alum"][3] > 1.9 * rows["standard"][3], "two graphs are alive"
+
+
+def test_the_verdict_follows_from_the_limit(base):
+    assert base.count("fits into 80 GB") == 2
+    standard, alum = (total for *_, total in rows_of(base).values())
+    limit = f"{(standard + alum) / 2:g}"
+    between = estimate(*BASE, "--micro-batch-size", "8", "--gpu-memory-gb", limit).stdout.splitlines()
+    assert between[3].split() == ["fits", "into", limit, "GB"]
+    assert between[5].split()[:4] == ["does", "not", "fit:", "try"]
+
+
+def test_more_processes_share_the_optimizer():
+    shared = estimate(*BASE, "--micro-batch-size", "4", "--use-distributed-optimizer", "--processes", "16")
+    assert "16 process(es)" in shared.stdout
+    assert rows_of(shared.stdout)["standard"][2] == pytest.approx(1.32 / 16, abs=0.01)
+
+
+def test_float32_is_the_cpus():
+    """Whose attention with dropout keeps S x S weights twice: 12 layers, 12 heads, 8 x 512 x 512 scores of 4 bytes."""
+    words = [word for word in BASE if word != "--bf16"]
+    kept, none = (
+        rows_of(estimate(*words, "--micro-batch-size", "8", "--attention-dropout", dropout).stdout)["standard"][3]
+        for dropout in ("0.1", "0")
+    )
+    assert kept - none == pytest.approx(12 * 12 * 8 * 512 * 512 * 8 / 1e9, rel=0.01)
+
+
+def test_what_is_missing_or_wrong_ends_it():
+    missing = estimate("--model-size", "base")
+    assert missing.returncode != 0 and "--vocab-size" in missing.stderr
+    wrong = estimate(*BASE, "--micro-batch-size", "7")
+    assert wrong.returncode != 0 and "global_batch_size" in wrong.stderr.replace("-", "_")
