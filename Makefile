@@ -12,7 +12,8 @@ DATA := $(or $(MEGATRON_ALUM_DATA),../shared/data)
 
 $(STAMP): $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q -c constraints.txt -U pip setuptools wheel pybind11 ninja
+	@# setuptools_scm: seqeval comes as source, and building it without isolation needs what an isolated build would fetch.
+	$(VENV)/bin/pip install -q -c constraints.txt -U pip setuptools setuptools_scm wheel pybind11 ninja
 	$(VENV)/bin/pip install -q -c constraints.txt torch==2.13.0
 	$(VENV)/bin/pip install -q -c constraints.txt --no-build-isolation -e '.[test,dask,wandb]'
 	touch $(STAMP)
