@@ -25,7 +25,7 @@ test: $(STAMP)
 	$(PY) -m pytest -n 2 --dist loadfile tests
 
 test-slow: $(STAMP)
-	$(PY) -m pytest -m slow -o timeout=3000 --results tests/slow_results.csv tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n 2 --dist worksteal -o timeout=3000 --results tests/slow_results.csv tests
 
 lint: $(STAMP)
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy

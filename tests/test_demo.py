@@ -1,10 +1,9 @@
-"""The demo: its embedded corpus and its failing stages quickly; the whole of it, timed, among the slow tests."""
+"""The demo: its embedded corpus and its failing stages quickly; the whole of it among the slow tests."""
 
 import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from PIL import Image
 from examples.demo import STOP_AFTER, TRAIN_ITERS, Demo
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_SECONDS = 300  # on two quiet cores
 
 
 def run_demo(*arguments, timeout=120):
@@ -48,11 +46,8 @@ def test_a_failing_stage_ends_the_demo_with_its_name(tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_demo(tmp_path):
-    start = time.monotonic()
     done = run_demo("--output", tmp_path, timeout=1500)
-    seconds = time.monotonic() - start
     assert done.returncode == 0, done.stderr[-3000:]
-    assert seconds < MAX_SECONDS, f"{seconds:.0f} s"
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == list(range(1, TRAIN_ITERS + 1))
     assert {row["phase"] for row in rows[:STOP_AFTER]} == {"standard", "alum"}

@@ -70,11 +70,12 @@ def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout_secon
         _pool[rank].connection.send_bytes(pickle.dumps(job))
         _pool[rank].num_jobs += 1
     answers = _collect(world_size, timeout_seconds)
-    failures = [(rank, answer) for rank, answer in answers.items() if not answer[0]]  # in order of arrival
+    failures = sorted((answer[3], rank) for rank, answer in answers.items() if not answer[0])  # the others follow it
     if failures or len(answers) < world_size:
         _stop_pool()  # the survivors may sit in a collective for ever
     if failures:
-        rank, (_, error, text) = failures[0]
+        _, rank = failures[0]
+        _, error, text, _ = answers[rank]
         raise error from RemoteTraceback(rank, text)
     if len(answers) < world_size:
         silent = sorted(set(range(world_size)) - set(answers))
@@ -83,7 +84,7 @@ def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout_secon
 
 
 def _collect(world_size: int, timeout_seconds: float) -> dict[int, tuple]:
-    """Answers (ok, value) or (False, exception, traceback) by rank, in order of arrival, until all or the deadline."""
+    """Answers (True, value) or (False, exception, traceback, time) by rank, until all are there or the deadline."""
     answers: dict[int, tuple] = {}
     pending: dict[Any, int] = {_pool[rank].connection: rank for rank in range(world_size)}
     deadline = time.monotonic() + timeout_seconds
@@ -94,7 +95,7 @@ def _collect(world_size: int, timeout_seconds: float) -> dict[int, tuple]:
             try:
                 answers[rank] = pickle.loads(connection.recv_bytes())
             except EOFError:
-                answers[rank] = (False, RuntimeError(f"rank {rank} died without an answer"), "")
+                answers[rank] = (False, RuntimeError(f"rank {rank} died without an answer"), "", time.monotonic())
             if not answers[rank][0]:
                 deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
     return answers
@@ -127,6 +128,7 @@ def _serve(connection: Connection, parent: int) -> None:
         except (EOFError, OSError):
             return
         connection.send_bytes(_answer(job))
+        _clean_up(torch)  # after the answer: the other ranks fail as soon as this one has left the group
 
 
 def _answer(job: bytes) -> bytes:
@@ -138,14 +140,13 @@ def _answer(job: bytes) -> bytes:
         _start(rank, world_size, port, torch)
         return pickle.dumps((True, fn(rank, world_size, *args)))
     except BaseException as error:
-        text = traceback.format_exc()
+        text, when = traceback.format_exc(), time.monotonic()
         try:
-            return pickle.dumps((False, error, text))
+            return pickle.dumps((False, error, text, when))
         except Exception:  # an exception that does not pickle still has its text
-            return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}"), text))
+            return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}"), text, when))
     finally:
         faulthandler.cancel_dump_traceback_later()
-        _clean_up(torch)
 
 
 def _start(rank: int, world_size: int, port: int, torch: Any) -> None:

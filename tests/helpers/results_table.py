@@ -1,9 +1,12 @@
 """Keeps `tests/slow_results.csv`: the last outcome of every slow test, with its time and the commit it ran on.
 
-A run of some of the tests replaces their rows and leaves the others, so that hours of tests need not pass in one go.
+A run of some of the tests replaces their rows and leaves the others, so that hours of tests need not pass in one go. Each
+row is written when its test has ended, under a lock: a run that is stopped keeps what it has, and pytest-xdist's workers
+share the file.
 """
 
 import csv
+import fcntl
 from datetime import date
 from pathlib import Path
 
@@ -36,20 +39,17 @@ class ResultsTable:
             row["outcome"] = report.outcome
         row["seconds"] = f"{float(row['seconds']) + report.duration:.1f}"
         row.update(self.run)
-
-    def pytest_sessionfinish(self) -> None:
-        """Merges this session's rows into the file."""
-        if self.rows:
-            merge(self.path, self.rows)
+        if report.when == "teardown":
+            merge(self.path, {report.nodeid: row})
 
 
 def merge(path: Path, rows: dict[str, dict[str, str]]) -> None:
     """Replace the rows of `path` that `rows` (by test) knows, add the new ones, sort by test."""
-    known = {}
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as stream:
-            known = {row["test"]: row for row in csv.DictReader(stream)}
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with path.open("a+", newline="", encoding="utf-8") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.seek(0)
+        known = {row["test"]: row for row in csv.DictReader(stream)}
+        stream.truncate(0)
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(row for _, row in sorted({**known, **rows}.items()))

@@ -1,6 +1,9 @@
 """The table of slow tests: a real session of two of them, then of one again."""
 
 import csv
+from pathlib import Path
+
+import pytest
 
 pytest_plugins = ["pytester"]
 
@@ -27,6 +30,12 @@ def pytest_configure(config):
 """
 
 
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """Sessions in a process of their own find this package."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+
 def outcomes(pytester):
     with (pytester.path / "results.csv").open(newline="") as stream:
         return {row["test"].split("::")[1]: row["outcome"] for row in csv.DictReader(stream)}
@@ -41,3 +50,35 @@ def test_a_later_run_replaces_only_its_own_rows(pytester):
     pytester.makepyfile(test_it=TESTS.format(value=True))
     pytester.runpytest_inprocess("-p", "no:cacheprovider", "-k", "changing")
     assert outcomes(pytester) == {"test_steady": "passed", "test_changing[a]": "passed"}
+
+
+def test_a_row_is_there_as_soon_as_its_test_has_ended(pytester):
+    """A run that is killed keeps what it has: the second test finds the first one's row."""
+    pytester.makeini("[pytest]\nmarkers = slow")
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(
+        test_it="""
+        import os, pytest
+
+        @pytest.mark.slow
+        def test_first():
+            pass
+
+        @pytest.mark.slow
+        def test_second():
+            os._exit(9)
+        """
+    )
+    assert pytester.runpytest_subprocess("-p", "no:cacheprovider").ret == 9
+    assert outcomes(pytester) == {"test_first": "passed"}
+
+
+def test_two_workers_share_the_file(pytester):
+    pytester.makeini("[pytest]\nmarkers = slow")
+    pytester.makeconftest(CONFTEST)
+    names = [f"test_{number}" for number in range(20)]
+    pytester.makepyfile(
+        test_it="import pytest\n" + "\n".join(f"@pytest.mark.slow\ndef {name}(): pass" for name in names)
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", "-n", "2")
+    assert outcomes(pytester) == dict.fromkeys(sorted(names), "passed")
