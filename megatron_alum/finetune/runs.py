@@ -6,15 +6,14 @@
     OUTPUT/best.json                          which run that is
     OUTPUT/config.json                        the settings all runs share
 
-A run with a DONE file is not repeated; an interrupted one goes on from its last checkpoint. Rows are appended when a
-run is complete, so the file never holds half a run.
+A run with a DONE file is not repeated; an interrupted one goes on from its last checkpoint (records.py). Rows are there
+when a run is complete, so the file never holds half a run.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,6 @@ from typing import Any
 
 import torch
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from megatron_alum.config.cli import config_to_dict
 from megatron_alum.config.finetune import FinetuneConfig
@@ -36,10 +34,17 @@ from megatron_alum.finetune.methods import Method
 from megatron_alum.finetune.methods import method as preset
 from megatron_alum.finetune.models import build_model
 from megatron_alum.finetune.predictions import write_predictions
+from megatron_alum.finetune.records import (
+    best_value,
+    collect_results,
+    finish,
+    last_checkpoint,
+    rows_if_done,
+    write_at_once,
+)
 from megatron_alum.finetune.tasks import BATCH_SIZES, LEARNING_RATES, MAX_EPOCHS, Task
 from megatron_alum.finetune.trainer import AlumTrainer
 
-DONE = "DONE"
 GRID_OPTIONS = ("seeds", "learning_rate", "per_device_train_batch_size", "paper_grid", "output", "save_model")
 ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-6  # Devlin et al. 2019
 
@@ -115,15 +120,14 @@ def run_grid(config: FinetuneConfig, prepared: Prepared) -> list[dict[str, Any]]
     output = Path(config.data.output)
     check_same_settings(config)
     rows: list[dict[str, Any]] = []
+    if is_main_process():
+        collect_results(output)  # a kill may have come between a run's end and its rows
     for point in grid(config):
         folder = output / "runs" / point.name
-        done = folder / DONE
-        if done.is_file():
-            if is_main_process():
-                print(f"{point.name}: done before, not repeated")
-            rows += json.loads(done.read_text(encoding="utf-8"))
-            continue
-        rows += run_point(config, prepared, point, folder)
+        done = rows_if_done(folder)
+        if done is not None and is_main_process():
+            print(f"{point.name}: done before, not repeated")
+        rows += run_point(config, prepared, point, folder) if done is None else done
     return rows
 
 
@@ -138,7 +142,7 @@ def check_same_settings(config: FinetuneConfig) -> None:
     path = Path(config.data.output) / "config.json"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+        write_at_once(path, json.dumps(wanted, indent=1) + "\n")
         return
     stored = json.loads(path.read_text(encoding="utf-8"))
     for name, value in wanted.items():
@@ -174,7 +178,7 @@ def run_point(config: FinetuneConfig, prepared: Prepared, point: Point, folder: 
     started = time.monotonic()
     dev_scores = DevScores(config, prepared)
     trainer = build_trainer(config, prepared, point, folder, dev_scores)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     rows: list[dict[str, Any]] = []
     for split in prepared.splits:
         known = dev_scores.of_checkpoint(trainer.state.best_metric) if split is prepared.splits[0] else None
@@ -185,7 +189,7 @@ def run_point(config: FinetuneConfig, prepared: Prepared, point: Point, folder: 
             write_predictions(prepared.task, split.name, split.examples, decoded, folder)
     if trainer.is_world_process_zero():
         keep_best(config, prepared, trainer, point, rows)
-        _finish(Path(config.data.output), folder, rows)
+        finish(Path(config.data.output), folder, rows)
     return rows
 
 
@@ -317,20 +321,10 @@ def keep_best(
     """Save the model as OUTPUT/model if its result on the first split is the best of the grid so far."""
     wanted = (prepared.splits[0].name, prepared.task.metrics[0])
     values = [row["value"] for row in rows if (row["split"], row["metric"]) == wanted]
-    record = Path(config.data.output) / "best.json"
-    best = json.loads(record.read_text(encoding="utf-8"))["value"] if record.is_file() else float("-inf")
-    if not values or values[0] <= best:
+    output = Path(config.data.output)
+    if not values or values[0] <= best_value(output):
         return
     if config.training.save_model:
-        trainer.save_model(str(Path(config.data.output) / "model"))
+        trainer.save_model(str(output / "model"))
     content = {"run": point.name, "split": wanted[0], "metric": wanted[1], "value": values[0]}
-    record.write_text(json.dumps(content) + "\n", encoding="utf-8")
-
-
-def _finish(output: Path, folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Append the rows, mark the run as done and delete its checkpoints."""
-    with (output / "results.jsonl").open("a", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row) + "\n" for row in rows)
-    (folder / DONE).write_text(json.dumps(rows), encoding="utf-8")
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+    write_at_once(output / "best.json", json.dumps(content) + "\n")

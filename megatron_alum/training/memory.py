@@ -136,9 +136,7 @@ def _layer(config: RunConfig, tokens: int, bytes_each: int, on_gpu: bool) -> flo
     attention = 0.0
     fused_attention = on_gpu or model.attention_dropout == 0.0  # keeps no S x S matrices
     if not fused_attention and config.compute.recompute_granularity == "none":
-        attention = (
-            model.num_attention_heads / tp * model.seq_length * 2 * bytes_each
-        )  # softmax, dropped
+        attention = model.num_attention_heads / tp * model.seq_length * 2 * bytes_each  # softmax, dropped
     return tokens * (residual / around + inside + attention)
 
 

@@ -1,8 +1,8 @@
 """Keeps `tests/slow_results.csv`: the last outcome of every slow test, with its time and the commit it ran on.
 
-A run of some of the tests replaces their rows and leaves the others, so that hours of tests need not pass in one go. Each
-row is written when its test has ended, under a lock: a run that is stopped keeps what it has, and pytest-xdist's workers
-share the file.
+A run of some of the tests replaces their rows and leaves the others, so that hours of tests need not pass in one go.
+Each row is written when its test has ended, under a lock: a run that is stopped keeps what it has, and pytest-xdist's
+workers share the file.
 """
 
 import csv

@@ -103,7 +103,7 @@ REAL_TEXT_BAND = {"bf16": 0.005, "fp16": 0.003}
 a learning rate without spikes (at twice the rate a spike parts the curves): bf16 was 0.0004 off, fp16 0.001 with one
 step skipped while the loss scale found its place; the rest is room for other processors' kernels"""
 REAL_TEXT_KL_BAND = 0.1
-"""likewise of the sum of the divergence over the 100 adversarial iterations, after what rounding alone adds: 0.04, 0.02"""
+"""likewise of the divergence's sum over the 100 adversarial iterations, less what rounding alone adds: 0.04, 0.02"""
 KL_OF_ROUNDING = {"bf16": 2 * 2**-12 / 12, "fp16": 2 * 2**-18 / 12}
 """what rounding the logits adds to a row's divergence, which is the variance of d for small d: logits of 2 to 4 have a
 resolution of 2^-6 and 2^-9, and each of the two roundings has a variance of resolution^2 / 12"""

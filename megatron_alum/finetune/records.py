@@ -1,0 +1,68 @@
+"""What a grid of runs has on disk, kept so that a kill at any moment neither loses a result nor writes one twice.
+
+A run's DONE file appears at once and holds its rows; results.jsonl is put together from all DONE files, in the order in
+which the runs ended. A checkpoint counts when the Trainer has written its last file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+DONE = "DONE"
+TRAINER_STATE = "trainer_state.json"  # the Trainer writes it after everything else
+
+Row = dict[str, Any]
+
+
+def rows_if_done(folder: Path) -> list[Row] | None:
+    """The rows of a complete run; None for any other."""
+    done = folder / DONE
+    rows: list[Row] | None = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else None
+    return rows
+
+
+def finish(output: Path, folder: Path, rows: list[Row]) -> None:
+    """Keep the rows of a complete run and delete its checkpoints."""
+    write_at_once(folder / DONE, json.dumps(rows))
+    collect_results(output)
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def collect_results(output: Path) -> None:
+    """Write results.jsonl from the runs that are complete; without one, nothing."""
+    done = sorted(output.glob(f"runs/*/{DONE}"), key=lambda path: (path.stat().st_mtime_ns, path))
+    rows = [row for path in done for row in json.loads(path.read_text(encoding="utf-8"))]
+    if rows:
+        write_at_once(output / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def best_value(output: Path) -> float:
+    """The result of OUTPUT/model on the development set; minus infinity without one."""
+    record = output / "best.json"
+    return float(json.loads(record.read_text(encoding="utf-8"))["value"]) if record.is_file() else float("-inf")
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint of a run, to go on from; None to begin."""
+    complete = [path for path in folder.glob("checkpoint-*") if _is_complete(path)]
+    return str(max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if complete else None
+
+
+def write_at_once(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return True

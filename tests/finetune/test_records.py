@@ -1,0 +1,67 @@
+"""What a kill may leave of a grid, and what the next call makes of it."""
+
+import json
+import shutil
+
+from megatron_alum.finetune.records import collect_results, last_checkpoint
+from tests.finetune.test_tools import encoder, flags, rows_of, run_tool, sentiment  # noqa: F401
+
+
+def test_killed_between_a_run_and_its_rows(encoder, sentiment, tmp_path):  # noqa: F811
+    """The first run has its DONE file and no row yet; the second never began: each result is written once."""
+    command = flags(encoder, sentiment, tmp_path / "out", "--max-train-samples", 16, "--num-train-epochs", 1)
+    run_tool("finetune", *command)
+    results = tmp_path / "out" / "results.jsonl"
+    first, second = rows_of(results)
+    results.unlink()
+    shutil.rmtree(tmp_path / "out" / "runs" / "lr0.005-bs16-seed2")
+    run_tool("finetune", *command)
+    again = rows_of(results)
+    assert again[0] == first and {**again[1], "seconds": 0} == {**second, "seconds": 0}
+    assert len(again) == 2
+
+
+def test_killed_between_the_rows_and_the_checkpoints(tmp_path):
+    """Rows of a run that ended twice over (the kill came before its checkpoints were gone) stand there once."""
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    (folder / "DONE").write_text(json.dumps([{"value": 1}]))
+    for _ in range(2):
+        collect_results(tmp_path)
+        assert rows_of(tmp_path / "results.jsonl") == [{"value": 1}]
+
+
+def test_a_torn_checkpoint_is_not_resumed(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for step, state in ((4, '{"global_step": 4}'), (10, '{"global_step": 10}'), (12, '{"global_st'), (14, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_bytes(b"")
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_a_run_killed_while_it_saves_goes_on(encoder, sentiment, tmp_path, monkeypatch):  # noqa: F811
+    """The second epoch's checkpoint has its weights only: the run goes on from the first, to the same end."""
+    from transformers import Trainer
+
+    more = ("--max-train-samples", 64, "--seeds", 3)
+    run_tool("finetune", *flags(encoder, sentiment, tmp_path / "a", *more))
+    save_model = Trainer.save_model
+
+    def killed(self, output_dir=None, **options):
+        save_model(self, output_dir, **options)
+        if "checkpoint-8" in str(output_dir):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "save_model", killed)
+    try:
+        run_tool("finetune", *flags(encoder, sentiment, tmp_path / "b", *more))
+    except KeyboardInterrupt:
+        pass
+    monkeypatch.undo()
+    run = tmp_path / "b" / "runs" / "lr0.005-bs16-seed3"
+    assert last_checkpoint(run) == str(run / "checkpoint-4") and (run / "checkpoint-8").is_dir()
+    run_tool("finetune", *flags(encoder, sentiment, tmp_path / "b", *more))
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1] and len(rows_of(tmp_path / "b" / "results.jsonl")) == 1
