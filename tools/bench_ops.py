@@ -153,6 +153,9 @@ def released_kl(clean: Tensor, adv: Tensor) -> Tensor:
     return (one + other).sum(1)
 
 
+ONE_LAUNCH = "ours, one launch"
+
+
 def divergence_contestants(
     rows: int, vocab: int, dtype: torch.dtype, device: torch.device, quick: bool
 ) -> dict[str, Run]:
@@ -191,7 +194,16 @@ def divergence_contestants(
     contestants["ours, weighted sum, new gradients"] = both(weighted)
     contestants["ours, row losses, overwritten"] = overwritten(ops.symmetric_kl)
     contestants["ours, weighted sum, overwritten"] = overwritten(weighted)
+    if ops.build_info()["built"]:
+        contestants[ONE_LAUNCH] = Prepared(refresh, lambda: fused_launch(*live, ones))
     return contestants
+
+
+def fused_launch(clean: Tensor, adv: Tensor, weight: Tensor) -> None:
+    """The row kernel alone, without autograd: losses and both gradients over the logits in one launch."""
+    one_sided, detach_targets, needed = False, True, (True, True)
+    call = clean, adv, None, None, weight, 0, clean.shape[1], one_sided, detach_targets, *needed
+    torch.ops.megatron_alum.row_fused_(*call)
 
 
 class _Handover(torch.autograd.Function):

@@ -99,10 +99,14 @@ def main() -> None:
 
 
 def chosen(words: list[str]) -> list[str]:
-    """Stock and the variants whose name holds one of `words`, or all that this machine can run without words."""
+    """Stock and the variants that are called, or whose name holds, one of `words`; without words all that can run here."""
     one_process_only = torch.cuda.is_available()  # the rows of data parallelism need a device a process
     possible = [name for name, variant in VARIANTS.items() if variant.threads is None or not one_process_only]
-    return [name for name in possible if name == STOCK or not words or any(word in name for word in words)]
+
+    def is_meant(name: str) -> bool:
+        return any(name == word if word in VARIANTS else word in name for word in words)
+
+    return [name for name in possible if name == STOCK or not words or is_meant(name)]
 
 
 def run_variant(arguments: argparse.Namespace, variant: Variant) -> Measured:
@@ -159,7 +163,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true", help="bfloat16 instead of float32")
     parser.add_argument("--steps", type=int, default=5, help="timed steps (default: 5); see `measure`")
     parser.add_argument("--rounds", type=int, default=2, help="passes over all rows, the fastest counts (default: 2)")
-    parser.add_argument("--only", nargs="*", default=[], help="stock, and variants whose name holds one of these words")
+    parser.add_argument("--only", nargs="*", default=[], help="stock, and variants that are called, or whose name holds, one of these words")
     parser.add_argument("--output", help="CSV file to write")
     return parser.parse_args(words)
 

@@ -71,8 +71,10 @@ MA_FUNCTION float one_sided_column(float h, float v, float larger, float minus_o
   s = 1.0f / 24.0f - v * s;
   s = 1.0f / 6.0f - v * s;
   s = 0.5f - v * s;
-  const float ahead = v < 0.3f ? v * v * s : minus_one + v;
-  return larger * (h < 0.0f ? v * v - ahead * (1.0f + v) : ahead);
+  const bool is_small = v < 0.3f;
+  const float ahead = is_small ? v * v * s : minus_one + v;
+  if (h >= 0.0f) return larger * ahead;
+  return larger * (is_small ? v * v - ahead * (1.0f + v) : -minus_one - v * (1.0f + minus_one));
 }
 
 // The weights of a column whose log ratio (clean over adversarial, on the given scales) is h.

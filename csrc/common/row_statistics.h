@@ -31,10 +31,17 @@ MA_FUNCTION float one_sided_term(float h) {
   return h * h * s;
 }
 
-// p - q from p and h = log(p / q) without overflow: the larger of the two times 1 - exp(-|h|).
-MA_FUNCTION float probability_difference(float p, float h) {
-  if (h >= 0.0f || p == 0.0f) return -p * MA_MATH(expm1f)(-h);
-  return MA_MATH(expf)(MA_MATH(logf)(p) - h) * MA_MATH(expm1f)(h);
+// p - q from p, its logarithm and h = log(p / q) without overflow: the larger of the two times 1 - exp(-|h|). Where the other part
+// of a row holds all clean mass, p is 0 and its logarithm alone still knows q.
+MA_FUNCTION float probability_difference(float p, float log_p, float h) {
+  if (h >= 0.0f) return -p * MA_MATH(expm1f)(-h);
+  return MA_MATH(expf)(log_p - h) * MA_MATH(expm1f)(h);
+}
+
+// p h + q - p, what a part adds to KL(P||Q) besides its own divergence.
+MA_FUNCTION float one_sided_share(float p, float log_p, float h) {
+  if (h < 0.25f && h > -0.25f) return p * one_sided_term(h);
+  return p * h - probability_difference(p, log_p, h);
 }
 
 MA_FUNCTION RowRecord merge(const RowRecord& x, const RowRecord& y, bool one_sided) {
@@ -46,6 +53,9 @@ MA_FUNCTION RowRecord merge(const RowRecord& x, const RowRecord& y, bool one_sid
   const float scaled_x = x.mass * MA_MATH(expf)(x.maximum - top), scaled_y = y.mass * MA_MATH(expf)(y.maximum - top);
   const float total = scaled_x + scaled_y;
   const float share_x = scaled_x / total, share_y = scaled_y / total;
+  const float log_total = MA_MATH(logf)(total);
+  const float log_share_x = (x.maximum - top) + (MA_MATH(logf)(x.mass) - log_total);
+  const float log_share_y = (y.maximum - top) + (MA_MATH(logf)(y.mass) - log_total);
   const float shift_x = x.center - center, shift_y = y.center - center;
   // Twins of u and t one level up: u_i is the log of the part's clean over its adversarial mass.
   const float u_x = shift_x - x.log_ratio, u_y = shift_y - y.log_ratio;
@@ -54,7 +64,7 @@ MA_FUNCTION RowRecord merge(const RowRecord& x, const RowRecord& y, bool one_sid
   if (low > -1.0f && high < 1.0f) {
     ratio = MA_MATH(log1pf)(share_x * MA_MATH(expm1f)(-u_x) + share_y * MA_MATH(expm1f)(-u_y));
   } else {
-    const float log_x = MA_MATH(logf)(share_x) - u_x, log_y = MA_MATH(logf)(share_y) - u_y;
+    const float log_x = log_share_x - u_x, log_y = log_share_y - u_y;
     const float larger = log_x < log_y ? log_y : log_x;
     ratio = larger + MA_MATH(logf)(MA_MATH(expf)(log_x - larger) + MA_MATH(expf)(log_y - larger));
   }
@@ -62,9 +72,11 @@ MA_FUNCTION RowRecord merge(const RowRecord& x, const RowRecord& y, bool one_sid
   const float offset_x = shift_x + x.mean, offset_y = shift_y + y.mean;
   float divergence;
   if (one_sided) {
-    divergence = share_x * (x.divergence + one_sided_term(h_x)) + share_y * (y.divergence + one_sided_term(h_y));
+    divergence = (share_x * x.divergence + one_sided_share(share_x, log_share_x, h_x)) +
+                 (share_y * y.divergence + one_sided_share(share_y, log_share_y, h_y));
   } else {
-    const float moved_x = probability_difference(share_x, h_x), moved_y = probability_difference(share_y, h_y);
+    const float moved_x = probability_difference(share_x, log_share_x, h_x);
+    const float moved_y = probability_difference(share_y, log_share_y, h_y);
     divergence = moved_x * (offset_x + ratio) + moved_y * (offset_y + ratio) +
                  ((share_x - moved_x) * x.divergence + (share_y - moved_y) * y.divergence);
   }

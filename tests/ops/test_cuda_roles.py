@@ -130,6 +130,29 @@ def test_row_role_far_apart_masked_and_bad_rows(emulation):
     assert records[3, 5].isnan() and records[3, 1].isfinite()
 
 
+@pytest.mark.parametrize("one_sided", [False, True])
+@pytest.mark.parametrize("parts", [1, 4, 8])
+@pytest.mark.parametrize("scale", [30.0, 300.0, 1e4])
+def test_row_role_with_mass_in_different_parts(emulation, scale, parts, one_sided):
+    clean, adv = (scale * torch.randn(7, 1000) for _ in range(2))
+    call = {"labels": None, "valid": 1000, "parts": parts, "one_sided": one_sided}
+    records, _, to_adv = emulate_rows(emulation, clean, adv, **call)
+    truth = (oracle.one_sided_kl if one_sided else oracle.full_kl)(clean.double(), adv.double())
+    assert oracle.worst_row(records[:, 5], truth) <= tolerances.FAR_APART
+    exact = adv.double().softmax(1) - clean.double().softmax(1)
+    assert (to_adv - exact).abs().max() <= tolerances.FAR_APART_GRADIENT * clean.abs().max()
+
+
+@pytest.mark.parametrize("one_sided", [False, True])
+@pytest.mark.parametrize("dtype", ELEMENTS, ids=str)
+def test_row_role_reports_an_infinite_divergence(emulation, dtype, one_sided):
+    clean, adv = (x.to(dtype) for x in oracle.logits(3, 1000, difference=0.5))
+    adv[1, 77] = -torch.inf
+    for parts in (1, 4):
+        call = {"labels": None, "valid": 1000, "one_sided": one_sided, "parts": parts}
+        assert emulate_rows(emulation, clean, adv, **call)[0][:, 5].isnan().tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize("projection", ["clamp", "normalize", "normalized_gradient"])
 @pytest.mark.parametrize("dtype", ELEMENTS, ids=str)
 def test_tile_role_is_bit_equal_to_the_reference(emulation, projection, dtype):

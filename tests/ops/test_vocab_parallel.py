@@ -106,3 +106,16 @@ def test_merge_is_exact_in_any_order(device, impl, shards, one_sided):
         assert torch.allclose(lse.double(), whole[:, 0] + whole[:, 1].log(), rtol=1e-6)
         ratio = merged[:, 2] - merged[:, 3]  # lse(a) - lse(b), however it is centred
         assert torch.allclose(ratio.double(), whole[:, 2] - whole[:, 3], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shards", [2, 4, 8])
+@pytest.mark.parametrize("one_sided", [False, True])
+@pytest.mark.parametrize("scale", [30.0, 300.0, 1e4])
+def test_clean_and_adversarial_mass_in_different_shards(device, impl, scale, one_sided, shards):
+    clean, adv = (scale * torch.randn(7, 1024, device=device) for _ in range(2))
+    pieces = zip(clean.chunk(shards, 1), adv.chunk(shards, 1), strict=True)
+    options = reference.RowOptions(0, 1024 // shards, one_sided)
+    records = torch.stack([reference.row_statistics(a, b, None, options) for a, b in pieces])
+    merge = reference.merge_statistics if impl == "reference" else torch.ops.megatron_alum.merge_statistics
+    truth = (oracle.one_sided_kl if one_sided else oracle.full_kl)(clean.double(), adv.double())
+    assert oracle.worst_row(merge(records, one_sided)[:, 5], truth) <= tolerances.FAR_APART

@@ -14,6 +14,11 @@ SUBNORMAL_FLOAT16 = 2**-25
 VALUE = {torch.float32: FLOAT32, torch.bfloat16: FLOAT32, torch.float16: FLOAT32}
 # One-way KL at differences of order 1: two numbers of the size of t^2 / 2 cancel against each other (measured 2e-5).
 ONE_SIDED_LARGE = 1e-4
+# Logits up to 4e4 apart: h is a sum of numbers of their size, each rounded to 2^-24 of it, and so is what e^-h scales
+# (measured 4e-6).
+FAR_APART = 1e-5
+# Likewise of p and q themselves, absolute, a unit of size of the logits: two roundings of an exponent.
+FAR_APART_GRADIENT = 2**-23
 # MLM loss m + log Z - a_label: three float32 roundings of numbers near 10, against a loss near 10.
 MLM = 1e-6
 # Sums over a token's channels and over tokens in float32, order of addition left to the implementation.

@@ -25,18 +25,21 @@ def test_the_steps_it_asks_for_are_rows_of_the_step_table():
     arguments = bench_step.parse_arguments([*gpu_check.STEPS, *gpu_check.ROWS_OF_STEPS])
     assert (arguments.model_size, arguments.seq_length, arguments.bf16) == ("base", 512, True)
     names = bench_step.chosen(arguments.only)
-    assert names[0] == bench_step.STOCK and {"standard", "alum K=1"} <= set(names)
+    assert names == [bench_step.STOCK, "standard", "alum K=1"]
 
 
 def test_the_ops_it_asks_for_are_flags_of_the_op_table(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bench_ops.py", *gpu_check.OPS])
     arguments = bench_ops.parse_arguments()
     assert (arguments.device, arguments.rows, arguments.tokens) == ("cuda", 8192, 65536)
+    contestants = bench_ops.divergence_contestants(3, 8, torch.float32, torch.device("cpu"), quick=True)
+    assert gpu_check.ROW_KERNEL in contestants
+    contestants[gpu_check.ROW_KERNEL]()
 
 
 def test_promises_from_hand_made_tables():
     ops = [
-        {"op": "symmetric_kl, v", "contestant": "ours, one pass", "dtype": d, "against_floor": a, "speedup": s}
+        {"op": "symmetric_kl, v", "contestant": gpu_check.ROW_KERNEL, "dtype": d, "against_floor": a, "speedup": s}
         for d, a, s in (("float32", "9", "1"), ("bfloat16", "1.25", "12"))
     ]
     ops.append({**ops[1], "op": "perturb_embeddings", "contestant": "ours", "against_floor": "2"})
@@ -48,6 +51,14 @@ def test_promises_from_hand_made_tables():
     assert [promise.measured for promise in found] == pytest.approx([0.8, 12.0, 0.5, 0.4, 2.0, 2.8])
     assert [promise.met for promise in found] == ["yes", "yes", "no", "yes", "yes", "no"]
     assert {promise.met for promise in gpu_check.promises([], [])} == {"unknown"}
+    without_stock = [{"step": "standard", "tflops": "395.6", "ratio_to_stock": "", "ratio_to_standard": ""}]
+    assert [promise.met for promise in gpu_check.promises(ops, without_stock)][3:] == ["yes", "unknown", "unknown"]
+
+
+def test_a_command_that_hangs_is_no_answer():
+    assert gpu_check.answers([sys.executable, "-c", "pass"], seconds=60)
+    assert not gpu_check.answers([sys.executable, "-c", "raise SystemExit(1)"], seconds=60)
+    assert not gpu_check.answers([sys.executable, "-c", "import time; time.sleep(60)"], seconds=1)
 
 
 def test_tables_of_an_older_run_do_not_count(tmp_path):

@@ -23,6 +23,18 @@ struct GradientPair {
   Vector clean, adv;
 };
 
+// The record around lse(a) - lse(b), up to rounding, where merged parts have left its centre far away: the adversarial weights
+// e^(b + c - m) would overflow.
+inline RowRecord near_centre(RowRecord record) {
+  if (record.log_ratio < 20.0f && record.log_ratio > -20.0f) return record;
+  const float center = record.center - record.log_ratio;
+  const float rest = (center - record.center) + record.log_ratio;
+  record.mean += record.log_ratio - rest;
+  record.center = center;
+  record.log_ratio = rest;
+  return record;
+}
+
 inline GradientRow gradient_row(const RowRecord& record, float kl_weight, float mlm_weight) {
   const float factor = MA_MATH(expf)(-record.log_ratio) / record.mass;
   GradientRow row;
@@ -167,7 +179,8 @@ void gradients_of_form(const RowPointers<Element>& at, int64_t columns, const Ro
 
 // `kept`: the weights that the statistics of this very row have left, or null.
 template <typename Element>
-void gradient_of_row(const RowTask& task, int64_t index, const RowRecord& record, const KeptWeights& kept) {
+void gradient_of_row(const RowTask& task, int64_t index, const RowRecord& merged, const KeptWeights& kept) {
+  const RowRecord record = near_centre(merged);
   const int64_t columns = task.valid_columns;
   RowPointers<Element> at{static_cast<const Element*>(task.clean) + index * task.clean_stride,
                           static_cast<const Element*>(task.adv) + index * task.adv_stride, nullptr, nullptr};

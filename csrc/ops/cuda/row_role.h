@@ -164,6 +164,7 @@ MA_ROLE RowRecord record_of_part(const RowPart<Element>& part, Team& team, bool 
     if (well_centred(record, sums)) break;
   }
   if (mass >= 0.0f) record.mass = mass;  // the MLM loss survives adversarial logits that are not numbers
+  if (!(record.divergence < MA_INFINITY)) record.divergence -= record.divergence;  // infinite counts as not a number, too
   return record;
 }
 

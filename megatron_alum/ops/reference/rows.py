@@ -60,7 +60,7 @@ def row_statistics(clean: Tensor, adv: Tensor, labels: Tensor | None, options: R
         log_ratio = torch.log1p(-difference.sum(1) / mass)
         h = u + log_ratio[:, None]
         weight, difference = _weights(a, b, h, maximum, center, log_ratio)
-        terms = weight * _one_sided_terms(h) if options.one_sided else difference * h
+        terms = _one_sided_terms(weight, difference, h) if options.one_sided else difference * h
         sums = (
             torch.where(weight == 0, 0.0, weight * u).sum(1),
             torch.where((weight == 0) & (difference == 0), 0.0, terms).sum(1),
@@ -81,20 +81,21 @@ def merge_statistics(records: Tensor, one_sided: bool) -> Tensor:
         return records[0]
     maximum, mass, center, log_ratio, mean, divergence = (records[..., i] for i in range(STATISTICS))
     top, owner = maximum.max(dim=0)
-    scaled = mass * torch.exp(maximum - top)
-    total = scaled.sum(0)
+    total = (mass * torch.exp(maximum - top)).sum(0)
     empty = mass == 0
     chosen = center.gather(0, owner[None])[0]
     shift = torch.where(empty, 0.0, center - chosen)
-    share = scaled / total
+    # Where another shard holds all clean mass the share is 0, and its logarithm alone knows the adversarial one.
+    log_share = (maximum - top) + (torch.log(mass) - torch.log(total))
+    share = torch.exp(log_share)
     # Shard-level twins of u and t: u_i = shift_i - t_i is the log of the shard's clean over its adversarial mass.
     u = shift - log_ratio
-    ratio = _safe_log_mean_exp(-u, share)
-    h = u + ratio
-    p_minus_q = _difference_of_shares(share, h)
+    ratio = _log_mean_exp(torch.where(empty, 0.0, -u), log_share)
+    h = torch.where(empty, 0.0, u + ratio)
+    p_minus_q = torch.exp(log_share - h.clamp(max=0)) * torch.expm1(-h.abs()) * -torch.sign(h)
     offset = shift + mean
     if one_sided:
-        merged = (share * (divergence + _one_sided_terms(h))).sum(0)
+        merged = (share * divergence + _one_sided_terms(share, p_minus_q, h)).sum(0)
     else:
         merged = (p_minus_q * (offset + ratio)).sum(0) + ((share - p_minus_q) * divergence).sum(0)
     columns = [top, total, chosen, ratio, (share * offset).sum(0), merged]
@@ -185,11 +186,10 @@ def local_labels(labels: Tensor, options: RowOptions) -> tuple[Tensor, Tensor]:
     return torch.where(owned, local, 0), owned
 
 
-def _safe_log_mean_exp(x: Tensor, share: Tensor) -> Tensor:
-    """log sum_i share_i exp(x_i) over dim 0, keeping the digits of small x; a share of 0 counts nothing."""
-    x = torch.where(share == 0, 0.0, x)
-    small = torch.log1p((share * torch.expm1(x.clamp(-1, 1))).sum(0))
-    return torch.where((x.abs() < 1).all(0), small, torch.logsumexp(torch.log(share) + x, dim=0))
+def _log_mean_exp(x: Tensor, log_share: Tensor) -> Tensor:
+    """log sum_i share_i exp(x_i) over dim 0, keeping the digits of small x."""
+    small = torch.log1p((torch.exp(log_share) * torch.expm1(x.clamp(-1, 1))).sum(0))
+    return torch.where((x.abs() < 1).all(0), small, torch.logsumexp(log_share + x, dim=0))
 
 
 def _weights(
@@ -203,16 +203,9 @@ def _weights(
     return p, larger * torch.expm1(-h.abs()) * -torch.sign(h)
 
 
-def _difference_of_shares(share: Tensor, h: Tensor) -> Tensor:
-    """share - share exp(-h); never overflows."""
-    log_share = torch.log(share)
-    h = torch.where(share == 0, h.clamp(min=0), h)
-    return torch.exp(log_share - h.clamp(max=0)) * torch.expm1(-h.abs()) * -torch.sign(h)
-
-
-def _one_sided_terms(h: Tensor) -> Tensor:
-    """h + exp(-h) - 1 >= 0, whose mean under P is KL(P||Q)."""
-    return torch.where(h.abs() < _SERIES_LIMIT, h * h * _series(h), h + torch.expm1(-h))
+def _one_sided_terms(p: Tensor, p_minus_q: Tensor, h: Tensor) -> Tensor:
+    """p h + q - p = p (h + exp(-h) - 1) >= 0, whose sum is KL(P||Q); without overflow where p is far below q."""
+    return torch.where(h.abs() < _SERIES_LIMIT, p * h * h * _series(h), p * h - p_minus_q)
 
 
 def _series(h: Tensor) -> Tensor:
