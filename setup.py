@@ -21,15 +21,11 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
+OLDER_ARCHITECTURES = "8.0;9.0+PTX"  # of an nvcc before 12.8, which does not know sm_100
 # Contraction off: the noise must have the same bits in every build. Where a fused multiply-add is wanted it is written
 # out; the CUDA code rounds step by step with intrinsics in the noise.
 CXX_FLAGS = [
-    "-O3",
-    "-g0",
-    "-Wall",
-    "-Wextra",
-    "-Wno-unused-parameter",
-    "-Wno-unknown-pragmas",
+    *("-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas"),
     "-ffp-contract=off",
     "-fno-math-errno",  # sqrt as an instruction, also in vectors
     "-fvisibility=hidden",
@@ -59,18 +55,26 @@ def sources(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
 
 
+def nvcc_release() -> tuple[int, int] | None:
+    """(major, minor) of the nvcc that will compile; None without one."""
+    home = cpp_extension.CUDA_HOME
+    nvcc = shutil.which("nvcc") or (home and shutil.which("nvcc", path=str(Path(home) / "bin")))
+    if not nvcc:
+        return None
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else None
+
+
 def cuda_refusal() -> str | None:
     """Why CUDA cannot be built here, or None when it can."""
     if torch is None or torch.version.cuda is None:
         return "this torch is not a CUDA build"
-    home = cpp_extension.CUDA_HOME
-    nvcc = shutil.which("nvcc") or (home and shutil.which("nvcc", path=str(Path(home) / "bin")))
-    if not nvcc:
+    release = nvcc_release()
+    if release is None:
         return "nvcc was not found; put it on PATH or set CUDA_HOME"
-    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    release = re.search(r"release (\d+)\.", text)
-    if release is None or release.group(1) != torch.version.cuda.split(".")[0]:
-        return f"nvcc must be of CUDA {torch.version.cuda}, but is `{text.strip().splitlines()[-2]}` instead"
+    if release[0] != int(torch.version.cuda.split(".")[0]):
+        return f"nvcc must be of CUDA {torch.version.cuda}, but is of {release[0]}.{release[1]} instead"
     return None
 
 
@@ -94,7 +98,11 @@ def ops_extension() -> Extension | None:
         return None
     cuda = with_cuda()
     # Kept as text inside the binary: Python reads it before loading, since another torch would be an undefined symbol.
-    info = {"torch": torch.__version__, "cuda": torch.version.cuda if cuda else None}
+    info = {"torch": torch.__version__, "cuda": None}
+    if cuda:
+        known = CUDA_ARCHITECTURES if (nvcc_release() or (0, 0)) >= (12, 8) else OLDER_ARCHITECTURES
+        architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", known)
+        info |= {"cuda": torch.version.cuda, "architectures": architectures}
     # Not among define_macros: nvcc would split the text at its commas.
     marker = f"-DMEGATRON_ALUM_BUILD={json.dumps(json.dumps(info))}"
     # -fopenmp when compiling only: at link time it would add a second OpenMP runtime beside the one torch brings.
@@ -104,7 +112,6 @@ def ops_extension() -> Extension | None:
         return cpp_extension.CppExtension(
             "megatron_alum._C", files, include_dirs=include, extra_compile_args=compile_args["cxx"]
         )
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
     files += sources("ops/cuda/*.cpp") + sources("ops/cuda/*.cu")
     macros: list[tuple[str, str | None]] = [("MEGATRON_ALUM_CUDA", "1")]
     return cpp_extension.CUDAExtension(

@@ -7,7 +7,7 @@ Every figure is a median over rounds in which all contestants of a table take tu
 does hits all alike; each ratio is between medians of the same run. The floor is the time that the bytes an op must
 move take at the bandwidth of a plain copy measured in the same rounds. "value and both gradients" is the symmetric KL
 of N rows, forward and backward: "row losses" as one gets them from ops.symmetric_kl, "weighted sum" as from
-ops.weighted_kl, which the training step uses. Contestants marked "overwritten" write gradients over the logits (what
+ops.weighted_kl, which the training step uses, "one launch" the kernel by itself. Contestants marked "overwritten" write gradients over the logits (what
 the training step does); the others allocate them anew, which on CPU costs more than computing them, since the system
 hands out fresh pages for every call; that favours whatever allocates less. With --keep-memory the process keeps what
 is freed, and only the ops' own work is left to compare. "whole" is the unchunked head: the chunked one is compared with
@@ -34,6 +34,7 @@ from megatron_alum.compat.allocator import keep_freed_memory
 from megatron_alum.compat.machine import current_commit
 
 ROOT = Path(__file__).resolve().parents[1]
+ONE_LAUNCH = "ours, one launch"
 IDLE_CYCLES = 10_000_000  # 5 ms at 2 GHz: longer than the host takes to queue any contestant
 Run = Callable[[], object]
 
@@ -74,16 +75,26 @@ class Row:
 
 
 def measure(contestants: dict[str, Run], *, device: torch.device, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each contestant, sorted; one call each a round, after one round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for index in range(repeats + 1):
-        for name, run in contestants.items():
-            if isinstance(run, Prepared):
-                run.prepare()
-            elapsed = gpu_seconds(run) if device.type == "cuda" else host_seconds(run)
-            if index > 0:
-                seconds[name].append(elapsed)
+    """Seconds of each contestant, sorted; one call each a round, after one that does not count. Who fails is left out."""
+    seconds: dict[str, list[float]] = {}
+    for name, run in contestants.items():
+        try:
+            once(run, device)
+        except Exception as error:
+            print(f"  {name}: left out, {type(error).__name__}: {str(error).strip().splitlines()[0][:100]}")
+        else:
+            seconds[name] = []
+    for _ in range(repeats):
+        for name, measured in seconds.items():
+            measured.append(once(contestants[name], device))
     return {name: sorted(values) for name, values in seconds.items()}
+
+
+def once(run: Run, device: torch.device) -> float:
+    """Seconds of one call, preparation apart."""
+    if isinstance(run, Prepared):
+        run.prepare()
+    return gpu_seconds(run) if device.type == "cuda" else host_seconds(run)
 
 
 def host_seconds(run: Run) -> float:
@@ -153,9 +164,6 @@ def released_kl(clean: Tensor, adv: Tensor) -> Tensor:
     return (one + other).sum(1)
 
 
-ONE_LAUNCH = "ours, one launch"
-
-
 def divergence_contestants(
     rows: int, vocab: int, dtype: torch.dtype, device: torch.device, quick: bool
 ) -> dict[str, Run]:
@@ -200,10 +208,8 @@ def divergence_contestants(
 
 
 def fused_launch(clean: Tensor, adv: Tensor, weight: Tensor) -> None:
-    """The row kernel alone, without autograd: losses and both gradients over the logits in one launch."""
-    one_sided, detach_targets, needed = False, True, (True, True)
-    call = clean, adv, None, None, weight, 0, clean.shape[1], one_sided, detach_targets, *needed
-    torch.ops.megatron_alum.row_fused_(*call)
+    """The row kernel alone: symmetric divergence, targets detached, and both gradients over the logits."""
+    torch.ops.megatron_alum.row_fused_(clean, adv, None, None, weight, 0, clean.shape[1], False, True, True, True)
 
 
 class _Handover(torch.autograd.Function):
@@ -319,26 +325,13 @@ def table(
     commit = current_commit()
     rows = []
     print(f"\n{op}, {dtype}, {size}" + (f": floor {floor:.2f} ms" if floor else ""))
-    for name, run in contestants.items():
-        median = quantile(name, 0.5)
+    for name in seconds:
+        run, median = contestants[name], quantile(name, 0.5)
         against, speedup = (median / floor if floor else float("nan")), quantile("eager", 0.5) / median
         memory = extra_bytes(run, device) if name != "copy" else 0
         where = (label, torch.get_num_threads(), torch.__version__, commit)
-        rows.append(
-            Row(
-                op,
-                name,
-                dtype,
-                size,
-                median,
-                quantile(name, 0.2),
-                quantile(name, 0.8),
-                against,
-                speedup,
-                memory,
-                *where,
-            )
-        )
+        measured = median, quantile(name, 0.2), quantile(name, 0.8), against, speedup, memory
+        rows.append(Row(op, name, dtype, size, *measured, *where))
         times = f"{median:10.2f} ms  {against:6.2f} x floor  {speedup:7.2f} x eager"
         print(f"  {name:32s} {times}  {memory / 2**20:9.1f} MiB extra")
     return rows

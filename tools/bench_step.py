@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def chosen(words: list[str]) -> list[str]:
-    """Stock and the variants that are called, or whose name holds, one of `words`; without words all that can run here."""
+    """Stock, and the variants that are called, or whose name holds, one of `words`; without words all."""
     one_process_only = torch.cuda.is_available()  # the rows of data parallelism need a device a process
     possible = [name for name, variant in VARIANTS.items() if variant.threads is None or not one_process_only]
 
@@ -163,7 +163,12 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true", help="bfloat16 instead of float32")
     parser.add_argument("--steps", type=int, default=5, help="timed steps (default: 5); see `measure`")
     parser.add_argument("--rounds", type=int, default=2, help="passes over all rows, the fastest counts (default: 2)")
-    parser.add_argument("--only", nargs="*", default=[], help="stock, and variants that are called, or whose name holds, one of these words")
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        default=[],
+        help="stock, and variants that are called, or whose name holds, one of these words",
+    )
     parser.add_argument("--output", help="CSV file to write")
     return parser.parse_args(words)
 

@@ -91,11 +91,11 @@ struct Weights {
   }
 };
 
-void check_records(const Tensor& records, const RowTask& task) {
+void check_records(const Tensor& records, const RowTask& task, const at::Device& device) {
   TORCH_CHECK_VALUE(records.dim() == 2 && records.size(0) == task.rows && records.size(1) == task.record_width &&
-                        records.scalar_type() == at::kFloat && records.is_contiguous(),
-                    "`records` must be contiguous float32 [", task.rows, ", ", task.record_width, "], but is ",
-                    records.scalar_type(), " ", records.sizes(), " instead.");
+                        records.scalar_type() == at::kFloat && records.is_contiguous() && records.device() == device,
+                    "`records` must be contiguous float32 [", task.rows, ", ", task.record_width, "] on ", device,
+                    ", but is ", records.scalar_type(), " ", records.sizes(), " on ", records.device(), " instead.");
 }
 
 struct Needed {
@@ -135,7 +135,7 @@ std::tuple<Tensor, Tensor> row_gradients(const Tensor& clean_any, const Tensor& 
                                          bool one_sided, bool detach_targets, bool need_clean, bool need_adv) {
   const Tensor clean = readable(clean_any), adv = readable(adv_any);
   RowTask task = task_of(clean, adv, labels, {first_column, valid_columns, one_sided, detach_targets});
-  check_records(records, task);
+  check_records(records, task, clean.device());
   task.records = const_cast<float*>(records.const_data_ptr<float>());
   const Weights weights(task, mlm_weight, kl_weight, clean.device());
   const auto grads = new_gradients(task, clean, {need_clean, need_adv});
@@ -148,7 +148,7 @@ void row_gradients_(const Tensor& clean_any, const Tensor& adv_any, const Tensor
                     int64_t valid_columns, bool one_sided, bool detach_targets, bool need_clean, bool need_adv) {
   const Tensor clean = need_clean ? clean_any : readable(clean_any), adv = need_adv ? adv_any : readable(adv_any);
   RowTask task = task_of(clean, adv, labels, {first_column, valid_columns, one_sided, detach_targets});
-  check_records(records, task);
+  check_records(records, task, clean.device());
   task.records = const_cast<float*>(records.const_data_ptr<float>());
   const Weights weights(task, mlm_weight, kl_weight, clean.device());
   write_over_logits(task, clean, adv, {need_clean, need_adv});

@@ -54,7 +54,8 @@ def mlm_symmetric_kl_from_hidden(
     options = divergence.shard_options(weight.shape[0], valid_vocab_size, group, detach_targets, one_sided=False)
     weights = {"`mlm_row_weight`": mlm_row_weight, "`kl_row_weight`": kl_row_weight}
     losses = _RowLosses(options, group, dispatch.select(impl, clean_hidden))
-    mlm, kl = _sums((clean_hidden, adv_hidden, weight, bias), labels, weights, losses, chunk_rows, observe)
+    tensors = clean_hidden, adv_hidden, weight, bias
+    mlm, kl = _sums(tensors, labels.contiguous(), weights, losses, chunk_rows, observe)
     return mlm, kl
 
 
@@ -202,7 +203,8 @@ class _ChunkedHead(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *sum_grads: Tensor) -> tuple[Tensor | None, ...]:
         factor = common_factor(*sum_grads)
-        one = factor.device.type == "cpu" and bool(factor == 1)  # elsewhere looking would wait for the device
+        looks = factor.device.type == "cpu" and not torch.compiler.is_compiling()  # else it waits, or breaks the graph
+        one = looks and bool(factor == 1)
         scaled = [
             None if grad is None else (grad if one else grad * factor.to(grad.dtype)).to(dtype)
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)

@@ -69,30 +69,32 @@ def after_loading(action: Callable[[], None]) -> None:
     _after_loading.append(action)
 
 
-def select(impl: str, tensor: Tensor) -> str:
-    """Name of the implementation that serves `tensor`: "cuda", "cpu" or "reference"."""
+def select(impl: str, tensor: Tensor, *more: Tensor | torch.dtype | None) -> str:
+    """Name of the implementation that serves `tensor` and the dtypes of `more`: "cuda", "cpu" or "reference"."""
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"`impl` must be one of {', '.join(IMPLEMENTATIONS)}, but is {impl!r} instead.")
     if impl == "reference":
         return impl
     device = tensor.device.type
-    reason = _refusal(device, tensor.dtype)
+    dtypes = [tensor.dtype, *(x.dtype if isinstance(x, Tensor) else x for x in more if x is not None)]
+    reason = next((why for dtype in dtypes if (why := _refusal(device, dtype)) is not None), None)
     if impl != "auto" and device != impl:
         reason = f"the tensors are on {device}"
     if reason is None:
         return device
     if impl != "auto":
         raise ValueError(f"`impl` must be one that can run here, but is {impl!r} instead: {reason}. Use impl='auto'.")
-    _log_once(f"fused ops fall back to the torch reference: {reason}")
+    if not torch.compiler.is_compiling():  # writing a log would break the graph
+        _log_once(f"fused ops fall back to the torch reference: {reason}")
     return "reference"
 
 
 def build_info() -> dict[str, Any]:
     """State of the extension.
 
-    Keys: `built` (usable here), `cuda` (CUDA version of its kernels or None), `torch` (version it was built with or
-    None), `instruction_set` (what the CPU kernels use now: "avx512", "avx2", "portable" or None), `reason` (why not,
-    or None).
+    Keys: `built` (usable here), `cuda` (CUDA version of its kernels or None), `architectures` (those it was built for,
+    as in TORCH_CUDA_ARCH_LIST, or None), `torch` (version it was built with or None), `instruction_set` (what the CPU
+    kernels use now: "avx512", "avx2", "portable" or None), `reason` (why not, or None).
     """
     reason = load_extension()
     path = extension_path()
@@ -100,6 +102,7 @@ def build_info() -> dict[str, Any]:
     return {
         "built": reason is None,
         "cuda": build.get("cuda"),
+        "architectures": build.get("architectures"),
         "torch": build.get("torch"),
         "instruction_set": torch.ops.megatron_alum.instruction_set() if reason is None else None,
         "reason": reason,
@@ -119,9 +122,32 @@ def _cached_refusal(device: str, dtype: torch.dtype) -> str | None:
     if dtype not in KERNEL_DTYPES:
         return f"there is no kernel for {dtype} (only {', '.join(str(x) for x in KERNEL_DTYPES)})"
     reason = load_extension()
-    if reason is None and device == "cuda" and build_info()["cuda"] is None:
-        reason = f"the extension was built without CUDA; {_REBUILD} where nvcc and a CUDA torch are"
-    return reason
+    if reason is not None or device == "cpu":
+        return reason
+    info = build_info()
+    if info["cuda"] is None:
+        return f"the extension was built without CUDA; {_REBUILD} where nvcc and a CUDA torch are"
+    capability = torch.cuda.get_device_capability()
+    if not runs_on(info["architectures"], capability):
+        wanted = ".".join(map(str, capability))
+        return f"the extension was built for {info['architectures']}, not for {wanted}; {_REBUILD}"
+    return None
+
+
+def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether a build for `architectures` (as in TORCH_CUDA_ARCH_LIST) has code for a device of `capability`.
+
+    Machine code runs on later minor versions of its major one, intermediate code (+PTX) on everything later. Names
+    ("Hopper") are believed.
+    """
+    for entry in architectures.replace(";", " ").split():
+        found = re.fullmatch(r"(\d+)\.(\d+)a?(\+PTX)?", entry)
+        if found is None:
+            return True
+        version = int(found[1]), int(found[2])
+        if version <= capability and (version[0] == capability[0] or found[3]):
+            return True
+    return False
 
 
 def _minor(version: str) -> list[str]:

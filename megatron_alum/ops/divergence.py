@@ -141,7 +141,7 @@ def row_losses(
     """(MLM loss [N], divergence [N]); behind all doors."""
     if overwrite:
         refuse_overwriting(clean_logits=clean, adv_logits=adv)
-    impl = dispatch.select(impl, clean)
+    impl, labels = dispatch.select(impl, clean), None if labels is None else labels.contiguous()
     records = local_statistics(clean.detach(), adv.detach(), labels, options, impl)
     records = merge_over_group(records, options, group, impl)
     if impl == "reference":
@@ -154,7 +154,7 @@ def refuse_overwriting(**logits: Tensor) -> None:
     for name, tensor in logits.items():
         if not (tensor.requires_grad and torch.is_grad_enabled()):
             continue
-        kind = "a leaf" if tensor.is_leaf else "a view" if tensor._is_view() else None
+        kind = "a leaf" if tensor.is_leaf else "a view" if tensor._base is not None else None
         if kind is not None:
             raise ValueError(
                 f"`{name}` must own its memory to be overwritten, but is {kind} instead. Use overwrite_logits=False."

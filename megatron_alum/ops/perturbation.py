@@ -36,7 +36,7 @@ def ascend_and_project(
     projection: "clamp" | "normalize" | "normalized_gradient". A token with a non-finite gradient keeps its delta.
     """
     _check(delta, grad, None, step_size, epsilon, projection)
-    if dispatch.select(impl, delta) == "reference":
+    if dispatch.select(impl, delta, grad) == "reference":
         return reference.ascend_and_project(delta.detach(), grad.detach(), step_size, epsilon, projection)
     index = reference.PROJECTIONS.index(projection)
     return torch.ops.megatron_alum.ascend_and_project(delta.detach(), grad.detach(), step_size, epsilon, index)
@@ -65,9 +65,9 @@ def perturb_embeddings(
     if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:-1]):
         found = f"{mask.dtype} {list(mask.shape)}"
         raise ValueError(f"`mask` must be bool of shape {list(x.shape[:-1])}, but is {found} instead.")
-    x_adv, moved, sums = _Perturb.apply(
-        x, delta, grad, (step_size, epsilon, projection), mask, out_dtype or x.dtype, dispatch.select(impl, x)
-    )
+    out_dtype = out_dtype or x.dtype
+    impl = dispatch.select(impl, x, delta if isinstance(delta, Tensor) else None, grad, out_dtype)
+    x_adv, moved, sums = _Perturb.apply(x, delta, grad, (step_size, epsilon, projection), mask, out_dtype, impl)
     return x_adv, moved, statistics(sums)
 
 

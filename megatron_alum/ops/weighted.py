@@ -107,7 +107,7 @@ def _sums(
     for name, weight in zip(("MLM", "KL"), weights, strict=True):
         if weight is not None:
             check_row_weight(f"the {name} row weight", weight, clean.shape[0])
-    impl = dispatch.select(impl, clean)
+    impl, labels = dispatch.select(impl, clean), None if labels is None else labels.contiguous()
     if _one_pass(clean, adv, group, impl):
         if overwrite:
             divergence.refuse_overwriting(clean_logits=clean, **({} if adv is None else {"adv_logits": adv}))

@@ -60,3 +60,9 @@ def worst_row(found: Tensor, truth: Tensor) -> float:
     if found.ndim == 1:
         return ((found - truth).abs() / truth.abs().clamp(min=1e-300)).max().item()
     return ((found - truth).norm(dim=1) / truth.norm(dim=1).clamp(min=1e-300)).max().item()
+
+
+def far_apart(rows: int, columns: int, *, scale: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Two unrelated float32 [rows, columns]: nearly all mass of each in a column of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(scale * torch.randn(rows, columns, generator=generator) for _ in range(2))

@@ -31,7 +31,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 
 def test_build_info_names_everything():
     info = ops.build_info()
-    assert set(info) == {"built", "cuda", "torch", "instruction_set", "reason"}
+    assert set(info) == {"built", "cuda", "architectures", "torch", "instruction_set", "reason"}
     assert info["built"] == (info["reason"] is None) == (info["instruction_set"] is not None)
 
 
@@ -80,6 +80,63 @@ def test_an_extension_of_another_torch_is_not_loaded(tmp_path, monkeypatch):
     assert "built with an unknown torch" in dispatch.load_extension.__wrapped__()
     monkeypatch.setattr(dispatch, "extension_path", lambda: None)
     assert dispatch.load_extension.__wrapped__().startswith("megatron_alum._C is not built; rebuild with")
+
+
+def test_dtypes_without_a_kernel_fall_back_wherever_they_stand():
+    """Each of these took the kernel for its first tensor and then refused the others."""
+    x, delta, grad = (torch.randn(2, 3, 8) for _ in range(3))
+    step = {"step_size": 0.1, "epsilon": 0.05}
+    exact = ops.ascend_and_project(delta.double(), grad.double(), **step)
+    assert torch.allclose(ops.ascend_and_project(delta, grad.double(), **step).double(), exact)
+    moved = ops.perturb_embeddings(x, delta.double(), grad, **step)[1]
+    assert torch.allclose(moved.double(), exact)
+    assert ops.perturb_embeddings(x, delta, grad, out_dtype=torch.float64, **step)[0].dtype == torch.float64
+    if ops.build_info()["built"]:
+        with pytest.raises(ValueError, match=r"'cpu' instead: there is no kernel for torch\.float64"):
+            ops.perturb_embeddings(x, delta.double(), grad, impl="cpu", **step)
+
+
+def test_labels_need_not_be_contiguous():
+    clean, adv, labels = torch.randn(4, 9), torch.randn(4, 9), torch.arange(8)[::2]
+    ones = torch.ones(4)
+    found = ops.mlm_symmetric_kl(clean, adv, labels), ops.weighted_mlm(clean, labels, row_weight=ones)
+    whole = labels.contiguous()
+    expected = ops.mlm_symmetric_kl(clean, adv, whole), ops.weighted_mlm(clean, whole, row_weight=ones)
+    assert torch.equal(found[0][0], expected[0][0]) and torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        ("8.0;9.0;10.0+PTX", (8, 0), True),
+        ("8.0;9.0;10.0+PTX", (8, 9), True),  # machine code of its major version
+        ("8.0;9.0;10.0+PTX", (7, 5), False),
+        ("8.0;9.0;10.0+PTX", (12, 0), True),  # intermediate code
+        ("9.0", (8, 0), False),
+        ("8.0 9.0a", (9, 0), True),
+        ("8.6", (8, 0), False),
+        ("8.0", (9, 0), False),
+        ("Hopper", (9, 0), True),
+    ],
+)
+def test_devices_that_a_build_has_code_for(architectures, capability, runs):
+    assert dispatch.runs_on(architectures, capability) == runs
+
+
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        ("2", "error: `USE_CUDA` must be 0 or 1, but is '2' instead."),
+        ("1", None if torch.version.cuda else "error: USE_CUDA=1, but this torch is not a CUDA build."),
+        ("0", "megatron_alum._C: CPU only (USE_CUDA=0)"),
+    ],
+)
+def test_setup_obeys_use_cuda(wish, sentence):
+    if sentence is None:
+        pytest.skip("this torch is a CUDA build: gpu_check.py builds with USE_CUDA=1")
+    command = [sys.executable, "setup.py", "--version"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "USE_CUDA": wish}, capture_output=True, text=True)
+    assert sentence in done.stderr and (done.returncode == 0) == (wish == "0")
 
 
 def test_importing_needs_neither_megatron_nor_the_extension():

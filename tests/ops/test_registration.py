@@ -94,6 +94,30 @@ def test_compiles_without_graph_breaks(kernel, device):
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
 
 
+def test_every_way_into_a_compiled_function_is_without_graph_breaks(kernel, device):
+    """Logits that are overwritten, the chunked head, and the fallback for float64, which must not write a log there."""
+    hidden = [torch.randn(6, 8, device=device, requires_grad=True) for _ in range(2)]
+    weight, ones = torch.randn(V, 8, device=device, requires_grad=True), torch.ones(6, device=device)
+    labels = torch.arange(6, device=device)
+
+    def overwritten(clean, adv, weight):
+        return ops.symmetric_kl(clean @ weight.T, adv @ weight.T, overwrite_logits=True).sum()
+
+    def chunked(clean, adv, weight):
+        rows = {"mlm_row_weight": ones, "kl_row_weight": ones, "chunk_rows": 4}
+        return sum(ops.mlm_symmetric_kl_from_hidden(clean, adv, weight, None, labels, **rows))
+
+    def in_double(clean, adv, weight):
+        return ops.symmetric_kl(clean.double() @ weight.T.double(), adv.double() @ weight.T.double()).sum()
+
+    for function in (overwritten, chunked, in_double):
+        expected = torch.autograd.grad(function(*hidden, weight), (*hidden, weight))
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        found = torch.autograd.grad(compiled(*hidden, weight), (*hidden, weight))
+        for mine, theirs in zip(found, expected, strict=True):
+            assert oracle.worst_row(mine, theirs) <= 1e-6, function.__name__  # two products in another order
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_overwriting_gives_the_same_gradients_in_the_logits_memory(impl, device, dtype):
     leaves = logits(device, dtype, grad=True)

@@ -169,13 +169,13 @@ struct Plan {
   size_t cache_bytes;
 };
 
-// Splits rows so that a part of both sides fits kPartBytes, where the device has clusters; else one block a row, whose part
+// Splits rows so that a part of both sides fits kPartBytes, where there are clusters; else one block a row, whose part
 // is copied when it fits what a block may have, and read through the second-level cache when not.
-Plan plan_of(const RowTask& rows, int phase, const TileTask& tiles, size_t element_bytes, int major, int most_shared) {
+Plan plan_of(const RowTask& rows, int phase, const TileTask& tiles, size_t element_bytes, bool has_clusters, int most_shared) {
   Plan plan{1, 0, 0, 0, 0};
   const int64_t count = 16 / static_cast<int64_t>(element_bytes), packs = (rows.valid_columns + count - 1) / count;
   if (rows.rows > 0) {
-    if (major >= 9) {
+    if (has_clusters) {
       while (plan.parts < kMostParts && packs * 32 / plan.parts > kPartBytes) plan.parts *= 2;
     }
     const int64_t packs_a_part = (packs + plan.parts - 1) / plan.parts;
@@ -195,15 +195,16 @@ Plan plan_of(const RowTask& rows, int phase, const TileTask& tiles, size_t eleme
 }
 
 template <typename Element>
-cudaError_t launch(const RowTask& rows, int phase, const TileTask& tiles, cudaStream_t stream) {
-  int device = 0, major = 0, most_shared = 0;
+cudaError_t try_launch(const RowTask& rows, int phase, const TileTask& tiles, cudaStream_t stream) {
+  int device = 0, most_shared = 0;
+  cudaFuncAttributes code{};  // of the code this device runs: older intermediate code knows no clusters on a newer device
   cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&code, alum_roles<Element>);
   if (error == cudaSuccess) {
     error = cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   }
   if (error != cudaSuccess) return error;
-  const Plan plan = plan_of(rows, phase, tiles, sizeof(Element), major, most_shared);
+  const Plan plan = plan_of(rows, phase, tiles, sizeof(Element), code.ptxVersion >= 90, most_shared);
   if (plan.blocks == 0) return cudaSuccess;
   const int bytes = static_cast<int>(plan.cache_bytes);
   error = cudaFuncSetAttribute(alum_roles<Element>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -219,8 +220,13 @@ cudaError_t launch(const RowTask& rows, int phase, const TileTask& tiles, cudaSt
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = plan.parts > 1 ? 1 : 0;
-  error = cudaLaunchKernelEx(&config, alum_roles<Element>, rows, phase, tiles, plan.row_blocks, plan.parts,
-                             plan.cache_packs);
+  return cudaLaunchKernelEx(&config, alum_roles<Element>, rows, phase, tiles, plan.row_blocks, plan.parts,
+                            plan.cache_packs);
+}
+
+template <typename Element>
+cudaError_t launch(const RowTask& rows, int phase, const TileTask& tiles, cudaStream_t stream) {
+  const cudaError_t error = try_launch<Element>(rows, phase, tiles, stream);
   if (error != cudaSuccess) cudaGetLastError();  // said here; torch's next check must not find it again
   return error;
 }
