@@ -7,11 +7,11 @@ Every figure is a median over rounds in which all contestants of a table take tu
 does hits all alike; each ratio is between medians of the same run. The floor is the time that the bytes an op must
 move take at the bandwidth of a plain copy measured in the same rounds. "value and both gradients" is the symmetric KL
 of N rows, forward and backward: "row losses" as one gets them from ops.symmetric_kl, "weighted sum" as from
-ops.weighted_kl, which the training step uses, "one launch" the kernel by itself. Contestants marked "overwritten" write gradients over the logits (what
-the training step does); the others allocate them anew, which on CPU costs more than computing them, since the system
-hands out fresh pages for every call; that favours whatever allocates less. With --keep-memory the process keeps what
-is freed, and only the ops' own work is left to compare. "whole" is the unchunked head: the chunked one is compared with
-it.
+ops.weighted_kl, which the training step uses, "one launch" the kernel by itself. Contestants marked "overwritten" write
+gradients over the logits (what the training step does); the others allocate them anew, which on CPU costs more than
+computing them, since the system hands out fresh pages for every call; that favours whatever allocates less. With
+--keep-memory the process keeps what is freed, and only the ops' own work is left to compare. "whole" is the unchunked
+head: the chunked one is compared with it.
 """
 
 import argparse
@@ -75,7 +75,7 @@ class Row:
 
 
 def measure(contestants: dict[str, Run], *, device: torch.device, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each contestant, sorted; one call each a round, after one that does not count. Who fails is left out."""
+    """Seconds of each contestant, sorted; one call each a round, after one that does not count; who fails is out."""
     seconds: dict[str, list[float]] = {}
     for name, run in contestants.items():
         try:

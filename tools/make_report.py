@@ -22,7 +22,7 @@ def main() -> None:
     config = parse_config(ReportConfig, description=(__doc__ or "").splitlines()[0])
     results: dict[str, list[dict[str, Any]]] = {}
     for item in config.results:
-        system, _, path = item.rpartition("=")
+        system, _, path = ("", "", item) if Path(item).is_file() else item.partition("=")
         results.setdefault(system or Path(path).parent.name, []).extend(read_results([path]))
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)

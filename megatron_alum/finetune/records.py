@@ -1,7 +1,8 @@
 """What a grid of runs has on disk, kept so that a kill at any moment neither loses a result nor writes one twice.
 
 A run's DONE file appears at once and holds its rows; results.jsonl is put together from all DONE files, in the order in
-which the runs ended. A checkpoint counts when the Trainer has written its last file.
+which the runs ended. A checkpoint counts when the Trainer has written its last file; `elapsed` holds the seconds that
+led to the newest one.
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
 DONE = "DONE"
+ELAPSED = "elapsed"
 TRAINER_STATE = "trainer_state.json"  # the Trainer writes it after everything else
 
 Row = dict[str, Any]
@@ -29,8 +34,14 @@ def finish(output: Path, folder: Path, rows: list[Row]) -> None:
     """Keep the rows of a complete run and delete its checkpoints."""
     write_at_once(folder / DONE, json.dumps(rows))
     collect_results(output)
+    discard_checkpoints(folder)
+
+
+def discard_checkpoints(folder: Path) -> None:
+    """Delete what a complete run has no more use for."""
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
+    (folder / ELAPSED).unlink(missing_ok=True)
 
 
 def collect_results(output: Path) -> None:
@@ -51,6 +62,23 @@ def last_checkpoint(folder: Path) -> str | None:
     """The newest complete checkpoint of a run, to go on from; None to begin."""
     complete = [path for path in folder.glob("checkpoint-*") if _is_complete(path)]
     return str(max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if complete else None
+
+
+class Stopwatch(TrainerCallback):
+    """Seconds of a run, those before an interruption included up to its last checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file, self.began = folder / ELAPSED, time.monotonic()
+        self.before = float(self.file.read_text()) if self.file.is_file() and last_checkpoint(folder) else 0.0
+
+    def seconds(self) -> float:
+        """Up to now."""
+        return self.before + time.monotonic() - self.began
+
+    def on_save(self, args: Any, state: Any, control: Any, **_unused: Any) -> None:
+        """Keep the time beside the checkpoint."""
+        if state.is_world_process_zero:
+            write_at_once(self.file, f"{self.seconds():.3f}")
 
 
 def write_at_once(path: Path, text: str) -> None:

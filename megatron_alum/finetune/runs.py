@@ -12,10 +12,10 @@ when a run is complete, so the file never holds half a run.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +35,10 @@ from megatron_alum.finetune.methods import method as preset
 from megatron_alum.finetune.models import build_model
 from megatron_alum.finetune.predictions import write_predictions
 from megatron_alum.finetune.records import (
+    Stopwatch,
     best_value,
     collect_results,
+    discard_checkpoints,
     finish,
     last_checkpoint,
     rows_if_done,
@@ -95,14 +97,16 @@ class Point:
 
 
 def grid(config: FinetuneConfig) -> Iterator[Point]:
-    """All points, seeds innermost."""
+    """All points once, seeds innermost."""
     training = config.training
     rates = LEARNING_RATES if training.paper_grid else training.learning_rate
     sizes = BATCH_SIZES if training.paper_grid else training.per_device_train_batch_size
-    for rate in rates:
-        for size in sizes:
-            for seed in training.seeds:
-                yield Point(rate, size, seed)
+    yield from dict.fromkeys(Point(*values) for values in itertools.product(rates, sizes, training.seeds))
+
+
+def num_epochs(config: FinetuneConfig) -> float:
+    """Passes over the training set."""
+    return MAX_EPOCHS if config.training.paper_grid else config.training.num_train_epochs
 
 
 def method_of(config: FinetuneConfig) -> Method:
@@ -126,6 +130,7 @@ def run_grid(config: FinetuneConfig, prepared: Prepared) -> list[dict[str, Any]]
         folder = output / "runs" / point.name
         done = rows_if_done(folder)
         if done is not None and is_main_process():
+            discard_checkpoints(folder)
             print(f"{point.name}: done before, not repeated")
         rows += run_point(config, prepared, point, folder) if done is None else done
     return rows
@@ -139,6 +144,7 @@ def check_same_settings(config: FinetuneConfig) -> None:
     if not is_main_process():
         return  # a file that the main process is just writing must not be read
     wanted = {name: value for name, value in config_to_dict(config).items() if name not in GRID_OPTIONS}
+    wanted["num_train_epochs"] = num_epochs(config)
     path = Path(config.data.output) / "config.json"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,16 +181,16 @@ def exit_together() -> None:
 def run_point(config: FinetuneConfig, prepared: Prepared, point: Point, folder: Path) -> list[dict[str, Any]]:
     """Train one point, evaluate its best checkpoint on every split, store rows and predictions."""
     folder.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    dev_scores = DevScores(config, prepared)
+    dev_scores, stopwatch = DevScores(config, prepared), Stopwatch(folder)
     trainer = build_trainer(config, prepared, point, folder, dev_scores)
+    trainer.add_callback(stopwatch)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     rows: list[dict[str, Any]] = []
     for split in prepared.splits:
         known = dev_scores.of_checkpoint(trainer.state.best_metric) if split is prepared.splits[0] else None
         decoded = known or evaluate(config, prepared, split, _outputs(trainer, split))
-        seconds = time.monotonic() - started
-        rows += result_rows(config, prepared.task, split.name, point, decoded, trainer.state.epoch or 0.0, seconds)
+        times = trainer.state.epoch or 0.0, stopwatch.seconds()
+        rows += result_rows(config, prepared.task, split.name, point, decoded, *times)
         if trainer.is_world_process_zero():
             write_predictions(prepared.task, split.name, split.examples, decoded, folder)
     if trainer.is_world_process_zero():
@@ -243,14 +249,13 @@ def build_trainer(
 def training_arguments(config: FinetuneConfig, task: Task, point: Point, folder: Path) -> TrainingArguments:
     """Hugging Face's arguments of one point: evaluated and saved every epoch, best on dev kept."""
     training = config.training
-    epochs = MAX_EPOCHS if training.paper_grid else training.num_train_epochs
     return TrainingArguments(
         output_dir=str(folder),
         learning_rate=point.learning_rate,
         per_device_train_batch_size=point.batch_size,
         per_device_eval_batch_size=training.per_device_eval_batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
-        num_train_epochs=epochs,
+        num_train_epochs=num_epochs(config),
         max_steps=training.max_steps or -1,
         weight_decay=training.weight_decay,
         warmup_steps=training.warmup_ratio,
@@ -265,6 +270,7 @@ def training_arguments(config: FinetuneConfig, task: Task, point: Point, folder:
         save_strategy="epoch",
         save_total_limit=1,
         load_best_model_at_end=True,
+        restore_callback_states_from_checkpoint=True,  # early stopping counts on where it was
         metric_for_best_model=task.metrics[0],
         greater_is_better=True,
         remove_unused_columns=False,

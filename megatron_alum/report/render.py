@@ -20,11 +20,12 @@ from megatron_alum.finetune.tasks import TASKS
 from megatron_alum.report.paper_tables import COUNTED_TASKS, Cell, PaperTable
 
 Row = Mapping[str, Any]
+FILE = "file"  # key under which a row keeps where it was read
 PERCENT_ALREADY = ("f1", "exact_match")  # SQuAD's scorers print percent; everything else is a fraction
 
 
 def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """Rows of several results.jsonl files.
+    """Rows of several results.jsonl files, each with its file's name under FILE.
 
     Raises: ValueError naming file and line of a row that is no result.
     """
@@ -33,21 +34,27 @@ def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
         for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
             try:
                 row = json.loads(line)
-                rows.append({name: row[name] for name in ("task", "split", "metric", "value", "seed")} | row)
-            except (json.JSONDecodeError, KeyError, TypeError):
+                needed = {name: row[name] for name in ("task", "split", "metric", "seed")}
+                rows.append({**needed, **row, "value": float(row["value"]), FILE: str(path)})
+            except (json.JSONDecodeError, KeyError, TypeError, ValueError):
                 raise ValueError(f"{path}:{number} must be a row of results.jsonl, but is {line[:60]!r}.") from None
     return rows
 
 
 def best_values(rows: Iterable[Row], cell: Cell) -> list[float]:
-    """The values of a cell, in percent, one a seed, at the best point of the grid (by dev, else by the cell itself)."""
+    """The values of a cell, in percent, one a seed, at the best point of the grid (by dev, else by the cell itself).
+
+    Raises: ValueError where a seed of a point has two results: runs of other settings, or one file given twice.
+    """
     task, split, metric = cell
     of_task = [row for row in rows if row["task"] == task]
     points: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     choosing: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    seen: dict[tuple[Any, ...], Row] = {}
     for row in of_task:
         point = tuple(row.get(name) for name in ("model", "method", "learning_rate", "batch_size"))
         if (row["split"], row["metric"]) == (split, metric):
+            _refuse_second(seen, (*point, row["seed"]), row)
             points[point].append(row["value"])
         if (row["split"], row["metric"]) == ("dev", TASKS[task].metrics[0]):
             choosing[point].append(row["value"])
@@ -56,6 +63,16 @@ def best_values(rows: Iterable[Row], cell: Cell) -> list[float]:
     best = max(points, key=lambda point: statistics.fmean(choosing.get(point) or points[point]))
     scale = 1.0 if metric in PERCENT_ALREADY and TASKS[task].kind == "spans" else 100.0
     return [scale * value for value in points[best]]
+
+
+def _refuse_second(seen: dict[tuple[Any, ...], Row], key: tuple[Any, ...], row: Row) -> None:
+    first = seen.setdefault(key, row)
+    if first is not row:
+        files = " and ".join(sorted({str(r.get(FILE)) for r in (first, row)}))
+        raise ValueError(
+            f"--results must hold a seed once for each system, but seed {row['seed']} of {row['task']} by "
+            f"{row.get('method')} stands twice in {files}. Give runs of other settings a SYSTEM= of their own."
+        )
 
 
 def format_cell(values: Sequence[float], paper: float | None) -> str:
@@ -97,6 +114,12 @@ def render_counts(data_dir: str | Path | None) -> str:
         task = TASKS[name]
         counts = [_count(name, split, data_dir) for split in ("train", "dev", "test")]
         lines.append(_line([name, task.kind, *counts, ", ".join(task.metrics)]))
+        for split in (
+            split for split in task.files if split not in ("train", "dev", "test")
+        ):  # mismatched, rounds, ...
+            found = _count(name, split, data_dir)
+            where = ["", found] if "test" in split else [found, ""]
+            lines.append(_line([f"{name}, {split}", task.kind, "", *where, ", ".join(task.metrics)]))
     return "\n".join(lines) + "\n"
 
 
@@ -129,13 +152,13 @@ def pretraining_curves(results: Mapping[str, Sequence[Row]], cell: Cell) -> dict
 
 
 def plot_figures(results: Mapping[str, Sequence[Row]], folder: Path) -> list[Path]:
-    """figure1.png (MNLI over pre-training) and figure2.png (tasks under each method), where there is data."""
+    """figure1.png (MNLI over pre-training) and figure2.png (tasks by system and method), where there is data."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     written = []
     curves = pretraining_curves(results, ("mnli", "dev", "accuracy"))
-    bars = method_means([row for rows in results.values() for row in rows])
+    bars = method_means(results)
     for name, present in (("figure1.png", curves), ("figure2.png", bars)):
         if not present:
             continue
@@ -156,15 +179,16 @@ def plot_figures(results: Mapping[str, Sequence[Row]], folder: Path) -> list[Pat
     return written
 
 
-def method_means(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Figure 2's bars: {method: {task: mean of its first metric on dev, percent}}."""
+def method_means(results: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, float]]:
+    """Figure 2's bars: {"method", or "system, method" of several systems: {task: mean of its first metric on dev}}."""
     means: dict[str, dict[str, float]] = defaultdict(dict)
-    for method in sorted({row.get("method", "none") for row in rows}):
-        mine = [row for row in rows if row.get("method", "none") == method]
-        for task in sorted({row["task"] for row in mine if row["task"] in TASKS}):
-            values = best_values(mine, (task, "dev", TASKS[task].metrics[0]))
-            if values:
-                means[method][task] = statistics.fmean(values)
+    for system, rows in results.items():
+        for method in sorted({row.get("method", "none") for row in rows}):
+            mine = [row for row in rows if row.get("method", "none") == method]
+            for task in sorted({row["task"] for row in mine if row["task"] in TASKS}):
+                values = best_values(mine, (task, "dev", TASKS[task].metrics[0]))
+                if values:
+                    means[f"{system}, {method}" if len(results) > 1 else method][task] = statistics.fmean(values)
     return dict(means)
 
 

@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import pytest
+
 from megatron_alum.finetune.records import collect_results, last_checkpoint
 from tests.finetune.test_tools import encoder, flags, rows_of, run_tool, sentiment  # noqa: F401
 
@@ -15,8 +17,11 @@ def test_killed_between_a_run_and_its_rows(encoder, sentiment, tmp_path):  # noq
     first, second = rows_of(results)
     results.unlink()
     shutil.rmtree(tmp_path / "out" / "runs" / "lr0.005-bs16-seed2")
+    left = tmp_path / "out" / "runs" / "lr0.005-bs16-seed1" / "checkpoint-1"
+    left.mkdir()  # of the run that is done: another kill came before this was gone
     run_tool("finetune", *command)
     again = rows_of(results)
+    assert not left.exists()
     assert again[0] == first and {**again[1], "seconds": 0} == {**second, "seconds": 0}
     assert len(again) == 2
 
@@ -55,13 +60,48 @@ def test_a_run_killed_while_it_saves_goes_on(encoder, sentiment, tmp_path, monke
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "save_model", killed)
-    try:
+    with pytest.raises(KeyboardInterrupt):
         run_tool("finetune", *flags(encoder, sentiment, tmp_path / "b", *more))
-    except KeyboardInterrupt:
-        pass
     monkeypatch.undo()
     run = tmp_path / "b" / "runs" / "lr0.005-bs16-seed3"
     assert last_checkpoint(run) == str(run / "checkpoint-4") and (run / "checkpoint-8").is_dir()
+    assert not (run / "elapsed").read_text().startswith("0.000")
+    (run / "elapsed").write_text("1000.0")
     run_tool("finetune", *flags(encoder, sentiment, tmp_path / "b", *more))
+    (row,) = rows_of(tmp_path / "b" / "results.jsonl")
+    assert 1000 < row["seconds"] < 1400, "the seconds before the kill count"
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "ab"]
-    assert weights[0] == weights[1] and len(rows_of(tmp_path / "b" / "results.jsonl")) == 1
+    assert weights[0] == weights[1]
+
+
+def test_early_stopping_counts_on_after_a_resume(encoder, sentiment, tmp_path, monkeypatch):  # noqa: F811
+    """A run that cannot improve stops after two epochs in vain, the third, also when killed in the second."""
+    from transformers import Trainer
+
+    more = ("--learning-rate", 1e-12, "--num-train-epochs", 10, "--early-stopping-patience", 2, "--seeds", 1)
+    command = flags(encoder, sentiment, tmp_path / "out", "--max-train-samples", 16, *more)
+    save_model = Trainer.save_model
+
+    def killed(self, output_dir=None, **options):
+        save_model(self, output_dir, **options)
+        if "checkpoint-3" in str(output_dir):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "save_model", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_tool("finetune", *command)
+    monkeypatch.undo()
+    run_tool("finetune", *command)
+    assert [row["epochs"] for row in rows_of(tmp_path / "out" / "results.jsonl")] == [3.0]
+
+
+def test_the_papers_grid_is_not_continued_from_shorter_runs(encoder, sentiment, tmp_path, capsys):  # noqa: F811
+    command = flags(encoder, sentiment, tmp_path / "out", "--max-train-samples", 16, "--num-train-epochs", 1)
+    run_tool("finetune", *command)
+    assert run_tool("finetune", *command, "--paper-grid", expect_error=True) == 2
+    assert "was made with num_train_epochs 1.0 and is now given 10" in capsys.readouterr().err
+
+
+def test_a_seed_given_twice_runs_once(encoder, sentiment, tmp_path):  # noqa: F811
+    run_tool("finetune", *flags(encoder, sentiment, tmp_path, "--max-train-samples", 16, "--seeds", 1, 1))
+    assert len(rows_of(tmp_path / "results.jsonl")) == 1

@@ -65,6 +65,13 @@ def test_a_cell_is_the_mean_over_seeds_of_the_best_point_on_dev():
     assert best_values(rows, ("rte", "dev", "accuracy")) == []
 
 
+def test_a_seed_with_two_results_is_refused():
+    """Two configurations of one method are no seeds of each other, nor is one file given twice."""
+    rows = [{**row(0.80), "file": "a/results.jsonl"}, {**row(0.82), "file": "b/results.jsonl"}]
+    with pytest.raises(ValueError, match=r"seed 1 of mnli by none stands twice in a/results.jsonl and b/results.jsonl"):
+        best_values(rows, ("mnli", "dev", "accuracy"))
+
+
 def test_squad_is_percent_already():
     assert best_values([row(88.0, task="squad-v1.1", metric="f1")], ("squad-v1.1", "dev", "f1")) == [88.0]
 
@@ -82,9 +89,13 @@ def test_figures_data():
         "ALUM": [(100, pytest.approx(80.0)), (200, pytest.approx(90.0))]
     }
     both = [row(0.8), row(0.85, method="alum"), row(0.6, task="rte", method="alum")]
-    assert method_means(both) == {
+    assert method_means({"mine": both}) == {
         "none": {"mnli": pytest.approx(80.0)},
         "alum": {"mnli": pytest.approx(85.0), "rte": pytest.approx(60.0)},
+    }
+    assert method_means({"a": [row(0.8)], "b": [row(0.9)]}) == {
+        "a, none": {"mnli": pytest.approx(80.0)},
+        "b, none": {"mnli": pytest.approx(90.0)},
     }
 
 
@@ -93,17 +104,20 @@ def test_counts_come_from_the_loaders(shared_data):
     lines = render_counts(shared_data / "glue").splitlines()
     assert "| cola | classification | 8,551 | 1,043 |  | mcc, accuracy |" in lines
     assert "| bc2gm | tags |  |  |  | entity_f1 |" in lines
+    lines = render_counts(shared_data / "squad").splitlines()
+    assert "| adv-squad, add_sent | spans |  | 3,560 |  | f1, exact_match |" in lines
 
 
 def test_broken_rows_name_file_and_line(tmp_path):
-    (tmp_path / "results.jsonl").write_text(json.dumps(row(0.5)) + "\nnonsense\n")
-    with pytest.raises(ValueError, match=r"results.jsonl:2 must be a row"):
-        read_results([tmp_path / "results.jsonl"])
+    for bad in ("nonsense", json.dumps(row(None)), json.dumps({"task": "mnli"})):
+        (tmp_path / "results.jsonl").write_text(json.dumps(row(0.5)) + f"\n{bad}\n")
+        with pytest.raises(ValueError, match=r"results.jsonl:2 must be a row"):
+            read_results([tmp_path / "results.jsonl"])
 
 
 def test_the_tool_writes_tables_and_figures(tmp_path, monkeypatch, capsys):
-    path = tmp_path / "mine" / "results.jsonl"
-    path.parent.mkdir()
+    path = tmp_path / "lr=1e-5" / "mine" / "results.jsonl"  # an equals sign of its own
+    path.parent.mkdir(parents=True)
     path.write_text(json.dumps(row(0.8123)) + "\n")
     spec = importlib.util.spec_from_file_location("make_report", TOOL)
     module = importlib.util.module_from_spec(spec)
