@@ -16,7 +16,7 @@ import numpy as np
 from megatron_alum.finetune.features import Feature
 from megatron_alum.finetune.loading import Example
 from megatron_alum.finetune.metrics import entity_metrics, flat_metrics
-from megatron_alum.finetune.squad import adversarial_scores, mean_scores, no_answer_scores, question_scores
+from megatron_alum.finetune.squad import adversarial_scores, mean_scores, no_answer_scores, original_of, question_scores
 from megatron_alum.finetune.tasks import Task
 
 
@@ -29,7 +29,7 @@ class Decoded:
     predictions: Any
     """[class id or score], {question id: text} or [[tag]]"""
     num_examples: int
-    """examples scored"""
+    """examples that the metrics are means over; original questions for Adversarial SQuAD"""
     no_answer_score: Mapping[str, float] | None = None
     """question id -> score of "no answer" minus that of the best answer (SQuAD v2.0)"""
 
@@ -107,8 +107,9 @@ def _decode_spans(
     answers = {example["id"]: best.get(i, (-np.inf, ""))[1] for i, example in enumerate(examples)}
     if not task.impossible:
         scores = question_scores(examples, answers)
-        variants = split.startswith("add_")
-        return Decoded(adversarial_scores(scores) if variants else mean_scores(scores), answers, len(examples))
+        if split.startswith("add_"):
+            return Decoded(adversarial_scores(scores), answers, len({original_of(key) for key in scores}))
+        return Decoded(mean_scores(scores), answers, len(examples))
     margin = {example["id"]: null[i] - best.get(i, (-np.inf, ""))[0] for i, example in enumerate(examples)}
     metrics = no_answer_scores(examples, answers, margin)
     final = {key: "" if margin[key] > options.no_answer_threshold else text for key, text in answers.items()}

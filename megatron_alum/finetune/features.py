@@ -2,11 +2,11 @@
 
     classification, regression, choice   one feature an example; choice stacks its candidates [n, S]
     spans      question and context in windows of `max_tokens` that overlap by `stride`; one feature a window, its
-               answer at token 0 where the window does not hold it
+               answer at token 0 where the window does not hold it; questions are cut after 64 tokens
     tags       words in windows; the label sits on a word's first sub-word, the rest and repeated words have -100
 
-Nothing is cut without a window. For decoding, a feature carries its `example` (index) and, if it is a window, `offsets`
-(spans) or `words` (tags); the collator leaves those out.
+Contexts of spans and sentences of tags are never cut, only split into windows. For decoding, a feature carries its
+`example` (index) and, if it is a window, `offsets` (spans) or `words` (tags); the collator leaves those out.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class Encoder:
     """tokens shared by neighbouring windows of spans; tags share an eighth of a window"""
     tags: tuple[str, ...] = ()
     """tag names in the order of their ids"""
+    max_question_tokens: int = 64
+    """questions of spans are cut after so many tokens (max_query_length of Google's BERT)"""
 
     def encode(self, examples: Sequence[Example]) -> list[Feature]:
         """Features of all examples, in order."""
@@ -50,23 +52,22 @@ class Encoder:
     def _text(self, index: int, example: Example) -> list[Feature]:
         pair = (example["first"],) if example["second"] is None else (example["first"], example["second"])
         encoded = self.tokenizer(*pair, truncation=True, max_length=self.max_tokens)
-        label = example["label"]
-        return [{**encoded, "labels": label if label is not None else 0, "example": index}]
+        return [{**encoded, "labels": _label_or_placeholder(example), "example": index}]
 
     def _choice(self, index: int, example: Example) -> list[Feature]:
         endings = [" ".join(filter(None, (example["second"], ending))) for ending in example["endings"]]
         firsts = [example["first"]] * len(endings)
         encoded = self.tokenizer(firsts, endings, truncation="longest_first", max_length=self.max_tokens)
-        label = example["label"]
-        return [{**encoded, "labels": label if label is not None else 0, "example": index}]
+        return [{**encoded, "labels": _label_or_placeholder(example), "example": index}]
 
     def _spans(self, index: int, example: Example) -> list[Feature]:
+        question, num_free = self._question(example)
         encoded = self.tokenizer(
-            example["question"].strip(),
+            question,
             example["context"],
             truncation="only_second",
             max_length=self.max_tokens,
-            stride=self.stride,
+            stride=self.stride if self.stride < num_free else num_free // 2,
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )
@@ -86,6 +87,30 @@ class Encoder:
                 }
             )
         return features
+
+    def _question(self, example: Example) -> tuple[str, int]:
+        """(question, cut to its maximum; tokens that a window has left for the context).
+
+        Raises: ValueError if there are none left.
+        """
+        text = example["question"].strip()
+        ends = [end for _, end in self._offsets(text)]
+        if len(ends) > self.max_question_tokens:
+            text = text[: ends[self.max_question_tokens - 1]]
+            ends = ends[: self.max_question_tokens]
+        num_fixed = len(ends) + self.tokenizer.num_special_tokens_to_add(pair=True)
+        if num_fixed >= self.max_tokens:
+            raise ValueError(
+                f"--max-seq-length must be at least {num_fixed + 1} tokens to hold question {example['id']} "
+                f"and some of its context, but is {self.max_tokens} instead."
+            )
+        return text, self.max_tokens - num_fixed
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        offsets: list[tuple[int, int]] = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
+        return offsets
 
     def _tags(self, index: int, example: Example) -> list[Feature]:
         encoded = self.tokenizer(
@@ -109,6 +134,12 @@ class Encoder:
 
     def _model_inputs(self, encoded: Mapping[str, Any], window: int) -> Feature:
         return {name: encoded[name][window] for name in self.tokenizer.model_input_names if name in encoded}
+
+
+def _label_or_placeholder(example: Example) -> int | float:
+    """The label; 0 in test splits without labels (loading.py refuses others), whose loss nobody reads."""
+    label: int | float | None = example["label"]
+    return 0 if label is None else label
 
 
 def answer_tokens(offsets: Sequence[tuple[int, int] | None], example: Example) -> tuple[int, int]:

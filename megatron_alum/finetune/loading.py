@@ -5,16 +5,17 @@
     spans                        {"id", "context", "question", "answers": [{"text", "answer_start"}], "is_impossible"}
     tags                         {"id", "tokens": [str], "tags": [str]}
 
-A folder that lacks a split's files is an error that lists the files expected.
+A folder that lacks a split's files is an error that lists the files expected. Only a test split may be without labels
+(None), and then in all rows of a file: it is predicted, not scored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from pathlib import Path
 from typing import Any
 
-from megatron_alum.finetune.readers import Row, form_of, read_rows
+from megatron_alum.finetune.readers import TAG, Row, check_answers, form_of, read_rows
 from megatron_alum.finetune.tasks import TASKS, Columns, Task
 
 Example = dict[str, Any]
@@ -28,7 +29,7 @@ def load_split(task: Task, data_dir: str | Path, split: str) -> list[Example]:
     """
     if split == "train" and task.train_parts:
         return [example for part in task.train_parts for example in load_split(TASKS[part], data_dir, "train")]
-    return [example for path in find_files(task, data_dir, split) for example in _examples_of(task, path)]
+    return [example for path in find_files(task, data_dir, split) for example in _examples_of(task, path, split)]
 
 
 def has_split(task: Task, data_dir: str | Path, split: str) -> bool:
@@ -73,70 +74,86 @@ def _match(folder: Path, pattern: str) -> Path | None:
     return None
 
 
-def _examples_of(task: Task, path: Path) -> Iterator[Example]:
+def _examples_of(task: Task, path: Path, split: str) -> list[Example]:
+    """The examples of one file."""
     form = task.form if task.form in ("conll", "squad") else form_of(path, task.form)
-    for index, row in enumerate(read_rows(path, form, task.header)):
+    is_test = split.startswith("test")
+    # A submission needs every row of a test file.
+    rows = read_rows(path, form, task.header, skip_short=task.skips_short_rows and not is_test)
+    examples, unlabelled = [], []
+    for index, row in enumerate(rows):
         where = f"{path}:{row.get('_line', index + 1)}"
         if task.kind == "spans":
-            yield _span_example(row)
+            example: Example | None = _span_example(row, path, has_answer=not (task.impossible or is_test))
         elif task.kind == "tags":
-            yield _tag_example(row, index, where)
+            example = _tag_example(row, index, where)
         else:
-            example = _text_example(task, row, index, where)
-            if example is not None:
-                yield example
+            example = _text_example(task, row, index, where, requires_label=not is_test)
+        if example is not None:
+            examples.append(example)
+            if example.get("label", 0) is None:
+                unlabelled.append(where)
+    if unlabelled and not (is_test and len(unlabelled) == len(examples)):
+        raise ValueError(f"{unlabelled[0]}: the label must be given in every row of {split}, but is missing.")
+    return examples
 
 
-def _text_example(task: Task, row: Row, index: int, where: str) -> Example | None:
-    """A labelled text or pair, or a choice; None for a row whose label is dropped."""
-    raw = _column(row, task.label, where, required=False)
-    if raw is not None and str(raw) in task.dropped_labels:
+def _text_example(task: Task, row: Row, index: int, where: str, *, requires_label: bool) -> Example | None:
+    """A text or pair, or a choice; None for a row whose label is dropped."""
+    raw = _column(row, task.label, where, required=requires_label)
+    if str(raw) in task.dropped_labels:
         return None
     second = None
     if task.second is not None:
         second = _column(row, task.second, where, required=task.kind != "choice") or ""
+    endings = _endings(row, where) if task.kind == "choice" else []
     example: Example = {
         "id": str(row.get("index", row.get("uid", row.get("id", index)))),
         "first": str(_column(row, task.first, where, required=True)),
         "second": None if second is None else str(second),
-        "label": _label(task, raw, where),
+        "label": _label(task, raw, where, len(endings)),
     }
-    if task.kind == "choice":
-        example["endings"] = _endings(row, where)
-    return example
+    return {**example, "endings": endings} if endings else example
 
 
-def _label(task: Task, raw: Any, where: str) -> int | float | None:
-    """The class id, score or candidate of a raw label; None where a test file has none."""
-    if raw is None or raw == "":
+def _label(task: Task, raw: Any, where: str, num_endings: int) -> int | float | None:
+    """The class id, score or candidate of a raw label; None where a file has none."""
+    text = "" if raw is None else str(raw)
+    name = task.synonyms.get(text, text)
+    if name in task.labels:
+        return task.labels.index(name)
+    if text in task.missing_labels:
         return None
+    if task.labels:
+        raise ValueError(f"{where}: the label must be one of {', '.join(task.labels)}, but is {raw!r} instead.")
     try:
-        if task.kind == "regression":
-            return float(raw)
-        if task.kind == "choice":
-            return int(raw)
+        value = float(text) if task.kind == "regression" else int(text)
     except ValueError:
         raise ValueError(f"{where}: the label must be a number, but is {raw!r} instead.") from None
-    name = task.synonyms.get(str(raw), str(raw))
-    if name not in task.labels:
-        raise ValueError(f"{where}: the label must be one of {', '.join(task.labels)}, but is {raw!r} instead.")
-    return task.labels.index(name)
+    if not math.isfinite(value):
+        raise ValueError(f"{where}: the label must be a finite number, but is {raw!r} instead.")
+    if task.kind == "choice" and not 0 <= value < num_endings:
+        raise ValueError(f"{where}: the label must be from 0 to {num_endings - 1}, but is {raw!r} instead.")
+    return value
 
 
 def _endings(row: Row, where: str) -> list[str]:
     """The candidates of a multiple-choice row, from a list (HellaSWAG) or numbered columns (SWAG)."""
     endings = row.get("endings") or [row[name] for name in ENDINGS if name in row]
     if len(endings) < 2:
-        raise ValueError(f"{where}: a row must have `endings` or ending0 to ending3, but has {', '.join(row)} instead.")
+        raise ValueError(f"{where}: a row must have `endings` or ending0 to ending3, but has {_names(row)} instead.")
     return [str(ending) for ending in endings]
 
 
-def _span_example(row: Row) -> Example:
+def _span_example(row: Row, path: Path, *, has_answer: bool) -> Example:
     """A question; the `datasets` library keeps answers as parallel lists."""
-    answers = row["answers"]
+    answers, where = row["answers"], f"{path}: question {row['id']}"
     if isinstance(answers, dict):
         pairs = zip(answers["text"], answers["answer_start"], strict=True)
         answers = [{"text": text, "answer_start": start} for text, start in pairs]
+        check_answers(where, row["context"], answers)
+    if has_answer and not answers:
+        raise ValueError(f"{where}: a question must have an answer, but has none. Use --task squad-v2 for such files.")
     impossible = row.get("is_impossible", False) or not answers
     return {name: row[name] for name in ("id", "context", "question")} | {
         "answers": answers,
@@ -148,6 +165,9 @@ def _tag_example(row: Row, index: int, where: str) -> Example:
     tags = row.get("tags", row.get("ner_tags"))
     if tags is None or len(tags) != len(row["tokens"]):
         raise ValueError(f"{where}: a sentence must have one tag a token, but has not.")
+    for tag in tags:
+        if not TAG.fullmatch(str(tag)):
+            raise ValueError(f"{where}: a tag must be O, B-X or I-X, but is {tag!r} instead.")
     return {"id": str(index), "tokens": list(row["tokens"]), "tags": [str(tag) for tag in tags]}
 
 
@@ -157,8 +177,13 @@ def _column(row: Row, names: Columns, where: str, *, required: bool) -> Any | No
         if name in row:
             return row[name]
     if required:
-        raise ValueError(f"{where}: a row must have a column {' or '.join(names)}, but has {', '.join(row)} instead.")
+        raise ValueError(f"{where}: a row must have a column {' or '.join(names)}, but has {_names(row)} instead.")
     return None
+
+
+def _names(row: Row) -> str:
+    """The column names of a row, for messages."""
+    return ", ".join(name for name in row if name != "_line")
 
 
 def tag_names(examples: list[Example]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@
     arrow      a split folder written by the `datasets` library's save_to_disk
 
 `.gz` and `.bz2` are opened as they are. A malformed row is a ValueError with file and line; nothing is skipped
-silently.
+silently (QQP's short rows are counted and reported).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import csv
 import gzip
 import json
 import re
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -43,16 +44,25 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         with open_text(path) as stream:
             for number, line in enumerate(stream, start=1):
                 yield number, line.rstrip("\r\n")
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}:{number + 1} must be readable UTF-8 text, but is not: {error}.") from None
+    except (UnicodeDecodeError, EOFError, zlib.error, OSError) as error:
+        raise _unreadable(f"{path}:{number + 1}", error) from None
 
 
-def read_tsv(path: Path, header: tuple[str, ...] | None) -> Iterator[Row]:
+def _unreadable(where: str, error: Exception) -> Exception:
+    """The sentence for damaged bytes; a failure of the file system (OSError with a number) stays what it is."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    return ValueError(f"{where} must be readable UTF-8 text, but is not: {error}.")
+
+
+def read_tsv(path: Path, header: tuple[str, ...] | None, *, skip_short: bool = False) -> Iterator[Row]:
     """Rows of a tab-separated file; `header` names the columns of a file without a header line.
 
-    A first line equal to a header (`index<TAB>sentence`, GLUE's test files) is taken as one even then.
+    A first line equal to a header (`index<TAB>sentence`, GLUE's test files) is taken as one even then. With
+    `skip_short`, rows with too few columns are left out and their number is printed.
     """
     columns: list[str] | None = None
+    num_skipped = 0
     for number, line in numbered_lines(path):
         cells = line.split("\t")
         if columns is None:
@@ -62,12 +72,17 @@ def read_tsv(path: Path, header: tuple[str, ...] | None) -> Iterator[Row]:
             columns = list(header)
         if not line:
             continue
+        if skip_short and len(cells) < len(columns):
+            num_skipped += 1
+            continue
         if len(cells) != len(columns):
             raise ValueError(
                 f"{path}:{number} must have {len(columns)} tab-separated columns ({', '.join(columns)}), "
                 f"but has {len(cells)} instead."
             )
         yield {**dict(zip(columns, cells, strict=True)), "_line": number}
+    if num_skipped:
+        print(f"{path}: {num_skipped} rows with fewer than {len(columns or ())} columns are skipped")
 
 
 def read_csv(path: Path) -> Iterator[Row]:
@@ -128,36 +143,66 @@ def read_conll(path: Path) -> Iterator[Row]:
 def read_squad(path: Path) -> Iterator[Row]:
     """Questions {"id", "context", "question", "answers", "is_impossible"} of a SQuAD file.
 
-    Raises: ValueError naming the question whose answer is not at its `answer_start`.
+    Raises: ValueError naming file and place of malformed JSON, or the question whose answer is not at its
+    `answer_start`.
+    """
+    data, place = _parsed(path), "the top level"
+    try:
+        for i, article in enumerate(data["data"]):
+            place = f"data[{i}]"
+            for j, paragraph in enumerate(article["paragraphs"]):
+                place = f"data[{i}].paragraphs[{j}]"
+                context = paragraph["context"]
+                for k, question in enumerate(paragraph["qas"]):
+                    place = f"data[{i}].paragraphs[{j}].qas[{k}]"
+                    yield _squad_question(path, context, question)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: {place} must be as in SQuAD's JSON (data, paragraphs, context, qas, id, question, answers), "
+            f"but is not: {error!r}."
+        ) from None
+
+
+def _parsed(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises: ValueError with file, line and column.
     """
     try:
         with open_text(path) as stream:
-            data = json.load(stream)["data"]
-        for article in data:
-            for paragraph in article["paragraphs"]:
-                for question in paragraph["qas"]:
-                    yield _squad_question(path, paragraph["context"], question)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} must be SQuAD JSON (data, paragraphs, qas), but is not: {error!r}.") from None
+            return json.load(stream)
+    except json.JSONDecodeError as error:
+        where = f"{path}:{error.lineno}:{error.colno}"
+        raise ValueError(f"{where} must be SQuAD JSON, but does not parse: {error.msg}.") from None
+    except (UnicodeDecodeError, EOFError, zlib.error, OSError) as error:
+        raise _unreadable(str(path), error) from None
 
 
 def _squad_question(path: Path, context: str, question: Row) -> Row:
-    answers = question.get("answers", [])
-    for answer in answers:
-        start = answer["answer_start"]
-        if not 0 <= start <= len(context):
-            raise ValueError(f"{path}: question {question['id']} has an answer outside its context (at {start}).")
+    answers = [{"text": a["text"], "answer_start": a["answer_start"]} for a in question.get("answers", [])]
+    check_answers(f"{path}: question {question['id']}", context, answers)
     return {
         "id": question["id"],
         "context": context,
         "question": question["question"],
-        "answers": [{"text": a["text"], "answer_start": a["answer_start"]} for a in answers],
+        "answers": answers,
         "is_impossible": bool(question.get("is_impossible", False)),
     }
 
 
+def check_answers(where: str, context: str, answers: Sequence[Row]) -> None:
+    """Raise ValueError unless each answer's text stands in the context at its `answer_start`."""
+    for answer in answers:
+        text, start = answer["text"], answer["answer_start"]
+        if not (text and start >= 0 and context.startswith(text, start)):
+            found = context[max(start, 0) :][: len(text)]
+            raise ValueError(
+                f"{where}: the answer must stand at its `answer_start` {start} as {text!r}, but {found!r} does instead."
+            )
+
+
 def read_arrow(folder: Path) -> Iterator[Row]:
-    """Rows of one split saved by the `datasets` library; ClassLabel columns come as their names, -1 as None."""
+    """Rows of one split saved by the `datasets` library; ClassLabel columns come as their names, -1 as -1."""
     import pyarrow
 
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -184,14 +229,18 @@ def _class_names(spec: Any) -> list[str] | None:
 
 
 def _named(value: Any, names: list[str]) -> Any:
-    """Class names of class ids, element by element in lists; a negative id is no label."""
+    """Class names of class ids, element by element in lists; -1, which means no label, stays."""
     if isinstance(value, list):
         return [_named(item, names) for item in value]
-    return names[value] if value is not None and value >= 0 else None
+    return names[value] if value is not None and value >= 0 else value
 
 
-def read_rows(path: Path, form: str, header: tuple[str, ...] | None = None) -> Iterator[Row]:
+def read_rows(
+    path: Path, form: str, header: tuple[str, ...] | None = None, *, skip_short: bool = False
+) -> Iterator[Row]:
     """Rows of `path`; `form` is a name of the table in this file's head, and a folder is always arrow.
+
+    `header` and `skip_short` are of tsv files (`read_tsv`).
 
     Raises: ValueError for an unknown form.
     """
@@ -204,7 +253,7 @@ def read_rows(path: Path, form: str, header: tuple[str, ...] | None = None) -> I
         "squad": read_squad,
     }
     if form == "tsv":
-        return read_tsv(path, header)
+        return read_tsv(path, header, skip_short=skip_short)
     if form not in readers:
         raise ValueError(f"`form` must be tsv, {', '.join(readers)}, but is {form!r} instead.")
     return readers[form](path)

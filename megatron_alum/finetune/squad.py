@@ -1,7 +1,8 @@
 """SQuAD's scorers (v1.1, v2.0) and that of Adversarial SQuAD, in percent.
 
 v1.1 takes the best of the gold answers for each question. v2.0 adds questions without answer (gold and prediction are
-then the empty string) and searches the no-answer threshold that would have been best. Adversarial SQuAD groups the
+then the empty string) and searches the no-answer threshold that would have been best. Two answers that normalise to
+nothing ("the", "a") match exactly in both, but have F1 0 in v1.1's script and 1 in v2.0's. Adversarial SQuAD groups the
 variants of a question; its authors' code and the comment above it differ, so both readings are computed
 (`adversarial_scores`). Hand-worked cases: tests/finetune/test_squad.py.
 """
@@ -29,11 +30,11 @@ def exact_match(predicted: str, gold: str) -> float:
     return float(normalized(predicted) == normalized(gold))
 
 
-def token_f1(predicted: str, gold: str) -> float:
-    """F1 of the bags of normalised tokens; 1 or 0 when one of them is empty."""
+def token_f1(predicted: str, gold: str, *, both_empty: float = 0.0) -> float:
+    """F1 of the bags of normalised tokens; 0 without a common one, `both_empty` where neither has any."""
     predicted_tokens, gold_tokens = normalized(predicted).split(), normalized(gold).split()
-    if not predicted_tokens or not gold_tokens:
-        return float(predicted_tokens == gold_tokens)
+    if not predicted_tokens and not gold_tokens:
+        return both_empty
     common = sum((Counter(predicted_tokens) & Counter(gold_tokens)).values())
     if common == 0:
         return 0.0
@@ -42,22 +43,23 @@ def token_f1(predicted: str, gold: str) -> float:
 
 
 def question_scores(
-    examples: Sequence[Mapping[str, Any]], predictions: Mapping[str, str], *, drop_empty_golds: bool = False
+    examples: Sequence[Mapping[str, Any]], predictions: Mapping[str, str], *, version_2: bool = False
 ) -> dict[str, tuple[float, float]]:
     """{id: (exact match, F1)} against the best gold answer; a missing prediction is the empty string.
 
-    `drop_empty_golds` leaves out gold answers that normalise to nothing ("a"), as v2.0's script does, not v1.1's.
+    `version_2` counts as v2.0's script does: gold answers that normalise to nothing are left out, and two empty
+    answers have F1 1; v1.1's keeps them, with F1 0.
     """
     scores = {}
     for example in examples:
         golds = [answer["text"] for answer in example["answers"]]
-        if drop_empty_golds:
+        if version_2:
             golds = [gold for gold in golds if normalized(gold)]
         golds = golds or [""]
         predicted = predictions.get(example["id"], "")
         scores[example["id"]] = (
             max(exact_match(predicted, gold) for gold in golds),
-            max(token_f1(predicted, gold) for gold in golds),
+            max(token_f1(predicted, gold, both_empty=float(version_2)) for gold in golds),
         )
     return scores
 
@@ -82,7 +84,7 @@ def no_answer_scores(
     `no_answer_score` is higher where no answer is likelier. A question is answered when its score is at most the
     threshold.
     """
-    scores = question_scores(examples, predictions, drop_empty_golds=True)
+    scores = question_scores(examples, predictions, version_2=True)
     has_answer = {example["id"]: bool(example["answers"]) for example in examples}
     result = mean_scores(scores)
     for name, wanted in (("has_answer", True), ("no_answer", False)):
@@ -115,6 +117,11 @@ def best_threshold(
     return 100 * best / len(scores), threshold
 
 
+def original_of(key: str) -> str:
+    """Id of the question from which Adversarial SQuAD made a variant: what stands before the first dash."""
+    return key.split("-")[0]
+
+
 def adversarial_scores(scores: Scores) -> dict[str, float]:
     """Adversarial SQuAD in both readings; a variant's id is the original's, a dash and a name.
 
@@ -125,7 +132,7 @@ def adversarial_scores(scores: Scores) -> dict[str, float]:
     """
     groups: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
     for key, score in scores.items():
-        groups[key.split("-")[0]][key] = score
+        groups[original_of(key)][key] = score
     counted, worst, originals = {}, {}, {}
     for original, members in groups.items():
         variants = {key: score for key, score in members.items() if key != original} or members

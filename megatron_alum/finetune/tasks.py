@@ -19,6 +19,7 @@ from megatron_alum.finetune.divergence import Kind
 LEARNING_RATES = (5e-6, 8e-6, 1e-5, 2e-5)
 BATCH_SIZES = (16, 32, 64)
 MAX_EPOCHS = 10
+NO_LABEL = ("", "-1", "hidden")  # empty in HellaSWAG, -1 in the `datasets` library, hidden in FEVER as NLI
 Columns = tuple[str, ...]
 
 
@@ -45,13 +46,17 @@ class Task:
     second: Columns | None = None
     """possible names of the second text's column, None for single texts"""
     label: Columns = ("label",)
-    """possible names of the label's column; absent in test files"""
+    """possible names of the label's column; only test files may lack it"""
     labels: tuple[str, ...] = ()
     """classes in the order of their ids; found in the training data for tags"""
     synonyms: Mapping[str, str] = field(default_factory=dict)
     """other spellings of a label in some release -> the one in `labels`"""
     dropped_labels: tuple[str, ...] = ()
     """labels of rows without agreement, which everyone leaves out ("-" in SNLI)"""
+    missing_labels: tuple[str, ...] = NO_LABEL
+    """what test files have in place of a label"""
+    skips_short_rows: bool = False
+    """rows of train and dev with too few columns are left out and counted; an error otherwise"""
     submission: str | None = None
     """name of GLUE's submission file"""
     dropout: float = 0.1
@@ -97,6 +102,7 @@ def _squad(name: str, *folders: str, version: str, **changes: object) -> Task:
 _PREMISE = ("sentence1", "premise", "context", "query", "text_a")
 _HYPOTHESIS = ("sentence2", "hypothesis", "text_b")
 _MNLI_TRAIN = ("train.tsv", "multinli_1.0_train.jsonl*", "multinli_1.0_train*.jsonl*", "train")
+_MNLI_DEV = ("dev_matched.tsv", "multinli_1.0_dev_matched.jsonl*", "validation_matched")
 _MNLI = _glue(
     "mnli",
     "MNLI",
@@ -104,7 +110,7 @@ _MNLI = _glue(
     folders=("MNLI", "glue/MNLI", "multinli_1.0", "nli/mnli"),
     files={
         "train": _MNLI_TRAIN,
-        "dev": ("dev_matched.tsv", "multinli_1.0_dev_matched.jsonl*", "validation_matched"),
+        "dev": _MNLI_DEV,
         "dev_mismatched": ("dev_mismatched.tsv", "multinli_1.0_dev_mismatched.jsonl*", "validation_mismatched"),
         "test": ("test_matched.tsv", "test_matched"),
         "test_mismatched": ("test_mismatched.tsv", "test_mismatched"),
@@ -122,15 +128,15 @@ _ANLI = Task(
     "classification",
     ("accuracy",),
     files={
-        "train": ("R1/train.jsonl + R2/train.jsonl + R3/train.jsonl",),
-        "dev": ("R1/dev.jsonl + R2/dev.jsonl + R3/dev.jsonl",),
-        "dev_r1": ("R1/dev.jsonl",),
-        "dev_r2": ("R2/dev.jsonl",),
-        "dev_r3": ("R3/dev.jsonl",),
-        "test": ("R1/test.jsonl + R2/test.jsonl + R3/test.jsonl",),
-        "test_r1": ("R1/test.jsonl",),
-        "test_r2": ("R2/test.jsonl",),
-        "test_r3": ("R3/test.jsonl",),
+        "train": ("R1/train.jsonl + R2/train.jsonl + R3/train.jsonl", "train_r1 + train_r2 + train_r3"),
+        "dev": ("R1/dev.jsonl + R2/dev.jsonl + R3/dev.jsonl", "dev_r1 + dev_r2 + dev_r3"),
+        "dev_r1": ("R1/dev.jsonl", "dev_r1"),
+        "dev_r2": ("R2/dev.jsonl", "dev_r2"),
+        "dev_r3": ("R3/dev.jsonl", "dev_r3"),
+        "test": ("R1/test.jsonl + R2/test.jsonl + R3/test.jsonl", "test_r1 + test_r2 + test_r3"),
+        "test_r1": ("R1/test.jsonl", "test_r1"),
+        "test_r2": ("R2/test.jsonl", "test_r2"),
+        "test_r3": ("R3/test.jsonl", "test_r3"),
     },
     folders=("anli_v1.0", "anli", "ANLI", "nli/anli"),
     form="jsonl",
@@ -174,7 +180,15 @@ _ROWS = (
         labels=("0", "1"),
         synonyms={"not_equivalent": "0", "equivalent": "1"},
     ),
-    _glue("stsb", "STS-B", ("pearson", "spearman"), kind="regression", second=("sentence2",), label=("score", "label")),
+    _glue(
+        "stsb",
+        "STS-B",
+        ("pearson", "spearman"),
+        kind="regression",
+        second=("sentence2",),
+        label=("score", "label"),
+        missing_labels=(*NO_LABEL, "-1.0"),
+    ),
     _glue(
         "qqp",
         "QQP",
@@ -184,6 +198,7 @@ _ROWS = (
         label=("is_duplicate", "label"),
         labels=("0", "1"),
         synonyms={"not_duplicate": "0", "duplicate": "1"},
+        skips_short_rows=True,  # rows broken in two: github.com/nyu-mll/GLUE-baselines/issues/5
     ),
     _MNLI,
     _glue("qnli", "QNLI", ("accuracy",), first=("question",), second=("sentence",), labels=TWO_WAY),
@@ -201,11 +216,13 @@ _ROWS = (
         name="ax",
         metrics=("mcc", "accuracy"),
         files={
-            "train": tuple(f"MNLI/{name}" for name in _MNLI_TRAIN) + tuple(f"mnli/{name}" for name in _MNLI_TRAIN),
-            "dev": ("diagnostic-full.tsv", "diagnostic.tsv", "AX/diagnostic*.tsv", "test"),
-            "test": ("diagnostic.tsv", "AX/diagnostic.tsv", "test"),
+            "train": tuple(f"{folder}/{name}" for folder in ("MNLI", "mnli") for name in _MNLI_TRAIN),
+            # GLUE's diagnostic.tsv has no labels, and whoever has them must not choose the checkpoint by them.
+            "dev": tuple(f"{folder}/{name}" for folder in ("MNLI", "mnli") for name in _MNLI_DEV),
+            "diagnostic": ("diagnostic-full.tsv", "AX/diagnostic-full.tsv"),
+            "test": ("diagnostic.tsv", "AX/diagnostic.tsv", "AX.tsv", "test"),
         },
-        folders=("AX", "diagnostic", "glue"),
+        folders=("AX", "diagnostic", "glue", "nli"),
         first=("sentence1", "Premise", "premise"),
         second=("sentence2", "Hypothesis", "hypothesis"),
         label=("gold_label", "Label", "label"),
@@ -226,7 +243,7 @@ _ROWS = (
         second=_HYPOTHESIS,
         label=("gold_label", "label"),
         labels=NLI,
-        dropped_labels=("-",),
+        dropped_labels=("-", "-1"),
     ),
     Task(
         "scitail",
@@ -267,12 +284,16 @@ _ROWS = (
         "adv-squad",
         "squad",
         "SQuAD",
+        "squad_adversarial",
         version="1.1",
         files={
             "train": ("train-v1.1*.json*", "train"),
             "dev": ("dev-v1.1*.json*", "validation"),
-            "add_sent": ("sample1k-HCVerifyAll.json", "AddSent.json"),
-            "add_one_sent": ("sample1k-HCVerifySample.json", "AddOneSent.json"),
+            "add_sent": ("sample1k-HCVerifyAll.json", "AddSent.json", "AddSent", "AddSent/validation"),
+            "add_one_sent": (
+                *("sample1k-HCVerifySample.json", "AddOneSent.json"),
+                *("AddOneSent", "AddOneSent/validation"),
+            ),
         },
     ),
     Task(
@@ -344,4 +365,5 @@ def custom_task(
         second=(second,) if second else None,
         label=(label,),
         labels=labels,
+        missing_labels=NO_LABEL if labels else ("",),  # -1 is a score like any other
     )

@@ -80,6 +80,33 @@ def test_span_windows_cover_the_context_and_hold_the_answer_once_each(tokenizer)
     assert positions == [(0, 0), (5, 6), (3, 4)]
 
 
+def test_long_questions_are_cut_and_leave_room_for_the_context(tokenizer):
+    long = {**QUESTION, "question": " ax p ax p"}  # six tokens: a ##x p a ##x p
+    encoder = Encoder(tokenizer, "spans", max_tokens=12, stride=2, max_question_tokens=5)
+    feature = encoder.encode([long])[0]
+    assert feature["input_ids"] == ids("[CLS] a ##x p a ##x [SEP] a b c d [SEP]")
+    assert [pair for pair in feature["offsets"] if pair] == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    # Google's maximum by default: 64 of 70 tokens, [CLS] and two [SEP] leave one token of 68.
+    features = Encoder(tokenizer, "spans", max_tokens=68, stride=17).encode([{**QUESTION, "question": "p " * 70}])
+    assert features[0]["input_ids"] == ids("[CLS] " + "p " * 64 + "[SEP] a [SEP]") and len(features) == 8
+
+
+def test_windows_overlap_less_where_the_question_leaves_little_room(tokenizer):
+    # Four tokens of context a window, fewer than the overlap asked for: half of them are shared.
+    features = Encoder(tokenizer, "spans", max_tokens=8, stride=4).encode([QUESTION])
+    words = [[CONTEXT[o[0] : o[1]] for o in f["offsets"] if o] for f in features]
+    assert words == [["a", "b", "c", "d"], ["c", "d", "e", "f"], ["e", "f", "g", "h"]]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 4, 5])
+def test_a_question_that_does_not_fit_is_one_sentence(tokenizer, max_tokens):
+    example = {**QUESTION, "question": "p p"}  # [CLS] p p [SEP] a [SEP] are six
+    message = rf"--max-seq-length must be at least 6 tokens to hold question q .* but is {max_tokens} instead\."
+    with pytest.raises(ValueError, match=message):
+        Encoder(tokenizer, "spans", max_tokens=max_tokens, stride=max_tokens // 4).encode([example])
+    assert len(Encoder(tokenizer, "spans", max_tokens=6, stride=1).encode([example])) == 8
+
+
 def test_answers_that_do_not_align_with_tokens_take_the_covering_ones():
     offsets = [None, (0, 3), (4, 9), (10, 12), None]
     example = {"answers": [{"text": "bcd", "answer_start": 5}]}
@@ -116,6 +143,17 @@ def test_the_best_window_answers_the_question(tokenizer, tmp_path):
     assert decoded.predictions == {"q": "e f"} and decoded.metrics == {"exact_match": 100.0, "f1": 100.0}
     path = write_predictions(TASKS["squad-v1.1"], "dev", [QUESTION], decoded, tmp_path)
     assert path.name == "dev.json" and path.read_text() == '{"q": "e f"}'
+
+
+def test_adversarial_scores_count_the_original_questions(tokenizer):
+    """Two originals, one with two variants: the means are over two, and so is n."""
+    examples = [{**QUESTION, "id": key} for key in ("q", "q-turk0", "q-turk1", "r")]
+    features = Encoder(tokenizer, "spans", max_tokens=16).encode(examples)
+    outputs = span_outputs(features, [(7, 8, 1.0), (7, 8, 1.0), (3, 3, 1.0), (7, 8, 1.0)])
+    decoded = decode(TASKS["adv-squad"], "add_sent", examples, features, outputs)
+    assert decoded.metrics["exact_match"] == 50.0 and decoded.num_examples == 2
+    assert len(decoded.predictions) == 4
+    assert decode(TASKS["adv-squad"], "dev", examples, features, outputs).num_examples == 4
 
 
 def test_no_answer_needs_the_margin(tokenizer, tmp_path):

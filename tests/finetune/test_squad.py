@@ -25,10 +25,26 @@ def test_token_f1_by_hand():
     assert token_f1("the cat sat on the mat", "cat on red mat") == pytest.approx(0.75)
     # "new york city" against "york": P = 1/3, R = 1 -> F1 = 2 * (1/3) / (4/3) = 1/2
     assert token_f1("New York City", "York") == pytest.approx(0.5)
-    assert token_f1("", "") == 1.0 and token_f1("the", "") == 1.0  # an article alone is empty
     assert token_f1("cat", "") == 0.0 and token_f1("cat", "dog") == 0.0
     # repeated words count as often as they occur: "a b b" has {b: 2}; against "b": common 1, P = 1/2, R = 1 -> 2/3
     assert token_f1("b b", "b") == pytest.approx(2 / 3)
+
+
+def test_two_empty_answers_in_both_versions():
+    """Gold "a", predicted "the": both normalise to no token at all.
+
+    v1.1's script: 0 common tokens -> F1 0, though the strings match exactly. v2.0's: F1 1 if both are empty; but it
+    leaves such a gold answer out, so that the empty string is the only right answer.
+    """
+    assert token_f1("the", "a") == token_f1("", "") == 0.0
+    assert token_f1("the", "a", both_empty=1.0) == token_f1("", "", both_empty=1.0) == 1.0
+    assert token_f1("cat", "", both_empty=1.0) == token_f1("", "cat", both_empty=1.0) == 0.0
+    assert question_scores([question("1", "a")], {"1": "the"}) == {"1": (1.0, 0.0)}
+    assert question_scores([question("1", "a")], {"1": "the"}, version_2=True) == {"1": (1.0, 1.0)}
+    # Another gold answer with tokens is a token match or not; the best counts for each measure on its own.
+    assert question_scores([question("1", "a", "a cat")], {"1": "the"}) == {"1": (1.0, 0.0)}
+    assert question_scores([question("1", "a", "a cat")], {"1": "the"}, version_2=True) == {"1": (0.0, 0.0)}
+    assert no_answer_scores([question("1")], {"1": ""}, {"1": 1.0})["f1"] == 100.0
 
 
 def test_best_gold_answer_counts_and_missing_predictions_are_wrong():
@@ -47,10 +63,8 @@ def test_gold_against_itself_is_perfect(shared_data, name):
 
     examples = list(read_squad(shared_data / "squad" / name))
     gold = {e["id"]: e["answers"][-1]["text"] if e["answers"] else "" for e in examples}
-    empty_golds_count = "v1.1" in name  # v2.0's script drops gold answers such as "a", which normalise to nothing
-    if not empty_golds_count:
-        gold |= {key: text for key, text in first_real_answers(examples).items()}
-    scores = question_scores(examples, gold, drop_empty_golds=not empty_golds_count)
+    gold |= first_real_answers(examples)  # answers such as "a" normalise to nothing and have no F1 of 1
+    scores = question_scores(examples, gold, version_2="v2.0" in name)
     assert mean_scores(scores) == {"exact_match": 100.0, "f1": 100.0}
 
 
