@@ -50,6 +50,7 @@ def test_malformed_squad_json_names_file_and_place(tmp_path, text, message):
         ("train-v1.1.json.gz", b"no archive"),
         ("train-v1.1.json.bz2", b"no archive"),
     ],
+    ids=["no text", "half a gz", "no gz", "no bz2"],  # a gz holds the time it was made
 )
 def test_damaged_squad_files_are_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
