@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.finetune import toy
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
@@ -41,6 +43,19 @@ def test_flags_of_a_command_are_in_its_help(command):
     assert not unknown, f"{script} has no {unknown}"
     missing = [word for word in arguments if word.startswith("examples/") and not (ROOT / word).is_file()]
     assert not missing, f"the README names {missing}, which is not there"
+
+
+def test_the_library_example_trains(tmp_path, monkeypatch):
+    """The README's own lines, on a toy model in place of models/alum-base and a data set of 16 examples."""
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "AlumTrainer" in b]
+    toy.tiny_model("classification", num_labels=2).save_pretrained(tmp_path / "models" / "alum-base")
+    monkeypatch.chdir(tmp_path)
+    two_classes = [{**example, "labels": example["labels"] % 2} for example in toy.examples("classification")]
+    names = {"train_dataset": two_classes}
+    exec(compile(block, "README.md", "exec"), names)
+    trainer = names["trainer"]
+    assert trainer.state.global_step > 0 and trainer.method.name == "alum"
+    assert trainer.statistics["alum_kl"] > 0
 
 
 def test_make_targets_exist():

@@ -1,7 +1,12 @@
-// Runs the roles of the CUDA kernel (csrc/ops/cuda/row_role.h, tile_role.h) on the CPU: a team of one thread, the parts of a
-// row one after the other. Called through ctypes by test_cuda_roles.py, which compiles it with g++.
+// Runs the roles of the CUDA kernel (csrc/ops/cuda/row_role.h, tile_role.h) on the CPU: a row by a cluster of `parts` blocks of
+// `threads` real threads each, which meet at barriers where the kernel's do. So a barrier that is missing, a block that leaves
+// the others waiting, or a write over logits that others still read shows here, too. Called through ctypes by
+// test_cuda_roles.py, which compiles it with g++.
 #include "ops/cpu/vector_portable.h"
 
+#include <barrier>
+#include <memory>
+#include <thread>
 #include <vector>
 
 #include "ops/cuda/row_role.h"
@@ -9,58 +14,95 @@
 
 namespace {
 
+struct Shared {
+  explicit Shared(int threads) : value(threads), payload(threads), barrier(threads) {}
+  std::vector<float> value, payload;
+  RowRecord record;
+  std::barrier<> barrier;
+};
+
+struct Cluster {
+  Cluster(int parts, int threads) : barrier(parts * threads) {
+    for (int part = 0; part < parts; ++part) blocks.push_back(std::make_unique<Shared>(threads));
+  }
+  std::vector<std::unique_ptr<Shared>> blocks;
+  std::barrier<> barrier;
+};
+
+// As Block in kernel.cu, with the same barriers.
 struct Team {
-  int rank = 0, size = 1, part = 0, parts = 1;
-  std::vector<RowRecord>* records = nullptr;  // of the parts before this one; the last part merges
-  float sum(float x) const { return x; }
-  float greatest(float x) const { return x; }
-  float greatest_with(float, float payload) const { return payload; }
+  int rank, size, part, parts;
+  Cluster* cluster;
+  Shared* shared;
+
+  void sync() const { shared->barrier.arrive_and_wait(); }
+  float sum(float x) const {
+    sync();
+    shared->value[rank] = x;
+    sync();
+    float total = 0.0f;
+    for (float value : shared->value) total += value;
+    return total;
+  }
+  float greatest(float x) const { return greatest_with(x, x); }
+  float greatest_with(float x, float payload) const {
+    sync();
+    shared->value[rank] = x, shared->payload[rank] = payload;
+    sync();
+    int best = 0;
+    for (int other = 1; other < size; ++other) best = shared->value[other] > shared->value[best] ? other : best;
+    return shared->payload[best];
+  }
   template <typename T>
   void copy(T* to, const T* from) const { *to = *from; }
   void wait() const {}
-  void sync_row() const {}
+  void sync_row() const { parts > 1 ? cluster->barrier.arrive_and_wait() : sync(); }
   RowRecord merged(const RowRecord& mine, bool one_sided) const {
-    records->push_back(mine);
+    if (parts == 1) return mine;
+    cluster->barrier.arrive_and_wait();
+    if (rank == 0) shared->record = mine;
+    cluster->barrier.arrive_and_wait();
     RowRecord total = empty_record();
-    for (const RowRecord& record : *records) total = merge(total, record, one_sided);
+    for (const auto& block : cluster->blocks) total = merge(total, block->record, one_sided);
+    cluster->barrier.arrive_and_wait();
     return total;
   }
 };
 
-// Parts write their gradients only once all records are known: statistics over all parts first, then gradients.
 template <typename Element>
-void run_rows(RowTask task, int phase, int parts, bool cached) {
-  std::vector<Pack<Element>> cache(cached ? 2 * task.columns : 0);
-  for (int64_t row = 0; row < task.rows; ++row) {
-    std::vector<RowRecord> records;
-    for (int part = 0; part < parts; ++part) {
-      Team team;
-      team.part = part, team.parts = parts, team.records = &records;
-      const int room = static_cast<int>(task.columns);
-      // One part can go through a fused phase; of several, the record of the last is the row's.
-      row_role<Element>(task, parts == 1 ? phase : (phase == 1 ? 1 : 0), row, team, cached ? cache.data() : nullptr, room);
-    }
-    if (parts > 1 && phase != 1) {
-      RowRecord total = empty_record();
-      for (const RowRecord& record : records) total = merge(total, record, task.one_sided);
-      __builtin_memcpy(task.records + row * task.record_width, &total, sizeof(total));
-    }
-    for (int part = 0; parts > 1 && phase == 2 && part < parts; ++part) {
-      Team team;
-      team.part = part, team.parts = parts, team.records = &records;
-      row_role<Element>(task, 1, row, team, nullptr, 0);
-    }
+void run_rows(const RowTask& task, int phase, int parts, int threads, bool cached) {
+  const int64_t count = Pack<Element>::count, packs = (task.valid_columns + count - 1) / count;
+  const int packs_a_part = static_cast<int>((packs + parts - 1) / parts);
+  Cluster cluster(parts, threads);
+  std::vector<std::vector<Pack<Element>>> caches(parts);
+  for (auto& cache : caches) cache.resize(cached ? 2 * packs_a_part : 0);
+  std::vector<std::thread> workers;
+  for (int worker = 0; worker < parts * threads; ++worker) {
+    workers.emplace_back([&, worker] {
+      const int part = worker / threads;
+      Team team{worker % threads, threads, part, parts, &cluster, cluster.blocks[part].get()};
+      for (int64_t row = 0; row < task.rows; ++row) {
+        row_role<Element>(task, phase, row, team, cached ? caches[part].data() : nullptr, packs_a_part);
+      }
+    });
   }
+  for (auto& worker : workers) worker.join();
 }
 
 }  // namespace
 
-extern "C" void emulate_rows(const RowTask* task, int phase, int parts, bool cached) {
-  if (task->element == kFloat32) run_rows<float>(*task, phase, parts, cached);
-  else if (task->element == kBFloat16) run_rows<BFloat16>(*task, phase, parts, cached);
-  else run_rows<Float16>(*task, phase, parts, cached);
+extern "C" void emulate_rows(const RowTask* task, int phase, int parts, int threads, bool cached) {
+  if (task->element == kFloat32) run_rows<float>(*task, phase, parts, threads, cached);
+  else if (task->element == kBFloat16) run_rows<BFloat16>(*task, phase, parts, threads, cached);
+  else run_rows<Float16>(*task, phase, parts, threads, cached);
 }
 
+struct Lane {
+  int rank = 0, size = 1;
+  float sum(float x) const { return x; }
+  float greatest(float x) const { return x; }
+};
+
 extern "C" void emulate_tiles(const TileTask* task) {
-  for (int64_t token = 0; token < task->tokens; ++token) tile_role(*task, token, Team{});
+  for (int64_t token = 0; token < task->tokens; ++token) tile_role(*task, token, Lane{});
 }

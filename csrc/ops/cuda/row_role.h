@@ -6,7 +6,7 @@
 // A part that does not fit into shared memory is read from global memory (the second-level cache) instead of copied.
 //
 // `Team` provides rank, size (threads), part, parts (blocks of the row), and block-wide sum, greatest, greatest_with, merged,
-// copy, wait. tests/ops/emulation.cpp runs this header on the CPU with a team of one and of several threads.
+// copy, wait, sync_row. tests/ops/emulation.cpp runs this header on the CPU, with threads and barriers for blocks and clusters.
 #pragma once
 
 #include "common/row_elements.h"
