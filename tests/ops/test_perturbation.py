@@ -60,6 +60,33 @@ def test_bit_equal_to_the_reference(device, impl, projection, dtype):
                     assert mine.item() == pytest.approx(theirs.item(), rel=tolerances.STATISTICS)
 
 
+@pytest.mark.parametrize("layout", ["transposed", "every other token", "every other channel"])
+def test_non_contiguous_tensors(device, impl, layout):
+    def strided(t):
+        if layout == "transposed":
+            return t.transpose(0, 1).contiguous().transpose(0, 1)
+        if layout == "every other token":
+            return t.repeat_interleave(2, dim=0)[::2]
+        return t.repeat_interleave(2, dim=2)[..., ::2]
+
+    tiles, options = tensors(device), {"step_size": 1e-3, "epsilon": 1e-3, "impl": impl}
+    mask = torch.rand(S, B, device=device) < 0.7
+    wide_mask = mask.repeat_interleave(2, dim=1)[:, ::2]
+    expected = ops.perturb_embeddings(*tiles, mask=mask, **options)
+    found = ops.perturb_embeddings(*map(strided, tiles), mask=wide_mask, **options)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    moved = ops.ascend_and_project(*map(strided, tiles[1:]), **options)
+    assert torch.equal(moved, ops.ascend_and_project(*tiles[1:], **options))
+
+
+@pytest.mark.parametrize("shape", [(0, B, H), (S, 0, H)], ids=str)
+def test_no_tokens(device, impl, shape):
+    x, delta, grad = (torch.zeros(shape, device=device) for _ in range(3))
+    x_adv, moved, stats = ops.perturb_embeddings(x, delta, grad, step_size=1e-3, epsilon=1e-3, impl=impl)
+    assert x_adv.shape == moved.shape == shape and stats.nonfinite_tokens == 0 and stats.delta_norm == 0
+    assert ops.ascend_and_project(delta, grad, step_size=1e-3, epsilon=1e-3, impl=impl).shape == shape
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_noise_inside_the_kernel_is_gaussian_noise(device, impl, batch_first):
     noise_key = on(device, key(batch_first=batch_first))
