@@ -11,29 +11,56 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from megatron_alum.config.attack import AttackConfig
 from megatron_alum.config.cli import main_guard, parse_config
 from megatron_alum.finetune.attack import pgd_accuracy, word_attack
 from megatron_alum.finetune.features import Collator, Encoder
-from megatron_alum.finetune.loading import load_split
-from megatron_alum.finetune.models import HEADS, checked_folder, load_tokenizer, longest_input
-from megatron_alum.finetune.tasks import task_named
+from megatron_alum.finetune.loading import Example, load_split
+from megatron_alum.finetune.models import check_finetuned, load_finetuned, load_tokenizer, longest_input
+from megatron_alum.finetune.tasks import Task, custom_task, task_named
 from megatron_alum.report.robustness import plot_robustness
 
 
-def attack_model(config: AttackConfig, folder: str) -> list[dict[str, Any]]:
-    """The result rows of one model."""
+def attacked_task(config: AttackConfig) -> Task:
+    """The table's row, or one made of the flags of --task custom.
+
+    Raises: ValueError for a task without classes.
+    """
+    if config.task == "custom":
+        path = str(Path(str(config.custom_file)).resolve())
+        return custom_task(
+            train=None,
+            dev=path,
+            test=path,
+            first=config.text_column,
+            second=config.text_pair_column,
+            label=config.label_column,
+            labels=config.labels,
+        )
     task = task_named(config.task)
     if task.kind not in ("classification", "choice"):
         raise ValueError(f"--task must be a classification or multiple-choice task, but {task.name} is {task.kind}.")
+    return task
+
+
+def labelled_examples(config: AttackConfig, task: Task) -> list[Example]:
+    """The examples to attack.
+
+    Raises: ValueError for a split without labels.
+    """
     examples = load_split(task, config.data_dir, config.split)[: config.max_eval_samples]
     if any(example["label"] is None for example in examples):
         raise ValueError(f"--split must have labels, but {config.split} of {task.name} has none.")
+    return examples
+
+
+def attack_model(config: AttackConfig, task: Task, examples: list[Example], folder: str) -> list[dict[str, Any]]:
+    """The result rows of one model, which runs on the GPU if there is one."""
     tokenizer = load_tokenizer(folder)
-    model: PreTrainedModel = HEADS[task.kind].from_pretrained(checked_folder(folder, "--model"), local_files_only=True)
+    model = load_finetuned(folder, task).to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     encoder = Encoder(tokenizer, task.kind, longest_input(folder, tokenizer, config.max_seq_length))
     features, size = encoder.encode(examples), config.per_device_eval_batch_size
     collate = Collator(tokenizer, task.kind)
@@ -52,7 +79,11 @@ def attack_model(config: AttackConfig, folder: str) -> list[dict[str, Any]]:
 def main() -> None:
     """Attack every model, write the rows and the plot."""
     config = parse_config(AttackConfig, description=(__doc__ or "").splitlines()[0])
-    rows = [row for folder in config.model for row in attack_model(config, folder)]
+    task = attacked_task(config)
+    for folder in config.model:
+        check_finetuned(folder, task)
+    examples = labelled_examples(config, task)
+    rows = [row for folder in config.model for row in attack_model(config, task, examples, folder)]
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     (output / "attack.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

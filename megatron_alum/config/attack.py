@@ -13,13 +13,25 @@ class AttackConfig:
     model: tuple[str, ...]
     """fine-tuned Hugging Face folders to compare, such as OUTPUT/model of tools/finetune.py"""
     task: str
-    """classification or multiple-choice task of the table"""
+    """classification or multiple-choice task of the table, or custom"""
     output: str
     """folder of attack.jsonl and attack.png"""
     data_dir: str = "."
     """folder of the task's official files, or the one above it"""
     split: str = "dev"
     """split to attack"""
+    validation_file: str | None = None
+    """file of --task custom for --split dev (.tsv with header, .csv, .jsonl)"""
+    test_file: str | None = None
+    """file of --task custom for --split test"""
+    text_column: str = "sentence"
+    """text column of --task custom"""
+    text_pair_column: str | None = None
+    """second text column of --task custom"""
+    label_column: str = "label"
+    """label column of --task custom"""
+    labels: tuple[str, ...] = ()
+    """class names of --task custom, in the order of the model's"""
     radii: tuple[float, ...] = (0.0, 0.01, 0.02, 0.05, 0.1)
     """L-infinity radii around the word embeddings; 0 is the clean accuracy"""
     num_steps: int = 10
@@ -37,6 +49,13 @@ class AttackConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that no attack can use."""
+        if self.task == "custom" and self.custom_file is None:
+            raise ValueError(
+                "--validation-file for --split dev, or --test-file for --split test, must be given with --task custom, "
+                f"but is not for --split {self.split}."
+            )
+        if self.task == "custom" and len(self.labels) < 2:
+            raise ValueError(f"--labels must name two or more classes of --task custom, but names {len(self.labels)}.")
         if not self.model or not self.radii:
             raise ValueError("--model and --radii must have at least one value each, but one has none.")
         if min(self.radii) < 0:
@@ -46,3 +65,8 @@ class AttackConfig:
                 raise ValueError(
                     f"--{name.replace('_', '-')} must be at least 1, but is {getattr(self, name)} instead."
                 )
+
+    @property
+    def custom_file(self) -> str | None:
+        """The file of --task custom that --split names."""
+        return {"dev": self.validation_file, "test": self.test_file}.get(self.split)

@@ -6,8 +6,14 @@ Flags bear the names of Hugging Face's example scripts where those have them. Li
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
+
+from megatron_alum.config.alum import AlumConfig
+
+# What --alum-* can change in a method; r-drop has no ascent, none and freelb have no divergence.
+ALUM_FLAGS_OF: dict[str, tuple[str, ...]] = {"none": (), "freelb": (), "r-drop": ("alpha", "perturb", "detach_targets")}
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,9 @@ class FinetuneTrainingConfig:
     alum: bool = False
     """short for --method alum"""
     bregman_weight: float = 0.0
-    """weight of SMART's divergence from a moving average of the model; any method"""
+    """weight of SMART's divergence from a moving average of the model; any method but freelb"""
+    bregman_momentum: float | None = None
+    """decay of that moving average per optimizer step; 0.99 by default"""
     seeds: tuple[int, ...] = (42,)
     """one run each"""
     learning_rate: tuple[float, ...] = (2e-5,)
@@ -124,6 +132,17 @@ class FinetuneTrainingConfig:
             raise ValueError(f"--num-train-epochs must be above 0, but is {self.num_train_epochs} instead.")
         if self.alum and self.method not in ("none", "alum"):
             raise ValueError(f"--alum must not be combined with another --method, but is with {self.method}.")
+        if self.bregman_weight < 0:
+            raise ValueError(f"--bregman-weight must be at least 0, but is {self.bregman_weight} instead.")
+        if self.bregman_weight > 0 and self.method == "freelb":
+            raise ValueError(
+                "--bregman-weight must be 0 with --method freelb, whose steps have no divergence, "
+                f"but is {self.bregman_weight} instead."
+            )
+        if self.bregman_momentum is not None and self.bregman_weight == 0:
+            raise ValueError("--bregman-momentum must come with --bregman-weight above 0, but that is 0.")
+        if self.bregman_momentum is not None and not 0 <= self.bregman_momentum <= 1:
+            raise ValueError(f"--bregman-momentum must be from 0 to 1, but is {self.bregman_momentum} instead.")
         if self.bf16 and self.fp16:
             raise ValueError("--bf16 and --fp16 must not be combined, but both are given. Choose one.")
 
@@ -155,9 +174,41 @@ class AlumOverrides:
     detach_targets: bool | None = None
     """as in pre-training"""
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for a value outside its range."""
+        AlumConfig.finetuning(**self.given())
+
     def given(self) -> dict[str, Any]:
         """{field: value} of those that are set."""
-        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return _given(self)
+
+
+@dataclass(frozen=True)
+class FreeLbOverrides:
+    """Settings of --method freelb, where they differ from its preset"""
+
+    FLAG_PREFIX: ClassVar[str] = "freelb_"
+
+    num_steps: int | None = None
+    """forward and backward passes K of a batch; 3 by default"""
+    step_size: float | None = None
+    """length of an ascent step in the L2 norm of a sequence; 0.1 by default"""
+    init_magnitude: float | None = None
+    """scale of the uniform start before division by sqrt(tokens * hidden size); 0.1 by default"""
+    max_norm: float | None = None
+    """radius of the L2 ball of a sequence; 0, the default, does not project"""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a value outside its range."""
+        for name, value in self.given().items():
+            least = 1 if name == "num_steps" else 0
+            if not least <= value < math.inf:
+                flag = f"--freelb-{name.replace('_', '-')}"
+                raise ValueError(f"{flag} must be at least {least} and finite, but is {value} instead.")
+
+    def given(self) -> dict[str, Any]:
+        """{field: value} of those that are set."""
+        return _given(self)
 
 
 @dataclass(frozen=True)
@@ -167,6 +218,25 @@ class FinetuneConfig:
     data: FinetuneDataConfig
     training: FinetuneTrainingConfig = field(default_factory=FinetuneTrainingConfig)
     alum: AlumOverrides = field(default_factory=AlumOverrides)
+    freelb: FreeLbOverrides = field(default_factory=FreeLbOverrides)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a flag that the method does not use."""
+        method = "alum" if self.training.alum else self.training.method
+        used = ALUM_FLAGS_OF.get(method)
+        if used is not None and self.training.bregman_weight > 0:
+            used = (*used, "detach_targets")  # of the divergence from the moving average
+        unused = [f"alum_{name}" for name in self.alum.given() if used is not None and name not in used]
+        if method != "freelb":
+            unused += [f"freelb_{name}" for name in self.freelb.given()]
+        if unused:
+            flag = unused[0].replace("_", "-")
+            raise ValueError(f"--{flag} must be left out where it has no effect, but is given with --method {method}.")
+
+
+def _given(overrides: Any) -> dict[str, Any]:
+    """{field: value} of a dataclass's fields that are not None."""
+    return {f.name: value for f in fields(overrides) if (value := getattr(overrides, f.name)) is not None}
 
 
 def _require_positive(name: str, value: int | None) -> None:

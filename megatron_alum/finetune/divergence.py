@@ -1,7 +1,7 @@
 """What diverges between the clean and the adversarial pass, by kind of task.
 
     classification   symmetric KL of the class distributions                                     [B, C]
-    regression       squared difference of the predictions                                       [B, 1]
+    regression       squared difference of the predictions                                       [B, targets]
     spans            symmetric KL of the start and of the end positions, pads excluded           2 x [B, S]
     choice           symmetric KL over the candidates                                            [B, choices]
     tags             symmetric KL of each labelled token's tags, mean over the labelled tokens   [B, S, C]
@@ -25,12 +25,16 @@ Kind = Literal["classification", "regression", "spans", "choice", "tags"]
 KINDS: tuple[Kind, ...] = ("classification", "regression", "spans", "choice", "tags")
 PAD_LOGIT = -1e4  # exp underflows to 0 beside any real logit, and the difference of two stays finite
 IGNORED_LABEL = -100
+SEVERAL_LABELS = (
+    "`model` must have one label an example, but its problem_type is multi_label_classification instead, "
+    "which no divergence here compares. Use method none or freelb."
+)
 
 
 def kind_of(model: nn.Module) -> Kind:
     """The kind of task a Hugging Face head solves, by its class and number of labels.
 
-    Raises: ValueError for another head.
+    Raises: ValueError for another head, and for one of several labels at once.
     """
     name = type(model).__name__
     if name.endswith("ForQuestionAnswering"):
@@ -41,7 +45,9 @@ def kind_of(model: nn.Module) -> Kind:
         return "choice"
     if name.endswith("ForSequenceClassification"):
         config: Any = model.config
-        return "regression" if config.num_labels == 1 else "classification"
+        if config.problem_type == "multi_label_classification":
+            raise ValueError(SEVERAL_LABELS)
+        return "regression" if config.num_labels == 1 or config.problem_type == "regression" else "classification"
     raise ValueError(
         "`model` must end in ForSequenceClassification, ForQuestionAnswering, ForTokenClassification or "
         f"ForMultipleChoice, but is {name} instead. Pass `kind`."

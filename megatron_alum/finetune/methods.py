@@ -15,8 +15,10 @@ A row is a starting point: every setting can be changed by `dataclasses.replace`
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from megatron_alum.config.alum import AlumConfig
+from megatron_alum.config.finetune import FinetuneConfig
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,23 @@ class Method:
     freelb: FreeLbConfig | None = None
     """settings of FreeLB's own step, None for every other method"""
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for a combination that has no effect."""
+        if self.freelb is not None and self.bregman_weight > 0:
+            raise ValueError(
+                f"`bregman_weight` must be 0 with freelb, whose steps have no divergence, but is {self.bregman_weight}."
+            )
+
     @property
     def is_plain(self) -> bool:
         """True when training is exactly the Hugging Face Trainer's."""
         has_divergence = self.regularizes and self.config.alpha > 0
         return not has_divergence and self.bregman_weight == 0 and self.freelb is None
+
+    @property
+    def ascends(self) -> bool:
+        """True when a perturbation climbs the divergence (Algorithm 1, lines 4 to 6)."""
+        return self.regularizes and self.perturbs and self.config.alpha > 0
 
 
 METHODS = {
@@ -86,3 +100,15 @@ def method(name: str, **changes: object) -> Method:
     own = {key: value for key, value in changes.items() if key in Method.__dataclass_fields__}
     rest = {key: value for key, value in changes.items() if key not in own}
     return replace(preset, config=replace(preset.config, **rest), **own)  # type: ignore[arg-type]
+
+
+def method_of(config: FinetuneConfig) -> Method:
+    """The preset that the flags name, with their changes."""
+    training = config.training
+    chosen = method("alum" if training.alum else training.method, **config.alum.given())
+    changes: dict[str, Any] = {"bregman_weight": training.bregman_weight}
+    if training.bregman_momentum is not None:
+        changes["bregman_momentum"] = training.bregman_momentum
+    if chosen.freelb is not None:
+        changes["freelb"] = replace(chosen.freelb, **config.freelb.given())
+    return replace(chosen, **changes)

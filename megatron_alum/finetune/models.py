@@ -6,9 +6,11 @@ task's; the longest input is what position table and tokenizer allow.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from tokenizers import normalizers, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForMultipleChoice,
@@ -31,6 +33,11 @@ HEADS: dict[Kind, Any] = {
     "tags": AutoModelForTokenClassification,
 }
 UNSET_LENGTH = 1_000_000  # tokenizers without a limit report about 1e30
+# The first real token of these has position pad + 1, so that their table holds fewer tokens than it has rows.
+POSITIONS_AFTER_PAD = (
+    *("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "data2vec-text", "xmod"),
+    *("ibert", "longformer", "luke", "mpnet", "esm"),
+)
 
 
 def build_model(folder: str, task: Task, tags: tuple[str, ...] = ()) -> PreTrainedModel:
@@ -49,23 +56,79 @@ def build_model(folder: str, task: Task, tags: tuple[str, ...] = ()) -> PreTrain
     return HEADS[task.kind].from_pretrained(folder, config=config, local_files_only=True)
 
 
-def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of a folder.
+def check_finetuned(folder: str, task: Task) -> None:
+    """Read from config.json whether the model of a folder solves `task`, with its classes in the task's order.
+
+    Raises: ValueError when it does not.
+    """
+    config = AutoConfig.from_pretrained(checked_folder(folder, "--model"), local_files_only=True)
+    ending = HEADS[task.kind].__name__.removeprefix("AutoModel")
+    architecture = (config.architectures or ["a model without a head"])[0]
+    if not architecture.endswith(ending):
+        raise ValueError(
+            f"--model must end in {ending} for the task {task.name}, but {folder} holds {architecture} instead. "
+            "Fine-tune it with tools/finetune.py."
+        )
+    if task.kind != "classification":
+        return
+    if config.num_labels != len(task.labels):
+        raise ValueError(
+            f"--model must have the {len(task.labels)} classes of {task.name}, but {folder} has {config.num_labels}."
+        )
+    found = [str(config.id2label[index]).lower() for index in range(config.num_labels)]
+    wanted = [name.lower() for name in task.labels]
+    if found != wanted and sorted(found) == sorted(wanted):
+        raise ValueError(
+            f"--model must have its classes in the order {', '.join(task.labels)}, but {folder} has {', '.join(found)}."
+        )
+
+
+def load_finetuned(folder: str, task: Task) -> PreTrainedModel:
+    """The model of a folder with its trained head for `task`.
+
+    Raises: ValueError for another head or other classes, or where weights are missing.
+    """
+    check_finetuned(folder, task)
+    model, info = HEADS[task.kind].from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"]))
+        raise ValueError(f"--model must hold the weights of encoder and head, but {folder} lacks {missing}.")
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def load_tokenizer(folder: str, kind: Kind | None = None) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of a folder; for `kind` tags, one that takes each word as it stands inside a sentence.
 
     Raises: ValueError for a folder without one, or whose tokenizer knows almost no words.
     """
     tokenizer = AutoTokenizer.from_pretrained(checked_folder(folder, "--tokenizer"), local_files_only=True)
     if not tokenizer.is_fast or len(tokenizer) < 16:
         raise ValueError(f"{folder} must hold a fast tokenizer with a vocabulary, but has {len(tokenizer)} tokens.")
+    if kind == "tags":
+        _expect_words(tokenizer)
     return tokenizer
+
+
+def _expect_words(tokenizer: Any) -> None:
+    """Byte-level BPE knows a word by the space before it, which words given one by one lack: put it back."""
+    backend = tokenizer.backend_tokenizer
+    steps = json.loads(backend.to_str())["pre_tokenizer"] or {}
+    if steps.get("type") == "ByteLevel":
+        options = {name: steps[name] for name in ("trim_offsets", "use_regex")}
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, **options)
+        tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True  # kept when it is saved
+    elif any(step["type"] == "ByteLevel" for step in steps.get("pretokenizers", [])):
+        prepend = normalizers.Prepend(" ")  # the word is cut before its bytes are mapped: the space must come first
+        backend.normalizer = normalizers.Sequence([*filter(None, [backend.normalizer]), prepend])
 
 
 def longest_input(folder: str, tokenizer: PreTrainedTokenizerBase, wanted: int) -> int:
     """`wanted` tokens, or fewer where the model's positions or the tokenizer end earlier."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     positions = getattr(config, "max_position_embeddings", wanted)
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= config.pad_token_id + 1  # the first real token has position pad + 1
+    if config.model_type in POSITIONS_AFTER_PAD:
+        positions -= config.pad_token_id + 1
     limit = tokenizer.model_max_length if tokenizer.model_max_length < UNSET_LENGTH else positions
     return min(wanted, positions, limit)
 

@@ -24,7 +24,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
     data = config.data
     task = find_task(data)
     checked_folder(data.model, "--model")
-    tokenizer = load_tokenizer(data.tokenizer or data.model)
+    tokenizer = load_tokenizer(data.tokenizer or data.model, task.kind)
     train = subset(load_split(task, data.data_dir, "train"), data.max_train_samples)
     splits = {name: _eval_split(task, data, name) for name in evaluated_splits(task, data.data_dir)}
     if not train or not splits["dev"]:

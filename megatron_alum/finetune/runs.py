@@ -30,8 +30,7 @@ from megatron_alum.finetune.batching import GroupedTrainer
 from megatron_alum.finetune.decoding import Decoded, SpanOptions, decode
 from megatron_alum.finetune.features import Collator, Feature
 from megatron_alum.finetune.loading import Example
-from megatron_alum.finetune.methods import Method
-from megatron_alum.finetune.methods import method as preset
+from megatron_alum.finetune.methods import method_of
 from megatron_alum.finetune.models import build_model
 from megatron_alum.finetune.predictions import write_predictions
 from megatron_alum.finetune.records import (
@@ -107,16 +106,6 @@ def grid(config: FinetuneConfig) -> Iterator[Point]:
 def num_epochs(config: FinetuneConfig) -> float:
     """Passes over the training set."""
     return MAX_EPOCHS if config.training.paper_grid else config.training.num_train_epochs
-
-
-def method_of(config: FinetuneConfig) -> Method:
-    """The preset that the flags name, with their changes."""
-    training = config.training
-    name = "alum" if training.alum else training.method
-    changes: dict[str, Any] = dict(config.alum.given())
-    if training.bregman_weight:
-        changes["bregman_weight"] = training.bregman_weight
-    return preset(name, **changes)
 
 
 def run_grid(config: FinetuneConfig, prepared: Prepared) -> list[dict[str, Any]]:

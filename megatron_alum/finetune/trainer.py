@@ -12,6 +12,7 @@ mean per micro-batch, divided by the number of accumulation steps.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from megatron_alum.alum import AlumRegularizer
 from megatron_alum.alum.dropout import replayed
 from megatron_alum.alum.regularizer import AlumOutput
 from megatron_alum.finetune.bregman import MovingAverage
-from megatron_alum.finetune.divergence import Kind, comparable, kind_of, task_kernels
+from megatron_alum.finetune.divergence import SEVERAL_LABELS, Kind, comparable, kind_of, task_kernels
 from megatron_alum.finetune.embeddings import EmbeddingSplit, Inputs, perturbable, without_labels
 from megatron_alum.finetune.fast_dropout import fast_dropout
 from megatron_alum.finetune.freelb import freelb_backward
@@ -40,12 +41,14 @@ class AlumTrainer(Trainer):
     `method` is a preset's name (none, alum, smart, freelb, r-drop) or a `Method`; `kind` is found from the model's head
     unless given. Training logs carry alum_kl (without alpha), effective_perturbation, ascent_ratio, kl_gain and
     nonfinite.
-    Raises: ValueError for sharded models (FSDP, DeepSpeed) and for a model that cannot run from embeddings.
+    Raises: ValueError for sharded models (FSDP, DeepSpeed), reentrant activation checkpoints, several labels an example
+    (FreeLB takes them), and a model that cannot run from embeddings.
     """
 
     def __init__(self, *args: Any, method: str | Method = "alum", kind: Kind | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.method = method if isinstance(method, Method) else preset(method)
+        self.average: MovingAverage | None = None
         if self.method.is_plain:
             return
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -53,19 +56,38 @@ class AlumTrainer(Trainer):
                 "`method` must be none when the model is sharded by FSDP or DeepSpeed, "
                 f"but is {self.method.name} instead. Use data parallelism."
             )
+        options = self.args.gradient_checkpointing_kwargs if self.args.gradient_checkpointing else None
+        if self.method.ascends and isinstance(options, dict) and options.get("use_reentrant"):
+            raise ValueError(
+                f"`gradient_checkpointing_kwargs` must have use_reentrant=False with method {self.method.name}, whose "
+                "ascent differentiates in the embeddings alone, but has use_reentrant=True instead."
+            )
         assert isinstance(self.model, nn.Module)
         if self.method.freelb is not None and self.method.config.perturb != "word":
             raise ValueError("--alum-perturb must be word with --method freelb, but is encoder_input instead.")
-        self.kind = kind or kind_of(self.model)
+        if self.method.freelb is None:
+            self.kind = kind or kind_of(self.model)
         self.split = EmbeddingSplit(self.model, self.method.config.perturb)
         self.model_accepts_loss_kwargs = False  # losses are means per micro-batch, as the divergence is
         self.statistics: dict[str, Tensor] = {}
         self.statistics_count = 0
         self.micro_step = (-1, 0)
-        self.average: MovingAverage | None = None
         if self.method.bregman_weight > 0:
             self.average = MovingAverage(self.method.bregman_momentum)
             self.add_callback(self.average)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; the moving average is read from the checkpoint's own folder, wherever that is."""
+        if self.average is not None:
+            elsewhere = isinstance(resume_from_checkpoint, (str, Path))
+            self.average.resume_folder = Path(str(resume_from_checkpoint)) if elsewhere else None
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's; in a checkpoint, its internal call, the moving average lies beside the weights."""
+        super().save_model(output_dir, _internal_call=_internal_call)
+        if self.average is not None and _internal_call and output_dir is not None and self.args.should_save:
+            self.average.save(Path(output_dir))
 
     def compute_loss(
         self,
@@ -128,9 +150,12 @@ class AlumTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _regularizer(self, inputs: Inputs) -> AlumRegularizer:
-        labels = inputs["labels"] if self.kind == "tags" else None
+        labels = inputs.get("labels")
+        if self.kind == "classification" and labels is not None and labels.is_floating_point():
+            raise ValueError(SEVERAL_LABELS)  # what the model makes of such labels if its problem_type is not set
         scale = HALF_PRECISION_GRADIENT_SCALE if self.args.fp16 else 1.0
-        return AlumRegularizer(self.method.config, task_kernels(self.kind, labels), gradient_scale=scale)
+        kernels = task_kernels(self.kind, labels if self.kind == "tags" else None)
+        return AlumRegularizer(self.method.config, kernels, gradient_scale=scale)
 
     def _divergence(
         self, regularizer: AlumRegularizer, embeddings: Tensor, clean: Any, inputs: Inputs, snapshot: Any
