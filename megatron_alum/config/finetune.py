@@ -39,6 +39,8 @@ class FinetuneDataConfig:
     """tokens of the longest input; lowered to what the model takes"""
     doc_stride: int = 128
     """tokens shared by neighbouring windows of a SQuAD context, at most a quarter of --max-seq-length"""
+    max_query_length: int = 64
+    """tokens of a SQuAD question, which is cut after them"""
     n_best_size: int = 20
     """candidate starts and ends of an answer per window"""
     max_answer_length: int = 30
@@ -64,7 +66,14 @@ class FinetuneDataConfig:
         """Raise ValueError for values that no run can use."""
         if self.task == "custom" and (self.validation_file is None or self.train_file is None):
             raise ValueError("--train-file and --validation-file must be given with --task custom, but are not.")
-        for name in ("max_train_samples", "max_eval_samples", "max_seq_length", "n_best_size", "max_answer_length"):
+        for name in (
+            "max_train_samples",
+            "max_eval_samples",
+            "max_seq_length",
+            "max_query_length",
+            "n_best_size",
+            "max_answer_length",
+        ):
             _require_positive(name, getattr(self, name))
         if self.doc_stride < 0:
             raise ValueError(f"--doc-stride must be at least 0, but is {self.doc_stride} instead.")

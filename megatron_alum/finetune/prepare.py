@@ -31,7 +31,8 @@ def prepare(config: FinetuneConfig) -> Prepared:
         raise ValueError(f"--data-dir must hold examples of {task.name}, but a file of train or dev is empty.")
     tags = tag_names([*train, *splits["dev"]]) if task.kind == "tags" else ()
     length = longest_input(data.model, tokenizer, data.max_seq_length)
-    encoder = Encoder(tokenizer, task.kind, length, min(data.doc_stride, length // 4), tags)
+    stride = min(data.doc_stride, length // 4)
+    encoder = Encoder(tokenizer, task.kind, length, stride, tags, max_question_tokens=data.max_query_length)
     encoded = [Split(name, examples, longest_first(encoder.encode(examples))) for name, examples in splits.items()]
     return Prepared(task, tokenizer, encoder.encode(train), encoded, tags)
 

@@ -11,6 +11,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer
 
+from megatron_alum.config.cli import build_config
+from megatron_alum.config.finetune import FinetuneConfig
+from megatron_alum.finetune.prepare import prepare
+
 TOOLS = Path(__file__).parents[2] / "tools"
 WORDS = ["good", "fine", "nice", "great", "bad", "poor", "ugly", "awful", "film", "plot", "cast", "scene"]
 
@@ -178,6 +182,18 @@ def test_an_interrupted_run_resumes_from_its_checkpoint(encoder, sentiment, tmp_
     assert [row["value"] for row in results[0]] == [row["value"] for row in results[1]]
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(("limit", "question"), [(64, 5), (2, 2)])
+def test_questions_are_cut_after_max_query_length(encoder, tmp_path, limit, question):
+    answers = [{"text": "film", "answer_start": 5}]
+    asked = {"id": "q", "question": "good fine nice great bad", "answers": answers}
+    paragraph = {"context": "good film plot", "qas": [asked]}
+    for name in ("train-v1.1.json", "dev-v1.1.json"):
+        (tmp_path / name).write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+    data = {"model": str(encoder), "task": "squad-v1.1", "output": "unused", "data_dir": str(tmp_path)}
+    (feature,) = prepare(build_config(FinetuneConfig, [{**data, "max_query_length": limit}])).train
+    assert len(feature["input_ids"]) == 1 + question + 1 + 3 + 1  # [CLS] question [SEP] context [SEP]
 
 
 def test_attack_lowers_accuracy_with_the_radius(finished, sentiment, tmp_path):
