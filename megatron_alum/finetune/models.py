@@ -110,6 +110,15 @@ def load_tokenizer(folder: str, kind: Kind | None = None) -> PreTrainedTokenizer
     return tokenizer
 
 
+def check_vocabulary(folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises: ValueError for a tokenizer whose ids the model's word table does not hold."""
+    rows = getattr(AutoConfig.from_pretrained(folder, local_files_only=True), "vocab_size", None)
+    if rows is not None and len(tokenizer) > rows:
+        raise ValueError(
+            f"the tokenizer must have at most the {rows} words of {folder}, but has {len(tokenizer)}. Use --tokenizer."
+        )
+
+
 def _expect_words(tokenizer: Any) -> None:
     """Byte-level BPE knows a word by the space before it, which words given one by one lack: put it back."""
     backend = tokenizer.backend_tokenizer

@@ -9,7 +9,7 @@ from megatron_alum.config.finetune import FinetuneConfig, FinetuneDataConfig
 from megatron_alum.finetune.batching import longest_first
 from megatron_alum.finetune.features import Encoder
 from megatron_alum.finetune.loading import Example, has_split, load_split, tag_names
-from megatron_alum.finetune.models import checked_folder, load_tokenizer, longest_input
+from megatron_alum.finetune.models import check_vocabulary, checked_folder, load_tokenizer, longest_input
 from megatron_alum.finetune.runs import Prepared, Split
 from megatron_alum.finetune.tasks import Task, custom_task, task_named
 
@@ -25,6 +25,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
     task = find_task(data)
     checked_folder(data.model, "--model")
     tokenizer = load_tokenizer(data.tokenizer or data.model, task.kind)
+    check_vocabulary(data.model, tokenizer)
     train = subset(load_split(task, data.data_dir, "train"), data.max_train_samples)
     splits = {name: _eval_split(task, data, name) for name in evaluated_splits(task, data.data_dir)}
     if not train or not splits["dev"]:

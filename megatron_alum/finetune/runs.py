@@ -236,8 +236,13 @@ def build_trainer(
 
 
 def training_arguments(config: FinetuneConfig, task: Task, point: Point, folder: Path) -> TrainingArguments:
-    """Hugging Face's arguments of one point: evaluated and saved every epoch, best on dev kept."""
+    """Hugging Face's arguments of one point: evaluated and saved every epoch, best on dev kept.
+
+    Raises: ValueError for float16 without a GPU, where torch would silently stay in float32.
+    """
     training = config.training
+    if training.fp16 and not torch.cuda.is_available():
+        raise ValueError("--fp16 must be used on a GPU, but torch sees none. Use --bf16 or neither.")
     return TrainingArguments(
         output_dir=str(folder),
         learning_rate=point.learning_rate,

@@ -263,6 +263,13 @@ def test_word_attack_counts_textattacks_results(monkeypatch):
         (("--max-train-samples", "0"), "--max-train-samples must be at least 1"),
         (("--task", "custom"), "--train-file and --validation-file must be given"),
         (("--alum-epsilon", "-1"), "--alum-epsilon must be at least 0"),
+        (("--early-stopping-patience", "-1"), "--early-stopping-patience must be at least 0"),
+        (("--warmup-ratio", "2"), "--warmup-ratio must be from 0 to 1"),
+        pytest.param(
+            ("--fp16",),
+            "--fp16 must be used on a GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, where --fp16 works"),
+        ),
     ],
 )
 def test_a_users_error_is_one_sentence(encoder, sentiment, tmp_path, capsys, changes, message):
@@ -270,6 +277,16 @@ def test_a_users_error_is_one_sentence(encoder, sentiment, tmp_path, capsys, cha
     error = capsys.readouterr().err
     assert code == 2 and message in error and "Traceback" not in error
     assert not (tmp_path / "out" / "results.jsonl").exists()
+
+
+def test_a_tokenizer_with_words_that_the_model_lacks_is_refused(encoder, sentiment, tmp_path, capsys):
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "more"]) + "\n"
+    )
+    BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "tokenizer")
+    command = flags(encoder, sentiment, tmp_path / "out", "--tokenizer", tmp_path / "tokenizer")
+    assert run_tool("finetune", *command, expect_error=True) == 2
+    assert f"the tokenizer must have at most the {5 + len(WORDS)} words of" in capsys.readouterr().err
 
 
 def test_attack_refuses_what_it_cannot_do(finished, sentiment, tmp_path, capsys):
