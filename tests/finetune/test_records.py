@@ -5,8 +5,22 @@ import shutil
 
 import pytest
 
+from transformers import Trainer
+
 from megatron_alum.finetune.records import collect_results, last_checkpoint
 from tests.finetune.test_tools import encoder, flags, rows_of, run_tool, sentiment  # noqa: F401
+
+
+def killed_while_saving(monkeypatch, checkpoint):
+    """The process ends when a checkpoint of that name has its weights and nothing else."""
+    save_model = Trainer.save_model
+
+    def killed(self, output_dir=None, **options):
+        save_model(self, output_dir, **options)
+        if checkpoint in str(output_dir):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "save_model", killed)
 
 
 def test_killed_between_a_run_and_its_rows(encoder, sentiment, tmp_path):  # noqa: F811
@@ -48,18 +62,9 @@ def test_a_torn_checkpoint_is_not_resumed(tmp_path):
 
 def test_a_run_killed_while_it_saves_goes_on(encoder, sentiment, tmp_path, monkeypatch):  # noqa: F811
     """The second epoch's checkpoint has its weights only: the run goes on from the first, to the same end."""
-    from transformers import Trainer
-
     more = ("--max-train-samples", 64, "--seeds", 3)
     run_tool("finetune", *flags(encoder, sentiment, tmp_path / "a", *more))
-    save_model = Trainer.save_model
-
-    def killed(self, output_dir=None, **options):
-        save_model(self, output_dir, **options)
-        if "checkpoint-8" in str(output_dir):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "save_model", killed)
+    killed_while_saving(monkeypatch, "checkpoint-8")
     with pytest.raises(KeyboardInterrupt):
         run_tool("finetune", *flags(encoder, sentiment, tmp_path / "b", *more))
     monkeypatch.undo()
@@ -76,18 +81,9 @@ def test_a_run_killed_while_it_saves_goes_on(encoder, sentiment, tmp_path, monke
 
 def test_early_stopping_counts_on_after_a_resume(encoder, sentiment, tmp_path, monkeypatch):  # noqa: F811
     """A run that cannot improve stops after two epochs in vain, the third, also when killed in the second."""
-    from transformers import Trainer
-
     more = ("--learning-rate", 1e-12, "--num-train-epochs", 10, "--early-stopping-patience", 2, "--seeds", 1)
     command = flags(encoder, sentiment, tmp_path / "out", "--max-train-samples", 16, *more)
-    save_model = Trainer.save_model
-
-    def killed(self, output_dir=None, **options):
-        save_model(self, output_dir, **options)
-        if "checkpoint-3" in str(output_dir):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "save_model", killed)
+    killed_while_saving(monkeypatch, "checkpoint-3")
     with pytest.raises(KeyboardInterrupt):
         run_tool("finetune", *command)
     monkeypatch.undo()
