@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-
 from transformers import Trainer
 
 from megatron_alum.finetune.records import collect_results, last_checkpoint
