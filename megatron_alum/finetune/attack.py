@@ -92,13 +92,9 @@ def word_attack(
         raise ValueError(f"--word-attack must be used on classification tasks, but {task.name} is {task.kind} instead.")
     if importlib.util.find_spec("textattack") is None:
         raise ValueError("--word-attack needs the TextAttack library, which is not installed: pip install textattack.")
-    with _flair_in_name_only():
-        textattack: Any = importlib.import_module("textattack")
-        recipes: Any = importlib.import_module("textattack.attack_recipes")
-        wrappers: Any = importlib.import_module("textattack.models.wrappers")
-        datasets: Any = importlib.import_module("textattack.datasets")
-    wrapped = wrappers.HuggingFaceModelWrapper(model.eval(), tokenizer)
-    try:
+    try:  # the import looks for stop words, too
+        textattack, recipes, wrappers, datasets = _textattack()
+        wrapped = wrappers.HuggingFaceModelWrapper(model.eval(), tokenizer)
         attack = getattr(recipes, RECIPES[recipe]).build(wrapped)
         arguments = textattack.AttackArgs(num_examples=len(examples), disable_stdout=True)
         results = textattack.Attacker(attack, datasets.Dataset(*_texts(examples)), arguments).attack_dataset()
@@ -110,6 +106,13 @@ def word_attack(
     kinds = [type(result).__name__ for result in results]
     survived, fooled = kinds.count("FailedAttackResult"), kinds.count("SuccessfulAttackResult")
     return {"clean_accuracy": (survived + fooled) / len(kinds), "robust_accuracy": survived / len(kinds)}
+
+
+def _textattack() -> list[Any]:
+    """The library's modules that an attack needs."""
+    names = ("textattack", "textattack.attack_recipes", "textattack.models.wrappers", "textattack.datasets")
+    with _flair_in_name_only():
+        return [importlib.import_module(name) for name in names]
 
 
 class _Nothing(types.ModuleType):
