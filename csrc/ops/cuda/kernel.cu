@@ -169,13 +169,14 @@ struct Plan {
   size_t cache_bytes;
 };
 
-// Splits rows so that a part of both sides fits kPartBytes, where there are clusters; else one block a row, whose part
-// is copied when it fits what a block may have, and read through the second-level cache when not.
+// Splits rows so that a part of both sides fits kPartBytes, where there are clusters, and in the gradient phase (1), whose parts
+// need nothing of each other; else one block a row, whose part is copied when it fits what a block may have, and read through the
+// second-level cache when not.
 Plan plan_of(const RowTask& rows, int phase, const TileTask& tiles, size_t element_bytes, bool has_clusters, int most_shared) {
   Plan plan{1, 0, 0, 0, 0};
   const int64_t count = 16 / static_cast<int64_t>(element_bytes), packs = (rows.valid_columns + count - 1) / count;
   if (rows.rows > 0) {
-    if (has_clusters) {
+    if (has_clusters || phase == 1) {
       while (plan.parts < kMostParts && packs * 32 / plan.parts > kPartBytes) plan.parts *= 2;
     }
     const int64_t packs_a_part = (packs + plan.parts - 1) / plan.parts;
@@ -219,7 +220,7 @@ cudaError_t try_launch(const RowTask& rows, int phase, const TileTask& tiles, cu
   config.dynamicSmemBytes = plan.cache_bytes;
   config.stream = stream;
   config.attrs = &cluster;
-  config.numAttrs = plan.parts > 1 ? 1 : 0;
+  config.numAttrs = plan.parts > 1 && phase != 1 ? 1 : 0;
   return cudaLaunchKernelEx(&config, alum_roles<Element>, rows, phase, tiles, plan.row_blocks, plan.parts,
                             plan.cache_packs);
 }
