@@ -22,7 +22,7 @@ demo: $(STAMP)
 	$(PY) examples/demo.py $(if $(CORPUS),--corpus $(CORPUS))
 
 test: $(STAMP)
-	$(PY) -m pytest -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile tests
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n 2 --dist worksteal -o timeout=3000 --results tests/slow_results.csv tests
