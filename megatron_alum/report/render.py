@@ -114,9 +114,8 @@ def render_counts(data_dir: str | Path | None) -> str:
         task = TASKS[name]
         counts = [_count(name, split, data_dir) for split in ("train", "dev", "test")]
         lines.append(_line([name, task.kind, *counts, ", ".join(task.metrics)]))
-        for split in (
-            split for split in task.files if split not in ("train", "dev", "test")
-        ):  # mismatched, rounds, ...
+        more = [split for split in task.files if split not in ("train", "dev", "test")]  # mismatched, rounds, ...
+        for split in more:
             found = _count(name, split, data_dir)
             where = ["", found] if "test" in split else [found, ""]
             lines.append(_line([f"{name}, {split}", task.kind, "", *where, ", ".join(task.metrics)]))
