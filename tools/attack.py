@@ -30,16 +30,7 @@ def attacked_task(config: AttackConfig) -> Task:
     Raises: ValueError for a task without classes.
     """
     if config.task == "custom":
-        path = str(Path(str(config.custom_file)).resolve())
-        return custom_task(
-            train=None,
-            dev=path,
-            test=path,
-            first=config.text_column,
-            second=config.text_pair_column,
-            label=config.label_column,
-            labels=config.labels,
-        )
+        return custom_task(config.custom)
     task = task_named(config.task)
     if task.kind not in ("classification", "choice"):
         raise ValueError(f"--task must be a classification or multiple-choice task, but {task.name} is {task.kind}.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from megatron_alum.config.custom_task import CustomTaskConfig
 
 
 @dataclass(frozen=True)
@@ -20,18 +22,6 @@ class AttackConfig:
     """folder of the task's official files, or the one above it"""
     split: str = "dev"
     """split to attack"""
-    validation_file: str | None = None
-    """file of --task custom for --split dev (.tsv with header, .csv, .jsonl)"""
-    test_file: str | None = None
-    """file of --task custom for --split test"""
-    text_column: str = "sentence"
-    """text column of --task custom"""
-    text_pair_column: str | None = None
-    """second text column of --task custom"""
-    label_column: str = "label"
-    """label column of --task custom"""
-    labels: tuple[str, ...] = ()
-    """class names of --task custom, in the order of the model's"""
     radii: tuple[float, ...] = (0.0, 0.01, 0.02, 0.05, 0.1)
     """L-infinity radii around the word embeddings; 0 is the clean accuracy"""
     num_steps: int = 10
@@ -46,16 +36,19 @@ class AttackConfig:
     """of the random start"""
     word_attack: Literal["textfooler", "bae", "pwws", "deepwordbug"] | None = None
     """also replace words, by this recipe of the TextAttack library, which must be installed"""
+    custom: CustomTaskConfig = field(default_factory=CustomTaskConfig)
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that no attack can use."""
-        if self.task == "custom" and self.custom_file is None:
+        file_of_split = {"dev": self.custom.validation_file, "test": self.custom.test_file}
+        if self.task == "custom" and file_of_split.get(self.split) is None:
             raise ValueError(
                 "--validation-file for --split dev, or --test-file for --split test, must be given with --task custom, "
                 f"but is not for --split {self.split}."
             )
-        if self.task == "custom" and len(self.labels) < 2:
-            raise ValueError(f"--labels must name two or more classes of --task custom, but names {len(self.labels)}.")
+        if self.task == "custom" and len(self.custom.labels) < 2:
+            named = len(self.custom.labels)
+            raise ValueError(f"--labels must name two or more classes of --task custom, but names {named}.")
         if not self.model or not self.radii:
             raise ValueError("--model and --radii must have at least one value each, but one has none.")
         if min(self.radii) < 0:
@@ -65,8 +58,3 @@ class AttackConfig:
                 raise ValueError(
                     f"--{name.replace('_', '-')} must be at least 1, but is {getattr(self, name)} instead."
                 )
-
-    @property
-    def custom_file(self) -> str | None:
-        """The file of --task custom that --split names."""
-        return {"dev": self.validation_file, "test": self.test_file}.get(self.split)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from megatron_alum.config.alum import AlumConfig
+from megatron_alum.config.custom_task import CustomTaskConfig
 
 # What --alum-* can change in a method; r-drop has no ascent, none and freelb have no divergence.
 ALUM_FLAGS_OF: dict[str, tuple[str, ...]] = {"none": (), "freelb": (), "r-drop": ("alpha", "perturb", "detach_targets")}
@@ -49,22 +50,11 @@ class FinetuneDataConfig:
     """margin by which "no answer" must win in SQuAD v2.0"""
     train_file: str | None = None
     """training file of --task custom (.tsv with header, .csv, .jsonl)"""
-    validation_file: str | None = None
-    """validation file of --task custom"""
-    test_file: str | None = None
-    """test file of --task custom"""
-    text_column: str = "sentence"
-    """text column of --task custom"""
-    text_pair_column: str | None = None
-    """second text column of --task custom"""
-    label_column: str = "label"
-    """label column of --task custom"""
-    labels: tuple[str, ...] = ()
-    """class names of --task custom; none makes it a regression"""
+    custom: CustomTaskConfig = field(default_factory=CustomTaskConfig)
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that no run can use."""
-        if self.task == "custom" and (self.validation_file is None or self.train_file is None):
+        if self.task == "custom" and (self.custom.validation_file is None or self.train_file is None):
             raise ValueError("--train-file and --validation-file must be given with --task custom, but are not.")
         for name in (
             "max_train_samples",

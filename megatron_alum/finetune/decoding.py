@@ -30,8 +30,16 @@ class Decoded:
     """[class id or score], {question id: text} or [[tag]]"""
     num_examples: int
     """examples that the metrics are means over; original questions for Adversarial SQuAD"""
+    num_with_answer: int | None = None
+    """of these, the questions that have an answer (SQuAD v2.0)"""
     no_answer_score: Mapping[str, float] | None = None
     """question id -> score of "no answer" minus that of the best answer (SQuAD v2.0)"""
+
+    def count_of(self, metric: str) -> int:
+        """Examples that `metric` is a mean over: has_answer_* and no_answer_* cover a part of the questions."""
+        if self.num_with_answer is None or not metric.startswith(("has_answer_", "no_answer_")):
+            return self.num_examples
+        return self.num_with_answer if metric.startswith("has_") else self.num_examples - self.num_with_answer
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,8 @@ def _decode_spans(
     final = {key: "" if margin[key] > options.no_answer_threshold else text for key, text in answers.items()}
     scored = no_answer_scores(examples, final, margin)
     metrics |= {name: value for name, value in scored.items() if not name.startswith("best_")}
-    return Decoded(metrics, final, len(examples), no_answer_score=margin)
+    with_answer = sum(bool(example["answers"]) for example in examples)
+    return Decoded(metrics, final, len(examples), with_answer, no_answer_score=margin)
 
 
 def best_span(

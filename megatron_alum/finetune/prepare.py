@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 from megatron_alum.config.finetune import FinetuneConfig, FinetuneDataConfig
 from megatron_alum.finetune.batching import longest_first
@@ -40,18 +39,7 @@ def prepare(config: FinetuneConfig) -> Prepared:
 
 def find_task(data: FinetuneDataConfig) -> Task:
     """The table's row, or one made of the flags of --task custom."""
-    if data.task != "custom":
-        return task_named(data.task)
-    paths = [None if file is None else str(Path(file).resolve()) for file in (data.train_file, data.test_file)]
-    return custom_task(
-        train=paths[0],
-        dev=str(Path(str(data.validation_file)).resolve()),
-        test=paths[1],
-        first=data.text_column,
-        second=data.text_pair_column,
-        label=data.label_column,
-        labels=data.labels,
-    )
+    return custom_task(data.custom, data.train_file) if data.task == "custom" else task_named(data.task)
 
 
 def evaluated_splits(task: Task, data_dir: str) -> list[str]:

@@ -300,7 +300,6 @@ def result_rows(
 ) -> list[dict[str, Any]]:
     """One row a metric."""
     common = {
-        "n": decoded.num_examples,
         "seed": point.seed,
         "model": config.data.model,
         "method": method_of(config).name,
@@ -310,7 +309,7 @@ def result_rows(
         "seconds": round(seconds, 1),
     }
     return [
-        {"task": task.name, "split": split, "metric": name, "value": value, **common}
+        {"task": task.name, "split": split, "metric": name, "value": value, "n": decoded.count_of(name), **common}
         for name, value in decoded.metrics.items()
     ]
 

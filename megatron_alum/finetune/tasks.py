@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from megatron_alum.config.custom_task import CustomTaskConfig
 from megatron_alum.finetune.divergence import Kind
 
 LEARNING_RATES = (5e-6, 8e-6, 1e-5, 2e-5)
@@ -341,29 +343,17 @@ def task_named(name: str) -> Task:
     return TASKS[name]
 
 
-def custom_task(
-    *,
-    train: str | None,
-    dev: str,
-    test: str | None,
-    first: str,
-    second: str | None,
-    label: str,
-    labels: tuple[str, ...],
-) -> Task:
-    """A classification task in files of the user's own (TSV with header, CSV or JSONL), by their column names.
-
-    No `labels` makes it a regression on numbers.
-    """
-    files = {split: (path,) for split, path in (("train", train), ("dev", dev), ("test", test)) if path}
+def custom_task(custom: CustomTaskConfig, train_file: str | None = None) -> Task:
+    """A classification task in files of the user's own, by their column names; without labels a regression."""
+    paths = {"train": train_file, "dev": custom.validation_file, "test": custom.test_file}
     return Task(
         name="custom",
-        kind="classification" if labels else "regression",
-        metrics=("accuracy",) if labels else ("pearson", "spearman"),
-        files=files,
-        first=(first,),
-        second=(second,) if second else None,
-        label=(label,),
-        labels=labels,
-        missing_labels=NO_LABEL if labels else ("",),  # -1 is a score like any other
+        kind="classification" if custom.labels else "regression",
+        metrics=("accuracy",) if custom.labels else ("pearson", "spearman"),
+        files={split: (str(Path(path).resolve()),) for split, path in paths.items() if path is not None},
+        first=(custom.text_column,),
+        second=(custom.text_pair_column,) if custom.text_pair_column else None,
+        label=(custom.label_column,),
+        labels=custom.labels,
+        missing_labels=NO_LABEL if custom.labels else ("",),  # -1 is a score like any other
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from megatron_alum.alum import AlumRegularizer
 from megatron_alum.alum.dropout import replayed
@@ -56,13 +56,12 @@ class AlumTrainer(Trainer):
                 "`method` must be none when the model is sharded by FSDP or DeepSpeed, "
                 f"but is {self.method.name} instead. Use data parallelism."
             )
-        options = self.args.gradient_checkpointing_kwargs if self.args.gradient_checkpointing else None
-        if self.method.ascends and isinstance(options, dict) and options.get("use_reentrant"):
+        assert isinstance(self.model, nn.Module)
+        if self.method.ascends and _recomputes_reentrantly(self.model, self.args):
             raise ValueError(
                 f"`gradient_checkpointing_kwargs` must have use_reentrant=False with method {self.method.name}, whose "
                 "ascent differentiates in the embeddings alone, but has use_reentrant=True instead."
             )
-        assert isinstance(self.model, nn.Module)
         if self.method.freelb is not None and self.method.config.perturb != "word":
             raise ValueError("--alum-perturb must be word with --method freelb, but is encoder_input instead.")
         if self.method.freelb is None:
@@ -222,3 +221,16 @@ class AlumTrainer(Trainer):
         self.statistics_count += "alum_kl" in stats or not self.method.regularizes
         for name, value in stats.items():
             self.statistics[name] = self.statistics.get(name, 0) + value.detach().float()
+
+
+def _recomputes_reentrantly(model: nn.Module, args: TrainingArguments) -> bool:
+    """Whether the arguments, or `model.gradient_checkpointing_enable` before them, ask for reentrant checkpoints."""
+    if args.gradient_checkpointing:  # replaces what the model had
+        options = args.gradient_checkpointing_kwargs
+        return isinstance(options, dict) and bool(options.get("use_reentrant"))
+    functions = [
+        getattr(module, "_gradient_checkpointing_func", None)
+        for module in model.modules()
+        if getattr(module, "gradient_checkpointing", False)
+    ]
+    return any(getattr(function, "keywords", {}).get("use_reentrant") for function in functions)

@@ -156,6 +156,14 @@ def test_adversarial_scores_count_the_original_questions(tokenizer):
     assert decode(TASKS["adv-squad"], "dev", examples, features, outputs).num_examples == 4
 
 
+def test_each_score_of_version_2_counts_its_own_questions(tokenizer):
+    examples = [QUESTION, *({**QUESTION, "id": key, "answers": [], "is_impossible": True} for key in "mn")]
+    features = Encoder(tokenizer, "spans", max_tokens=16, stride=2).encode(examples)
+    decoded = decode(TASKS["squad-v2"], "dev", examples, features, span_outputs(features, [(7, 8, 1.0)] * 3))
+    metrics = ("f1", "has_answer_f1", "no_answer_exact_match", "best_f1")
+    assert [decoded.count_of(metric) for metric in metrics] == [3, 1, 2, 3]
+
+
 def test_no_answer_needs_the_margin(tokenizer, tmp_path):
     impossible = {**QUESTION, "id": "n", "answers": [], "is_impossible": True}
     features = Encoder(tokenizer, "spans", max_tokens=16, stride=2).encode([QUESTION, impossible])

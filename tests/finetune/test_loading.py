@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from megatron_alum.config.custom_task import CustomTaskConfig
 from megatron_alum.finetune.loading import find_files, has_split, load_split, tag_names
 from megatron_alum.finetune.readers import read_csv, read_rows
 from megatron_alum.finetune.tasks import TASKS, custom_task, task_named
@@ -207,21 +208,15 @@ def test_only_whole_test_files_may_be_without_labels(tmp_path):
 
 def test_custom_task_in_csv_with_own_columns(tmp_path):
     write(tmp_path / "dev.csv", 'body,verdict\n"fine, really",yes\n')
-    task = custom_task(
-        train=None,
-        dev=str(tmp_path / "dev.csv"),
-        test=None,
-        first="body",
-        second=None,
-        label="verdict",
-        labels=("no", "yes"),
-    )
+    columns = {"text_column": "body", "label_column": "verdict", "labels": ("no", "yes")}
+    task = custom_task(CustomTaskConfig(validation_file=str(tmp_path / "dev.csv"), **columns))
     assert load_split(task, ".", "dev") == [{"id": "0", "first": "fine, really", "second": None, "label": 1}]
 
 
 def custom(folder, labels, label="verdict"):
-    names = {split: str(folder / f"{split}.tsv") for split in ("train", "dev", "test")}
-    return custom_task(**names, first="body", second=None, label=label, labels=labels)
+    train, dev, test = (str(folder / f"{split}.tsv") for split in ("train", "dev", "test"))
+    columns = {"text_column": "body", "label_column": label, "labels": labels}
+    return custom_task(CustomTaskConfig(validation_file=dev, test_file=test, **columns), train)
 
 
 def test_custom_labels_that_are_missing(tmp_path):

@@ -80,10 +80,22 @@ def test_the_library_refuses_freelb_with_an_average():
 
 
 @pytest.mark.parametrize("name", ["alum", "smart"])
-def test_reentrant_activation_checkpoints_are_refused(name):
-    changes = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+@pytest.mark.parametrize("where", ["arguments", "model"])
+def test_reentrant_activation_checkpoints_are_refused(name, where):
+    model, changes = tiny_model("classification"), {}
+    if where == "model":
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+    else:
+        changes = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
     with pytest.raises(ValueError, match="must have use_reentrant=False with method"):
-        AlumTrainer(model=tiny_model("classification"), args=arguments("unused", **changes), method=name)
+        AlumTrainer(model=model, args=arguments("unused", **changes), method=name)
+
+
+def test_the_arguments_replace_a_reentrant_checkpoint_of_the_model():
+    model = tiny_model("classification")
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    changes = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    assert AlumTrainer(model=model, args=arguments("unused", **changes), method="alum").method.ascends
 
 
 @pytest.mark.parametrize(("name", "reentrant"), [("alum", False), ("r-drop", True), ("freelb", True)])
