@@ -8,6 +8,7 @@ Writes OUTPUT/attack.jsonl (clean and robust accuracy side by side) and OUTPUT/a
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from tqdm import tqdm
 
 from megatron_alum.config.attack import AttackConfig
 from megatron_alum.config.cli import main_guard, parse_config
-from megatron_alum.finetune.attack import pgd_accuracy, word_attack
+from megatron_alum.finetune.attack import check_word_attack, pgd_accuracy, word_attack
 from megatron_alum.finetune.features import Collator, Encoder
 from megatron_alum.finetune.loading import Example, load_split
 from megatron_alum.finetune.models import check_finetuned, load_finetuned, load_tokenizer, longest_input
+from megatron_alum.finetune.records import write_at_once
 from megatron_alum.finetune.tasks import Task, custom_task, task_named
 from megatron_alum.report.robustness import plot_robustness
 
@@ -48,8 +50,8 @@ def labelled_examples(config: AttackConfig, task: Task) -> list[Example]:
     return examples
 
 
-def attack_model(config: AttackConfig, task: Task, examples: list[Example], folder: str) -> list[dict[str, Any]]:
-    """The result rows of one model, which runs on the GPU if there is one."""
+def attack_model(config: AttackConfig, task: Task, examples: list[Example], folder: str) -> Iterator[dict[str, Any]]:
+    """The result rows of one model, each as it is found; the model runs on the GPU if there is one."""
     tokenizer = load_tokenizer(folder)
     model = load_finetuned(folder, task).to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     encoder = Encoder(tokenizer, task.kind, longest_input(folder, tokenizer, config.max_seq_length))
@@ -57,27 +59,29 @@ def attack_model(config: AttackConfig, task: Task, examples: list[Example], fold
     collate = Collator(tokenizer, task.kind)
     batches = [collate(features[start : start + size]) for start in range(0, len(features), size)]
     common = {"task": task.name, "split": config.split, "model": folder, "n": len(examples)}
-    rows: list[dict[str, Any]] = []
     for radius in tqdm(config.radii, desc=f"{folder}: radius"):
         accuracy, _ = pgd_accuracy(model, batches, radius, num_steps=config.num_steps, seed=config.seed)
-        rows.append({**common, "attack": "pgd", "radius": radius, "num_steps": config.num_steps, "accuracy": accuracy})
+        yield {**common, "attack": "pgd", "radius": radius, "num_steps": config.num_steps, "accuracy": accuracy}
     if config.word_attack:
         result = word_attack(model, tokenizer, task, examples, config.word_attack)
-        rows.append({**common, "attack": config.word_attack, **result})
-    return rows
+        yield {**common, "attack": config.word_attack, **result}
 
 
 def main() -> None:
-    """Attack every model, write the rows and the plot."""
+    """Attack every model, keep each row as it comes, draw the plot."""
     config = parse_config(AttackConfig, description=(__doc__ or "").splitlines()[0])
     task = attacked_task(config)
+    if config.word_attack:
+        check_word_attack(task)
     for folder in config.model:
         check_finetuned(folder, task)
     examples = labelled_examples(config, task)
-    rows = [row for folder in config.model for row in attack_model(config, task, examples, folder)]
-    output = Path(config.output)
+    output, rows = Path(config.output), []
     output.mkdir(parents=True, exist_ok=True)
-    (output / "attack.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for folder in config.model:
+        for row in attack_model(config, task, examples, folder):
+            rows.append(row)
+            write_at_once(output / "attack.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     plot_robustness(rows, output / "attack.png")
     for row in rows:
         accuracies = {name: value for name, value in row.items() if "accuracy" in name}

@@ -131,8 +131,8 @@ class FinetuneTrainingConfig:
             raise ValueError(f"--num-train-epochs must be above 0, but is {self.num_train_epochs} instead.")
         if self.early_stopping_patience < 0:
             raise ValueError(f"--early-stopping-patience must be at least 0, but is {self.early_stopping_patience}.")
-        if not 0 <= self.warmup_ratio <= 1:
-            raise ValueError(f"--warmup-ratio must be from 0 to 1, but is {self.warmup_ratio} instead.")
+        if not 0 <= self.warmup_ratio < 1:  # the Trainer takes 1 and more as a number of steps
+            raise ValueError(f"--warmup-ratio must be at least 0 and below 1, but is {self.warmup_ratio} instead.")
         if self.alum and self.method not in ("none", "alum"):
             raise ValueError(f"--alum must not be combined with another --method, but is with {self.method}.")
         if self.bregman_weight < 0:

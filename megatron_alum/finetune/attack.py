@@ -81,17 +81,22 @@ def _attacked(
         return survives & (split.forward(x + delta, inputs)["logits"].argmax(-1) == labels)
 
 
+def check_word_attack(task: Task) -> None:
+    """Raises: ValueError when TextAttack is not installed, or for a task that is no classification."""
+    if task.kind != "classification":
+        raise ValueError(f"--word-attack must be used on classification tasks, but {task.name} is {task.kind} instead.")
+    if importlib.util.find_spec("textattack") is None:
+        raise ValueError("--word-attack needs the TextAttack library, which is not installed: pip install textattack.")
+
+
 def word_attack(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, examples: Sequence[Example], recipe: str
 ) -> dict[str, float]:
     """{"clean_accuracy", "robust_accuracy"} under a TextAttack recipe.
 
-    Raises: ValueError when the library is not installed or lacks its data, or for a task that is no classification.
+    Raises: ValueError as `check_word_attack`, and when the library lacks its data.
     """
-    if task.kind != "classification":
-        raise ValueError(f"--word-attack must be used on classification tasks, but {task.name} is {task.kind} instead.")
-    if importlib.util.find_spec("textattack") is None:
-        raise ValueError("--word-attack needs the TextAttack library, which is not installed: pip install textattack.")
+    check_word_attack(task)
     try:  # the import looks for stop words, too
         textattack, recipes, wrappers, datasets = _textattack()
         wrapped = wrappers.HuggingFaceModelWrapper(model.eval(), tokenizer)

@@ -38,16 +38,16 @@ class EmbeddingSplit:
 
     def __init__(self, model: nn.Module, level: str) -> None:
         self.model, self.level = model, level
-        self.accepted = set(inspect.signature(_plain(model).forward).parameters)
+        own = without_adapters(_plain(model))
+        self.accepted = set(inspect.signature(own.forward).parameters)
         if level == "word" and "inputs_embeds" not in self.accepted:
             raise ValueError(
-                "`model` must take inputs_embeds to perturb word embeddings, "
-                f"but {type(_plain(model)).__name__} does not."
+                f"`model` must take inputs_embeds to perturb word embeddings, but {type(own).__name__} does not."
             )
         if level == "encoder_input" and embedding_module(_plain(model)) is None:
             raise ValueError(
                 "`model` must have an `embeddings` module to perturb the encoder's input, but "
-                f"{type(_plain(model)).__name__} has none. Use --alum-perturb word."
+                f"{type(own).__name__} has none. Use --alum-perturb word."
             )
         self.padding_idx: int | None = None
         self._try_out()
@@ -115,7 +115,7 @@ def probe(model: Any) -> dict[str, Tensor]:
     ids = torch.tensor([[ordinary[i % len(ordinary)] for i in range(length)] for _ in PROBE_LENGTHS])
     mask = torch.arange(length) < torch.tensor(PROBE_LENGTHS)[:, None]
     inputs = {"input_ids": ids.where(mask, pad), "attention_mask": mask.long()}
-    if type(model).__name__.endswith("ForMultipleChoice"):
+    if type(without_adapters(model)).__name__.endswith("ForMultipleChoice"):
         inputs = {name: value[None] for name, value in inputs.items()}
     return {name: value.to(model.device) for name, value in inputs.items()}
 
@@ -136,8 +136,15 @@ def perturbable(inputs: Inputs) -> Tensor:
 
 def embedding_module(model: nn.Module) -> Any | None:
     """The base model's module that sums word, position and type embeddings, or None."""
-    base = model.base_model if isinstance(model, PreTrainedModel) else model
+    own = without_adapters(model)
+    base = own.base_model if isinstance(own, PreTrainedModel) else own
     return getattr(base, "embeddings", None)
+
+
+def without_adapters(model: nn.Module) -> Any:
+    """The transformers model inside a PEFT model, whose adapters sit in its layers; any other as it is."""
+    inside: Any = model
+    return inside.get_base_model() if hasattr(inside, "get_base_model") else inside
 
 
 def _plain(model: nn.Module) -> nn.Module:
@@ -146,8 +153,8 @@ def _plain(model: nn.Module) -> nn.Module:
 
 
 def _word_embeddings(model: nn.Module) -> nn.Module:
-    assert isinstance(model, PreTrainedModel)
-    return model.get_input_embeddings()
+    words: nn.Module = without_adapters(model).get_input_embeddings()
+    return words
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

@@ -121,6 +121,8 @@ class Encoder:
             stride=self.max_tokens // 8,
             return_overflowing_tokens=True,
         )
+        # A tag that training never saw has no number: the scorer, which goes by names, counts it as missed.
+        numbers = {name: number for number, name in enumerate(self.tags)}
         features, seen = [], set()
         for window in range(len(encoded["input_ids"])):
             words, labels = [], []
@@ -128,7 +130,7 @@ class Encoder:
                 first = word is not None and word not in seen
                 seen.add(word)
                 words.append(word if first else None)
-                labels.append(self.tags.index(example["tags"][word]) if first else IGNORED_LABEL)
+                labels.append(numbers.get(example["tags"][word], IGNORED_LABEL) if first else IGNORED_LABEL)
             features.append({**self._model_inputs(encoded, window), "labels": labels, "example": index, "words": words})
         return features
 

@@ -24,20 +24,24 @@ class HasLabelsLoss(Protocol):
     """The part of AlumTrainer that this step uses."""
 
     accelerator: Any
-    current_gradient_accumulation_steps: int
 
     def noise_seed(self) -> int:
         """A seed of this micro-batch and process."""
 
-    def labels_loss(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        """The labels' loss of a batch."""
+    def labels_loss(self, model: nn.Module, inputs: Inputs, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """The labels' loss of a micro-batch, as a share of the optimizer step."""
 
     def compute_loss_context_manager(self) -> Any:
         """Autocast and the like."""
 
 
 def freelb_backward(
-    trainer: HasLabelsLoss, model: nn.Module, inputs: dict[str, Any], split: EmbeddingSplit, config: FreeLbConfig
+    trainer: HasLabelsLoss,
+    model: nn.Module,
+    inputs: dict[str, Any],
+    num_items_in_batch: Tensor | int | None,
+    split: EmbeddingSplit,
+    config: FreeLbConfig,
 ) -> Tensor:
     """Run the K passes of one micro-batch, backward included; the mean loss, detached, as Trainer.training_step."""
     mask = perturbable(inputs).unsqueeze(-1)
@@ -51,9 +55,8 @@ def freelb_backward(
         # Gradients cross the processes once, with the last pass.
         with contextlib.nullcontext() if last else trainer.accelerator.no_sync(model):
             with trainer.compute_loss_context_manager(), replayed(dropout, snapshot if step else None):
-                perturbed = split.embed(inputs) + delta
-                loss = trainer.labels_loss(model, split.from_words(perturbed, inputs)) / config.num_steps
-                loss = loss / trainer.current_gradient_accumulation_steps
+                embedded = split.from_words(split.embed(inputs) + delta, inputs)
+                loss = trainer.labels_loss(model, embedded, num_items_in_batch) / config.num_steps
             trainer.accelerator.backward(loss)
         total = total + loss.detach()
         assert delta.grad is not None

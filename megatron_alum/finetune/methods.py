@@ -20,6 +20,9 @@ from typing import Any
 from megatron_alum.config.alum import AlumConfig
 from megatron_alum.config.finetune import FinetuneConfig
 
+# What AlumConfig says of the pre-training loop and its two heads.
+PRETRAINING_ONLY = ("start_fraction", "batch_fraction", "head_chunk_rows", "nsp")
+
 
 @dataclass(frozen=True)
 class FreeLbConfig:
@@ -60,6 +63,12 @@ class Method:
             raise ValueError(
                 f"`bregman_weight` must be 0 with freelb, whose steps have no divergence, but is {self.bregman_weight}."
             )
+        preset = AlumConfig.finetuning()
+        for name in PRETRAINING_ONLY:
+            if (value := getattr(self.config, name)) != (usual := getattr(preset, name)):
+                raise ValueError(
+                    f"`{name}` must be {usual} in fine-tuning, which does not use it, but is {value} instead."
+                )
 
     @property
     def is_plain(self) -> bool:

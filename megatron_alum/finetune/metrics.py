@@ -2,7 +2,8 @@
 
     accuracy, mcc, f1_binary, pearson, spearman    scikit-learn and scipy; GLUE
     entity_f1                                      seqeval's default, equal to the conlleval script: entities that begin
-                                                   with I- count as well; entity_f1_strict demands valid IOB2
+                                                   with I- count as well; entity_f1_strict demands valid IOB2, or
+                                                   valid IOBES where E- or S- occur in the gold tags
     spans                                          squad.py
 
 Values are fractions in [0, 1] (correlations in [-1, 1]); SQuAD's are percentages, as its official scripts print them.
@@ -42,17 +43,20 @@ def flat_metrics(names: Sequence[str], gold: Numbers, predicted: Numbers) -> dic
 
 
 def entity_metrics(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
-    """Entity-level precision, recall and F1 over all sentences, by the conlleval rule, and strict IOB2 F1 beside it."""
+    """Entity-level precision, recall and F1 over all sentences, by the conlleval rule, and the strict F1 beside it."""
     from seqeval import metrics
-    from seqeval.scheme import IOB2
+    from seqeval.scheme import IOB2, IOBES
 
+    with_ends = any(tag[0] in "ES" for tags in gold for tag in tags)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # seqeval warns for classes without predictions, which count as 0
         return {
             "entity_f1": float(metrics.f1_score(gold, predicted)),
             "entity_precision": float(metrics.precision_score(gold, predicted)),
             "entity_recall": float(metrics.recall_score(gold, predicted)),
-            "entity_f1_strict": float(metrics.f1_score(gold, predicted, mode="strict", scheme=IOB2)),
+            "entity_f1_strict": float(
+                metrics.f1_score(gold, predicted, mode="strict", scheme=IOBES if with_ends else IOB2)
+            ),
         }
 
 

@@ -1,7 +1,8 @@
 """A Hugging Face encoder with the head of a task kind, and its tokenizer, from local folders.
 
-Nothing is fetched: the folder must hold config.json, weights and tokenizer files. The task layer's dropout is the
-task's; the longest input is what position table and tokenizer allow.
+Nothing is fetched: the folder must hold config.json, weights and tokenizer files. Weights are float32 whatever the
+folder holds: at the paper's learning rates most updates of a 16-bit weight, and a perturbation of 1e-5, round away.
+The task layer's dropout is the task's; the longest input is what position table and tokenizer allow.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import normalizers, pre_tokenizers
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForMultipleChoice,
@@ -53,7 +56,25 @@ def build_model(folder: str, task: Task, tags: tuple[str, ...] = ()) -> PreTrain
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
     if hasattr(config, "classifier_dropout"):
         config.classifier_dropout = task.dropout
-    return HEADS[task.kind].from_pretrained(folder, config=config, local_files_only=True)
+    model: PreTrainedModel = HEADS[task.kind].from_pretrained(
+        folder, config=config, dtype=torch.float32, local_files_only=True
+    )
+    for module in task_layer_dropouts(model):
+        module.p = task.dropout
+    return model
+
+
+def task_layer_dropouts(model: PreTrainedModel) -> list[nn.Dropout]:
+    """The dropouts before the task's classifier, which half of the architectures do not let a configuration name.
+
+    DeBERTa's pooler is the encoder's part of the head: its dropout stays.
+    """
+    of_encoder = set(model.base_model.modules())
+    return [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Dropout) and module not in of_encoder and "pooler" not in name
+    ]
 
 
 def check_finetuned(folder: str, task: Task) -> None:
@@ -89,7 +110,9 @@ def load_finetuned(folder: str, task: Task) -> PreTrainedModel:
     Raises: ValueError for another head or other classes, or where weights are missing.
     """
     check_finetuned(folder, task)
-    model, info = HEADS[task.kind].from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    model, info = HEADS[task.kind].from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+    )
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"]))
         raise ValueError(f"--model must hold the weights of encoder and head, but {folder} lacks {missing}.")

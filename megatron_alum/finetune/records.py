@@ -2,7 +2,8 @@
 
 A run's DONE file appears at once and holds its rows; results.jsonl is put together from all DONE files, in the order in
 which the runs ended. A checkpoint counts when the Trainer has written its last file; `elapsed` holds the seconds that
-led to the newest one.
+led to the newest one. The Trainer ends with the best checkpoint alone; TRAINED names it, so that a run killed in its
+last evaluation need not train again from there.
 """
 
 from __future__ import annotations
@@ -11,16 +12,30 @@ import json
 import os
 import shutil
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 DONE = "DONE"
+TRAINED = "TRAINED"
 ELAPSED = "elapsed"
 TRAINER_STATE = "trainer_state.json"  # the Trainer writes it after everything else
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The end of a run's training."""
+
+    checkpoint: str
+    """name of the best checkpoint's folder"""
+    epochs: float
+    """passes over the training set"""
+    metric: float
+    """result of that checkpoint on the development set"""
 
 
 def rows_if_done(folder: Path) -> list[Row] | None:
@@ -41,7 +56,19 @@ def discard_checkpoints(folder: Path) -> None:
     """Delete what a complete run has no more use for."""
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    (folder / ELAPSED).unlink(missing_ok=True)
+    for name in (ELAPSED, TRAINED):
+        (folder / name).unlink(missing_ok=True)
+
+
+def keep_trained(folder: Path, trained: Trained) -> None:
+    """Say that the training of a run is over."""
+    write_at_once(folder / TRAINED, json.dumps(asdict(trained)))
+
+
+def trained_before(folder: Path) -> Trained | None:
+    """What `keep_trained` said; None while the training goes on."""
+    record = folder / TRAINED
+    return Trained(**json.loads(record.read_text(encoding="utf-8"))) if record.is_file() else None
 
 
 def collect_results(output: Path) -> None:
@@ -79,6 +106,10 @@ class Stopwatch(TrainerCallback):
         """Keep the time beside the checkpoint."""
         if state.is_world_process_zero:
             write_at_once(self.file, f"{self.seconds():.3f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_unused: Any) -> None:
+        """Keep the time of the whole training."""
+        self.on_save(args, state, control)
 
 
 def write_at_once(path: Path, text: str) -> None:

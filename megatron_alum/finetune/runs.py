@@ -35,12 +35,15 @@ from megatron_alum.finetune.models import build_model
 from megatron_alum.finetune.predictions import write_predictions
 from megatron_alum.finetune.records import (
     Stopwatch,
+    Trained,
     best_value,
     collect_results,
     discard_checkpoints,
     finish,
+    keep_trained,
     last_checkpoint,
     rows_if_done,
+    trained_before,
     write_at_once,
 )
 from megatron_alum.finetune.tasks import BATCH_SIZES, LEARNING_RATES, MAX_EPOCHS, Task
@@ -170,15 +173,16 @@ def exit_together() -> None:
 def run_point(config: FinetuneConfig, prepared: Prepared, point: Point, folder: Path) -> list[dict[str, Any]]:
     """Train one point, evaluate its best checkpoint on every split, store rows and predictions."""
     folder.mkdir(parents=True, exist_ok=True)
-    dev_scores, stopwatch = DevScores(config, prepared), Stopwatch(folder)
-    trainer = build_trainer(config, prepared, point, folder, dev_scores)
+    dev_scores, stopwatch, trained = DevScores(config, prepared), Stopwatch(folder), trained_before(folder)
+    trainer = build_trainer(config, prepared, point, folder, dev_scores, trained)
     trainer.add_callback(stopwatch)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    if trained is None:
+        trained = train(trainer, folder)
     rows: list[dict[str, Any]] = []
     for split in prepared.splits:
-        known = dev_scores.of_checkpoint(trainer.state.best_metric) if split is prepared.splits[0] else None
+        known = dev_scores.of_checkpoint(trained.metric) if split is prepared.splits[0] else None
         decoded = known or evaluate(config, prepared, split, _outputs(trainer, split))
-        times = trainer.state.epoch or 0.0, stopwatch.seconds()
+        times = trained.epochs, stopwatch.seconds()
         rows += result_rows(config, prepared.task, split.name, point, decoded, *times)
         if trainer.is_world_process_zero():
             write_predictions(prepared.task, split.name, split.examples, decoded, folder)
@@ -186,6 +190,17 @@ def run_point(config: FinetuneConfig, prepared: Prepared, point: Point, folder: 
         keep_best(config, prepared, trainer, point, rows)
         finish(Path(config.data.output), folder, rows)
     return rows
+
+
+def train(trainer: AlumTrainer, folder: Path) -> Trained:
+    """Train, from the last checkpoint if there is one, and leave the best weights in the model."""
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    state = trainer.state
+    assert state.best_model_checkpoint is not None and state.best_metric is not None
+    trained = Trained(Path(state.best_model_checkpoint).name, state.epoch or 0.0, state.best_metric)
+    if trainer.is_world_process_zero():
+        keep_trained(folder, trained)
+    return trained
 
 
 class DevScores:
@@ -205,17 +220,23 @@ class DevScores:
     def _value(self, decoded: Decoded) -> float:
         return decoded.metrics[self.prepared.task.metrics[0]]
 
-    def of_checkpoint(self, metric: float | None) -> Decoded | None:
+    def of_checkpoint(self, metric: float) -> Decoded | None:
         """What was decoded at the checkpoint that scored `metric`; None if that was before this process began."""
         return self.best if self.best is not None and self._value(self.best) == metric else None
 
 
 def build_trainer(
-    config: FinetuneConfig, prepared: Prepared, point: Point, folder: Path, dev_scores: DevScores
+    config: FinetuneConfig,
+    prepared: Prepared,
+    point: Point,
+    folder: Path,
+    dev_scores: DevScores,
+    trained: Trained | None = None,
 ) -> AlumTrainer:
-    """The trainer of one point, with the model initialised from its seed."""
+    """The trainer of one point: its model is initialised from its seed, or is the best of a training that is over."""
     set_seed(point.seed)
-    model = build_model(config.data.model, prepared.task, prepared.tags)
+    source = config.data.model if trained is None else str(folder / trained.checkpoint)
+    model = build_model(source, prepared.task, prepared.tags)
     # Its loss is a mean per micro-batch: let the Trainer average over accumulation.
     model.__dict__["accepts_loss_kwargs"] = False
     trainer_class = GroupedTrainer if config.training.group_by_length else AlumTrainer

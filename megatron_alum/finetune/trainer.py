@@ -6,7 +6,7 @@
 Everything else is the Trainer's: data loading, mixed precision, accelerate, gradient accumulation, checkpoints. With
 method "none" or alpha 0 not one operation differs from it. The clean pass is the Trainer's own `compute_loss`; the
 second pass runs on the unwrapped module inside the same graph, so one backward serves both. The regularised loss is a
-mean per micro-batch, divided by the number of accumulation steps.
+mean per micro-batch, divided by the number of accumulation steps. PEFT models are taken as well.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class AlumTrainer(Trainer):
         if self.method.is_plain or self.method.freelb is not None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
-        self.split.model = self.accelerator.unwrap_model(model)  # keeps torch.compile, drops DDP
+        self.split.model = self.accelerator.unwrap_model(model)  # drops DDP, but for a compiled one
         regularizer = self._regularizer(inputs)
         snapshot = regularizer.dropout_snapshot()
         with replayed(regularizer.dropout_state, snapshot):
@@ -109,12 +109,21 @@ class AlumTrainer(Trainer):
             clean_inputs = self.split.from_words(embeddings, inputs)
         loss, outputs = super().compute_loss(model, dict(clean_inputs), True, num_items_in_batch)
         clean = comparable(outputs, self.kind, perturbable(inputs))
+        share = self._share_of_step()
         if self.method.regularizes and self.method.config.alpha > 0:
             out = self._divergence(regularizer, embeddings, clean, inputs, snapshot)
-            loss = loss + self.method.config.alpha * out.loss.to(loss.dtype)
+            loss = loss + share * self.method.config.alpha * out.loss.to(loss.dtype)
         if self.average is not None:
-            loss = loss + self.method.bregman_weight * self._bregman(regularizer, clean, inputs).to(loss.dtype)
+            bregman = self._bregman(regularizer, clean, inputs)
+            loss = loss + share * self.method.bregman_weight * bregman.to(loss.dtype)
         return (loss, outputs) if return_outputs else loss
+
+    def _share_of_step(self) -> float:
+        """What a mean over this micro-batch must still be multiplied with to be its share of the optimizer step.
+
+        The Trainer divides by the micro-batches of the step, except where the caller's loss function has done so.
+        """
+        return 1.0 / self.current_gradient_accumulation_steps if self.compute_loss_func is not None else 1.0
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -126,19 +135,20 @@ class AlumTrainer(Trainer):
             if self.method.freelb is None:
                 return super().training_step(model, inputs, num_items_in_batch)
             model.train()
+            self.split.model = self.accelerator.unwrap_model(model)
             inputs = dict(self._prepare_inputs(inputs))
-            return freelb_backward(self, model, inputs, self.split, self.method.freelb)
+            return freelb_backward(self, model, inputs, num_items_in_batch, self.split, self.method.freelb)
 
     def _dropout(self) -> AbstractContextManager[object]:
         """The fast one on a CPU; a GPU and torch.compile have fast ones of their own."""
         on_cpu = self.args.device.type == "cpu" and not self.args.torch_compile
         return fast_dropout() if on_cpu else nullcontext()
 
-    def labels_loss(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        """The Trainer's own loss of the labels, without any divergence."""
-        loss = super().compute_loss(model, dict(inputs))
+    def labels_loss(self, model: nn.Module, inputs: Inputs, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """The Trainer's own loss of the labels, without any divergence, as a share of the optimizer step."""
+        loss = super().compute_loss(model, dict(inputs), num_items_in_batch=num_items_in_batch)
         assert isinstance(loss, Tensor)
-        return loss
+        return loss if self.compute_loss_func is not None else loss / self.current_gradient_accumulation_steps
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean statistics since the last training log."""

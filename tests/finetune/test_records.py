@@ -78,6 +78,31 @@ def test_a_run_killed_while_it_saves_goes_on(encoder, sentiment, tmp_path, monke
     assert weights[0] == weights[1]
 
 
+def test_a_run_killed_in_its_last_evaluation_trains_no_more(encoder, sentiment, tmp_path, monkeypatch):  # noqa: F811
+    """Nothing improves on the first epoch, whose checkpoint alone is kept: the other four need not be repeated."""
+    more = ("--max-train-samples", 32, "--learning-rate", 1e-12, "--num-train-epochs", 5, "--seeds", 3)
+    run_tool("finetune", *flags(encoder, sentiment, tmp_path / "a", *more))
+
+    def killed(*_unused):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("megatron_alum.finetune.runs.write_predictions", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_tool("finetune", *flags(encoder, sentiment, tmp_path / "b", *more))
+    monkeypatch.undo()
+    run = tmp_path / "b" / "runs" / "lr1e-12-bs16-seed3"
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-2"]
+    monkeypatch.setattr(Trainer, "train", killed)
+    (run / "elapsed").write_text("1000.0")
+    run_tool("finetune", *flags(encoder, sentiment, tmp_path / "b", *more))
+    rows = [rows_of(tmp_path / name / "results.jsonl") for name in "ab"]
+    assert 1000 < rows[1][0]["seconds"] < 1400, "the seconds of the training count"
+    assert [{**row, "seconds": 0} for row in rows[1]] == [{**row, "seconds": 0} for row in rows[0]]
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
+    assert not (run / "TRAINED").exists() and not list(run.glob("checkpoint-*"))
+
+
 def test_early_stopping_counts_on_after_a_resume(encoder, sentiment, tmp_path, monkeypatch):  # noqa: F811
     """A run that cannot improve stops after two epochs in vain, the third, also when killed in the second."""
     more = ("--learning-rate", 1e-12, "--num-train-epochs", 10, "--early-stopping-patience", 2, "--seeds", 1)

@@ -264,7 +264,7 @@ def test_word_attack_counts_textattacks_results(monkeypatch):
         (("--task", "custom"), "--train-file and --validation-file must be given"),
         (("--alum-epsilon", "-1"), "--alum-epsilon must be at least 0"),
         (("--early-stopping-patience", "-1"), "--early-stopping-patience must be at least 0"),
-        (("--warmup-ratio", "2"), "--warmup-ratio must be from 0 to 1"),
+        (("--warmup-ratio", "1"), "--warmup-ratio must be at least 0 and below 1"),
         pytest.param(
             ("--fp16",),
             "--fp16 must be used on a GPU",
@@ -299,6 +299,7 @@ def test_attack_refuses_what_it_cannot_do(finished, sentiment, tmp_path, capsys)
     ):
         assert run_tool("attack", *common, *more, expect_error=True) == 2
         assert message in capsys.readouterr().err
+        assert not list(tmp_path.iterdir()), "refused before the first attack"
 
 
 def test_custom_task_from_files(encoder, tmp_path, capsys):
