@@ -44,4 +44,4 @@ gpu-check:
 	$(PY) tools/gpu_check.py
 
 clean:
-	rm -rf build dist *.egg-info demo_output megatron_alum/*.so
+	rm -rf build dist *.egg-info demo_output megatron_alum/*.so $(STAMP)

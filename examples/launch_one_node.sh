@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All GPUs of one machine; options after the script's name go to the run:
-#   examples/launch_one_node.sh --config examples/from_scratch.yaml --save runs/alum
+#   examples/launch_one_node.sh --config examples/from_scratch.yaml --save runs/alum --load runs/alum
 # A dead process makes torchrun restart all of them, up to 3 times, from the last checkpoint (--load).
 set -euo pipefail
 GPUS=${GPUS:-$(nvidia-smi --list-gpus | wc -l)}

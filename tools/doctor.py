@@ -8,6 +8,9 @@ Exits with 1 when something required is missing or the network does not run one 
 import importlib.util
 import sys
 
+if importlib.util.find_spec("torch") is None:
+    sys.exit("torch  absent\n       -> pip install torch==2.13.0, then pip install --no-build-isolation -e .")
+
 from megatron_alum.compat.detect import Finding, environment_report
 from megatron_alum.config.cli import main_guard
 

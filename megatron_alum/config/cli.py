@@ -29,7 +29,8 @@ T = TypeVar("T")
 def main_guard(fn: Callable[[], None]) -> None:
     """Run `fn`; turn a user's error (ValueError, OSError) into `error: <sentence>` on stderr and exit status 2.
 
-    Under torchrun all ranks refuse the same input, so a ValueError is printed once a node, by local rank 0.
+    Ctrl-C ends with status 130 and no traceback. Under torchrun all ranks refuse the same input, so a ValueError is
+    printed once a node, by local rank 0.
     """
     try:
         fn()
@@ -37,6 +38,9 @@ def main_guard(fn: Callable[[], None]) -> None:
         if isinstance(error, OSError) or os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -32,6 +32,14 @@ def test_prints_everything_with_advice_and_runs_a_step(tmp_path):
     assert process.returncode == 0
 
 
+def test_without_torch_it_says_what_to_install():
+    """-S leaves out the installed packages."""
+    command = [sys.executable, "-S", str(ROOT / "tools" / "doctor.py")]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 1 and process.stderr.startswith("torch  absent\n")
+    assert "-> pip install torch==2.13.0" in process.stderr and "Traceback" not in process.stderr
+
+
 def test_a_wrong_megatron_core_is_named_and_fails(tmp_path):
     (tmp_path / "megatron_core-0.15.0.dist-info").mkdir()
     metadata = "Metadata-Version: 2.1\nName: megatron-core\nVersion: 0.15.0\n"

@@ -149,6 +149,15 @@ def test_main_guard_prints_one_line_and_exits_2(capsys, error):
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
+def test_main_guard_ends_ctrl_c_without_a_traceback(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as exit_info:
+        main_guard(interrupted)
+    assert exit_info.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
 def test_main_guard_lets_bugs_through():
     with pytest.raises(ZeroDivisionError):
         main_guard(lambda: 1 / 0)

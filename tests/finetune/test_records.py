@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import pytest
 from transformers import Trainer
 
 from megatron_alum.finetune.records import collect_results, last_checkpoint
@@ -64,8 +63,7 @@ def test_a_run_killed_while_it_saves_goes_on(encoder, sentiment, tmp_path, monke
     more = ("--max-train-samples", 64, "--seeds", 3)
     run_tool("finetune", *flags(encoder, sentiment, tmp_path / "a", *more))
     killed_while_saving(monkeypatch, "checkpoint-8")
-    with pytest.raises(KeyboardInterrupt):
-        run_tool("finetune", *flags(encoder, sentiment, tmp_path / "b", *more))
+    assert run_tool("finetune", *flags(encoder, sentiment, tmp_path / "b", *more), expect_error=True) == 130
     monkeypatch.undo()
     run = tmp_path / "b" / "runs" / "lr0.005-bs16-seed3"
     assert last_checkpoint(run) == str(run / "checkpoint-4") and (run / "checkpoint-8").is_dir()
@@ -87,8 +85,7 @@ def test_a_run_killed_in_its_last_evaluation_trains_no_more(encoder, sentiment, 
         raise KeyboardInterrupt
 
     monkeypatch.setattr("megatron_alum.finetune.runs.write_predictions", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run_tool("finetune", *flags(encoder, sentiment, tmp_path / "b", *more))
+    assert run_tool("finetune", *flags(encoder, sentiment, tmp_path / "b", *more), expect_error=True) == 130
     monkeypatch.undo()
     run = tmp_path / "b" / "runs" / "lr1e-12-bs16-seed3"
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-2"]
@@ -108,8 +105,7 @@ def test_early_stopping_counts_on_after_a_resume(encoder, sentiment, tmp_path, m
     more = ("--learning-rate", 1e-12, "--num-train-epochs", 10, "--early-stopping-patience", 2, "--seeds", 1)
     command = flags(encoder, sentiment, tmp_path / "out", "--max-train-samples", 16, *more)
     killed_while_saving(monkeypatch, "checkpoint-3")
-    with pytest.raises(KeyboardInterrupt):
-        run_tool("finetune", *command)
+    assert run_tool("finetune", *command, expect_error=True) == 130
     monkeypatch.undo()
     run_tool("finetune", *command)
     assert [row["epochs"] for row in rows_of(tmp_path / "out" / "results.jsonl")] == [3.0]
