@@ -152,7 +152,8 @@ def _python(*arguments: object) -> None:
     """Run this interpreter on `arguments` in this terminal. Raises: CalledProcessError for a non-zero exit."""
     words = [sys.executable, *map(str, arguments)]
     print(f"$ {shlex.join([os.path.basename(words[0]), *(_relative(word) for word in words[1:])])}", flush=True)
-    environment = {"OMP_NUM_THREADS": "1", **os.environ, "HF_HUB_OFFLINE": "1"}
+    # Two processes need two GPUs; the demo is made for the CPU, which every machine has.
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     subprocess.run(words, check=True, env={**environment, "PYTHONPATH": path})
 

@@ -17,6 +17,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if config.getoption("--device") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for worker processes too: several ranks of one test share no GPU
     if config.getoption("--results"):
         config.pluginmanager.register(ResultsTable(config.getoption("--results")))
 

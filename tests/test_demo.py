@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from examples import demo as module
 from examples.demo import STOP_AFTER, TRAIN_ITERS, Demo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +43,14 @@ def test_a_failing_stage_ends_the_demo_with_its_name(tmp_path):
     assert done.stderr.splitlines()[-1] == 'error: the stage "train a vocabulary" failed with exit status 2.'
     assert "absent.txt" in done.stderr  # the tool's own sentence comes before
     assert "[2/" not in done.stdout
+
+
+def test_stages_run_on_the_cpu_on_a_machine_with_gpus_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    seen = tmp_path / "seen"
+    program = "import os, pathlib, sys; pathlib.Path(sys.argv[1]).write_text(os.environ['CUDA_VISIBLE_DEVICES'])"
+    module._python("-c", program, seen)
+    assert seen.read_text() == ""
 
 
 @pytest.mark.slow

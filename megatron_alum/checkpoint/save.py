@@ -170,6 +170,8 @@ class CheckpointSaver:
         state = mcore_to_pyt_state_dict(renamed, False)
         planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
         writer = _Writer(temporary, single_file_per_rank=True, sync_files=True, thread_count=1)
+        if self.in_background:  # its tensors are on the CPU; copying ahead would wait for GPU 0, a new thread's, on all
+            writer.per_thread_copy_ahead = 0
         try:
             dcp.save(state, storage_writer=writer, planner=planner, process_group=self._group)
         except CheckpointException as error:

@@ -19,6 +19,9 @@ import torch
 from megatron_alum.compat.cpu import SUPPORTED_VERSION
 
 _APEX_SOURCE = "https://github.com/NVIDIA/apex"
+_APEX_BUILD = f"APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation git+{_APEX_SOURCE}.git"
+_APEX_EXTENSIONS = ("amp_C", "fused_layer_norm_cuda")
+"""what apex's Adam and LayerNorm are made of, and what its build leaves out unless the variables above ask for it"""
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,29 @@ def package_version(name: str) -> str | None:
 
 
 def apex_kind() -> str:
-    """ "nvidia", "unrelated" (a package of the same name from the package index) or "absent"."""
+    """ "nvidia", "incomplete" (NVIDIA's without its compiled parts), "unrelated" (a package of the same name from the
+    package index) or "absent".
+    """
     spec = importlib.util.find_spec("apex")
     if spec is None:
         return "absent"
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
-    is_nvidia = any((folder / "optimizers" / "fused_adam.py").is_file() for folder in folders)
-    return "nvidia" if is_nvidia else "unrelated"
+    if not any((folder / "optimizers" / "fused_adam.py").is_file() for folder in folders):
+        return "unrelated"
+    return "incomplete" if _missing_apex_extensions() else "nvidia"
+
+
+def _missing_apex_extensions() -> str:
+    return ", ".join(name for name in _APEX_EXTENSIONS if importlib.util.find_spec(name) is None)
+
+
+def check_apex() -> None:
+    """Raises: ValueError where megatron-core would take apex's Adam, which cannot be made without its compiled part."""
+    if apex_kind() == "incomplete" and not has_transformer_engine():
+        raise ValueError(
+            f"NVIDIA's apex must be installed with its CUDA extensions, but is without {_missing_apex_extensions()} "
+            f"instead. Build it again with `{_APEX_BUILD}`, or remove it with `pip uninstall apex`."
+        )
 
 
 def has_transformer_engine() -> bool:
@@ -102,11 +121,14 @@ def _cuda() -> Finding:
 def _apex() -> Finding:
     kind = apex_kind()
     if kind == "unrelated":
-        advice = f"pip uninstall apex: that package is not NVIDIA's; build from {_APEX_SOURCE}"
+        advice = f"pip uninstall apex: that package is not NVIDIA's, which is built with: {_APEX_BUILD}"
         return Finding("apex", "a package of that name that is not NVIDIA's (ignored)", advice)
     if kind == "nvidia":
         return Finding("apex", "NVIDIA's: fused Adam and LayerNorm on CUDA")
-    advice = f"optional, faster optimizer and LayerNorm: build from {_APEX_SOURCE}" if torch.cuda.is_available() else ""
+    if kind == "incomplete":
+        found = f"NVIDIA's without {_missing_apex_extensions()}, which training needs of it"
+        return Finding("apex", found, f"pip uninstall apex, or build it again: {_APEX_BUILD}", required=True)
+    advice = f"optional, faster optimizer and LayerNorm: {_APEX_BUILD}" if torch.cuda.is_available() else ""
     return Finding("apex", "absent: torch's own optimizer and LayerNorm", advice)
 
 

@@ -82,13 +82,15 @@ def initialize(
     """Joins the ranks of a torchrun job and lays them out as tensor-parallel x data-parallel x pipeline stages.
 
     `timeout_seconds` ends a collective that a dead or stuck rank never joins. A default process group that already
-    exists is used as it is. Raises ValueError when the world size is not a multiple of the ranks of one model.
+    exists is used as it is. Raises ValueError when the world size is not a multiple of the ranks of one model, or when
+    this machine has fewer GPUs than processes.
     """
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron-core overlaps by stream order
     enable_cpu()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     _check_sizes(world_size, tensor_parallel_size, pipeline_parallel_size)
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        _take_gpu(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
         _join(world_size, timedelta(seconds=timeout_seconds))
     parallel_state.initialize_model_parallel(
@@ -141,6 +143,16 @@ def _check_sizes(world_size: int, tensor_parallel_size: int, pipeline_parallel_s
             f"The number of processes must be a multiple of --tensor-model-parallel-size {tensor_parallel_size}"
             f"{stages}, but is {world_size} instead. Change the flag or torchrun's --nproc-per-node."
         )
+
+
+def _take_gpu(local_rank: int) -> None:
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"torchrun's --nproc-per-node must be at most the number of GPUs, {torch.cuda.device_count()} here, but is "
+            f"{os.environ.get('LOCAL_WORLD_SIZE', local_rank + 1)} instead. Lower it, or hide the GPUs with "
+            "CUDA_VISIBLE_DEVICES= to run on the CPU."
+        )
+    torch.cuda.set_device(local_rank)
 
 
 def _join(world_size: int, timeout: timedelta) -> None:

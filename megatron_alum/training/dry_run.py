@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 
+import torch
+
 from megatron_alum.config.cli import format_config
 from megatron_alum.config.run import RunConfig
 from megatron_alum.data.loader import BatchPlan
@@ -96,7 +98,9 @@ def _time_micro_batch(state: TrainState, plan: BatchPlan, phase: Phase) -> float
     control = Control(state.groups, timeout_seconds=60.0 * config.parallel.distributed_timeout_minutes)
     counts = global_counts(control.agree(local_counts([micro]), save_failed=False).counts)
     for _ in range(2):
+        torch.cuda.synchronize()  # a step returns when its kernels are launched, not when they are done
         began = time.perf_counter()
         train_step(state, [micro], counts, iteration)
+        torch.cuda.synchronize()
         seconds = time.perf_counter() - began
     return seconds

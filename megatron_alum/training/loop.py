@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 from typing import Any
 
@@ -42,7 +41,6 @@ def train(config: RunConfig) -> None:
 
     Raises: ValueError for what the user must change, OSError for disks and lost ranks.
     """
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron-core overlaps by stream order
     check_save_folder(config)
     groups = initialize(
         tensor_parallel_size=config.parallel.tensor_model_parallel_size,
@@ -86,10 +84,17 @@ class Run:
         self.last_saved = state.iteration if resumed is not None else None
 
     def until_done(self) -> None:
-        """Iterate to the end of the run, then save."""
+        """Iterate to the end of the run, then save; a SIGTERM amid it changes nothing (torchrun may send two)."""
+        with self.control.signals():
+            self._iterate()
+            self.save()
+            self.saver.close()
+            self.writers.close()
+
+    def _iterate(self) -> None:
+        """Iterations up to the last one or a SIGTERM."""
         config, state = self.config, self.state
         with (
-            self.control.signals(),
             self._progress_bar() as bar,
             BatchLoader(
                 state.datasets.train,
@@ -111,18 +116,21 @@ class Run:
                 result = train_step(state, micro_batches, global_counts(agreement.counts), state.iteration + 1)
                 state.iteration += 1
                 self._after_step(result, bar, loader.wait_seconds)
-        self.save()
-        self.saver.close()
-        self.writers.close()
 
     def save(self) -> None:
-        """Save a checkpoint of the last finished iteration unless there is one already. Collective."""
+        """Save a checkpoint of the last finished iteration unless there is one already. Collective.
+
+        Before the first step of the optimizer nothing is saved: it has no moments yet that a resume could load.
+        """
         state = self.state
         if self.last_saved == state.iteration:
             return
         state.watch.enter(f"saving the checkpoint of iteration {state.iteration}")
         self.interval.count_skips()
         state.skipped = self.interval.skipped
+        if state.skipped == state.iteration:
+            self._say(f"No checkpoint is saved: up to iteration {state.iteration} no step has changed the weights.")
+            return
         self.saver.save(state.iteration, checkpoint_content(state))
         self.warned = False
         self.last_saved = state.iteration

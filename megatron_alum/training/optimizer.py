@@ -19,6 +19,7 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
+from megatron_alum.compat.detect import check_apex
 from megatron_alum.config.run import RunConfig
 from megatron_alum.models import SplitBert
 from megatron_alum.models.accumulation import accumulate_in_place
@@ -42,7 +43,11 @@ def wrap_data_parallel(model: SplitBert, config: RunConfig) -> DistributedDataPa
 
 
 def build_optimizer(model: DistributedDataParallel, config: RunConfig) -> MegatronOptimizer:
-    """Adam over float32 master weights; apex's or Transformer Engine's fused one where megatron-core finds it."""
+    """Adam over float32 master weights; apex's or Transformer Engine's fused one where megatron-core finds it.
+
+    Raises: ValueError for an apex that cannot be used.
+    """
+    check_apex()
     options, precision = config.optimizer, config.precision
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
@@ -93,6 +98,7 @@ def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None
     which torch's fused kernel would count up once for each of them.
     """
     (part,) = optimizer.chained_optimizers
+    _fit_to_adam(part.optimizer, loaded.get("optimizer", loaded))
     if not isinstance(part, DistributedOptimizer) or not isinstance(part.optimizer, torch.optim.AdamW):
         optimizer.load_state_dict(loaded)
         return
@@ -102,6 +108,30 @@ def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None
     part.load_parameter_state_from_fully_reshardable(loaded["param_state"])
     for state, step in zip(states, steps, strict=True):
         state["step"] = step.clone()
+
+
+def _fit_to_adam(inner: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
+    """Change the stored groups and step count in place to what the class of `inner` keeps.
+
+    Another of torch's, apex's and Transformer Engine's Adams may have been installed when they were stored. Each has
+    options in its groups that the others lack. torch's counts steps beside the moments of every parameter, of which
+    megatron-core stores one count for all; the others count in the groups.
+    """
+    groups, moments = stored["param_groups"], stored.get("state")  # the distributed optimizer's moments are elsewhere
+    counts = [group.pop("step") for group in groups if group.get("step") is not None]
+    if moments is not None and "common_step" in moments:
+        counts.append(moments.pop("common_step"))
+    own = {name: value for name, value in inner.param_groups[0].items() if name not in ("params", "step")}
+    for group in groups:
+        options = {name: group.get(name, value) for name, value in own.items()}
+        members = {"params": group["params"]} if "params" in group else {}
+        group.clear()
+        group.update({**options, **members})
+    if isinstance(inner, torch.optim.AdamW) and moments is not None:
+        moments["common_step"] = torch.tensor(float(counts[0]))
+    else:
+        for group in groups:
+            group["step"] = int(counts[0])
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, iteration: int, config: RunConfig) -> float:

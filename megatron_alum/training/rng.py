@@ -22,6 +22,10 @@ class TrainingRng:
             "tracker": {name: state.clone() for name, state in get_cuda_rng_tracker().get_states().items()},
         }
 
+    def fits(self, state: dict[str, Any]) -> bool:
+        """Whether `state` is of this kind of device: generators of CPU and GPU do not read each other's states."""
+        return (state["cuda"] is not None) == torch.cuda.is_initialized()
+
     def restore(self, state: dict[str, Any]) -> None:
         """Put a state returned by `snapshot` back."""
         torch.set_rng_state(state["cpu"])

@@ -179,8 +179,8 @@ def describe(state: TrainState) -> dict[str, Any]:
 def load_into(state: TrainState, folder: Path, stored: dict[str, Any]) -> None:
     """Continue from a checkpoint whose config.json is `stored`, saved on this layout or another. Collective.
 
-    On the same layout the random states continue, so that the run goes on bit for bit; on another one they start anew
-    from the seed and the iteration.
+    On the same layout and kind of device the random states continue, so that the run goes on bit for bit; on another
+    one they start anew from the seed and the iteration.
     """
     state.hf_config = stored.get(HF_CONFIG_KEY, {})
     model = model_sharded_state(state.network)
@@ -190,7 +190,9 @@ def load_into(state: TrainState, folder: Path, stored: dict[str, Any]) -> None:
     state.network.load_state_dict(loaded["model"], strict=False)
     load_optimizer(state.optimizer, loaded["optimizer"])
     state.iteration, state.skipped = stored["iteration"], stored["skipped"]
-    if stored["layout"] == describe(state)["layout"]:
-        TrainingRng().restore(load_rng(folder, state.groups.world_rank))
+    is_same_layout = stored["layout"] == describe(state)["layout"]
+    rng = load_rng(folder, state.groups.world_rank) if is_same_layout else None
+    if rng is not None and TrainingRng().fits(rng):
+        TrainingRng().restore(rng)
     else:
         seed_everything(state.config.training.seed + state.iteration, state.groups)

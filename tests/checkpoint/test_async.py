@@ -1,8 +1,13 @@
 """Saving behind the training: the same checkpoints, the same run, and failures that are not lost."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from megatron_alum.checkpoint.folder import find_checkpoint, list_iterations
+from megatron_alum.checkpoint.load import whole_sharded_state
+from megatron_alum.checkpoint.save import CheckpointContent, CheckpointSaver
 from tests.helpers.distributed import run_ranks
 from tests.training.runs import (
     arguments,
@@ -46,6 +51,34 @@ def test_a_failure_in_the_background_ends_the_run_on_all_ranks(prefix, tmp_path)
         launch_prepared(2, prefix, run, train_with_small_files, async_save=True, save_interval=2, **OPTIONS)
     assert list_iterations(run) == []
     assert not list(run.glob(".*iter*"))
+
+
+def save_beside_an_accelerator(rank, world_size, root, in_background):
+    """One save where torch believes in an accelerator; an error if its writer prepares to copy over a stream of it."""
+    import torch.distributed.checkpoint.filesystem as writer
+
+    def refuse(*_args, **_kwargs):
+        raise OSError("a stream was asked for")
+
+    overlapping, writer._OverlappingCpuLoader = writer._OverlappingCpuLoader, refuse
+    setattr(torch, torch._C._get_privateuse1_backend_name(), SimpleNamespace(is_available=lambda: True))
+    try:
+        saver = CheckpointSaver(root, keep_last=0, in_background=in_background)
+        saver.prepare()
+        tensors = whole_sharded_state({"weight": torch.ones(3)})
+        saver.save(1, CheckpointContent(sharded=tensors, rng={}, config={}, tokenizer=None))
+        saver.close()
+    finally:
+        writer._OverlappingCpuLoader = overlapping
+        delattr(torch, torch._C._get_privateuse1_backend_name())
+
+
+def test_a_background_thread_asks_nothing_of_the_accelerator(tmp_path):
+    """Its current device is the first one whatever the rank's is, and there is nothing left to copy from it."""
+    with pytest.raises(OSError, match="a stream was asked for"):
+        run_ranks(1, save_beside_an_accelerator, tmp_path / "foreground", False)
+    run_ranks(1, save_beside_an_accelerator, tmp_path / "background", True)
+    assert find_checkpoint(tmp_path / "background").name == "iter_0000001"
 
 
 def train_on_a_slow_disk(rank, world_size, argv):

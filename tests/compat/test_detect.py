@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from megatron_alum.compat import detect
+from tests.helpers.apex_stand_in import EXTENSIONS
 
 
 @pytest.fixture
@@ -34,11 +35,13 @@ NVIDIA_APEX = {
     "apex/__init__.py": "raise RuntimeError('detection must not import apex')",
     "apex/optimizers/__init__.py": "",
     "apex/optimizers/fused_adam.py": "",
+    **EXTENSIONS,
 }
 IMPORTABLE_APEX = {
     "apex/__init__.py": "",
     "apex/optimizers/__init__.py": "",
     "apex/optimizers/fused_adam.py": "",
+    **EXTENSIONS,
     "apex/normalization/__init__.py": "",
     "apex/normalization/fused_layer_norm.py": "def fused_layer_norm_affine(*arguments): return arguments",
 }
@@ -53,6 +56,19 @@ def test_nvidia_apex_is_told_from_the_package_of_the_same_name(stand_in):
     stand_in(NVIDIA_APEX)
     assert detect.apex_kind() == "nvidia"
     assert _advice("apex").advice == ""
+
+
+def test_an_apex_without_its_extensions_is_named_with_the_remedy(stand_in, monkeypatch):
+    stand_in({name: text for name, text in IMPORTABLE_APEX.items() if name != "amp_C.py"})
+    assert detect.apex_kind() == "incomplete"
+    finding = _advice("apex")
+    assert finding.required and "without amp_C, which" in finding.found and "APEX_CUDA_EXT=1 pip" in finding.advice
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert detect.fused_layer_norm_function() is None
+    with pytest.raises(ValueError, match=r"with its CUDA extensions, but is without amp_C instead\. Build it"):
+        detect.check_apex()
+    stand_in({"transformer_engine/__init__.py": ""})  # megatron-core takes its Adam then
+    detect.check_apex()
 
 
 def test_unrelated_apex_is_named_with_the_remedy(stand_in):

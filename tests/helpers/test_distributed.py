@@ -57,3 +57,13 @@ def test_a_hang_or_a_death_ends_and_the_next_call_works(job, error, timeout):
     with pytest.raises(error):
         run_ranks(2, job, timeout_seconds=timeout)
     assert [answer[3] for answer in run_ranks(2, _sum_of_ranks, 1)] == [1.0, 1.0]
+
+
+def _visible_gpus(rank, world_size):
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
+
+
+def test_workers_see_no_gpu_unless_the_tests_are_asked_to_use_it(device):
+    if device.type != "cpu":
+        pytest.skip("--device cuda was asked for")
+    assert run_ranks(2, _visible_gpus) == [("", 0)] * 2

@@ -78,6 +78,27 @@ def test_a_world_size_without_rendezvous_is_refused(monkeypatch):
         initialize(tensor_parallel_size=2)
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="--nproc-per-node must be at most the number of GPUs, 1 here, but is 2"):
+        initialize(tensor_parallel_size=2)
+    assert not torch.distributed.is_initialized()
+
+
+def test_kernels_are_queued_as_megatron_core_expects_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
+    initialize(tensor_parallel_size=1)
+    assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
+    shutdown()
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "8")
+    initialize(tensor_parallel_size=1)
+    assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "8"
+    shutdown()
+
+
 def _draws(rank, world_size, seed):
     seed_everything(seed, initialize(tensor_parallel_size=2))
     default = torch.rand(2)

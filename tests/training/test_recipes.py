@@ -1,18 +1,21 @@
 """Every shipped recipe: parsed as it stands, compared with the paper's numbers, and dry-run with a small network."""
 
+import os
 import re
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
 from megatron_alum.training.flops import forward_flops, passes, run_iterations
 from megatron_alum.training.memory import num_parameters
 from tests.helpers.distributed import run_ranks
-from tests.training.runs import TINY, dry_run_output
+from tests.training.runs import TINY, arguments, dry_run_output
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = sorted(path for path in EXAMPLES.glob("*.yaml") if "train-iters" in path.read_text())
@@ -72,3 +75,81 @@ def test_a_dry_run_builds_the_recipe(prefix, tmp_path, monkeypatch, recipe):
 def test_launchers_are_valid_shell_and_name_the_entry(launcher):
     assert subprocess.run(["bash", "-n", str(launcher)], capture_output=True).returncode == 0
     assert 'pretrain_bert_alum.py "$@"' in launcher.read_text()
+
+
+SRUN = """#!/bin/sh
+echo srun >>calls
+test -z "$REACHES" || echo "$REACHES" >run/latest_checkpointed_iteration.txt
+exit "$ENDS_WITH"
+"""
+SCONTROL = """#!/bin/sh
+if [ "$1" = show ]; then echo node1; else echo "$*" >>calls; fi
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends_with", "reaches", "requeued"),
+    [(0, "900", False), (1, "700", True), (1, "500", False), (1, "", False)],
+    ids=["finished", "out of time", "no newer checkpoint", "a mistyped flag"],
+)
+def test_slurm_requeues_only_a_run_that_got_on(tmp_path, ends_with, reaches, requeued):
+    """With stand-ins for srun, which notes how far the run gets, and scontrol; the run began at iteration 500."""
+    done = submit(tmp_path, ["--save", "run", "--load", "run"], ENDS_WITH=str(ends_with), REACHES=reaches)
+    assert (done.returncode == 0) == (requeued or ends_with == 0)
+    assert (tmp_path / "calls").read_text().splitlines() == ["srun", *(["requeue 7"] if requeued else [])]
+    assert ("the job is not requeued" in done.stderr) == (done.returncode != 0)
+
+
+def test_slurm_refuses_a_run_whose_folder_it_cannot_see(tmp_path):
+    done = submit(tmp_path, ["--config", "run.yaml"], ENDS_WITH="0", REACHES="")
+    assert done.returncode == 2 and done.stderr.startswith("error: --save DIR must stand on the command line")
+    assert not (tmp_path / "calls").exists()
+
+
+def submit(folder, argv, **environment):
+    """examples/launch_slurm.sh in `folder`, as Slurm would start it."""
+    (folder / "run").mkdir()
+    (folder / "run" / "latest_checkpointed_iteration.txt").write_text("500\n")
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[1-2]"}
+    path = {"PATH": os.pathsep.join([str(folder), os.environ["PATH"]])}
+    command = ["bash", str(EXAMPLES / "launch_slurm.sh"), *argv]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env={**os.environ, **slurm, **path, **environment}
+    )
+
+
+DEVICE_SECONDS = 3.0
+"""that a step's kernels take after it has returned; a step of the small network takes a fraction of it"""
+
+
+def dry_run_of_an_asynchronous_device(rank, world_size, argv):
+    """A dry run whose steps return at once, while the device is busy with them until it is waited for."""
+    from megatron_alum.compat import enable_cpu
+    from megatron_alum.training import dry_run
+
+    assert enable_cpu()
+    launched, step, synchronize = [], dry_run.train_step, torch.cuda.synchronize
+
+    def launch(*args):
+        launched.append(DEVICE_SECONDS)
+        return step(*args)
+
+    def wait(*_args):
+        time.sleep(sum(launched))
+        launched.clear()
+
+    torch.cuda.synchronize, dry_run.train_step = wait, launch
+    try:
+        return dry_run_output(rank, world_size, argv)
+    finally:
+        torch.cuda.synchronize, dry_run.train_step = synchronize, step
+
+
+def test_a_dry_run_times_the_device_and_not_its_launches(prefix):
+    argv = arguments(prefix, None, dry_run=True, global_batch_size=2, alum_alpha=0)
+    (printed,) = run_ranks(1, dry_run_of_an_asynchronous_device, argv)
+    (seconds,) = re.findall(r"([\d.]+) s each here", printed)
+    assert DEVICE_SECONDS <= float(seconds) < 2 * DEVICE_SECONDS, printed

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+import torch
 
 from megatron_alum.checkpoint.folder import hash_file, iteration_folder
 from megatron_alum.config.cli import config_to_dict, parse_config
@@ -172,6 +173,22 @@ def test_a_distributed_optimizers_checkpoint_continues(prefix, tmp_path, world_s
     worst = largest_difference(resumed, straight, LOSSES)
     assert max(worst.values()) < TOLERANCE, worst
     assert world_size == 1 or without_timing(resumed) == without_timing(straight)
+
+
+def test_a_run_of_another_kind_of_device_continues_with_new_random_states(prefix, tmp_path):
+    """What a GPU's rank leaves: generators whose states are 16 bytes, which the CPU's cannot read."""
+    run, options = tmp_path / "run", {"train_iters": 4}
+    launch(1, prefix, run, **options, exit_interval=2)
+    folder = iteration_folder(run, 2)
+    states = torch.load(folder / "rng_00000.pt", weights_only=True)
+    philox = torch.zeros(16, dtype=torch.uint8)
+    states |= {"cuda": philox, "tracker": dict.fromkeys(states["tracker"], philox)}
+    torch.save(states, folder / "rng_00000.pt")
+    marker = json.loads((folder / "COMPLETE").read_text())
+    marker["files"]["rng_00000.pt"] = hash_file(folder / "rng_00000.pt")
+    (folder / "COMPLETE").write_text(json.dumps(marker))
+    rows = launch(1, prefix, run, **options, load=run)
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 4] and rows[-1]["skipped"] == 0
 
 
 def train_noting_samples(rank, world_size, argv):
