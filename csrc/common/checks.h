@@ -30,3 +30,11 @@ inline void check_vector(const at::Tensor& tensor, at::ScalarType type, int64_t 
                     "`", name, "` must be ", type, " [", length, "] on ", device, ", but is ", tensor.scalar_type(), " ",
                     tensor.sizes(), " on ", tensor.device(), " instead.");
 }
+
+// Records of all shards, as they come out of the all-gather.
+inline void check_shards(const at::Tensor& records) {
+  TORCH_CHECK_VALUE(records.dim() == 3 && records.scalar_type() == at::kFloat && records.size(0) > 0 &&
+                        (records.size(2) == kRecordFloats || records.size(2) == kRecordFloats + 1),
+                    "`records` must be float32 [R, N, 6 or 7] with R > 0, but is ", records.scalar_type(), " ",
+                    records.sizes(), " instead.");
+}

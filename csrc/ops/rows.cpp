@@ -194,9 +194,7 @@ std::tuple<Tensor, Tensor> row_losses(const Tensor&, const Tensor&, const Tensor
 }
 
 Tensor merge_statistics(const Tensor& records, bool one_sided) {
-  TORCH_CHECK_VALUE(records.dim() == 3 && records.scalar_type() == at::kFloat && records.size(0) > 0 &&
-                        (records.size(2) == kRecordFloats || records.size(2) == kRecordFloats + 1),
-                    "`records` must be float32 [R, N, 6 or 7], but is ", records.scalar_type(), " ", records.sizes(), ".");
+  check_shards(records);
   const Tensor all = records.contiguous();
   const int64_t shards = all.size(0), rows = all.size(1), width = all.size(2);
   Tensor merged = at::empty({rows, width}, all.options());

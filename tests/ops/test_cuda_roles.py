@@ -151,6 +151,20 @@ def test_row_role_over_the_logits(emulation, phase, cached, parts, dtype):
 
 
 @pytest.mark.parametrize("dtype", ELEMENTS, ids=str)
+@pytest.mark.parametrize("parts", [4, 8])
+def test_rows_of_the_vocabulary(emulation, parts, dtype):
+    """As test_wide_rows.py on a GPU: one pass, two, and either over the logits write the same bits in every part."""
+    clean, adv = (x.to(dtype) for x in oracle.logits(5, 30592, difference=0.1))
+    call = {"labels": torch.tensor([7, 3816, -100, 15261, 30521]), "valid": 30522, "parts": parts}
+    expected = emulate_rows(emulation, clean, adv, **call)
+    found = [emulate_rows(emulation, clean, adv, **call, phase=1)]
+    for phase in (1, 2):
+        found.append(emulate_rows(emulation, clean.clone(), adv.clone(), **call, phase=phase, in_place=True))
+    for result in found:
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(result, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", ELEMENTS, ids=str)
 @pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("one_sided", [False, True])
 def test_identical_logits_give_exactly_zero(emulation, one_sided, parts, dtype):

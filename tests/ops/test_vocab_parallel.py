@@ -119,3 +119,14 @@ def test_clean_and_adversarial_mass_in_different_shards(device, impl, scale, one
     merge = reference.merge_statistics if impl == "reference" else torch.ops.megatron_alum.merge_statistics
     truth = (oracle.one_sided_kl if one_sided else oracle.full_kl)(clean.double(), adv.double())
     tolerances.check_far_apart(merge(records, one_sided)[:, 5], truth, clean)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (0, 5, 6), (2, 5, 5), (2, 5, 8)], ids=str)
+def test_records_of_another_shape_are_not_merged(device, kernel_only, shape):
+    with pytest.raises(ValueError, match=r"`records` must be float32 \[R, N, 6 or 7\] with R > 0, but is Float \["):
+        torch.ops.megatron_alum.merge_statistics(torch.zeros(shape, device=device), False)
+
+
+def test_records_of_another_type_are_not_merged(device, kernel_only):
+    with pytest.raises(ValueError, match=r"`records` must be float32 .* but is Double"):
+        torch.ops.megatron_alum.merge_statistics(torch.zeros(2, 5, 6, device=device, dtype=torch.float64), False)

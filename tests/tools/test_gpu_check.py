@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import os
 import subprocess
 import sys
 import zipfile
@@ -98,6 +99,61 @@ def test_a_failed_and_a_late_step_are_noted(tmp_path, capsys):
     assert check.run("late", [sys.executable, "-c", "import time; time.sleep(60)"], seconds=1) is None
     assert check.failed == ["bad", "late"]
     assert "stopped: it took longer than 1 s" in capsys.readouterr().out
+
+
+def test_a_step_without_time_left_is_skipped_and_no_failure(tmp_path, capsys):
+    check = gpu_check.Check(tmp_path, "gpu")
+    assert check.seconds_for("short", 60) == 60
+    check.began -= gpu_check.SECONDS_IN_ALL - gpu_check.LEAST_SECONDS - 5
+    assert gpu_check.LEAST_SECONDS < check.seconds_for("cut", 60) < 60
+    check.began -= 10
+    assert check.run("late", [sys.executable, "-c", "raise SystemExit(3)"], seconds=60) is None
+    assert (check.failed, check.skipped) == ([], ["late"])
+    assert capsys.readouterr().out == "\n=== late: skipped, no time left\n"
+
+
+def test_a_failed_build_shows_everything_and_ends_with_its_first_error(tmp_path, capsys):
+    noise = "ptxas info : Used 80 registers\n" * 1000
+    (tmp_path / "output").write_text(f"the beginning\n{noise}FAILED: kernel.o\nkernel.cu(3): error: no\n{noise}")
+    check = gpu_check.Check(tmp_path, "gpu")
+    show = "import sys; print(open('output').read()); sys.exit(len(sys.argv) - 1)"
+    assert check.run("build", [sys.executable, "-c", show, "fail"], seconds=60) is None
+    shown = capsys.readouterr().out
+    assert "\nthe beginning\n" in shown and shown.count("kernel.cu(3): error: no") == 2
+    end = shown[-gpu_check.SHOWN - 100 :]
+    assert "=== build: FAILED in 0 s\n=== from its first error on:\nFAILED: kernel.o\nkernel.cu(3): error: no\n" in end
+    assert check.run("build", [sys.executable, "-c", show], seconds=60) is not None
+    assert len(capsys.readouterr().out) < gpu_check.SHOWN + 1000
+    assert gpu_check.first_error("1 failed") == ""
+
+
+def test_the_sanitizer_runs_the_kernel_on_the_gpu_with_one_block_and_with_many():
+    command = [sys.executable, "-m", "pytest", "tests/ops", "--device", "cuda", "--collect-only", "-q"]
+    done = subprocess.run([*command, "-k", gpu_check.SANITIZED], cwd=gpu_check.ROOT, capture_output=True, text=True)
+    chosen = [line for line in done.stdout.splitlines() if "::" in line]
+    assert {name.split("::")[0] for name in chosen} == {
+        f"tests/ops/test_{name}.py" for name in ("divergence", "perturbation", "wide_rows")
+    }
+    assert len(chosen) <= 40 and not any("reference" in name for name in chosen)
+    text = (gpu_check.ROOT / "csrc" / "ops" / "cuda" / "kernel.cu").read_text()
+    kernel = gpu_check.SANITIZER_FLAGS[1].removeprefix("kns=")
+    assert f"    {kernel}(const RowTask rows" in text, "the sanitizer looks at the kernel of this name alone"
+
+
+def test_tables_of_this_run_are_copied_to_the_folder_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check.Check, "results", lambda self, suffix="": tmp_path / f"{self.label}{suffix}.csv")
+    check, out = gpu_check.Check(tmp_path, "gpu"), tmp_path / "out"
+    for suffix in ("", "-ops"):
+        check.results(suffix).write_text("step,tflops\nstandard,1\n")
+    old = check.results("-ops").stat().st_mtime - 100
+    os.utime(check.results("-ops"), (old, old))
+    monkeypatch.setenv("OUT", str(out))
+    gpu_check.copy_tables(check, since=old + 1)  # there is no such folder
+    out.mkdir()
+    gpu_check.copy_tables(check, since=old + 1)
+    monkeypatch.delenv("OUT")
+    gpu_check.copy_tables(check, since=old + 1)
+    assert [path.name for path in out.iterdir()] == ["gpu.csv"]
 
 
 def test_the_copy_holds_what_is_built_and_run(tmp_path):

@@ -42,6 +42,7 @@ constexpr int kBlocksAProcessor = 5;            // allows 96 registers a thread:
 constexpr int kWarps = kThreads / 32;
 constexpr int kMostParts = 8;                   // the portable limit of a cluster
 constexpr int64_t kPartBytes = 40 * 1024;       // of both sides: five parts share a processor of sm_90
+constexpr size_t kSharedUnasked = 48 * 1024;    // what a block of any kernel may have without asking
 constexpr int64_t kTokenBlocks = 148 * 16;      // of the tile list: enough to fill any processor count; each loops
 
 struct Lanes {
@@ -207,9 +208,12 @@ cudaError_t try_launch(const RowTask& rows, int phase, const TileTask& tiles, cu
   if (error != cudaSuccess) return error;
   const Plan plan = plan_of(rows, phase, tiles, sizeof(Element), code.ptxVersion >= 90, most_shared);
   if (plan.blocks == 0) return cudaSuccess;
-  const int bytes = static_cast<int>(plan.cache_bytes);
-  error = cudaFuncSetAttribute(alum_roles<Element>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (error != cudaSuccess) return error;
+  if (plan.cache_bytes + code.sharedSizeBytes > kSharedUnasked) {
+    // To the most there is, whatever this launch needs: launches from other host threads share the function's limit.
+    const int most_dynamic = most_shared - static_cast<int>(code.sharedSizeBytes);
+    error = cudaFuncSetAttribute(alum_roles<Element>, cudaFuncAttributeMaxDynamicSharedMemorySize, most_dynamic);
+    if (error != cudaSuccess) return error;
+  }
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = static_cast<unsigned>(plan.parts);

@@ -3,6 +3,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "common/checks.h"
 #include "ops/cuda/launch.h"
 #include "ops/run.h"
 
@@ -17,6 +18,7 @@ void run_cuda(const RowTask& rows, RowPhase phase, const TileTask& tiles) {
 }
 
 at::Tensor merge_statistics_cuda(const at::Tensor& records, bool one_sided) {
+  check_shards(records);
   const c10::cuda::CUDAGuard guard(records.device());
   const at::Tensor all = records.contiguous();
   at::Tensor merged = at::empty({all.size(1), all.size(2)}, all.options());
