@@ -48,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
         help="class of the export: MLM and NSP heads, MLM head, or none (default: the heads that were trained)",
     )
     to_hf.add_argument(
-        "--tokenizer", metavar="DIR", help="tokenizer folder of a Megatron-LM checkpoint, which has none"
+        "--tokenizer",
+        metavar="DIR",
+        help="tokenizer folder of a checkpoint that has none: Megatron-LM's, or the import of a model without one",
     )
     from_hf = directions.add_parser("from-hf", help="Hugging Face folder to checkpoint")
     from_hf.add_argument("--model", required=True, metavar="HF_DIR", help="folder, or name on the hub")

@@ -23,22 +23,29 @@ HF_CONFIG_KEY = "hf_config"
 """Key of a checkpoint's config.json that keeps the config.json of the model it was imported from."""
 
 
-def read_checkpoint_source(load: str | Path) -> ExportSource:
+def read_checkpoint_source(load: str | Path, tokenizer_dir: Path | None = None) -> ExportSource:
     """The newest valid checkpoint of a run's folder, or one checkpoint's own folder, every file checked by its SHA-256.
 
-    Raises: ValueError when there is none, or its tensors are not those of its configuration.
+    `tokenizer_dir` is that of a checkpoint without a tokenizer, as the import of a model without one is.
+    Raises: ValueError when there is no checkpoint, its tensors are not those of its configuration, or it has a
+    tokenizer of its own beside `tokenizer_dir`.
     """
     folder = find_checkpoint(load)
     config = read_run_config(folder)
     model = model_config_of(config, folder)
     architecture = ARCHITECTURES[model.model_type]
-    tokenizer = folder / TOKENIZER_FOLDER
+    own_tokenizer = folder / TOKENIZER_FOLDER
+    if tokenizer_dir is not None and own_tokenizer.is_dir():
+        raise ValueError(
+            f"--tokenizer must not be given for {folder}, which has its own, but is {tokenizer_dir} instead. "
+            "Leave the flag out."
+        )
     return ExportSource(
         label=str(folder),
         model=model,
         vocab_size=int(config["vocab_size"]),
         tensors=read_megatron_tensors(DistributedTensors(folder), architecture, model.num_layers),
-        tokenizer_dir=tokenizer if tokenizer.is_dir() else None,
+        tokenizer_dir=own_tokenizer if own_tokenizer.is_dir() else tokenizer_dir,
         original_config=config.get(HF_CONFIG_KEY) or {},
         iteration=int(config["iteration"]),
         run=config["run"],

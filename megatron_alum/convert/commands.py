@@ -12,6 +12,7 @@ from megatron_alum.convert.checkpoint_source import CheckpointWeights, read_chec
 from megatron_alum.convert.from_hf import fill_parameters
 from megatron_alum.convert.hf_config import ExportKind
 from megatron_alum.convert.import_folder import import_folder
+from megatron_alum.convert.output import require_free
 from megatron_alum.convert.stock import find_stock_checkpoint, read_stock_source
 from megatron_alum.convert.to_hf import ExportSource, export_folder
 from megatron_alum.convert.verify import Comparison, compare, single_rank_model
@@ -28,14 +29,16 @@ def to_hf(
 ) -> None:
     """Export the newest valid checkpoint of `load` as the new folder `output`.
 
-    `load` may also be a checkpoint of stock Megatron-LM, which comes without its `tokenizer` folder.
+    `load` may also be a checkpoint of stock Megatron-LM. `tokenizer` is that of a checkpoint without one: stock
+    Megatron-LM's, which needs it, and the import of a model without a tokenizer.
     Raises: ValueError with one sentence.
     """
     start = time.perf_counter()
+    require_free(output, "--output")  # before a large checkpoint is read
     return_freed_memory()
     _quiet_libraries()
     stock = find_stock_checkpoint(load)
-    source = read_checkpoint_source(load) if stock is None else read_stock_source(stock, tokenizer)
+    source = read_checkpoint_source(load, tokenizer) if stock is None else read_stock_source(stock, tokenizer)
 
     def check(written: Path) -> None:
         compared = (

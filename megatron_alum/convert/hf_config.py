@@ -94,7 +94,10 @@ def config_sizes(config: Mapping[str, Any], source: str) -> Sizes:
 def model_config_from_dict(
     config: Mapping[str, Any], source: str, *, seq_length: int | None = None, divisible_by: int = 128
 ) -> ModelConfig:
-    """The ModelConfig of a config.json; `seq_length` None takes the longest sequence its position table serves."""
+    """The ModelConfig of a config.json; `seq_length` None takes the longest sequence its position table serves.
+
+    Raises: ValueError naming the field that is no number or that megatron-core would compute differently.
+    """
     architecture = architecture_of(config, source)
     sizes = config_sizes(config, source)
     probe = ModelConfig(model_type=architecture.model_type, model_size="tiny")
@@ -104,7 +107,7 @@ def model_config_from_dict(
             f"but is {sizes.token_types} instead."
         )
     positions = sizes.positions - probe.first_position
-    given = {ours: config[theirs] for ours, theirs in _FIELDS.items() if theirs in config}
+    given = {ours: _number(config[theirs], theirs, source) for ours, theirs in _FIELDS.items() if theirs in config}
     return ModelConfig(
         model_type=architecture.model_type,
         seq_length=positions if seq_length is None else seq_length,
@@ -112,6 +115,15 @@ def model_config_from_dict(
         make_vocab_size_divisible_by=divisible_by,
         **{"layernorm_epsilon": _default_epsilon(architecture), **given},
     )
+
+
+def _number(value: Any, field: str, source: str) -> Any:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(
+            f"`{field}` of {source} must be a number, but is {value!r} instead. Write the value that the model was "
+            "trained with, or remove the field to take the usual one."
+        )
+    return value
 
 
 def _default_epsilon(architecture: Architecture) -> float:

@@ -19,7 +19,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_alum.config.model import ModelConfig
-from megatron_alum.convert.hf_config import architecture_of, config_sizes, model_config_from_dict, read_hf_config
+from megatron_alum.convert.hf_config import (
+    PARTS_OF,
+    architecture_of,
+    config_sizes,
+    model_config_from_dict,
+    read_hf_config,
+)
 from megatron_alum.convert.hf_model import full_name
 from megatron_alum.convert.keys import Part, Row, expand_rows
 from megatron_alum.convert.translate import Shape, check_shapes, megatron_tensor
@@ -27,6 +33,7 @@ from megatron_alum.convert.translate import Shape, check_shapes, megatron_tensor
 _SAFE, _PICKLED = "model.safetensors", "pytorch_model.bin"
 _BUFFERS = (".position_ids", ".token_type_ids")
 _OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
+_HALF_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}  # by safetensors' names
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin")
 """What is fetched of a hub repository: one model in PyTorch form with its tokenizer."""
 
@@ -52,6 +59,22 @@ class HfFolder:
     def model_config(self) -> ModelConfig:
         """The network that computes what this folder's does."""
         return model_config_from_dict(self.config, str(self.folder / "config.json"))
+
+    @property
+    def class_name(self) -> str:
+        """The transformers class with the heads that the weights have.
+
+        config.json may name none, a class of its user's own, or one with other heads.
+        """
+        classes, present = self.architecture.classes, {row.part for row in self.rows.values()}
+        fitting = [kind for kind, parts in PARTS_OF.items() if kind in classes and present.issuperset(parts)]
+        return classes[fitting[0] if fitting else "encoder"]  # an encoder may lack its pooler
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that holds every weight exactly: a half one where all weights are of it, else float32."""
+        dtypes = {self._stored[name].dtype for name in self._stored_name.values()}
+        return dtypes.pop() if len(dtypes) == 1 and dtypes.issubset(_HALF_DTYPES.values()) else torch.float32
 
     @property
     def tokenizer_dir(self) -> Path | None:
@@ -108,10 +131,11 @@ class HfFolder:
 
 
 class _StoredTensor:
-    """Shape of a tensor on disk and how to read it."""
+    """Shape and dtype of a tensor on disk (float32 may stand for any but the half ones) and how to read it."""
 
-    def __init__(self, shape: Shape, read: Callable[[], Tensor]) -> None:
+    def __init__(self, shape: Shape, dtype: torch.dtype, read: Callable[[], Tensor]) -> None:
         self.shape = shape
+        self.dtype = dtype
         self.read = read
 
 
@@ -169,10 +193,14 @@ def _open_safetensors(path: Path) -> dict[str, _StoredTensor]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            headers = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} must be a whole safetensors file, but is not ({error}). Fetch it again.") from None
-    return {name: _StoredTensor(shape, partial(read, name)) for name, shape in shapes.items()}
+    return {
+        name: _StoredTensor(shape, _HALF_DTYPES.get(dtype, torch.float32), partial(read, name))
+        for name, (shape, dtype) in headers.items()
+    }
 
 
 def _open_pickled(path: Path) -> dict[str, _StoredTensor]:
@@ -185,5 +213,6 @@ def _open_pickled(path: Path) -> dict[str, _StoredTensor]:
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ValueError(f"{path} must hold a dictionary of tensors, but does not.")
     return {
-        name: _StoredTensor(tuple(value.shape), partial(loaded.__getitem__, name)) for name, value in loaded.items()
+        name: _StoredTensor(tuple(value.shape), value.dtype, partial(loaded.__getitem__, name))
+        for name, value in loaded.items()
     }

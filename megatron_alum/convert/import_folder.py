@@ -6,14 +6,12 @@ to resume. Its config.json keeps that of the Hugging Face folder, so that an exp
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from megatron_alum.checkpoint.folder import FORMAT_VERSION, iteration_folder
@@ -22,21 +20,11 @@ from megatron_alum.convert.from_hf import hf_vocab_size, load_hf_into_model, mod
 from megatron_alum.convert.hf_config import read_hf_config
 from megatron_alum.convert.hf_folder import HfFolder, resolve_model_folder
 from megatron_alum.convert.output import atomic_folder, require_free
-from megatron_alum.convert.to_hf import DTYPES
+from megatron_alum.convert.to_hf import DTYPES, copy_tokenizer
 from megatron_alum.convert.verify import single_rank_model
 
 if TYPE_CHECKING:
     from megatron_alum.models.bert import SplitBert
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-)
 
 
 def import_folder(
@@ -44,32 +32,33 @@ def import_folder(
 ) -> Path:
     """Write the model `model_name` (folder or hub name) as the new run folder `save`; returns the checkpoint's folder.
 
-    `dtype` None keeps the stored one. `check` is called with the Hugging Face folder and the finished checkpoint before
-    it takes its name; an error of it leaves nothing behind. Raises: ValueError as `load_hf_into_model`.
+    `dtype` None keeps that of the stored tensors. `check` is called with the Hugging Face folder and the finished
+    checkpoint before it takes its name; an error of it leaves nothing behind. Raises: ValueError as
+    `load_hf_into_model`.
     """
     require_free(save, "--save")
     folder = resolve_model_folder(model_name)
     config = model_config_from_hf(folder)
     with atomic_folder(save) as partial:
         with single_rank_model(config, hf_vocab_size(folder)) as model:
-            load_hf_into_model(folder, model)
-            wanted = DTYPES[dtype] if dtype is not None else _stored_dtype(folder)
-            _write_checkpoint(partial, model.to(wanted), folder, _unplaced(folder, model, wanted))
+            unplaced = _fill(model, folder, dtype)
+            _write_checkpoint(partial, model, folder, unplaced)
         if check is not None:
             check(folder, iteration_folder(partial, 0))
     return iteration_folder(save, 0)
 
 
-def _stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype config.json records; float32 where it records none or one that this project does not train in."""
-    config = read_hf_config(folder)
-    return DTYPES.get(str(config.get("dtype", config.get("torch_dtype"))), torch.float32)
+def _fill(model: SplitBert, folder: Path, dtype: str | None) -> dict[str, Tensor]:
+    """Load `model` and cast it to `dtype`, None being that of the stored tensors (config.json may say another).
 
-
-def _unplaced(folder: Path, model: SplitBert, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Tensors that the network has no place for (a RoBERTa's pooler): an export of the unchanged model has them."""
+    Returns the tensors that the network has no place for (a RoBERTa's pooler): an export of the unchanged model has
+    them.
+    """
+    load_hf_into_model(folder, model)
     source, placed = HfFolder(folder), dict(model.named_parameters())
-    return {name: source.megatron_tensor(name).to(dtype) for name in source.rows if name not in placed}
+    wanted = source.dtype if dtype is None else DTYPES[dtype]
+    model.to(wanted)
+    return {name: source.megatron_tensor(name).to(wanted) for name in source.rows if name not in placed}
 
 
 def _write_checkpoint(root: Path, model: SplitBert, folder: Path, unplaced: dict[str, Tensor]) -> None:
@@ -87,7 +76,7 @@ def _write_checkpoint(root: Path, model: SplitBert, folder: Path, unplaced: dict
     }
     saver = CheckpointSaver(root, keep_last=1, in_background=False)
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer = _copy_tokenizer(folder, Path(scratch))
+        tokenizer = Path(scratch) if copy_tokenizer(folder, Path(scratch)) else None
         content = CheckpointContent(
             sharded={"model": {**model_sharded_state(model), **whole_sharded_state(unplaced)}},
             rng={},
@@ -98,11 +87,3 @@ def _write_checkpoint(root: Path, model: SplitBert, folder: Path, unplaced: dict
             saver.save(0, content)
         finally:
             saver.close()
-
-
-def _copy_tokenizer(folder: Path, target: Path) -> Path | None:
-    """The tokenizer's files of a model folder, alone in `target`; None when it has none."""
-    present = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    for path in present:
-        shutil.copyfile(path, target / path.name)
-    return target if present else None

@@ -11,7 +11,15 @@ from pathlib import Path
 
 
 def require_free(target: Path, flag: str) -> None:
-    """Refuse to write over something. Raises: ValueError when `target` exists and is not an empty folder."""
+    """Refuse to write over something.
+
+    Raises: ValueError when `target` exists and is not an empty folder, or is the current one: it is replaced, and the
+    user's shell would stay behind in the folder that was.
+    """
+    if target.is_dir() and target.samefile("."):
+        raise ValueError(
+            f"{flag} must be another folder than the current one, but is {target} instead. Name a new folder in it."
+        )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(
             f"{flag} must name a new or empty folder, but {target} holds files. Remove it or choose another."
@@ -21,6 +29,7 @@ def require_free(target: Path, flag: str) -> None:
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` that becomes `target` on success and vanishes on any error."""
+    target = target.resolve()  # a rename needs the folder's own name and place, not those of a link to it
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:

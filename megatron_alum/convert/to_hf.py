@@ -24,6 +24,16 @@ from megatron_alum.convert.model_card import CardFacts, model_card
 from megatron_alum.convert.output import atomic_folder, require_free
 from megatron_alum.convert.translate import Sizes, check_shapes
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "*.model",  # SentencePiece
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -40,7 +50,7 @@ class ExportSource:
     tensors: Mapping[str, Tensor]
     """{Megatron name: whole tensor}."""
     tokenizer_dir: Path | None = None
-    """Hugging Face tokenizer folder; None for checkpoints without one (stock Megatron-LM)."""
+    """Hugging Face tokenizer folder; None for a checkpoint without one."""
     original_config: Mapping[str, Any] = field(default_factory=dict)
     """config.json of the model this one was imported from; its extra fields are kept."""
     iteration: int | None = None
@@ -90,7 +100,7 @@ def export_folder(
     with atomic_folder(output) as partial:
         model.save_pretrained(partial)
         if source.tokenizer_dir is not None:
-            _copy_tokenizer(source.tokenizer_dir, partial)
+            copy_tokenizer(source.tokenizer_dir, partial)
         (partial / "README.md").write_text(_card(source, output.name, architecture.classes[kind]), encoding="utf-8")
         if check is not None:
             check(partial)
@@ -124,11 +134,15 @@ def _load_tokenizer(folder: Path, vocab_size: int) -> Any:
     return tokenizer
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    """The tokenizer's files as they are: saving it again could change them."""
-    for path in sorted(source.iterdir()):
-        if path.is_file() and path.name != "config.json":
-            shutil.copyfile(path, target / path.name)
+def copy_tokenizer(source: Path, target: Path) -> bool:
+    """Copy the tokenizer of a folder, which may hold a model too; returns whether there is one.
+
+    The files stay as they are: saving the tokenizer again could change them.
+    """
+    present = [path for name in TOKENIZER_FILES for path in source.glob(name) if path.is_file()]
+    for path in present:
+        shutil.copyfile(path, target / path.name)
+    return bool(present)
 
 
 def _card(source: ExportSource, name: str, class_name: str) -> str:

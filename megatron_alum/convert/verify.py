@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from megatron_alum.convert.hf_config import read_hf_config
+from megatron_alum.convert.hf_folder import HfFolder
 
 if TYPE_CHECKING:
     from megatron_alum.config.model import ModelConfig
@@ -63,6 +63,10 @@ class Batch:
     types: Tensor
     mask: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`."""
+        return Batch(self.tokens.to(device), self.types.to(device), self.mask.to(device))
+
 
 def probe_batch(config: ModelConfig, vocab_size: int, pad_token_id: int) -> Batch:
     """A batch of random pairs with the lengths S, S, S/2 and 3 (fewer rows of padding would not show a wrong mask)."""
@@ -79,13 +83,18 @@ def probe_batch(config: ModelConfig, vocab_size: int, pad_token_id: int) -> Batc
 
 @torch.no_grad()
 def compare(hf_dir: Path, model: SplitBert) -> Comparison:
-    """Run the folder and `model` (tensor-parallel size 1, float32) on a probe batch. Leaves `model` in eval mode."""
+    """Run the folder and `model` (tensor-parallel size 1, float32) on a probe batch, on the device of `model`, which is
+    left in eval mode.
+    """
     import transformers
 
-    config = read_hf_config(hf_dir)
-    hf_class = getattr(transformers, config["architectures"][0])
-    hf = hf_class.from_pretrained(hf_dir, dtype=torch.float32, local_files_only=True).eval()
-    batch = probe_batch(model.model_config, model.real_vocab_size, int(hf.config.pad_token_id))
+    hf_class = getattr(transformers, HfFolder(hf_dir).class_name)
+    config = hf_class.config_class.from_pretrained(hf_dir)
+    if config.pad_token_id is None:  # RoBERTa's positions begin after it
+        config.pad_token_id = hf_class.config_class().pad_token_id
+    device = next(model.parameters()).device
+    hf = hf_class.from_pretrained(hf_dir, config=config, dtype=torch.float32, local_files_only=True).eval().to(device)
+    batch = probe_batch(model.model_config, model.real_vocab_size, config.pad_token_id).to(device)
     theirs = hf(
         input_ids=batch.tokens, attention_mask=batch.mask, token_type_ids=batch.types, output_hidden_states=True
     )

@@ -4,6 +4,7 @@
 hide behind: head size 5, feed-forward 36, 131 words, 39 positions.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,13 @@ def save_hf_model(name: str, folder: Path, **options) -> Path:
     """`random_hf_model(name)` as a folder; returns it."""
     random_hf_model(name).save_pretrained(folder, **options)
     return folder
+
+
+def edit_config(folder: Path, *, without: tuple[str, ...] = (), **fields) -> None:
+    """Change config.json by hand, as its users do: `fields` are set, those of `without` removed."""
+    path = folder / "config.json"
+    kept = {name: value for name, value in json.loads(path.read_text()).items() if name not in without}
+    path.write_text(json.dumps({**kept, **fields}))
 
 
 def tokenizer_folder(folder: Path, *, roberta: bool = False) -> Path:

@@ -14,7 +14,7 @@ from megatron_alum.convert import commands
 from megatron_alum.convert.from_hf import check_same_vocabulary
 from megatron_alum.convert.import_folder import import_folder
 from tests.convert import ranks
-from tests.convert.models import SIZES, random_hf_model, save_hf_model, tokenizer_folder
+from tests.convert.models import SIZES, edit_config, random_hf_model, save_hf_model, tokenizer_folder
 from tests.helpers.distributed import run_ranks
 
 
@@ -27,11 +27,6 @@ def bert_folder(tmp_path_factory):
 def folder(bert_folder, tmp_path):
     """A copy to damage."""
     return shutil.copytree(bert_folder, tmp_path / "hf")
-
-
-def edit_config(folder, **fields):
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
 def edit_tensors(folder, edit):
@@ -80,6 +75,14 @@ BAD_FOLDERS = {
     "untied output": (lambda f: edit_config(f, tie_word_embeddings=False), "`tie_word_embeddings` .* must be True"),
     "token types of another family": (lambda f: edit_config(f, type_vocab_size=1), "`type_vocab_size` .* must be 2"),
     "a size that is no number": (lambda f: edit_config(f, hidden_size="20"), "`hidden_size` .* positive number"),
+    "a dropout of null": (
+        lambda f: edit_config(f, hidden_dropout_prob=None),
+        r"`hidden_dropout_prob` .* must be a number, but is None instead\. Write .* or remove the field",
+    ),
+    "an epsilon in quotes": (
+        lambda f: edit_config(f, layer_norm_eps="1e-12"),
+        "`layer_norm_eps` .* must be a number, but is '1e-12' instead",
+    ),
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
     "a torn config": (lambda f: (f / "config.json").write_text("{"), "must be JSON"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "but has neither"),

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 
+from megatron_alum.convert import commands
 from megatron_alum.convert.checkpoint_source import read_checkpoint_source
+from megatron_alum.convert.import_folder import import_folder
 from megatron_alum.convert.model_card import CardFacts, mean_of, model_card
 from megatron_alum.convert.to_hf import export_folder
 from tests.convert import ranks
@@ -123,6 +126,30 @@ def test_means_by_hand():
 def test_files_are_readable_by_everyone_the_umask_admits(exported):
     os.umask(mask := os.umask(0o022))
     assert {oct(path.stat().st_mode & 0o777) for path in exported.iterdir()} == {oct(0o666 & ~mask)}
+
+
+def test_a_checkpoint_without_a_tokenizer_takes_that_of_another_model(tmp_path):
+    """Its tokenizer and nothing else: the other folder's weights, index and card stay where they are."""
+    source = save_hf_model("bert", tmp_path / "hf")
+    import_folder(str(source), tmp_path / "run")
+    other = tokenizer_folder(save_hf_model("megatron-bert", tmp_path / "other"))
+    for name in ("pytorch_model.bin", "model.safetensors.index.json", "generation_config.json"):
+        (other / name).write_text("{}")
+    commands.to_hf(str(tmp_path / "run"), tmp_path / "out", tokenizer=other)
+    assert len(transformers.AutoTokenizer.from_pretrained(tmp_path / "out")) == VOCAB_SIZE
+    given = {path.name for path in tmp_path.joinpath("out").iterdir()}
+    assert given == {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    before, after = (safetensors.torch.load_file(f / "model.safetensors") for f in (source, tmp_path / "out"))
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_tokenizer_that_is_none_or_one_too_many_is_refused(exported, tmp_path):
+    import_folder(str(save_hf_model("bert", tmp_path / "hf")), tmp_path / "run")
+    with pytest.raises(ValueError, match="absent` must be a tokenizer folder, but is no folder"):
+        commands.to_hf(str(tmp_path / "run"), tmp_path / "out", tokenizer=tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"--tokenizer must not be given .* has its own, but is .*tokenizer instead\."):
+        commands.to_hf(str(exported.parent / "run"), tmp_path / "out", tokenizer=exported.parent / "tokenizer")
+    assert not (tmp_path / "out").exists()
 
 
 def run_tool(*arguments):

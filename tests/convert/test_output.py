@@ -1,7 +1,10 @@
 """Output folders appear whole or not at all."""
 
+from pathlib import Path
+
 import pytest
 
+from megatron_alum.convert import commands
 from megatron_alum.convert.output import atomic_folder, require_free
 
 
@@ -29,3 +32,22 @@ def test_an_empty_folder_may_be_filled_and_nothing_else(tmp_path):
     for taken in (tmp_path / "empty", tmp_path / "empty" / "file"):
         with pytest.raises(ValueError, match="--output must name a new or empty folder"):
             require_free(taken, "--output")
+
+
+def test_an_empty_folder_may_be_named_by_a_link(tmp_path):
+    (tmp_path / "disk" / "empty").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "empty")
+    with atomic_folder(tmp_path / "link") as partial:
+        (partial / "file").write_text("x")
+    assert (tmp_path / "disk" / "empty" / "file").is_file() and (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["empty"]
+
+
+def test_the_current_folder_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    """It would be replaced by another folder of its name, and the shell that stands in it would see nothing of that."""
+    monkeypatch.chdir(tmp_path)
+    for current in (Path(), tmp_path):
+        with pytest.raises(ValueError, match="--output must be another folder than the current one"):
+            commands.to_hf("absent", current)
+        with pytest.raises(ValueError, match="--save must be another folder than the current one"):
+            commands.from_hf("absent", current)

@@ -10,7 +10,7 @@ import transformers
 from megatron_alum.convert.checkpoint_source import read_checkpoint_source
 from megatron_alum.convert.import_folder import import_folder
 from megatron_alum.convert.to_hf import export_folder
-from tests.convert.models import CASES, SIZES, random_hf_model, save_hf_model, tokenizer_folder
+from tests.convert.models import CASES, SIZES, edit_config, random_hf_model, save_hf_model, tokenizer_folder
 
 
 def tensors(folder):
@@ -88,6 +88,40 @@ def test_dtype_is_cast_on_request_and_kept_otherwise(dtype, tmp_path):
     for key, value in expected.items():
         assert torch.equal(tensors(kept)[key], value) and torch.equal(tensors(widened)[key], value.float())
     assert config(kept)["dtype"] == dtype and config(widened)["dtype"] == "float32"
+
+
+# name: (dtype of the weights, config.json's words for it, file form)
+STORED = {
+    "float32 said to be float16": (torch.float32, {"dtype": "float16"}, "safetensors"),
+    "float32 said to be float16 in the old word": (torch.float32, {"torch_dtype": "float16"}, "safetensors"),
+    "float16 that nothing names": (torch.float16, {}, "safetensors"),
+    "bfloat16 said to be float32, pickled": (torch.bfloat16, {"dtype": "float32"}, "bin"),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_the_dtype_is_that_of_the_tensors_whatever_config_says(name, tmp_path):
+    dtype, said, form = STORED[name]
+    model = random_hf_model("bert").to(dtype)
+    model.save_pretrained(tmp_path / "hf")
+    edit_config(tmp_path / "hf", without=("dtype",), **said)
+    if form == "bin":
+        (tmp_path / "hf" / "model.safetensors").unlink()
+        torch.save(model.state_dict(), tmp_path / "hf" / "pytorch_model.bin")
+    again = round_trip(tmp_path / "hf", tmp_path)
+    for key, value in tensors(again).items():
+        assert value.dtype == dtype and torch.equal(value, model.state_dict()[key])
+    assert config(again)["dtype"] == str(dtype).removeprefix("torch.") and "torch_dtype" not in config(again)
+
+
+def test_weights_of_two_dtypes_lose_nothing(tmp_path):
+    path = save_hf_model("bert", tmp_path / "hf") / "model.safetensors"
+    edit_config(tmp_path / "hf", dtype="float16")
+    stored = tensors(tmp_path / "hf")
+    halved = {name: value.half() if value.ndim == 2 else value for name, value in stored.items()}
+    safetensors.torch.save_file(halved, path)
+    again = tensors(round_trip(tmp_path / "hf", tmp_path))
+    assert again.keys() == halved.keys() and all(torch.equal(again[n], v.float()) for n, v in halved.items())
 
 
 @pytest.mark.parametrize(("kind", "missing"), [("masked-lm", "seq_relationship"), ("encoder", "cls.")])
