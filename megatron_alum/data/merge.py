@@ -22,6 +22,8 @@ from megatron_alum.data.worker import MAX_EXAMPLES, Tally
 
 _COPY_BYTES = 4 << 20
 _INDEX_PIECE = 1 << 20
+_SHARD_SETTINGS = {"shard_id": 0, "num_shards": 1}
+"""The settings in which the shards of one input differ, as a whole input has them."""
 
 
 def find_parts(words: Sequence[str]) -> list[str]:
@@ -42,14 +44,15 @@ def merge_shards(
 ) -> dict[str, Any]:
     """Join the corpora `prefixes` in this order into `output_prefix`; returns the manifest.
 
-    Raises ValueError when a part is damaged, when tokenizers differ, when shards of one input are missing or out of
-    order, or when the output exists.
+    Raises ValueError when a part is damaged, when tokenizers differ, when shards of one input are missing, out of
+    order or given twice, or when the output exists.
     """
     if shard_paths(output_prefix)["json"].exists():
         raise ValueError(f"`--output-prefix` must name a new corpus, but {output_prefix}.json exists. Choose another.")
     parts = [open_shards(prefix, verify=verify) for prefix in prefixes]
     _check_tokenizers(parts)
     _check_order(parts)
+    _check_merged(parts)
     with Journal(output_prefix, fingerprint(list(prefixes)), resume=False) as journal:
         try:
             shutil.copytree(parts[0].tokenizer_dir, journal.tokenizer_dir)
@@ -97,6 +100,7 @@ def _files(folder: Path) -> dict[str, Any]:
 
 def _manifest(state: State, parts: list[Shards]) -> dict[str, Any]:
     """Counts and origin of the joined corpus; the files are described when they are written."""
+    one_input = len({_origin(part) for part in parts}) == 1
     return {
         "num_documents": state.num_documents,
         "num_sentences": state.num_sentences,
@@ -104,8 +108,8 @@ def _manifest(state: State, parts: list[Shards]) -> dict[str, Any]:
         "text_bytes": state.text_bytes,
         "skipped": tally_entry(dataclasses.asdict(state.skipped)),
         "repaired": tally_entry(dataclasses.asdict(state.repaired)),
-        "settings": parts[0].manifest["settings"] if _one_input(parts) else {},
-        "inputs": parts[0].manifest["inputs"] if _one_input(parts) else {},
+        "settings": {**parts[0].manifest["settings"], **_SHARD_SETTINGS} if one_input else {},
+        "inputs": parts[0].manifest["inputs"] if one_input else {},
         "merged_from": [
             {"name": Path(part.prefix).name, "documents": part.num_documents, "bin": part.manifest["files"][".bin"]}
             for part in parts
@@ -124,24 +128,39 @@ def _check_tokenizers(parts: list[Shards]) -> None:
             )
 
 
-def _one_input(parts: list[Shards]) -> bool:
-    """Whether the parts are all the shards of one input with one set of settings, in order."""
-    settings = [dict(part.manifest.get("settings", {})) for part in parts]
-    ids = [one.pop("shard_id", None) for one in settings]
-    same = all(one == settings[0] for one in settings) and settings[0].get("num_shards") == len(parts)
-    return same and ids == list(range(len(parts)))
+def _origin(part: Shards) -> str:
+    """What the shards of one input have in common: the files and the settings. A corpus joined from several inputs
+    has neither and is like no other."""
+    settings = {name: value for name, value in part.manifest["settings"].items() if name not in _SHARD_SETTINGS}
+    return fingerprint([settings, part.manifest["inputs"], "" if settings else part.prefix])
 
 
 def _check_order(parts: list[Shards]) -> None:
-    """Shards of one input must be all there, in order: a forgotten one would go unnoticed."""
-    settings = [part.manifest.get("settings", {}) for part in parts]
-    numbers = {one.get("num_shards", 1) for one in settings}
-    if numbers == {1} or len(numbers) > 1:
-        return
-    (number,) = numbers
-    ids = [one.get("shard_id") for one in settings]
-    if ids != list(range(number)):
-        raise ValueError(
-            f"`--input` must be the {number} shards of the input in order, but has the shards {ids} instead. "
-            "Give all of them, from shard 0 on."
-        )
+    """Of every input all shards must be there, in order and once: a forgotten or doubled one would go unnoticed."""
+    of_input: dict[str, list[Shards]] = {}
+    for part in parts:
+        of_input.setdefault(_origin(part), []).append(part)
+    for shards in of_input.values():
+        given = [
+            tuple(part.manifest["settings"].get(name, default) for name, default in _SHARD_SETTINGS.items())
+            for part in shards
+        ]
+        number = given[0][1]
+        if given != [(i, number) for i in range(number)]:
+            found = ", ".join(f"{part.prefix} (shard {i} of {n})" for part, (i, n) in zip(shards, given, strict=True))
+            raise ValueError(
+                f"`--input` must have every shard of an input once and in order, but of one it has {found} instead. "
+                "Give all of them, from shard 0 on, or the corpus they were merged into."
+            )
+
+
+def _check_merged(parts: list[Shards]) -> None:
+    """A merged corpus must not stand beside one of its own parts, or beside another that shares a part with it."""
+    joined = [(entry["bin"]["sha256"], part.prefix) for part in parts for entry in part.manifest.get("merged_from", [])]
+    holders = dict(joined)
+    for digest, prefix in joined + [(part.manifest["files"][".bin"]["sha256"], part.prefix) for part in parts]:
+        if (holder := holders.get(digest, prefix)) != prefix:
+            raise ValueError(
+                f"`--input` must hold no text twice, but {prefix} and {holder} have a part in common. "
+                "Leave one of them out, or merge their parts."
+            )

@@ -9,7 +9,7 @@ run.
 from collections.abc import Iterator
 
 from megatron_alum.data.readers.base import Chunk, Document, Reader
-from megatron_alum.data.readers.detect import FormatDetector, make_reader
+from megatron_alum.data.readers.detect import format_to_read, make_reader
 from megatron_alum.data.readers.discover import find_inputs
 from megatron_alum.data.settings import InputSettings
 
@@ -23,7 +23,6 @@ class InputPlan:
         self.sizes = [path.stat().st_size for path in self.files]
         self._starts = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
         self._index = {str(path): i for i, path in enumerate(self.files)}
-        self._detector = FormatDetector()
         self._readers: dict[str, Reader] = {}
 
     @property
@@ -74,7 +73,7 @@ class InputPlan:
 
     def _file_chunks(self, index: int) -> Iterator[tuple[str, Chunk]]:
         path = self.files[index]
-        name = self.settings.format if self.settings.format != "auto" else self._detector.format_of(path)
+        name = self.settings.format if self.settings.format != "auto" else format_to_read(path)
         if name is None or self.sizes[index] == 0:
             return
         for chunk in self._reader(name).chunks(path):

@@ -120,9 +120,9 @@ def map_in_order(
         while ahead:
             yield _first_result(ahead)
     except BrokenProcessPool as error:
-        raise RuntimeError(
-            "A worker process died without a traceback (killed from outside, or out of memory). "
-            "Free some memory or lower --workers, then run again with --resume."
+        raise ValueError(
+            "Every worker process must live to the end, but one died without a traceback (killed from outside, or out "
+            "of memory). Free some memory or lower --workers."
         ) from error
     finally:
         for _task, future in ahead:

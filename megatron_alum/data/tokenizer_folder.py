@@ -20,6 +20,7 @@ from megatron_alum.data.vocabulary import (
     TokenizerSource,
     Vocabulary,
     read_vocabulary,
+    require_all_ids,
 )
 
 MODEL_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
@@ -39,29 +40,36 @@ def write_folder(source: TokenizerSource, folder: Path) -> None:
         folder.mkdir(parents=True)
         backend.save(str(folder / MODEL_FILE))
         (folder / CONFIG_FILE).write_text(_json(_config(vocabulary)), encoding="utf-8")
-    elif (
-        source.folder is not None and source.case is None and source.strip_accents is None and _is_plain(source.folder)
-    ):
+        return
+    if source.case is None and source.strip_accents is None and _is_plain(source.folder):
         folder.mkdir(parents=True)
         for name in (MODEL_FILE, CONFIG_FILE):
             shutil.copyfile(source.folder / name, folder / name)
     else:
         save_tokenizer(make_tokenizer(source), folder)
+    require_all_ids(_entries(json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))), source.folder)
 
 
 def describe_folder(folder: Path) -> dict[str, Any]:
     """What a manifest says of the tokenizer: kind, class, vocab_size, lower_case. `folder` is one of `write_folder`."""
     spec, config = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (MODEL_FILE, CONFIG_FILE))
-    model = spec["model"]
-    pieces = model["vocab"] if isinstance(model["vocab"], dict) else [piece for piece, _score in model["vocab"]]
-    if model["type"] not in KINDS:
-        raise ValueError(f"The tokenizer model must be one of {', '.join(KINDS)}, but is {model['type']} instead.")
+    kind = spec["model"]["type"]
+    if kind not in KINDS:
+        raise ValueError(f"The tokenizer model must be one of {', '.join(KINDS)}, but is {kind} instead.")
     return {
-        "kind": KINDS[model["type"]],
+        "kind": KINDS[kind],
         "class": config["tokenizer_class"],
-        "vocab_size": len({*pieces, *(token["content"] for token in spec["added_tokens"])}),
+        "vocab_size": len(_entries(spec)),
         "lower_case": bool(config.get("do_lower_case", False)),
     }
+
+
+def _entries(spec: dict[str, Any]) -> dict[str, int]:
+    """Token -> id of a tokenizer.json, the added tokens included; a unigram model lists its pieces in id order."""
+    pieces = spec["model"]["vocab"]
+    if not isinstance(pieces, dict):
+        pieces = {piece: number for number, (piece, _score) in enumerate(pieces)}
+    return pieces | {token["content"]: token["id"] for token in spec["added_tokens"]}
 
 
 def _is_plain(folder: Path) -> bool:

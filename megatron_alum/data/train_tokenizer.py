@@ -74,6 +74,13 @@ class TrainTokenizerSettings:
     inputs: InputSettings
     vocabulary: VocabularySettings = field(default_factory=lambda: VocabularySettings(output=""))
 
+    def __post_init__(self) -> None:
+        if self.inputs.num_shards != 1:
+            raise ValueError(
+                f"--num-shards must be 1 for a vocabulary, which is learned from the whole input, but is "
+                f"{self.inputs.num_shards} instead. Leave it out; --max-mb bounds the text that is read."
+            )
+
 
 def train_tokenizer(settings: TrainTokenizerSettings, *, show_progress: bool = True) -> Any:
     """Train and save; returns the tokenizer. ValueError for an input without text or an output that exists."""

@@ -36,6 +36,11 @@ class TokenizerSource:
                 "`--tokenizer` or `--vocab-file` must be given, and not both. "
                 "Name a tokenizer folder or a vocabulary file."
             )
+        if self.folder is not None and self.merge_file is not None:
+            raise ValueError(
+                f"`--merge-file` must go with `--vocab-file`, but is {self.merge_file} beside the tokenizer folder "
+                f"{self.folder} instead. Leave it out: the folder has its own merges."
+            )
         if self.case not in (None, "lower", "keep"):
             raise ValueError(f"`--case` must be lower or keep, but is {self.case} instead.")
 
@@ -88,6 +93,17 @@ def _require_specials(specials: Sequence[str], entries: Any, path: Path) -> None
         )
 
 
+def require_all_ids(vocab: dict[str, Any], path: Path) -> None:
+    """Refuse gaps in the ids: an id beyond the number of entries has no row in an embedding of that size."""
+    ids = {number for number in vocab.values() if isinstance(number, int)}
+    missing = next((number for number in range(len(vocab)) if number not in ids), None)
+    if missing is not None:
+        raise ValueError(
+            f"`{path}` must number its {len(vocab)} entries from 0 to {len(vocab) - 1}, but has none with id "
+            f"{missing}. Add an entry for every id left out (RoBERTa's own file has madeupword0000 and others)."
+        )
+
+
 def _wordpiece_from_file(source: TokenizerSource) -> Vocabulary:
     assert source.vocab_file is not None
     entries = _read_vocab_lines(source.vocab_file)
@@ -114,7 +130,10 @@ def _byte_level_from_files(source: TokenizerSource) -> Vocabulary:
         vocab = json.loads(source.vocab_file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"`--vocab-file` must be a JSON map, but {source.vocab_file} is not: {error}.") from error
+    if not isinstance(vocab, dict):
+        raise ValueError(f"`--vocab-file` must be a JSON map, but {source.vocab_file} is a {type(vocab).__name__}.")
     _require_specials(ROBERTA_SPECIALS, vocab, source.vocab_file)
+    require_all_ids(vocab, source.vocab_file)
     lines = source.merge_file.read_text(encoding="utf-8").splitlines()
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     if any(len(pair) != 2 for pair in pairs):

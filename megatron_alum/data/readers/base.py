@@ -69,8 +69,8 @@ class Reader(Protocol):
 
 
 def decode(data: bytes) -> tuple[str, bool]:
-    """(text, damaged): UTF-8 with every undecodable byte replaced by U+FFFD."""
+    """(text, damaged): UTF-8 without the byte-order mark of some editors, every undecodable byte replaced by U+FFFD."""
     try:
-        return data.decode("utf-8"), False
+        return data.decode("utf-8-sig"), False
     except UnicodeDecodeError:
-        return data.decode("utf-8", "replace"), True
+        return data.decode("utf-8-sig", "replace"), True

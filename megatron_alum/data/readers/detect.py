@@ -1,4 +1,5 @@
-"""`--format auto`: which reader a file needs, from its name and its first bytes (decompressed).
+"""`--format auto`: which reader a file needs, from its own name and first bytes (decompressed) alone, so that shards,
+resumed runs and other neighbours cannot change it.
 
 parquet        magic PAR1                      mediawiki      <mediawiki within the first KiB
 openwebtext    a tar archive                   wikiextractor  first text is `<doc `
@@ -6,15 +7,16 @@ jsonl          first text is `{`               lines          text without any b
 text           other text                      (error)        NUL bytes, or no UTF-8: not text at all
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from megatron_alum.data.readers.base import Reader
+from megatron_alum.data.readers.base import Chunk, Document, Reader, Rejected
 from megatron_alum.data.readers.jsonl import JsonLinesReader
 from megatron_alum.data.readers.mediawiki import MediawikiReader
 from megatron_alum.data.readers.openwebtext import OpenWebTextReader
 from megatron_alum.data.readers.parquet import ParquetReader
-from megatron_alum.data.readers.streams import COMPRESSED, open_stream
+from megatron_alum.data.readers.records import RecordReader, is_small_compressed
+from megatron_alum.data.readers.streams import open_stream
 from megatron_alum.data.readers.text import BlankLineReader, LinesReader
 from megatron_alum.data.readers.wikiextractor import WikiextractorReader
 
@@ -36,28 +38,44 @@ READERS: dict[str, Callable[..., Reader]] = {
 
 
 def make_reader(name: str, *, text_key: str = "text", wikitext_cleaner: str = "fast") -> Reader:
-    """The reader called `name`; the options reach the formats that know them."""
+    """The reader called `name`, a format or "auto"; the options reach the formats that know them."""
+    if name == "auto":
+        return SmallFileReader(text_key, wikitext_cleaner)
     return READERS[name](text_key=text_key, wikitext_cleaner=wikitext_cleaner)
 
 
-class FormatDetector:
-    """`detect_format` that looks into each plain file, and into one compressed file a folder and suffix.
+class SmallFileReader:
+    """Small compressed files under `--format auto`: each is one chunk, whose reader is chosen where it is decompressed.
 
-    Decompressing the head of each of fifteen thousand small .bz2 files would take the coordinator minutes.
+    Decompressing the heads of fifteen thousand small .bz2 files would take the coordinator minutes.
     """
 
-    def __init__(self) -> None:
-        self._known: dict[tuple[Path, str], str] = {}
+    def __init__(self, text_key: str, wikitext_cleaner: str) -> None:
+        self._options = {"text_key": text_key, "wikitext_cleaner": wikitext_cleaner}
 
-    def format_of(self, path: Path) -> str | None:
-        """The format of `path`, None for an empty file."""
-        key = (path.parent, "".join(path.suffixes).lower())
-        if path.suffix.lower() in COMPRESSED and key in self._known:
-            return self._known[key]
-        found = detect_format(path)
-        if found is not None:
-            self._known[key] = found
-        return found
+    def chunks(self, path: Path) -> Iterator[Chunk]:
+        """The whole file."""
+        yield Chunk(str(path), 0, 0)
+
+    def documents(self, chunk: Chunk) -> Iterator[Document | Rejected]:
+        """The documents of the file, in whatever format it is."""
+        path = Path(chunk.path)
+        with open_stream(path) as stream:
+            head = stream.read(SAMPLE_BYTES)
+            name = _format_of_head(head, path)
+            if name is None:
+                return
+            reader = make_reader(name, **self._options)
+            if isinstance(reader, RecordReader):
+                yield from reader.stream_documents(stream, chunk.name, head)
+                return
+        for part in reader.chunks(path):
+            yield from reader.documents(part)
+
+
+def format_to_read(path: Path) -> str | None:
+    """The format of `path`, None for an empty file, "auto" for one whose format shows when a worker decompresses it."""
+    return "auto" if is_small_compressed(path) else detect_format(path)
 
 
 def detect_format(path: Path) -> str | None:
@@ -66,7 +84,11 @@ def detect_format(path: Path) -> str | None:
         if raw.read(4) == b"PAR1":
             return "parquet"
     with open_stream(path) as stream:
-        head = stream.read(SAMPLE_BYTES)
+        return _format_of_head(stream.read(SAMPLE_BYTES), path)
+
+
+def _format_of_head(head: bytes, path: Path) -> str | None:
+    """The format of the file at `path` whose first SAMPLE_BYTES, decompressed, are `head`."""
     if head[257:262] == b"ustar":
         return "openwebtext"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()

@@ -1,14 +1,19 @@
 """From the words after --input to a list of files: files, folders (searched below) and globs, sorted, none twice.
 
 Hidden files, and files whose suffix says that they are no text (checksums, indexes of multistream dumps), are left
-out of folders; a file named by the user is taken as it is.
+out of folders. What preprocessing itself writes is left out of folders and globs: the output may lie beside the
+input, and a later run, a resumed one and the other shards must see the files that the first one saw. A file named by
+the user is taken as it is.
 """
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _NO_TEXT = {".md5", ".sha1", ".sha256", ".idx", ".bin", ".log", ".html", ".yaml", ".yml", ".md", ".py", ".png", ".pdf"}
+_TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json"}
+_OUTPUT_FOLDERS = {".partial": "lock", "-punkt": "ortho_context.tab"}
+"""How the folders of a corpus end, and what each of them holds: the name alone could be a user's."""
 
 
 def find_inputs(inputs: Sequence[str]) -> list[Path]:
@@ -31,12 +36,13 @@ def _files_of(word: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        files = [below for below in sorted(path.rglob("*")) if below.is_file() and _is_candidate(below, path)]
+        found = (below for below in sorted(path.rglob("*")) if below.is_file() and _is_candidate(below, path))
+        files = _without_outputs(found)
         if not files:
             raise ValueError(f"`--input` must hold files, but the folder {word} holds none that can be text.")
         return files
     matches = sorted(Path(match) for match in glob.glob(word, recursive=True))
-    files = [match for match in matches if match.is_file()]
+    files = _without_outputs(match for match in matches if match.is_file())
     if not files:
         raise ValueError(f"`--input` must be an existing file, folder or glob, but {word} matches nothing.")
     return files
@@ -46,3 +52,30 @@ def _is_candidate(path: Path, folder: Path) -> bool:
     below = path.relative_to(folder)
     hidden = any(part.startswith((".", "_")) for part in below.parts)
     return not hidden and path.suffix.lower() not in _NO_TEXT and "multistream-index" not in path.name
+
+
+def _without_outputs(files: Iterable[Path]) -> list[Path]:
+    """`files` less the parts of corpora, finished or not: OUT.partial, OUT.json, OUT-tokenizer and so on."""
+    known: dict[Path, bool] = {}  # most files share their folder with many others
+    kept = []
+    for file in files:
+        folder = file.parent
+        if folder not in known:
+            known[folder] = any(map(_is_output_folder, (folder, *folder.parents)))
+        if not known[folder] and not _is_output_file(file):
+            kept.append(file)
+    return kept
+
+
+def _is_output_folder(folder: Path) -> bool:
+    if folder.name == "index-cache":  # of training, beside the shards
+        return True
+    return any(folder.name.endswith(end) and (folder / mark).exists() for end, mark in _OUTPUT_FOLDERS.items())
+
+
+def _is_output_file(file: Path) -> bool:
+    if file.name in _TOKENIZER_FILES:
+        return True
+    return file.suffix in (".bin", ".idx", ".json") and all(
+        file.with_suffix(suffix).is_file() for suffix in (".bin", ".idx")
+    )

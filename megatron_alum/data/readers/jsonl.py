@@ -27,7 +27,7 @@ class JsonLinesReader(LineReader):
     def _record(self, line: str, place: str, damaged: bool) -> Document | Rejected:
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # also a number of more digits, or a nesting, than Python reads
             return Rejected(place, "not JSON")
         if not isinstance(record, dict):
             return Rejected(place, "not a JSON object")

@@ -13,6 +13,7 @@ being held in memory and becomes a chunk of its own, which yields one Rejected.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +26,11 @@ OVERSIZE = f"longer than {MAX_RECORD_BYTES >> 20} MiB"
 _READ_BYTES = 256 << 10
 _OVERLAP_BYTES = 64
 """How far before the end of the bytes read so far a record start may begin and be incomplete."""
+
+
+def is_small_compressed(path: Path) -> bool:
+    """Whether workers decompress the file at `path` as a whole."""
+    return path.suffix.lower() in COMPRESSED and path.stat().st_size <= SMALL_COMPRESSED_BYTES
 
 
 class RecordReader(ABC):
@@ -42,7 +48,7 @@ class RecordReader(ABC):
         """Cut `path` into chunks, see the module's docstring."""
         if path.suffix.lower() not in COMPRESSED:
             yield from self._range_chunks(path)
-        elif path.stat().st_size <= SMALL_COMPRESSED_BYTES:
+        elif is_small_compressed(path):
             yield Chunk(str(path), 0, 0)
         else:
             yield from self._inline_chunks(path)
@@ -59,8 +65,12 @@ class RecordReader(ABC):
                 yield from self.parse(stream.read(chunk.span[1] - chunk.span[0]), chunk.name)
         else:
             with open_stream(Path(chunk.path)) as stream:
-                for _size, block in self.blocks(stream):
-                    yield from self.parse(block, chunk.name) if block is not None else [Rejected(chunk.name, OVERSIZE)]
+                yield from self.stream_documents(stream, chunk.name)
+
+    def stream_documents(self, stream: IO[bytes], name: str, begun: bytes = b"") -> Iterator[Document | Rejected]:
+        """The documents of a whole file, of which `begun` has been read from `stream` before."""
+        for _size, block in self.blocks(stream, begun):
+            yield from self.parse(block, name) if block is not None else [Rejected(name, OVERSIZE)]
 
     def _range_chunks(self, path: Path) -> Iterator[Chunk]:
         with path.open("rb") as stream:
@@ -77,10 +87,10 @@ class RecordReader(ABC):
                 yield Chunk(str(path), ordinal, offset, data=block, oversize=block is None)
                 offset = raw.tell()
 
-    def blocks(self, stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
+    def blocks(self, stream: IO[bytes], begun: bytes = b"") -> Iterator[tuple[int, bytes | None]]:
         """(size, bytes) of stretches of whole records, the bytes None for a single record that is too long."""
         buffer, searched = b"", CHUNK_BYTES
-        while piece := stream.read(_READ_BYTES):
+        for piece in chain([begun], iter(lambda: stream.read(_READ_BYTES), b"")):
             buffer += piece
             while len(buffer) > searched:
                 cut = self.next_record(buffer, searched)

@@ -40,10 +40,43 @@ def test_shards_of_one_input_merge_into_the_single_run(shards, tmp_path):
 
 
 def test_missing_or_swapped_shards_are_refused(shards, tmp_path):
-    for order in ([0, 2], [1, 0, 2], [0, 1]):
-        with pytest.raises(ValueError, match=r"must be the 3 shards of the input in order"):
+    for order in ([0, 2], [1, 0, 2], [0, 1], [0, 1, 1, 2]):
+        with pytest.raises(
+            ValueError, match=r"must have every shard of an input once and in order, .*part-0 \(shard 0"
+        ):
             merge_shards([str(shards / f"part-{i}") for i in order], str(tmp_path / "out"), show=False)
     assert left_behind(tmp_path, keep=set()) == []
+
+
+def merged(folder, name, words):
+    merge_shards([str(folder / word) for word in words], str(folder / name), show=False)
+    return open_shards(folder / name, verify=True)
+
+
+def test_merged_corpora_are_whole_corpora(tmp_path, monkeypatch):
+    """The shards of two inputs, joined one input at a time and then with each other, or all at once."""
+    monkeypatch.setattr(records, "CHUNK_BYTES", 5000)
+    prepare(tmp_path, write_jsonl(tmp_path / "z.jsonl", TEXTS[:5]), output_prefix=str(tmp_path / "z"))
+    for name in "xy":
+        source = write_jsonl(tmp_path / f"{name}.jsonl", [f"{name} {text}" for text in TEXTS[:400]])
+        prepare(tmp_path, source, output_prefix=str(tmp_path / f"{name}-whole"))
+        for i in range(2):
+            prepare(tmp_path, source, output_prefix=str(tmp_path / f"{name}-{i}"), num_shards=2, shard_id=i)
+        joined = merged(tmp_path, name.upper(), [f"{name}-0", f"{name}-1"])
+        whole = open_shards(tmp_path / f"{name}-whole")
+        for key in ("settings", "inputs", "num_documents"):
+            assert joined.manifest[key] == whole.manifest[key]
+    both = merged(tmp_path, "XY", ["X", "Y"])
+    assert both.num_documents == 800 and both.manifest["settings"] == both.manifest["inputs"] == {}
+    assert merged(tmp_path, "at-once", ["x-0", "x-1", "y-0", "y-1"]).num_documents == 800
+    for doubled in (["X", "x-1"], ["X", "x-whole"], ["x-0", "y-1"]):
+        with pytest.raises(ValueError, match="must have every shard of an input once and in order"):
+            merged(tmp_path, "out", doubled)
+    merged(tmp_path, "XZ", ["X", "z"])
+    for doubled in (["XY", "X"], ["Y", "XY"], ["XY", "XZ"]):
+        with pytest.raises(ValueError, match=r"must hold no text twice, but .* have a part in common"):
+            merged(tmp_path, "out", doubled)
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_different_corpora_are_joined_in_order(tmp_path):

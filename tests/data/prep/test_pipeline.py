@@ -13,6 +13,8 @@ import pytest
 import zstandard
 
 from megatron_alum.data import schedulers
+from megatron_alum.data.journal import Journal
+from megatron_alum.data.merge import merge_shards
 from megatron_alum.data.readers import records
 from megatron_alum.data.shards import open_shards, shard_paths
 from megatron_alum.data.tokenizers import load_tokenizer
@@ -97,6 +99,25 @@ def test_folders_and_globs_are_taken_in_order(tmp_path):
     assert sentences_of(tmp_path / "out", tokenizer) == EXPECTED
 
 
+@pytest.mark.parametrize("form", ["", "/**"], ids=["folder", "glob"])
+def test_the_output_may_lie_in_the_input_folder(tmp_path, form):
+    """Later runs, with the same prefix or another, read the texts alone, not what the first one wrote."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "a.txt").write_text(" ".join(ARTICLES) * 20 + "\n\n" + ARTICLES[0])
+    (folder / "my-punkt").mkdir()
+    (folder / "my-punkt" / "b.txt").write_text(ARTICLES[1])  # a user's folder that is only named like one of ours
+    options = {"sentence_splitter": "punkt", "train_punkt": True}
+    first = prepare(tmp_path, f"{folder}{form}", output_prefix=str(folder / "out"), **options)
+    assert first["num_documents"] == 3 and (folder / "out-punkt").is_dir()
+    (folder / "index-cache").mkdir()  # of training: the rows of an epoch and their description
+    (folder / "index-cache" / "out-0.npy").write_bytes(b"\x93NUMPY" + bytes(99))
+    (folder / "index-cache" / "out-0.json").write_text('{"epoch": 0}')
+    again = prepare(tmp_path, f"{folder}{form}", output_prefix=str(folder / "out"), overwrite=True, **options)
+    other = prepare(tmp_path, f"{folder}{form}", output_prefix=str(folder / "x-0"), **options)
+    assert first == again == other
+
+
 def test_manifest_says_what_was_done(tmp_path):
     manifest = prepare(tmp_path, write_jsonl(tmp_path / "in.jsonl", ARTICLES), min_document_chars=2)
     assert manifest["skipped"] == {} and manifest["settings"]["min_document_chars"] == 2
@@ -134,3 +155,54 @@ def test_shards_in_order_are_the_single_run(tmp_path, monkeypatch, num_shards):
         ]
         joined += (tmp_path / f"part{shard_id}.bin").read_bytes()
     assert joined == (tmp_path / "all.bin").read_bytes() and documents == len(texts)
+
+
+LINES, BLOCKS = "".join(f"The cat {i} sat.\n" for i in range(56)), "The cat sat.\nIt ran.\nA dog sat.\n\n" * 8
+MIXED = {
+    "a.txt.gz": (LINES, 56),
+    "b.txt": (f"{LINES}" * 8, 448),
+    "c.txt.gz": (BLOCKS, 8),
+    "d.txt.gz": (FORMATS["in.jsonl"], 3),
+    "e.txt.bz2": (WIKIEXTRACTOR, 3),
+    "f.txt.xz": ("", 0),
+}
+
+
+def test_a_files_format_does_not_depend_on_its_neighbours(tmp_path, monkeypatch):
+    """Compressed files of one folder and suffix in different formats: read alone, together, in shards and resumed."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    alone = b""
+    for name, (text, documents) in MIXED.items():
+        (folder / name).write_bytes(COMPRESSIONS[Path(name).suffix.replace(".txt", "")](text.encode()))
+        if documents:
+            prefix = str(tmp_path / f"alone-{name}")
+            assert prepare(tmp_path, folder / name, output_prefix=prefix)["num_documents"] == documents
+            alone += Path(f"{prefix}.bin").read_bytes()
+    whole = prepare(tmp_path, folder, output_prefix=str(tmp_path / "whole"))
+    assert whole["num_documents"] == sum(documents for _text, documents in MIXED.values())
+    assert (tmp_path / "whole.bin").read_bytes() == alone
+    shards = [str(tmp_path / f"part-{i}") for i in range(2)]
+    for shard_id, prefix in enumerate(shards):
+        prepare(tmp_path, folder, output_prefix=prefix, num_shards=2, shard_id=shard_id)
+    merge_shards(shards, str(tmp_path / "merged"), show=False)
+    for role in ("bin", "idx"):
+        assert parts(tmp_path, "merged")[role] == parts(tmp_path, "whole")[role]
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "checkpoint", _stop_after(Journal.checkpoint, 2))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path, folder, checkpoint_mb=0)
+    prepare(tmp_path, folder, resume=True)
+    assert parts(tmp_path) == parts(tmp_path, "whole")
+
+
+def _stop_after(method, calls):
+    """`method`, interrupted at the end of its `calls`-th call."""
+    seen = iter(range(1, 1000))
+
+    def wrapped(self):
+        method(self)
+        if next(seen) == calls:
+            raise KeyboardInterrupt
+
+    return wrapped

@@ -13,18 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_alum.data.readers import records
+from megatron_alum.data.readers import detect, records
 from megatron_alum.data.readers.base import Document, Rejected
-from megatron_alum.data.readers.detect import READERS, detect_format, make_reader
+from megatron_alum.data.readers.detect import READERS, detect_format, format_to_read, make_reader
 from megatron_alum.data.readers.jsonl import JsonLinesReader
 from megatron_alum.data.readers.streams import bz2_stream_starts
 from megatron_alum.data.readers.text import BlankLineReader, LinesReader
 from megatron_alum.data.readers.wikiextractor import WikiextractorReader
 from tests.data.prep.test_pipeline import COMPRESSIONS
 
-TEXTS = st.lists(
-    st.text(st.characters(exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]), min_size=1, max_size=30), max_size=12
-)
+CHARACTERS = st.characters(exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"], exclude_characters="\ufeff")
+TEXTS = st.lists(st.text(CHARACTERS, min_size=1, max_size=30), max_size=12)
 WRITERS = {
     "jsonl": lambda texts: "".join(json.dumps({"id": str(i), "text": t}) + "\n" for i, t in enumerate(texts)),
     "text": lambda texts: "\n\n".join(texts),
@@ -111,6 +110,22 @@ def test_wikiextractor_elements():
     assert [item.id for item in parse('<doc id="1">\nA\n</doc>\nstray\n')] == ["1"]
 
 
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("damage", [b"", b"\xff"])
+def test_a_byte_order_mark_costs_no_record(tmp_path, name, damage):
+    path = tmp_path / "in"
+    path.write_bytes(b"\xef\xbb\xbf" + WRITERS[name](["one", "two"]).encode().replace(b"two", b"two" + damage))
+    items = read(make_reader(detect_format(path)), path)
+    assert detect_format(path) == name and texts_of(items) == ["one", "two" + "\ufffd" * len(damage)]
+
+
+def test_numbers_and_nesting_beyond_python_are_no_json():
+    data = b'{"id": 1, "text": "a"}\n{"id": ' + b"9" * 5000 + b', "text": "b"}\n' + b"[" * 100_000 + b"\n"
+    items = list(JsonLinesReader().parse(data, "here"))
+    assert items[0] == Document("1", "a")
+    assert items[1:] == [Rejected(f"here, line {n} from there", "not JSON") for n in (2, 3)]
+
+
 def test_damaged_documents_are_marked_and_their_neighbours_are_not():
     items = list(LinesReader().parse(b"good\nb\xffad\n", "here"))
     assert [item.damaged for item in items] == [False, True] and items[1].text == "b\ufffdad"
@@ -189,6 +204,37 @@ def test_every_format_is_detected(tmp_path):
     assert set(heads) | {"parquet", "openwebtext", "stories"} == set(READERS)
     (tmp_path / "empty").touch()
     assert detect_format(tmp_path / "empty") is None
+
+
+@pytest.mark.parametrize("inner", [".xz", ".txt"])
+def test_small_compressed_files_are_recognised_where_they_are_read(tmp_path, monkeypatch, inner):
+    """The coordinator decompresses nothing of them; a tar needs the reader's own chunks, here inside one chunk."""
+    texts = {f"{i}.txt": f"page {i}".encode() for i in range(3)}
+    members = (
+        texts
+        if inner == ".txt"
+        else {f"{i}_data.xz": tar_of({name: texts[name]}, "w:xz") for i, name in enumerate(texts)}
+    )
+    (tmp_path / "a.xz").write_bytes(tar_of(members, "w:xz"))
+    with monkeypatch.context() as patch:
+        patch.setattr(detect, "open_stream", None)
+        assert format_to_read(tmp_path / "a.xz") == "auto"
+        chunks = list(make_reader("auto").chunks(tmp_path / "a.xz"))
+    assert len(chunks) == 1
+    assert texts_of(read(make_reader("auto"), tmp_path / "a.xz")) == ["page 0", "page 1", "page 2"]
+    monkeypatch.setattr(records, "SMALL_COMPRESSED_BYTES", 0)
+    assert format_to_read(tmp_path / "a.xz") == "openwebtext"
+
+
+@pytest.mark.parametrize("begun", [0, 1, 7, 5000])
+def test_a_stream_read_in_part_gives_the_same_blocks(begun):
+    data = WRITERS["lines"]([f"line {i}" for i in range(400)]).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "CHUNK_BYTES", 100)
+        patch.setattr(records, "_READ_BYTES", 30)
+        whole = list(LinesReader().blocks(io.BytesIO(data)))
+        stream = io.BytesIO(data)
+        assert list(LinesReader().blocks(stream, stream.read(begun))) == whole and len(whole) > 20
 
 
 def test_stream_starts_of_a_multistream_file(tmp_path):

@@ -92,6 +92,24 @@ def test_killed_between_the_final_renames(tmp_path, monkeypatch, source, calls):
     assert parts(tmp_path) == parts(tmp_path, "whole")
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_killed_before_its_first_checkpoint_is_no_input(tmp_path, monkeypatch, resume):
+    """The output may lie in the folder that is read: what a kill leaves there is not taken for text."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    write_jsonl(folder / "in.jsonl", TEXTS[:50])
+    prepare(tmp_path, folder, output_prefix=str(tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_keep_or_discard", lambda _journal: None)  # a killed process tidies nothing up
+        interrupt_after(patch, "append", 1)
+        with pytest.raises(Interrupted):
+            prepare(tmp_path, folder, output_prefix=str(folder / "out"))
+    assert (folder / "out.partial" / "documents.i64").stat().st_size > 0
+    assert not (folder / "out.partial" / "state.json").exists()
+    prepare(tmp_path, folder, output_prefix=str(folder / "out"), resume=resume)
+    assert parts(folder) == parts(tmp_path, "whole")
+
+
 def test_without_resume_an_interrupted_run_starts_afresh(tmp_path, monkeypatch, source):
     with monkeypatch.context() as patch:
         interrupt_after(patch, "append", 5)
@@ -135,10 +153,10 @@ def die(spec, format_name, chunk):
 
 
 @pytest.mark.parametrize(
-    ("function", "kind", "message"), [(crash, KeyError, "not on the mat"), (die, RuntimeError, "died")]
+    ("function", "kind", "message"), [(crash, KeyError, "not on the mat"), (die, ValueError, "one died .* --workers")]
 )
 def test_a_failing_worker_ends_the_run(tmp_path, monkeypatch, source, function, kind, message):
-    """With its traceback, within seconds, and without output."""
+    """With the traceback of its exception, within seconds, and without output or a hint to resume it."""
     monkeypatch.setattr(pipeline, "process_chunk", function)
     begun = time.monotonic()
     with pytest.raises(kind, match=message) as caught:
@@ -146,6 +164,7 @@ def test_a_failing_worker_ends_the_run(tmp_path, monkeypatch, source, function, 
     assert time.monotonic() - begun < 60
     if function is crash:
         assert "in crash" in str(caught.value.__cause__)  # the worker's own traceback
+    assert "--resume" not in str(caught.value)
     assert left_behind(tmp_path, keep=KEEP) == []
 
 

@@ -2,6 +2,7 @@
 unfit."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +93,8 @@ def test_cased_training_and_what_it_refuses(tmp_path):
     )
     with pytest.raises(ValueError, match="must hold at least one document with text"):
         train_tokenizer(run, show_progress=False)
+    with pytest.raises(ValueError, match=r"--num-shards must be 1 for a vocabulary, .* but is 2 instead"):
+        TrainTokenizerSettings(InputSettings(("x",), num_shards=2, shard_id=1), VocabularySettings("y"))
 
 
 def test_byte_level_files(tmp_path):
@@ -112,6 +115,29 @@ def test_byte_level_files(tmp_path):
         make_tokenizer(source)
 
 
+def test_a_vocabulary_with_gaps_is_refused(tmp_path):
+    """As roberta-base's without its madeupword entries: fewer entries than its highest id + 1."""
+    model = json.loads(trained(tmp_path, type="bpe").backend_tokenizer.to_str())["model"]
+    (tmp_path / "merges.txt").write_text("\n".join(" ".join(pair) for pair in model["merges"]))
+    last = max(model["vocab"], key=model["vocab"].get)
+    number = model["vocab"].pop(last)
+    vocab = {token: i for token, i in model["vocab"].items()} | {last: number + 3}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    options = {"vocab_file": str(tmp_path / "vocab.json"), "merge_file": str(tmp_path / "merges.txt")}
+    refused = rf"must number its {number + 1} entries from 0 to {number}, but has none with id {number}\. Add an entry"
+    with pytest.raises(ValueError, match=refused):
+        prepare(tmp_path, tmp_path / "in.jsonl", **options)
+    (tmp_path / "vocab.json").write_text(json.dumps(list(vocab)))
+    with pytest.raises(ValueError, match=r"must be a JSON map, but .* is a list"):
+        prepare(tmp_path, tmp_path / "in.jsonl", **options)
+    spec = json.loads((tmp_path / "tok" / "tokenizer.json").read_text())
+    spec["model"]["vocab"] = vocab
+    (tmp_path / "tok" / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(ValueError, match=refused):
+        prepare(tmp_path, tmp_path / "in.jsonl", tokenizer=str(tmp_path / "tok"))
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_unfit_folders_and_vocabularies(tmp_path):
     with pytest.raises(ValueError, match="must be a tokenizer folder, but is no folder"):
         load_tokenizer(tmp_path / "none")
@@ -120,6 +146,8 @@ def test_unfit_folders_and_vocabularies(tmp_path):
         load_tokenizer(tmp_path / "empty")
     with pytest.raises(ValueError, match=r"must be given, and not both"):
         TokenizerSource()
+    with pytest.raises(ValueError, match=r"`--merge-file` must go with `--vocab-file`, but is merges\.txt beside"):
+        TokenizerSource(folder=tmp_path / "empty", merge_file=Path("merges.txt"))
     (tmp_path / "twice.txt").write_text("\n".join([*SPECIALS, "a", "b", "a"]))
     with pytest.raises(ValueError, match=r"must list each entry once, but .* has 'a' more than once"):
         make_tokenizer(TokenizerSource(vocab_file=tmp_path / "twice.txt"))
