@@ -93,7 +93,7 @@ def test_a_run_killed_in_its_last_evaluation_trains_no_more(encoder, sentiment, 
     (run / "elapsed").write_text("1000.0")
     run_tool("finetune", *flags(encoder, sentiment, tmp_path / "b", *more))
     rows = [rows_of(tmp_path / name / "results.jsonl") for name in "ab"]
-    assert 1000 < rows[1][0]["seconds"] < 1400, "the seconds of the training count"
+    assert 1000 <= rows[1][0]["seconds"] < 1400, "the seconds of the training count"
     assert [{**row, "seconds": 0} for row in rows[1]] == [{**row, "seconds": 0} for row in rows[0]]
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
