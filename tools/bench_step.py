@@ -122,7 +122,9 @@ def _rank_of_variant(arguments: argparse.Namespace, variant: Variant, rank: int,
     """One process of a row."""
     size = str(variant.processes)
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-    os.environ.update(place, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if variant.processes > 1:  # one alone needs no meeting point, whose port another program may have taken by now
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(place)
     if variant.threads is not None:
         torch.set_num_threads(variant.threads)
     from megatron_alum.parallel import initialize, seed_everything, shutdown
