@@ -111,20 +111,22 @@ def chosen(words: list[str]) -> list[str]:
 
 def run_variant(arguments: argparse.Namespace, variant: Variant) -> Measured:
     """One row, measured by the first of its processes."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    jobs = [(arguments, variant, rank, port) for rank in range(variant.processes)]
+    meeting_point = {}  # one process alone needs none, whose port another program may take before it is there
+    if variant.processes > 1:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            meeting_point = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+    jobs = [(arguments, variant, rank, meeting_point) for rank in range(variant.processes)]
     with multiprocessing.get_context("spawn").Pool(variant.processes) as pool:
         return pool.starmap(_rank_of_variant, jobs, chunksize=1)[0]
 
 
-def _rank_of_variant(arguments: argparse.Namespace, variant: Variant, rank: int, port: int) -> Measured:
+def _rank_of_variant(
+    arguments: argparse.Namespace, variant: Variant, rank: int, meeting_point: dict[str, str]
+) -> Measured:
     """One process of a row."""
     size = str(variant.processes)
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-    if variant.processes > 1:  # one alone needs no meeting point, whose port another program may have taken by now
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update(place)
+    os.environ.update({**place, **meeting_point})
     if variant.threads is not None:
         torch.set_num_threads(variant.threads)
     from megatron_alum.parallel import initialize, seed_everything, shutdown

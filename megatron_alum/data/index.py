@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_alum.data.corpus import Corpus
+from megatron_alum.data.names import INDEX_CACHE
 from megatron_alum.data.objective import ROW, Sentences, WalkSettings
 
 ALGORITHM_VERSION = 1
@@ -40,7 +41,7 @@ def epoch_rows(corpus: Corpus, sentences: Sentences, walk: WalkSettings, *, fold
 
     Raises: ValueError when the sentence table is damaged.
     """
-    folder = folder or Path(corpus.prefix).parent / "index-cache"
+    folder = folder or Path(corpus.prefix).parent / INDEX_CACHE
     description = _description(corpus, sentences, walk)
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:24]
     path = folder / f"{Path(corpus.prefix).name}-{digest}.npy"

@@ -25,6 +25,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from megatron_alum.data.names import LOCK_FILE, PARTIAL_SUFFIX, PUNKT_SUFFIX
 from megatron_alum.data.shards import shard_paths, write_index
 from megatron_alum.data.worker import ChunkResult, Tally
 
@@ -58,7 +59,7 @@ class Journal:
 
     def __init__(self, prefix: str, fingerprint: str, *, resume: bool) -> None:
         self.prefix = prefix
-        self.folder = Path(f"{prefix}.partial")
+        self.folder = Path(f"{prefix}{PARTIAL_SUFFIX}")
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(exist_ok=True)
         self._lock = self._take_lock()
@@ -71,7 +72,7 @@ class Journal:
             )
         if found is None:
             for path in self.folder.iterdir():
-                if path.name != "lock":
+                if path.name != LOCK_FILE:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.resumed = found is not None
         self.state = found or State(fingerprint)
@@ -144,7 +145,7 @@ class Journal:
     def _publish(self) -> None:
         targets = shard_paths(self.prefix)
         moves = [
-            (self.folder / "punkt", Path(f"{self.prefix}-punkt")),
+            (self.folder / "punkt", Path(f"{self.prefix}{PUNKT_SUFFIX}")),
             (self.tokenizer_dir, targets["tokenizer"]),
             (self.folder / "tokens.bin", targets["bin"]),
             (self.folder / "index.idx", targets["idx"]),
@@ -175,7 +176,7 @@ class Journal:
         return path.open("ab")
 
     def _take_lock(self) -> IO[bytes]:
-        stream = (self.folder / "lock").open("wb")
+        stream = (self.folder / LOCK_FILE).open("wb")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

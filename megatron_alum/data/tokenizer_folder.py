@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from megatron_alum.data.names import CONFIG_FILE, MODEL_FILE
 from megatron_alum.data.tokenizers import KINDS, make_tokenizer, save_tokenizer
 from megatron_alum.data.vocabulary import (
     BERT_SPECIALS,
@@ -23,7 +24,6 @@ from megatron_alum.data.vocabulary import (
     require_all_ids,
 )
 
-MODEL_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 _UNLIMITED = int(1e30)
 """transformers' `model_max_length` for "not said"."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,6 +43,11 @@ class Encoder:
     """tag names in the order of their ids"""
     max_question_tokens: int = 64
     """questions of spans are cut after so many tokens (max_query_length of Google's BERT)"""
+
+    @cached_property
+    def _tag_numbers(self) -> dict[str, int]:
+        """Without the tags that training never saw: the scorer, which goes by names, counts those as missed."""
+        return {name: number for number, name in enumerate(self.tags)}
 
     def encode(self, examples: Sequence[Example]) -> list[Feature]:
         """Features of all examples, in order."""
@@ -121,8 +127,6 @@ class Encoder:
             stride=self.max_tokens // 8,
             return_overflowing_tokens=True,
         )
-        # A tag that training never saw has no number: the scorer, which goes by names, counts it as missed.
-        numbers = {name: number for number, name in enumerate(self.tags)}
         features, seen = [], set()
         for window in range(len(encoded["input_ids"])):
             words, labels = [], []
@@ -130,7 +134,7 @@ class Encoder:
                 first = word is not None and word not in seen
                 seen.add(word)
                 words.append(word if first else None)
-                labels.append(numbers.get(example["tags"][word], IGNORED_LABEL) if first else IGNORED_LABEL)
+                labels.append(self._tag_numbers.get(example["tags"][word], IGNORED_LABEL) if first else IGNORED_LABEL)
             features.append({**self._model_inputs(encoded, window), "labels": labels, "example": index, "words": words})
         return features
 

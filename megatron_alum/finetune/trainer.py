@@ -99,7 +99,6 @@ class AlumTrainer(Trainer):
         if self.method.is_plain or self.method.freelb is not None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
-        self.split.model = self.accelerator.unwrap_model(model)  # drops DDP, but for a compiled one
         regularizer = self._regularizer(inputs)
         snapshot = regularizer.dropout_snapshot()
         with replayed(regularizer.dropout_state, snapshot):
@@ -132,10 +131,10 @@ class AlumTrainer(Trainer):
         if self.method.is_plain:
             return super().training_step(model, inputs, num_items_in_batch)
         with self._dropout():
+            self.split.model = self.accelerator.unwrap_model(model)  # drops DDP, but for a compiled one
             if self.method.freelb is None:
                 return super().training_step(model, inputs, num_items_in_batch)
             model.train()
-            self.split.model = self.accelerator.unwrap_model(model)
             inputs = dict(self._prepare_inputs(inputs))
             return freelb_backward(self, model, inputs, num_items_in_batch, self.split, self.method.freelb)
 

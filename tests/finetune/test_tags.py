@@ -1,11 +1,9 @@
 """Tag files that a tagging run must live with: IOBES, and tags that training never saw."""
 
-import json
-
 import pytest
 
 from megatron_alum.finetune.metrics import entity_metrics
-from tests.finetune.test_tools import encoder, run_tool  # noqa: F401
+from tests.finetune.test_tools import encoder, rows_of, run_tool  # noqa: F401
 
 
 def tag(encoder, folder, output, sentences):  # noqa: F811
@@ -17,8 +15,7 @@ def tag(encoder, folder, output, sentences):  # noqa: F811
         *("finetune", "--model", encoder, "--task", "bc2gm", "--data-dir", folder, "--output", output),
         *("--num-train-epochs", 6, "--learning-rate", 5e-3, "--per-device-train-batch-size", 4),
     )
-    rows = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
-    return {(row["split"], row["metric"]): row["value"] for row in rows}
+    return {(row["split"], row["metric"]): row["value"] for row in rows_of(output / "results.jsonl")}
 
 
 def test_iobes_is_trained_and_scored_strictly_by_its_own_rule(encoder, tmp_path):  # noqa: F811

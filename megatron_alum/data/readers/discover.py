@@ -10,9 +10,10 @@ import glob
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from megatron_alum.data.names import CONFIG_FILE, INDEX_CACHE, LOCK_FILE, MODEL_FILE, PARTIAL_SUFFIX, PUNKT_SUFFIX
+
 _NO_TEXT = {".md5", ".sha1", ".sha256", ".idx", ".bin", ".log", ".html", ".yaml", ".yml", ".md", ".py", ".png", ".pdf"}
-_TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json"}
-_OUTPUT_FOLDERS = {".partial": "lock", "-punkt": "ortho_context.tab"}
+_OUTPUT_FOLDERS = {PARTIAL_SUFFIX: LOCK_FILE, PUNKT_SUFFIX: "ortho_context.tab"}
 """How the folders of a corpus end, and what each of them holds: the name alone could be a user's."""
 
 
@@ -68,13 +69,13 @@ def _without_outputs(files: Iterable[Path]) -> list[Path]:
 
 
 def _is_output_folder(folder: Path) -> bool:
-    if folder.name == "index-cache":  # of training, beside the shards
+    if folder.name == INDEX_CACHE:
         return True
     return any(folder.name.endswith(end) and (folder / mark).exists() for end, mark in _OUTPUT_FOLDERS.items())
 
 
 def _is_output_file(file: Path) -> bool:
-    if file.name in _TOKENIZER_FILES:
+    if file.name in (MODEL_FILE, CONFIG_FILE):
         return True
     return file.suffix in (".bin", ".idx", ".json") and all(
         file.with_suffix(suffix).is_file() for suffix in (".bin", ".idx")
