@@ -42,11 +42,6 @@ class RunConfig:
                 f"--num-attention-heads must be a multiple of --tensor-model-parallel-size ({tp}), "
                 f"but is {self.model.num_attention_heads} instead."
             )
-        if self.parallel.sequence_parallel and self.model.seq_length % tp:
-            raise ValueError(
-                f"--seq-length must be a multiple of --tensor-model-parallel-size ({tp}) with --sequence-parallel, "
-                f"but is {self.model.seq_length} instead."
-            )
         self._check_stages()
         self._check_ascent()
         if self.checkpoint.save is None and not self.dry_run:
@@ -97,27 +92,29 @@ class RunConfig:
                 "continue with --load."
             )
 
+    @property
+    def token_multiple(self) -> int:
+        """Tokens of a micro-batch are rounded up to a multiple of this: eights, on every tensor-parallel rank."""
+        smallest = 8 * self.parallel.tensor_model_parallel_size
+        return -(-(self.compute.token_multiple or smallest) // smallest) * smallest
+
     def _check_ascent(self) -> None:
-        """Refuse what the cheaper ascents cannot do."""
-        ascent, alum = self.compute.alum_ascent, self.alum
-        if ascent == "free" and alum.num_ascent_steps != 1:
+        """Refuse options of the adversarial phase that would do nothing or something else."""
+        alum = self.alum
+        if alum.ascent == "label" and alum.head_chunk_rows:
             raise ValueError(
-                f"--alum-num-ascent-steps must be 1 with --alum-ascent free, but is {alum.num_ascent_steps} instead: "
-                "the clean backward gives one direction."
-            )
-        if ascent == "free" and self.parallel.overlap_grad_reduce:
-            raise ValueError(
-                "--overlap-grad-reduce must be false with --alum-ascent free, but is true instead: "
-                "a micro-batch has two backward passes."
-            )
-        if ascent != "virtual" and alum.head_chunk_rows:
-            raise ValueError(
-                f"--alum-head-chunk-rows must be 0 with --alum-ascent {ascent}, but is {alum.head_chunk_rows} instead."
+                f"--alum-head-chunk-rows must be 0 with --alum-ascent label, but is {alum.head_chunk_rows} instead: "
+                "only the divergence is computed in pieces."
             )
         if alum.dropout == "shared" and alum.batch_fraction < 1.0:
             raise ValueError(
                 f"--alum-batch-fraction must be 1 with --alum-dropout shared, but is {alum.batch_fraction} instead: "
                 "a part of the micro-batch would draw other masks."
+            )
+        if alum.perturb_layer is not None and alum.perturb_layer >= self.model.num_layers:
+            raise ValueError(
+                f"--alum-perturb-layer must be below --num-layers ({self.model.num_layers}), but is "
+                f"{alum.perturb_layer} instead: no layer would be left above the perturbation."
             )
 
     def data_parallel_size(self, world_size: int) -> int:

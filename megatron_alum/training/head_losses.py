@@ -1,14 +1,14 @@
-"""Losses over the vocabulary from the rows at masked positions: with whole logits, or in pieces to bound memory.
+"""Losses of the vocabulary head on the rows at masked positions: from whole logits, or in pieces to bound memory.
 
 Two classes with the same methods. Rows are what `heads` returns first: logits [N, Vp], or what the decoder multiplies,
-[N, H], from which `ChunkedLogits` makes the logits of some rows at a time. All losses are weighted sums over
-rows; a row of weight 0 contributes nothing, not even a NaN. Vp is this rank's part of the padded vocabulary.
+[N, H], from which `ChunkedLogits` makes the logits of some rows at a time. All losses are weighted sums over rows; a
+row of weight 0 contributes nothing, not even a NaN. Vp is this rank's part of the padded vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from megatron_alum.ops import (
 
 
 class Outputs(NamedTuple):
-    """What the divergence compares."""
+    """What the two heads give."""
 
     rows: Tensor
     """[N, Vp] logits, or [N, H] to make them from"""
@@ -43,26 +43,7 @@ class RowLosses(NamedTuple):
     kl: Tensor
     """of weight * symmetric KL"""
     inner: Tensor
-    """of the ascent's divergence, every row with weight 1; a constant, for the log"""
-
-
-class VocabularyLosses(Protocol):
-    """What the adversarial step asks of the vocabulary head."""
-
-    def heads(self, hidden: Tensor | EncodedRows, positions: Tensor) -> Outputs:
-        """Both heads on hidden [S(/tp), B, H], or what was encoded of it, and masked positions int64 [N]."""
-
-    def divergence(self, clean: Tensor, adversarial: Tensor, *, weights: Tensor) -> Tensor:
-        """Sum of weights [N] * what the ascent climbs, row by row; targets flow, detach them before.
-
-        The gradients may be formed with the losses: they are rounded with the weights alone, so a loss scale belongs
-        there. Adversarial rows that need a gradient are given up: it may be written over them.
-        """
-
-    def mlm_and_divergence(
-        self, clean: Tensor, adversarial: Tensor, labels: Tensor, *, mlm_weights: Tensor, kl_weights: Tensor
-    ) -> RowLosses:
-        """All losses of the rows, weights [N] each."""
+    """of weight * the ascent's divergence; a constant, for the log"""
 
 
 class WholeLogits:
@@ -73,26 +54,36 @@ class WholeLogits:
         self.model, self.alum = model, alum
         self.vocabulary: dict[str, Any] = {"valid_vocab_size": model.real_vocab_size, "group": model.groups.tp}
 
-    def heads(self, hidden: Tensor | EncodedRows, positions: Tensor) -> Outputs:
+    def heads(self, encoded: EncodedRows) -> Outputs:
         """Rows are logits [N, Vp]."""
-        return Outputs(*self.model.heads(hidden, positions))
+        return Outputs(*self.model.heads(encoded))
 
-    def mlm(self, logits: Tensor, labels: Tensor, *, weight: float, overwrite: bool = True) -> Tensor:
-        """weight * sum of the rows' MLM losses; `overwrite` gives the logits up to their gradient."""
-        weights = torch.full((logits.shape[0],), weight, device=logits.device)
-        return weighted_mlm(logits, labels, row_weight=weights, overwrite_logits=overwrite, **self.vocabulary)
+    def mlm(self, logits: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:
+        """Sum of weights [N] * MLM losses; gives the logits up to their gradient."""
+        return weighted_mlm(logits, labels, row_weight=weights, overwrite_logits=True, **self.vocabulary)
 
     def divergence(self, clean: Tensor, adversarial: Tensor, *, weights: Tensor) -> Tensor:
-        """As in the protocol."""
+        """Sum of weights [N] * what the ascent climbs, row by row; the targets `clean` are constants.
+
+        The gradients may be formed with the losses: they are rounded with the weights alone, so a loss scale belongs
+        there. The adversarial rows are given up: the gradient may be written over them.
+        """
         options: dict[str, Any] = {"detach_targets": False, "overwrite_logits": True, **self.vocabulary}
-        return weighted_kl(clean, adversarial, row_weight=weights, symmetric=climbs_symmetric(self.alum), **options)
+        return weighted_kl(clean, adversarial, row_weight=weights, symmetric=self.alum.climbs_symmetric, **options)
 
     def mlm_and_divergence(
-        self, clean: Tensor, adversarial: Tensor, labels: Tensor, *, mlm_weights: Tensor, kl_weights: Tensor
+        self,
+        clean: Tensor,
+        adversarial: Tensor,
+        labels: Tensor,
+        *,
+        mlm_weights: Tensor,
+        kl_weights: Tensor,
+        inner_weights: Tensor,
     ) -> RowLosses:
-        """As in the protocol; the gradients are written over both logits, which nobody may use again."""
+        """All losses of the rows, weights [N] each; the gradients are written over both logits."""
         with torch.no_grad():
-            inner = inner_divergence(self.alum)(clean, adversarial, **self.vocabulary).sum()
+            inner = (inner_divergence(self.alum)(clean, adversarial, **self.vocabulary) * inner_weights).sum()
         detach = self.alum.detach_targets
         options: dict[str, Any] = {"detach_targets": detach, "overwrite_logits": True, **self.vocabulary}
         mlm, kl = weighted_mlm_symmetric_kl(
@@ -102,38 +93,46 @@ class WholeLogits:
 
 
 class ChunkedLogits:
-    """At most --alum-head-chunk-rows rows of logits, twice, exist at a time."""
+    """At most --alum-head-chunk-rows rows of logits, twice, exist at a time; methods as those of WholeLogits."""
 
     def __init__(self, model: SplitBert, alum: AlumConfig) -> None:
         """`alum` says which divergences, and how many rows at a time."""
         self.model, self.alum = model, alum
         self.vocabulary: dict[str, Any] = {"valid_vocab_size": model.real_vocab_size, "group": model.groups.tp}
 
-    def heads(self, hidden: Tensor | EncodedRows, positions: Tensor) -> Outputs:
+    def heads(self, encoded: EncodedRows) -> Outputs:
         """Rows are what the decoder multiplies, [N, H]."""
-        return Outputs(*self.model.heads_before_decoder(hidden, positions))
+        return Outputs(*self.model.heads_before_decoder(encoded))
 
     def divergence(self, clean: Tensor, adversarial: Tensor, *, weights: Tensor) -> Tensor:
-        """As in the protocol."""
+        """As WholeLogits.divergence."""
         return weighted_kl_from_hidden(
             clean,
             adversarial,
             *self._decoder(),
             row_weight=weights,
             chunk_rows=self.alum.head_chunk_rows,
-            symmetric=climbs_symmetric(self.alum),
+            symmetric=self.alum.climbs_symmetric,
             detach_targets=False,
             **self.vocabulary,
         )
 
     def mlm_and_divergence(
-        self, clean: Tensor, adversarial: Tensor, labels: Tensor, *, mlm_weights: Tensor, kl_weights: Tensor
+        self,
+        clean: Tensor,
+        adversarial: Tensor,
+        labels: Tensor,
+        *,
+        mlm_weights: Tensor,
+        kl_weights: Tensor,
+        inner_weights: Tensor,
     ) -> RowLosses:
-        """As in the protocol; the ascent's divergence is taken from the logits of each chunk while they are there."""
+        """As WholeLogits.mlm_and_divergence."""
         inner, row_divergence = torch.zeros((), device=clean.device), inner_divergence(self.alum)
+        chunks = iter(inner_weights.split(self.alum.head_chunk_rows))
 
         def observe(a: Tensor, b: Tensor) -> None:
-            inner.add_(row_divergence(a, b, **self.vocabulary).sum())
+            inner.add_((row_divergence(a, b, **self.vocabulary) * next(chunks)).sum())
 
         mlm, kl = mlm_symmetric_kl_from_hidden(
             clean,
@@ -153,11 +152,6 @@ class ChunkedLogits:
         return self.model.decoder_weight(), self.model.decoder_bias()
 
 
-def climbs_symmetric(alum: AlumConfig) -> bool:
-    """Whether the ascent climbs KL(clean || adversarial) + KL(adversarial || clean) rather than the first alone."""
-    return alum.inner_divergence == "symmetric"
-
-
 def inner_divergence(alum: AlumConfig) -> Callable[..., Tensor]:
     """What the ascent climbs, of two sets of logits, row by row."""
-    return symmetric_kl if climbs_symmetric(alum) else kl_divergence
+    return symmetric_kl if alum.climbs_symmetric else kl_divergence
