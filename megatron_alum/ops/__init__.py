@@ -8,7 +8,7 @@ Importing this needs neither a GPU nor the compiled extension; the kernels are i
 
 from megatron_alum.ops import registration  # noqa: F401  (hooks itself into the loading of the extension)
 from megatron_alum.ops.chunked_head import mlm_symmetric_kl_from_hidden, weighted_kl_from_hidden
-from megatron_alum.ops.cpu_dropout import attention_with_dropout, dropout
+from megatron_alum.ops.cpu_dropout import attention_with_dropout, draw_seed, dropout, seeded_dropout
 from megatron_alum.ops.dispatch import build_info
 from megatron_alum.ops.divergence import kl_divergence, mlm_symmetric_kl, symmetric_kl
 from megatron_alum.ops.noise import NoiseKey, gaussian_noise
@@ -21,12 +21,14 @@ __all__ = [
     "ascend_and_project",
     "attention_with_dropout",
     "build_info",
+    "draw_seed",
     "dropout",
     "gaussian_noise",
     "kl_divergence",
     "mlm_symmetric_kl",
     "mlm_symmetric_kl_from_hidden",
     "perturb_embeddings",
+    "seeded_dropout",
     "symmetric_kl",
     "weighted_kl",
     "weighted_kl_from_hidden",
