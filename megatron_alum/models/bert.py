@@ -166,6 +166,15 @@ class SplitBert(BertModel):
         local: Tensor = scatter_to_sequence_parallel_region(whole[:num_tokens], group=self.groups.tp)
         return local
 
+    def trailed(self, delta: Tensor, num_tokens: int, total: int) -> Tensor:
+        """The first `num_tokens` of delta [T'(/tp), 1, H], a constant, followed by zeros up to `total` tokens: [T(/tp),
+        1, H].
+        """
+        if self.groups.sequence_parallel:
+            delta = gather_from_sequence_parallel_region(delta, group=self.groups.tp)
+        longer = torch.nn.functional.pad(delta[:num_tokens], (0, 0, 0, 0, 0, total - num_tokens))
+        return self.groups.local_tokens(longer)
+
     def decoder_weight(self) -> Tensor:
         """[V/tp, H], tied to the word embeddings."""
         return self.shared_embedding_or_output_weight()

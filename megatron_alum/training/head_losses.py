@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megatron_alum.config.alum import AlumConfig
-from megatron_alum.models import EncodedRows, SplitBert
+from megatron_alum.models import EncodedRows, ModelInputs, SplitBert
 from megatron_alum.ops import (
     kl_divergence,
     mlm_symmetric_kl_from_hidden,
@@ -54,9 +54,9 @@ class WholeLogits:
         self.model, self.alum = model, alum
         self.vocabulary: dict[str, Any] = {"valid_vocab_size": model.real_vocab_size, "group": model.groups.tp}
 
-    def heads(self, encoded: EncodedRows) -> Outputs:
-        """Rows are logits [N, Vp]."""
-        return Outputs(*self.model.heads(encoded))
+    def heads(self, hidden: Tensor | EncodedRows, inputs: ModelInputs, masked: slice = slice(None)) -> Outputs:
+        """Both heads on the encoder's output; rows are logits [N, Vp], of the `masked` ones of the masked positions."""
+        return Outputs(*self.model.heads(hidden, inputs, masked=masked))
 
     def mlm(self, logits: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:
         """Sum of weights [N] * MLM losses; gives the logits up to their gradient."""
@@ -100,9 +100,9 @@ class ChunkedLogits:
         self.model, self.alum = model, alum
         self.vocabulary: dict[str, Any] = {"valid_vocab_size": model.real_vocab_size, "group": model.groups.tp}
 
-    def heads(self, encoded: EncodedRows) -> Outputs:
-        """Rows are what the decoder multiplies, [N, H]."""
-        return Outputs(*self.model.heads_before_decoder(encoded))
+    def heads(self, hidden: Tensor | EncodedRows, inputs: ModelInputs, masked: slice = slice(None)) -> Outputs:
+        """As WholeLogits.heads; rows are what the decoder multiplies, [N, H]."""
+        return Outputs(*self.model.heads_before_decoder(hidden, inputs, masked=masked))
 
     def divergence(self, clean: Tensor, adversarial: Tensor, *, weights: Tensor) -> Tensor:
         """As WholeLogits.divergence."""

@@ -79,7 +79,7 @@ class Objective:
     def standard_losses(self, hidden: Tensor | EncodedRows, micro: MicroBatch, counts: Counts) -> MicroLoss:
         """MLM + next sentence from the encoder's output."""
         batch = micro.whole.batch
-        outputs = self.whole_logits.heads(self._read(hidden, micro.whole.inputs))
+        outputs = self.whole_logits.heads(hidden, micro.whole.inputs)
         lm_loss = self._mlm(outputs.rows, batch.masked_labels, counts)
         nsp_loss = self._nsp_sum(outputs.nsp_logits, batch.nsp_labels) / counts.labelled
         return MicroLoss(lm_loss + nsp_loss, self._logged(lm_loss=lm_loss, nsp_loss=nsp_loss))
@@ -103,8 +103,8 @@ class Objective:
         num_rows, batch = part.batch.num_masked_tokens, micro.whole.batch
         x = self.model.embed(micro.whole.inputs, level=self.alum.level)
         masks = self._dropout_masks()
-        rows = self._read(self._encode(x, micro.whole.inputs), micro.whole.inputs)
-        outputs = self.head.heads(EncodedRows(rows.masked[:num_rows], rows.first))
+        hidden = self._encode(x, micro.whole.inputs)
+        outputs = self.head.heads(hidden, micro.whole.inputs, slice(num_rows))
         clean = outputs if outputs.nsp_logits is None else _leading_pairs(outputs, part.batch.num_sequences)
         targets = Outputs(*(None if value is None else value.detach() for value in clean))
         forward, weights = self._forward_on(part, masks), self._inner_weights(part, counts)
@@ -118,7 +118,7 @@ class Objective:
         losses = self._row_losses(clean, adversarial, ascent, part, counts, weights, loss_scale.squeeze())
         lm_loss, alum_kl = losses.mlm, losses.kl
         if num_rows < batch.num_masked_tokens:  # the sequences that --alum-batch-fraction leaves out
-            rest = self.whole_logits.heads(EncodedRows(rows.masked[num_rows:], None)).rows
+            rest = self.whole_logits.heads(hidden, micro.whole.inputs, slice(num_rows, None)).rows
             lm_loss = lm_loss + self._mlm(rest, batch.masked_labels[num_rows:], counts)
         nsp_loss = self._nsp_sum(outputs.nsp_logits, batch.nsp_labels) / counts.labelled
         alum_nsp_kl = self._nsp_divergence(clean, adversarial, ascent, counts)
@@ -147,7 +147,7 @@ class Objective:
 
         x_part = self.model.leading(x, part.batch.tokens.numel())
         ascent = self._ascend(x_part, inner_loss, part, iteration, loss_scale)
-        delta = self.model.extended(ascent.delta, part.batch.num_tokens, micro.whole.batch.tokens.numel())
+        delta = self.model.trailed(ascent.delta, part.batch.num_tokens, micro.whole.batch.tokens.numel())
         with replayed(TrainingRng(), masks):
             hidden = self._encode(self._sum(x, delta), micro.whole.inputs)
         loss, logged = self.standard_losses(hidden, micro, counts)
@@ -165,8 +165,8 @@ class Objective:
         start = NoiseKey(
             seed=self.config.training.seed,
             iteration=iteration,
-            sample_index=self.model.local(part.sample_of_token),
-            position=self.model.local(part.batch.position),
+            sample_index=self.model.groups.local_tokens(part.sample_of_token),
+            position=self.model.groups.local_tokens(part.batch.position),
             std=self.alum.noise_std,
         )
         is_real = part.is_real
@@ -176,9 +176,9 @@ class Objective:
             start=start,
             config=self.alum,
             perturb=perturb_embeddings,
-            segments=self.model.local(part.batch.sequence)[:, None],
+            segments=self.model.groups.local_tokens(part.batch.sequence)[:, None],
             num_segments=part.batch.num_sequences,
-            mask=None if is_real is None else self.model.local(is_real)[:, None],
+            mask=None if is_real is None else self.model.groups.local_tokens(is_real)[:, None],
             agree=self._agree,
             parameters=self.parameters,
             plain_backward=self.config.compute.recompute_granularity != "none",
@@ -285,16 +285,12 @@ class Objective:
             return self.model.encode_rows(x, inputs, level=level)
         return self.model.encode(x, inputs, level=level)
 
-    def _read(self, hidden: Tensor | EncodedRows, inputs: ModelInputs) -> EncodedRows:
-        """The rows that the heads read."""
-        return hidden if isinstance(hidden, EncodedRows) else self.model.read(hidden, inputs)
-
     def _forward_on(self, part: Part, masks: Any | None) -> Callable[[Tensor], Outputs]:
         """f of Algorithm 1 from the part's x, with the clean pass's dropout masks where there are any."""
 
         def forward(x: Tensor) -> Outputs:
             with replayed(TrainingRng(), masks):
-                return self.head.heads(self._read(self._encode(x, part.inputs), part.inputs))
+                return self.head.heads(self._encode(x, part.inputs), part.inputs)
 
         return forward
 
