@@ -96,7 +96,7 @@ class RunConfig:
     def token_multiple(self) -> int:
         """Tokens of a micro-batch are rounded up to a multiple of this: eights, on every tensor-parallel rank."""
         smallest = 8 * self.parallel.tensor_model_parallel_size
-        return -(-(self.compute.token_multiple or smallest) // smallest) * smallest
+        return -(-(self.training.token_multiple or smallest) // smallest) * smallest
 
     def _check_ascent(self) -> None:
         """Refuse options of the adversarial phase that would do nothing or something else."""
