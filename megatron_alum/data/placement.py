@@ -57,6 +57,8 @@ class Counts:
     """those sequences"""
     tokens: int
     """real tokens, special ones included"""
+    squared_lengths: int
+    """sum of the squared tokens of each sequence: what attention costs"""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class BatchPlan:
             adversarial_masked=int(masked[:adversarial].sum()),
             adversarial_sequences=adversarial,
             tokens=int(lengths.sum()),
+            squared_lengths=int((lengths * lengths).sum()),
         )
         return IterationPlan(
             micro_batches=tuple(tuple((first_sample + group).tolist()) for group in own),
