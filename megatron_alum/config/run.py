@@ -43,7 +43,7 @@ class RunConfig:
                 f"but is {self.model.num_attention_heads} instead."
             )
         self._check_stages()
-        self._check_ascent()
+        self._check_layer()
         if self.checkpoint.save is None and not self.dry_run:
             raise ValueError("--save must be given, but is not. Name the folder of the run, or try --dry-run.")
 
@@ -98,23 +98,13 @@ class RunConfig:
         smallest = 8 * self.parallel.tensor_model_parallel_size
         return -(-(self.training.token_multiple or smallest) // smallest) * smallest
 
-    def _check_ascent(self) -> None:
-        """Refuse options of the adversarial phase that would do nothing or something else."""
-        alum = self.alum
-        if alum.ascent == "label" and alum.head_chunk_rows:
+    def _check_layer(self) -> None:
+        """Refuse a perturbed layer that the network does not have, or whose hidden state is already the output."""
+        layer, layers = self.alum.perturb_layer, self.model.num_layers
+        if layer is not None and layer >= layers:
             raise ValueError(
-                f"--alum-head-chunk-rows must be 0 with --alum-ascent label, but is {alum.head_chunk_rows} instead: "
-                "only the divergence is computed in pieces."
-            )
-        if alum.dropout == "shared" and alum.batch_fraction < 1.0:
-            raise ValueError(
-                f"--alum-batch-fraction must be 1 with --alum-dropout shared, but is {alum.batch_fraction} instead: "
-                "a part of the micro-batch would draw other masks."
-            )
-        if alum.perturb_layer is not None and alum.perturb_layer >= self.model.num_layers:
-            raise ValueError(
-                f"--alum-perturb-layer must be below --num-layers ({self.model.num_layers}), but is "
-                f"{alum.perturb_layer} instead: no layer would be left above the perturbation."
+                f"--alum-perturb-layer must be below --num-layers ({layers}), but is {layer} instead: "
+                "the ascent needs a layer above it."
             )
 
     def data_parallel_size(self, world_size: int) -> int:
