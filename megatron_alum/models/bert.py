@@ -26,7 +26,7 @@ from torch import Tensor
 
 from megatron_alum.config.model import ModelConfig
 from megatron_alum.models.attention import AttentionName
-from megatron_alum.models.embedding import SplitEmbedding
+from megatron_alum.models.embedding import SplitEmbedding, at_least_float32
 from megatron_alum.models.encoder import Encoder
 from megatron_alum.models.heads import HeadOutputs, MlmTransform, Pooler, decoder, pick_rows
 from megatron_alum.models.inputs import ModelInputs
@@ -108,7 +108,7 @@ class SplitBert(BertModel):
             return hidden
         assert 1 <= level < len(self.encoder.layers), level
         below: Tensor = self.encoder(hidden, sequences=inputs.sequences, end=level)
-        return below.float()
+        return at_least_float32(below)
 
     def encode(self, x: Tensor | None, inputs: ModelInputs, *, level: Level = "word") -> Tensor:
         """x (+ delta) float32 [T(/tp), 1, H] -> hidden [T(/tp), 1, H] in the model's dtype: the part above x.

@@ -57,14 +57,14 @@ class SplitEmbedding(LanguageModelEmbedding):
         vectors = lookup(tokens, self.word_embeddings.weight) if whole_table else self.word_embeddings(tokens)
         if not self.groups.sequence_parallel:  # the reduce-scatter has transposed already
             vectors = vectors.transpose(0, 1)
-        return vectors.float().contiguous()
+        return at_least_float32(vectors).contiguous()
 
     def complete(self, words: Tensor, inputs: ModelInputs) -> Tensor:
         """float32 [T(/tp), 1, H] -> float32 encoder input, same shape."""
         rows = self.groups.local_tokens(inputs.position + self.first_position)
-        hidden = words + lookup(rows, self.position_embeddings.weight).float()[:, None] + self._types(inputs)
+        hidden = words + at_least_float32(lookup(rows, self.position_embeddings.weight))[:, None] + self._types(inputs)
         if self.layer_norm is not None:
-            weight, bias = self.layer_norm.weight.float(), self.layer_norm.bias.float()
+            weight, bias = at_least_float32(self.layer_norm.weight), at_least_float32(self.layer_norm.bias)
             hidden = F.layer_norm(hidden, self.layer_norm.normalized_shape, weight, bias, self.layer_norm.eps)
         split = self.groups.sequence_parallel and self.training
         with tensor_parallel.get_cuda_rng_tracker().fork() if split else contextlib.nullcontext():
@@ -73,9 +73,14 @@ class SplitEmbedding(LanguageModelEmbedding):
     def _types(self, inputs: ModelInputs) -> Tensor:
         """float32 [T(/tp), 1, H]; a network with a single type adds it everywhere, whatever the batch says."""
         if self.num_tokentypes == 1:
-            return self.tokentype_embeddings.weight.float()  # [1, H], broadcast
+            return at_least_float32(self.tokentype_embeddings.weight)  # [1, H], broadcast
         rows = self.groups.local_tokens(inputs.token_types)
-        return lookup(rows, self.tokentype_embeddings.weight).float()[:, None]
+        return at_least_float32(lookup(rows, self.tokentype_embeddings.weight))[:, None]
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """In the dtype that x + delta is summed in: float32 for 16-bit networks."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def lookup(ids: Tensor, table: Tensor) -> Tensor:
