@@ -21,11 +21,12 @@ def padded_rows(batch: PretrainingBatch, length: int) -> tuple[Tensor, Tensor, T
     labels = torch.full_like(batch.tokens, NO_LABEL)
     labels[batch.masked_positions] = batch.masked_labels
     columns = ((batch.tokens, 0), (batch.token_types, 0), (torch.ones_like(batch.tokens), 0), (labels, NO_LABEL))
-    tokens, types, is_real, labels = (
-        torch.stack([pad(row, (0, length - len(row)), value=filler) for row in values.split([*batch.lengths, tail])[:-1]])
-        for values, filler in columns
-        for tail in [len(values) - batch.num_tokens]
-    )
+
+    def rows(values: Tensor, filler: int) -> Tensor:
+        parts = values[: batch.num_tokens].split(batch.lengths)
+        return torch.stack([pad(part, (0, length - len(part)), value=filler) for part in parts])
+
+    tokens, types, is_real, labels = (rows(values, filler) for values, filler in columns)
     return tokens, types, is_real, labels
 
 

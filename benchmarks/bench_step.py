@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_step --data PREFIX                     4 layers of 256 on real text, rows of 128
     python -m benchmarks.bench_step --data PREFIX --seq-length 512    benchmarks/results/step_cpu_512.csv
-    python -m benchmarks.bench_step --model-size base --seq-length 512 --micro-batch-size 64 --bf16 --only standard "K=1"
+    python -m benchmarks.bench_step --model-size base --seq-length 512 --micro-batch-size 64 --bf16 --only "K=1"
 
 Every row is a forward, backward and optimizer step on one micro-batch a process, in a process of its own: with --data
 the first one that placement by length makes of a global batch of real text, else random tokens in full rows. Stock is
@@ -30,10 +30,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.batches import one_micro_batch, padded_rows
 from megatron_alum.compat.machine import current_commit, processor_name
 from megatron_alum.config.cli import build_config, main_guard
 from megatron_alum.config.run import RunConfig
-from benchmarks.batches import one_micro_batch, padded_rows
 
 STOCK = "stock megatron-core BertModel"
 

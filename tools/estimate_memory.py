@@ -39,9 +39,7 @@ def main() -> None:
     print("\n".join(rows))
 
 
-def report(
-    config: RunConfig, text: TextSize, *, processes: int, vocab_size: int, limit_gb: float | None
-) -> list[str]:
+def report(config: RunConfig, text: TextSize, *, processes: int, vocab_size: int, limit_gb: float | None) -> list[str]:
     """The table for global batches of `text`: one line a phase, gigabytes by use."""
     divisor = config.model.make_vocab_size_divisible_by
     padded = -(-vocab_size // divisor) * divisor
@@ -55,9 +53,7 @@ def report(
         if not iterations:
             continue
         on_gpu = config.precision.dtype_name != "float32"
-        memory = estimate_memory(
-            config, phase, vocab_size=vocab_size, world_size=processes, on_gpu=on_gpu, text=text
-        )
+        memory = estimate_memory(config, phase, vocab_size=vocab_size, world_size=processes, on_gpu=on_gpu, text=text)
         parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.head, memory.total)
         widths = (10, 10, 10, 12, 8, 8)
         values = "".join(f"{part / 1e9:{width}.2f}" for part, width in zip(parts, widths, strict=True))

@@ -95,9 +95,12 @@ class AlumConfig:
         self._check_effects()
 
     @property
-    def level(self) -> str | int:
+    def level(self) -> Literal["word", "encoder_input"] | int:
         """Where x is: "word", "encoder_input" or the layer after which it is the hidden state."""
-        return self.perturb if self.perturb_layer is None else self.perturb_layer
+        if self.perturb == "layer":
+            assert self.perturb_layer is not None
+            return self.perturb_layer
+        return self.perturb
 
     @property
     def climbs_symmetric(self) -> bool:
@@ -139,7 +142,9 @@ class AlumConfig:
             )
         if self.ascent == "label":
             flag, reason = "--alum-ascent label", "has no divergence and no clean outputs"
-            self._require_defaults(("inner_divergence", "detach_targets", "detach_embeddings", "head_chunk_rows"), flag, reason)
+            self._require_defaults(
+                ("inner_divergence", "detach_targets", "detach_embeddings", "head_chunk_rows"), flag, reason
+            )
             if self.alpha > 0.0:
                 self._require_defaults(("alpha",), flag, reason)
         if self.dropout == "shared" and self.batch_fraction < 1.0:

@@ -67,9 +67,7 @@ def average_text(samples: list[IterationPlan], config: RunConfig) -> TextSize:
     return TextSize(batch, tokens, squared, tokens * sum(rates) / len(rates))
 
 
-def report(
-    state: TrainState, plan: BatchPlan, samples: list[IterationPlan], seconds: dict[Phase, float]
-) -> list[str]:
+def report(state: TrainState, plan: BatchPlan, samples: list[IterationPlan], seconds: dict[Phase, float]) -> list[str]:
     """Lines on batches, network, operations, memory and time; `seconds` an iteration of each phase."""
     config, groups = state.config, state.groups
     world, vocab = groups.ranks_per_model * groups.dp_size, state.network.real_vocab_size
@@ -99,8 +97,9 @@ def report(
         iterations = run_iterations(config)[phase]
         on_gpu = groups.device.type == "cuda"
         memory = estimate_memory(config, phase, vocab_size=vocab, world_size=world, on_gpu=on_gpu, text=text)
+        in_passes = passes(config, phase, text, vocab_size=vocab)
         lines.append(
-            f"  {phase:11} {iterations:,} iterations of {flops / 1e12:,.3g} TFLOP ({passes(config, phase, text, vocab_size=vocab):.3g} F), "
+            f"  {phase:11} {iterations:,} iterations of {flops / 1e12:,.3g} TFLOP ({in_passes:.3g} F), "
             f"{measured:,.2f} s each here ({flops / measured / world / 1e12:,.3g} TFLOP/s a process), "
             f"{memory.total / 1e9:,.2f} GB a process by formula"
         )

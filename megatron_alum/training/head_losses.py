@@ -34,6 +34,14 @@ class Outputs(NamedTuple):
     nsp_logits: Tensor | None
     """[B, 2], or None for a network without that head"""
 
+    def of_first(self, num_sequences: int) -> Outputs:
+        """All rows, and the sentence pairs of the first sequences alone."""
+        return Outputs(self.rows, None if self.nsp_logits is None else self.nsp_logits[:num_sequences])
+
+    def detached(self) -> Outputs:
+        """The same numbers as constants."""
+        return Outputs(self.rows.detach(), None if self.nsp_logits is None else self.nsp_logits.detach())
+
 
 class RowLosses(NamedTuple):
     """Sums over the rows of clean and adversarial pass, 0-dim each."""

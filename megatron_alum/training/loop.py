@@ -124,9 +124,7 @@ class Run:
         """One step of the optimizer, and what is due after it."""
         state, iteration = self.state, self.state.iteration + 1
         is_adversarial = phase_of(iteration, self.config) == "alum"
-        micro_batches = load_all(
-            batches.micro_batches, self.config, state.groups.device, is_adversarial=is_adversarial
-        )
+        micro_batches = load_all(batches.micro_batches, self.config, state.groups.device, is_adversarial=is_adversarial)
         result = train_step(state, micro_batches, batches.counts, iteration)
         state.iteration = iteration
         self.stopwatch.count(result.phase, batches.counts, batches.imbalance)

@@ -96,17 +96,15 @@ class Objective:
         losses = self._virtual if self.alum.ascent == "virtual" else self._label
         return losses(micro, micro.adversarial, counts, iteration, loss_scale)
 
-    def _virtual(
-        self, micro: MicroBatch, part: Part, counts: Counts, iteration: int, loss_scale: Tensor
-    ) -> MicroLoss:
+    def _virtual(self, micro: MicroBatch, part: Part, counts: Counts, iteration: int, loss_scale: Tensor) -> MicroLoss:
         """Algorithm 1: clean forward, ascent on delta, forward at x + delta, one pass over the rows of both logits."""
         num_rows, batch = part.batch.num_masked_tokens, micro.whole.batch
         x = self.model.embed(micro.whole.inputs, level=self.alum.level)
         masks = self._dropout_masks()
         hidden = self._encode(x, micro.whole.inputs)
         outputs = self.head.heads(hidden, micro.whole.inputs, slice(num_rows))
-        clean = outputs if outputs.nsp_logits is None else _leading_pairs(outputs, part.batch.num_sequences)
-        targets = Outputs(*(None if value is None else value.detach() for value in clean))
+        clean = outputs.of_first(part.batch.num_sequences)
+        targets = clean.detached()
         forward, weights = self._forward_on(part, masks), self._inner_weights(part, counts)
         x = self.model.leading(x, part.batch.tokens.numel())
 
@@ -276,9 +274,7 @@ class Objective:
 
     # Passes through the network.
 
-    def _encode(
-        self, x: Tensor | None, inputs: ModelInputs, *, level: Level | None = None
-    ) -> Tensor | EncodedRows:
+    def _encode(self, x: Tensor | None, inputs: ModelInputs, *, level: Level | None = None) -> Tensor | EncodedRows:
         """The part of the network above x, as far as the heads read it where the run allows that."""
         level = self.alum.level if level is None else level
         if x is not None and self.config.encodes_rows:
@@ -297,12 +293,6 @@ class Objective:
     def _dropout_masks(self) -> Any | None:
         """State from which the coming pass draws its dropout masks; None where every pass draws its own."""
         return TrainingRng().snapshot() if self.alum.dropout == "shared" else None
-
-
-def _leading_pairs(outputs: Outputs, num_sequences: int) -> Outputs:
-    """The rows, with the sentence pairs of the first sequences alone."""
-    assert outputs.nsp_logits is not None
-    return Outputs(outputs.rows, outputs.nsp_logits[:num_sequences])
 
 
 def _statistics(ascent: Ascent) -> dict[str, Tensor]:

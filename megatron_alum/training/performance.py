@@ -79,7 +79,8 @@ class Stopwatch:
 
     def _clear(self) -> None:
         """Nothing counted since the last row."""
-        self._flops, self._tokens, self._iterations, self._imbalance = 0.0, 0, 0, 0.0
+        self._flops, self._imbalance = 0.0, 0.0
+        self._tokens, self._iterations = 0, 0
 
 
 def peak_memory_bytes(device: torch.device) -> int:

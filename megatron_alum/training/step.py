@@ -26,6 +26,7 @@ from megatron_alum.training.optimizer import apply_gradients, set_learning_rate
 from megatron_alum.training.pipeline import run_over_stages
 from megatron_alum.training.schedule import Phase, phase_of
 
+
 @dataclass
 class Trainable:
     """What a step changes."""

@@ -76,7 +76,8 @@ def load_renamed(config, model, weights):
             count += parameter.numel()
         flat = torch.zeros(count, dtype=torch.float64)
         for name, place in renamed(config, places, model.real_vocab_size):
-            flat[place.flatten()] = weights[name].double().flatten()
+            if name in weights:  # the decoder's bias has two names
+                flat[place.flatten()] = weights[name].double().flatten()
         for name, parameter in own.items():
             parameter.copy_(flat[places[name]])
 

@@ -22,6 +22,7 @@ CHUNK_ROWS = 3
 def step(config, state, micro):
     """({name: logged value}, {parameter: gradient})."""
     from megatron_alum.training.ascents import build_objective
+
     from megatron_alum.training.step import backward
 
     one = torch.ones(())
