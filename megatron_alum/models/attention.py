@@ -1,6 +1,6 @@
 """Core attention over sequences that stand back to back, in the place of megatron-core's DotProductAttention.
 
-    blocks   the CPU: sequences of similar length in one product (blocks.py)
+    blocks   the CPU: sequences of equal length in one product (blocks.py)
     jagged   CUDA: torch's scaled_dot_product_attention on nested tensors, which takes its flash or memory-efficient
              kernel for them
     flash    CUDA with the flash-attn package, 16-bit numbers: its kernel for sequences of different lengths
@@ -44,7 +44,7 @@ class AttentionBackend(NamedTuple):
 def attention_backend(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> AttentionBackend:
     """The fastest way there is on `device` for queries of `dtype`."""
     if device.type == "cpu":
-        return AttentionBackend("blocks", "no kernel for packed sequences on the CPU: blocks of similar length")
+        return AttentionBackend("blocks", "torch has no kernel for packed sequences on the CPU")
     function, problem = _flash_attention()
     if function is None:
         return AttentionBackend("jagged", f"torch's nested tensors: {problem}")
