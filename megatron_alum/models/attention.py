@@ -1,6 +1,6 @@
 """Core attention over sequences that stand back to back, in the place of megatron-core's DotProductAttention.
 
-    blocks   the CPU: sequences of similar length in one product (blocks.py)
+    blocks   the CPU: sequences of equal length in one product (blocks.py)
     jagged   CUDA: torch's scaled_dot_product_attention on nested tensors, which takes its flash or memory-efficient
              kernel for them
     flash    CUDA with the flash-attn package, 16-bit numbers: its kernel for sequences of different lengths
@@ -44,12 +44,12 @@ class AttentionBackend(NamedTuple):
 def attention_backend(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> AttentionBackend:
     """The fastest way there is on `device` for queries of `dtype`."""
     if device.type == "cpu":
-        return AttentionBackend("blocks", "no kernel for packed sequences on the CPU: blocks of similar length")
+        return AttentionBackend("blocks", "torch has no kernel for packed sequences on the CPU")
     function, problem = _flash_attention()
     if function is None:
-        return AttentionBackend("jagged", f"torch's nested tensors: {problem}")
+        return AttentionBackend("jagged", problem)
     if dtype not in (torch.bfloat16, torch.float16):
-        return AttentionBackend("jagged", f"torch's nested tensors: flash-attn has no kernel for {dtype}")
+        return AttentionBackend("jagged", f"flash-attn has no kernel for {dtype}")
     return AttentionBackend("flash", "flash-attn is installed")
 
 
@@ -163,9 +163,9 @@ _BACKENDS: dict[AttentionName, Callable[..., Tensor]] = {"blocks": _in_blocks, "
 @functools.cache
 def _flash_attention() -> tuple[Callable[..., Tensor] | None, str]:
     """flash-attn's function for sequences of different lengths, or None and what is wrong with the package."""
-    if importlib.util.find_spec("flash_attn") is None:
-        return None, "flash-attn is not installed"
     try:
+        if importlib.util.find_spec("flash_attn") is None:
+            return None, "flash-attn is not installed"
         function: Callable[..., Tensor] = importlib.import_module("flash_attn").flash_attn_varlen_func
     except (ImportError, OSError, AttributeError) as error:  # built for another torch or CUDA
         return None, f"flash-attn cannot be imported ({error})"

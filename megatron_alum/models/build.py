@@ -87,7 +87,6 @@ def transformer_config(
         sequence_parallel=groups.sequence_parallel,
         params_dtype=torch.float32,  # drawn in float32, cast by build_model
         pipeline_dtype=dtype,
-        variable_seq_lengths=groups.pp_size > 1,  # each micro-batch has tokens of its own number
         bf16=dtype is torch.bfloat16,
         fp16=dtype is torch.float16,
         use_cpu_initialization=True,

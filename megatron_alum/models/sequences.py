@@ -49,5 +49,5 @@ class PackedSequences(PackedSeqParams):
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """The real sequences side by side with others of about their length."""
+        """The real sequences, each side by side with others of its length."""
         return cut_into_blocks(self.lengths)
