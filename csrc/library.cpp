@@ -1,5 +1,5 @@
 // Schemas of the fused ops (torch.ops.megatron_alum.*); the text here is the contract, the code is found by path:
-// ops/{rows,tiles,dropout}.cpp build the tasks, ops/cpu and ops/cuda run them. Autograd, fake kernels and the public doors are in
+// ops/{rows,tokens,dropout}.cpp build the tasks, ops/cpu and ops/cuda run them. Autograd, fake kernels and the public doors are in
 // Python (megatron_alum/ops). `first_column` and `valid_columns` place a vocabulary shard: see ops/rows.h.
 #include <torch/library.h>
 
@@ -41,7 +41,7 @@ TORCH_LIBRARY(megatron_alum, m) {
       "row_fused_(Tensor(a!) clean, Tensor(b!)? adv, Tensor? labels, Tensor? mlm_weight, Tensor kl_weight, "
       "int first_column, int valid_columns, bool one_sided, bool detach_targets, bool need_clean, bool need_adv) -> Tensor");
 
-  // [S, B, num_channels] float32.
+  // [T, num_channels] float32 from one sample index and one position a token.
   m.def(
       "gaussian_noise(Tensor sample_index, Tensor position, int num_channels, float std, int seed, int iteration) -> Tensor");
   m.def("ascend_and_project(Tensor delta, Tensor grad, float step_size, float epsilon, int projection) -> Tensor");
@@ -51,7 +51,7 @@ TORCH_LIBRARY(megatron_alum, m) {
       "ScalarType out_dtype) -> (Tensor, Tensor, Tensor)");
   m.def(
       "perturb_noise(Tensor x, Tensor sample_index, Tensor position, float std, int seed, int iteration, "
-      "bool batch_first, Tensor? grad, float step_size, float epsilon, int projection, Tensor? mask, "
+      "Tensor? grad, float step_size, float epsilon, int projection, Tensor? mask, "
       "ScalarType out_dtype) -> (Tensor, Tensor, Tensor)");
 
   // x with elements dropped with probability threshold / 2^16 and the rest scaled up. CPU only.

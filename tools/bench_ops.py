@@ -251,7 +251,7 @@ def perturb_contestants(tokens: int, channels: int, dtype: torch.dtype, device: 
     x = torch.randn(shape, device=device).to(dtype)
     delta, grad = torch.randn(2, *shape, device=device)
     copy = torch.empty_like(delta)
-    index = torch.arange(samples, device=device), torch.arange(shape[0], device=device)
+    index = torch.arange(tokens, device=device) % samples, torch.arange(tokens, device=device) // samples
     start = ops.NoiseKey(1, 2, *index, std=1e-5)
     call = {"step_size": 1e-3, "epsilon": 1e-5, "projection": "clamp"}
     contestants: dict[str, Run] = {"copy": lambda: copy.copy_(delta)}
@@ -374,10 +374,12 @@ def main() -> None:
         # One read and one write of the logits: one copy.
         rows += table("MLM loss, value and gradient", mlm, dtype=name, size=size, floor_copies=1, arguments=arguments)
         del mlm
-        tiles, size_of_x = perturb_contestants(arguments.tokens, 768, dtype, device), f"T={arguments.tokens} H=768"
+        perturbed, size_of_x = perturb_contestants(arguments.tokens, 768, dtype, device), f"T={arguments.tokens} H=768"
         # In units of a float32 copy (8 bytes): x, delta, g read, x_adv and delta' written.
         copies = (8 + 4 + 2 * dtype.itemsize) / 8
-        rows += table("perturb_embeddings", tiles, dtype=name, size=size_of_x, floor_copies=copies, arguments=arguments)
+        rows += table(
+            "perturb_embeddings", perturbed, dtype=name, size=size_of_x, floor_copies=copies, arguments=arguments
+        )
         if device.type == "cpu":
             dropped = dropout_contestants(arguments.tokens, 768, dtype)
             rows += table(

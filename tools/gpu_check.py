@@ -258,7 +258,7 @@ def promises(ops: list[dict[str, str]], steps: list[dict[str, str]]) -> list[Pro
     return [
         Promise("row kernel, share of copy bandwidth", 0.75, inverse(op(*row_kernel, "against_floor"))),
         Promise("row kernel, times faster than eager", 8.0, op(*row_kernel, "speedup")),
-        Promise("tile role, share of copy bandwidth", 0.80, inverse(op("perturb", "ours", "against_floor"))),
+        Promise("token role, share of copy bandwidth", 0.80, inverse(op("perturb", "ours", "against_floor"))),
         Promise("standard step, share of 989 TFLOP/s", 0.30, None if tflops is None else tflops / PEAK_TFLOPS),
         Promise("standard step, times faster than stock", 1.3, inverse(step("standard", "ratio_to_stock"))),
         Promise("ALUM step over standard step", 2.75, step("alum K=1", "ratio_to_standard"), at_most=True),

@@ -1,6 +1,6 @@
 // A random word turned into a standard Gaussian number: the inverse distribution function from correctly rounded +, -, *, /
 // and sqrt in a fixed order, so that every device gives the same bits. Definition, sources and error of the polynomials:
-// megatron_alum/ops/reference/noise.py.
+// megatron_alum/reference/noise.py.
 #pragma once
 
 #include "common/philox.h"

@@ -1,5 +1,5 @@
 // Philox4x32-10 (Salmon et al., SC 2011): 128 random bits as a pure function of a 128-bit counter and a 64-bit key.
-// Python twin: megatron_alum/ops/reference/noise.py. Known-answer test: tests/ops/test_noise.py.
+// Python twin: megatron_alum/reference/noise.py. Known-answer test: tests/ops/test_noise.py.
 #pragma once
 
 #include "common/portability.h"

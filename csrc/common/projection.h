@@ -1,4 +1,4 @@
-// One ascent step and its projection, element by element, as in megatron_alum/ops/reference/tiles.py (bit for bit).
+// One ascent step and its projection, element by element, as in megatron_alum/reference/tokens.py (bit for bit).
 #pragma once
 
 #include "common/portability.h"

@@ -1,5 +1,5 @@
 // The record of a row (or of a part of its columns) and the exact merge of two: shared by the column blocks of a CPU row, the
-// blocks of a CUDA row and the tensor-parallel shards. Formulas: megatron_alum/ops/reference/rows.py.
+// blocks of a CUDA row and the tensor-parallel shards. Formulas: megatron_alum/reference/rows.py.
 //
 // Every field is already normalised over the part, so a record means the same whichever way it was computed and no
 // later step has to know which branch a part took.

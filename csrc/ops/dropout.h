@@ -3,7 +3,7 @@
 //
 // The mask is a pure function of the seed and of the element's place, so that backward draws it again instead of keeping it:
 // element i takes the 16-bit field i % 4 (lowest first) of the word splitmix64(seed, i / 4) and stays if field >= threshold.
-// Python twin: megatron_alum/ops/reference/dropout.py.
+// Python twin: megatron_alum/reference/dropout.py.
 #pragma once
 
 #include "common/portability.h"

@@ -55,7 +55,7 @@ void run(const RowTask& task, RowPhase phase, const Tensor& clean) {
   if (task.rows == 0) return;
 #ifdef MEGATRON_ALUM_CUDA
   const c10::OptionalDeviceGuard guard(clean.device());
-  if (clean.is_cuda()) return run_cuda(task, phase, TileTask{});
+  if (clean.is_cuda()) return run_cuda(task, phase, TokenTask{});
 #endif
   TORCH_CHECK_VALUE(clean.is_cpu(), "the logits must be on a device with a kernel, but are on ", clean.device(), ".");
   run_rows_cpu(task, phase);

@@ -4,14 +4,14 @@
 
 #include "ops/dropout.h"
 #include "ops/rows.h"
-#include "ops/tiles.h"
+#include "ops/tokens.h"
 
 enum RowPhase : int { kStatistics = 0, kGradients = 1, kFused = 2 };
 
 void run_rows_cpu(const RowTask& task, RowPhase phase);
-void run_tiles_cpu(const TileTask& task);
+void run_tokens_cpu(const TokenTask& task);
 void run_dropout_cpu(const DropoutTask& task);
 #ifdef MEGATRON_ALUM_CUDA
 // One kernel serves both lists; either may be empty (rows == 0, tokens == 0).
-void run_cuda(const RowTask& rows, RowPhase phase, const TileTask& tiles);
+void run_cuda(const RowTask& rows, RowPhase phase, const TokenTask& tokens);
 #endif

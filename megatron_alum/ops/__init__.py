@@ -1,5 +1,5 @@
-"""Public doors of the fused operators: perturbation step and divergence of logits, with a pure-torch reference behind
-each.
+"""Public doors of the fused operators: perturbation step and divergence of logits, with a pure-torch reference
+(megatron_alum/reference) behind each.
 
 Read in this order: divergence.py, weighted.py, perturbation.py, noise.py, chunked_head.py, cpu_dropout.py;
 dispatch.py chooses the implementation.
@@ -12,7 +12,12 @@ from megatron_alum.ops.cpu_dropout import attention_with_dropout, dropout
 from megatron_alum.ops.dispatch import build_info
 from megatron_alum.ops.divergence import kl_divergence, mlm_symmetric_kl, symmetric_kl
 from megatron_alum.ops.noise import NoiseKey, gaussian_noise
-from megatron_alum.ops.perturbation import PerturbationStatistics, ascend_and_project, perturb_embeddings
+from megatron_alum.ops.perturbation import (
+    PerturbationStatistics,
+    ascend_and_project,
+    perturb_embeddings,
+    perturbation_statistics,
+)
 from megatron_alum.ops.weighted import weighted_kl, weighted_mlm, weighted_mlm_symmetric_kl, weighted_sum
 
 __all__ = [
@@ -27,6 +32,7 @@ __all__ = [
     "mlm_symmetric_kl",
     "mlm_symmetric_kl_from_hidden",
     "perturb_embeddings",
+    "perturbation_statistics",
     "symmetric_kl",
     "weighted_kl",
     "weighted_kl_from_hidden",

@@ -18,9 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_alum.ops import dispatch, divergence
-from megatron_alum.ops.reference import rows as reference
-from megatron_alum.ops.reference.rows import RowOptions
 from megatron_alum.ops.weighted import check_row_weight, common_factor, weighted_sum
+from megatron_alum.reference import rows as reference
+from megatron_alum.reference.rows import RowOptions
 
 Observer = Callable[[Tensor, Tensor], None]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_alum.ops import dispatch
-from megatron_alum.ops.reference import dropout as reference
+from megatron_alum.reference import dropout as reference
 
 
 def dropout(x: Tensor, probability: float, *, training: bool = True, impl: str = "auto") -> Tensor:

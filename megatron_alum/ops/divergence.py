@@ -26,8 +26,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_alum.ops import dispatch
-from megatron_alum.ops.reference import rows as reference
-from megatron_alum.ops.reference.rows import RowOptions
+from megatron_alum.reference import rows as reference
+from megatron_alum.reference.rows import RowOptions
 
 
 def symmetric_kl(

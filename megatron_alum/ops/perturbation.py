@@ -1,31 +1,20 @@
-"""One projected ascent step of the perturbation, fused with the sum x + delta and its statistics (the tile role).
+"""One projected ascent step of the perturbation, fused with the sum x + delta and its statistics (the token role).
 
-Formulas of the three projections: megatron_alum/ops/reference/tiles.py. The step and the projection are the same
+Formulas of the three projections: megatron_alum/reference/tokens.py. The step and the projection are the same
 function for every implementation, in float32; the statistics stay on the device, so nothing here waits for the GPU.
 """
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from megatron_alum.ops import dispatch
-from megatron_alum.ops.noise import NoiseKey, gaussian_noise
-from megatron_alum.ops.reference import tiles as reference
+from megatron_alum.reference import tokens as reference
+from megatron_alum.reference.noise import NoiseKey
+from megatron_alum.reference.tokens import PerturbationStatistics, perturbation_statistics
 
-
-class PerturbationStatistics(NamedTuple):
-    """0-dim float32 device tensors over the tokens inside the mask that this rank holds."""
-
-    effective_perturbation: Tensor
-    """sum |cast(x + delta') - cast(x)| / sum |delta'|: 1 when the model's dtype sees all of it, 0 when none; NaN for
-    0/0."""
-    ascent_ratio: Tensor
-    """||eta g|| / ||delta|| in the Euclidean norm, before projection; 0 without a gradient."""
-    nonfinite_tokens: Tensor
-    """Tokens whose gradient held a NaN or an infinity; they kept their delta."""
-    delta_norm: Tensor
-    """Euclidean norm of delta'."""
+__all__ = ["PerturbationStatistics", "ascend_and_project", "perturb_embeddings", "perturbation_statistics"]
 
 
 def ascend_and_project(
@@ -53,13 +42,14 @@ def perturb_embeddings(
     mask: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     impl: str = "auto",
-) -> tuple[Tensor, Tensor, PerturbationStatistics]:
-    """(x + delta' in `out_dtype`, delta' in float32, statistics), in one pass over the tokens.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(x + delta' in `out_dtype`, delta' in float32, sums [6] in float32), in one pass over the tokens.
 
-    x [S, B, H], or [B, S, H] as NoiseKey.batch_first says; delta of the same shape, or a NoiseKey: noise generated in
-    the kernel. grad None skips the step (delta' = delta). mask bool of x's leading shape, True = may be perturbed;
-    elsewhere delta' = 0. out_dtype is x's by default. The gradient of x + delta' flows to x alone, unchanged but for
-    its dtype.
+    x [..., H]; delta of the same shape, or a NoiseKey with an entry for each token in the row-major order of x's
+    leading dimensions: noise generated in the kernel. grad None skips the step (delta' = delta). mask bool of x's
+    leading shape, True = may be perturbed; elsewhere delta' = 0. out_dtype is x's by default. The gradient of
+    x + delta' flows to x alone, unchanged but for its dtype. The sums are raw, over the tokens inside the mask:
+    `perturbation_statistics` makes ratios of them, after those of micro-batches and ranks have been added.
     """
     _check(x, delta, grad, step_size, epsilon, projection)
     if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:-1]):
@@ -67,15 +57,10 @@ def perturb_embeddings(
         raise ValueError(f"`mask` must be bool of shape {list(x.shape[:-1])}, but is {found} instead.")
     out_dtype = out_dtype or x.dtype
     impl = dispatch.select(impl, x, delta if isinstance(delta, Tensor) else None, grad, out_dtype)
-    x_adv, moved, sums = _Perturb.apply(x, delta, grad, (step_size, epsilon, projection), mask, out_dtype, impl)
-    return x_adv, moved, statistics(sums)
-
-
-def statistics(sums: Tensor) -> PerturbationStatistics:
-    """From the six sums of the tile role; sums of several ranks may be added first."""
-    l1, moved, square, step_square, start_square, nonfinite = sums.unbind()
-    ratio = torch.where(step_square > 0, (step_square / start_square).sqrt(), torch.zeros_like(step_square))
-    return PerturbationStatistics(moved / l1, ratio, nonfinite, square.sqrt())
+    if impl == "reference":
+        step: dict[str, Any] = {"step_size": step_size, "epsilon": epsilon, "projection": projection}
+        return reference.perturb(x, delta, grad, **step, mask=mask, out_dtype=out_dtype)
+    return _Perturb.apply(x, delta, grad, (step_size, epsilon, projection), mask, out_dtype)
 
 
 class _Perturb(torch.autograd.Function):
@@ -89,14 +74,10 @@ class _Perturb(torch.autograd.Function):
         step: tuple[float, float, str],
         mask: Tensor | None,
         out_dtype: torch.dtype,
-        impl: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if impl == "reference":
-            start = _materialise(delta, x) if not isinstance(delta, Tensor) else delta
-            return reference.perturb(x, start, grad, *step, mask, out_dtype)
         projection = reference.PROJECTIONS.index(step[2])
         if not isinstance(delta, Tensor):
-            noise = (delta.sample_index, delta.position, delta.std, delta.seed, delta.iteration, delta.batch_first)
+            noise = (delta.sample_index, delta.position, delta.std, delta.seed, delta.iteration)
             return torch.ops.megatron_alum.perturb_noise(x, *noise, grad, *step[:2], projection, mask, out_dtype)
         return torch.ops.megatron_alum.perturb(x, delta, grad, *step[:2], projection, mask, out_dtype)
 
@@ -109,20 +90,7 @@ class _Perturb(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor | None) -> tuple:
         flowing = grads[0].to(ctx.x_dtype) if grads[0] is not None else None  # type: ignore[attr-defined]
-        return flowing, None, None, None, None, None, None
-
-
-def _materialise(key: NoiseKey, x: Tensor) -> Tensor:
-    return gaussian_noise(
-        key.sample_index,
-        key.position,
-        x.shape[-1],
-        std=key.std,
-        key=(key.seed, key.iteration),
-        batch_first=key.batch_first,
-        device=x.device,
-        impl="reference",
-    )
+        return flowing, None, None, None, None, None
 
 
 def _check(
@@ -135,10 +103,9 @@ def _check(
     if not epsilon >= 0:
         raise ValueError(f"`epsilon` must be >= 0, but is {epsilon} instead.")
     if not isinstance(delta, Tensor):
-        tokens = (delta.position.numel(), delta.sample_index.numel())
-        expected = tokens[::-1] if delta.batch_first else tokens
-        if tuple(x.shape[:-1]) != expected:
-            raise ValueError(f"`x` must be {[*expected, 'H']} to fit the NoiseKey, but is {list(x.shape)} instead.")
+        tokens = delta.position.numel()
+        if x.shape[:-1].numel() != tokens:
+            raise ValueError(f"`x` must hold {tokens} tokens to fit the NoiseKey, but is {list(x.shape)} instead.")
     for name, tensor in (("delta", delta), ("grad", grad)):
         if isinstance(tensor, Tensor) and (tensor.shape != x.shape or tensor.device != x.device):
             found = f"{list(tensor.shape)} on {tensor.device}"

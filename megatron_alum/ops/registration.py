@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from megatron_alum.ops import dispatch, divergence
-from megatron_alum.ops.reference.rows import STATISTICS
-from megatron_alum.ops.reference.tiles import SUMS
+from megatron_alum.reference.rows import STATISTICS
+from megatron_alum.reference.tokens import SUMS
 
 
 def register() -> None:
@@ -59,7 +59,7 @@ def _row_fused_(clean: Tensor, adv: Tensor | None, labels: Tensor | None, *_: An
 
 
 def _gaussian_noise(sample_index: Tensor, position: Tensor, num_channels: int, *_: float) -> Tensor:
-    return sample_index.new_empty(position.shape[0], sample_index.shape[0], num_channels, dtype=torch.float32)
+    return sample_index.new_empty(sample_index.shape[0], num_channels, dtype=torch.float32)
 
 
 def _ascend_and_project(delta: Tensor, *_: Any) -> Tensor:

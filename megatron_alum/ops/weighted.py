@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_alum.ops import dispatch, divergence
-from megatron_alum.ops.reference.rows import RowOptions
+from megatron_alum.reference.rows import RowOptions
 
 
 def weighted_kl(

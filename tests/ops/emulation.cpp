@@ -1,4 +1,4 @@
-// Runs the roles of the CUDA kernel (csrc/ops/cuda/row_role.h, tile_role.h) on the CPU: a row by a cluster of `parts` blocks of
+// Runs the roles of the CUDA kernel (csrc/ops/cuda/row_role.h, token_role.h) on the CPU: a row by a cluster of `parts` blocks of
 // `threads` real threads each, which meet at barriers where the kernel's do. So a barrier that is missing, a block that leaves
 // the others waiting, or a write over logits that others still read shows here, too. Called through ctypes by
 // test_cuda_roles.py, which compiles it with g++.
@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "ops/cuda/row_role.h"
-#include "ops/cuda/tile_role.h"
+#include "ops/cuda/token_role.h"
 
 namespace {
 
@@ -103,6 +103,6 @@ struct Lane {
   float greatest(float x) const { return x; }
 };
 
-extern "C" void emulate_tiles(const TileTask* task) {
-  for (int64_t token = 0; token < task->tokens; ++token) tile_role(*task, token, Lane{});
+extern "C" void emulate_tokens(const TokenTask* task) {
+  for (int64_t token = 0; token < task->tokens; ++token) token_role(*task, token, Lane{});
 }

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from megatron_alum.ops import attention_with_dropout, dropout
-from megatron_alum.ops.reference.dropout import _splitmix64 as splitmix64
+from megatron_alum.reference.dropout import _splitmix64 as splitmix64
 from tests.ops.tolerances import ATTENTION
 
 pytestmark = pytest.mark.skipif(

@@ -16,13 +16,16 @@ def tensors(device, dtype=torch.float32):
     return [(scale * torch.randn(S, B, H, generator=generator)).to(device, dtype) for scale in (1.0, 1e-3, 1.0)]
 
 
-def key(**options):
-    return ops.NoiseKey(3, 4, torch.arange(B) + 10, torch.arange(S), options.pop("std", 1e-3), **options)
+def key(device, tokens=S * B):
+    """Of the tokens of an [S, B, H] tensor, or of the first of them."""
+    samples, positions = (torch.arange(B) + 10).repeat(S), torch.arange(S).repeat_interleave(B)
+    return ops.NoiseKey(3, 4, samples[:tokens].to(device), positions[:tokens].to(device), 1e-3)
 
 
-def on(device, noise_key):
-    index = noise_key.sample_index.to(device), noise_key.position.to(device)
-    return ops.NoiseKey(noise_key.seed, noise_key.iteration, *index, noise_key.std, noise_key.batch_first)
+def perturbed(*arguments, **options):
+    """`perturb_embeddings` with the statistics of its sums."""
+    x_adv, moved, sums = ops.perturb_embeddings(*arguments, **options)
+    return x_adv, moved, ops.perturbation_statistics(sums)
 
 
 @pytest.mark.parametrize(
@@ -49,11 +52,11 @@ def test_bit_equal_to_the_reference(device, impl, projection, dtype):
     moved = ops.ascend_and_project(delta, grad, impl=impl, **options)
     assert torch.equal(moved, ops.ascend_and_project(delta, grad, impl="reference", **options))
     for out_dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for start in (delta, on(device, key())):
+        for start in (delta, key(device)):
             for g in (grad, None):
                 call = {"mask": mask, "out_dtype": out_dtype, **options}
-                found = ops.perturb_embeddings(x, start, g, impl=impl, **call)
-                expected = ops.perturb_embeddings(x, start, g, impl="reference", **call)
+                found = perturbed(x, start, g, impl=impl, **call)
+                expected = perturbed(x, start, g, impl="reference", **call)
                 assert found[0].dtype == out_dtype and torch.equal(found[0], expected[0])
                 assert found[1].dtype == torch.float32 and torch.equal(found[1], expected[1])
                 for mine, theirs in zip(found[2], expected[2], strict=True):
@@ -69,31 +72,43 @@ def test_non_contiguous_tensors(device, impl, layout):
             return t.repeat_interleave(2, dim=0)[::2]
         return t.repeat_interleave(2, dim=2)[..., ::2]
 
-    tiles, options = tensors(device), {"step_size": 1e-3, "epsilon": 1e-3, "impl": impl}
+    tokens, options = tensors(device), {"step_size": 1e-3, "epsilon": 1e-3, "impl": impl}
     mask = torch.rand(S, B, device=device) < 0.7
     wide_mask = mask.repeat_interleave(2, dim=1)[:, ::2]
-    expected = ops.perturb_embeddings(*tiles, mask=mask, **options)
-    found = ops.perturb_embeddings(*map(strided, tiles), mask=wide_mask, **options)
+    expected = ops.perturb_embeddings(*tokens, mask=mask, **options)
+    found = ops.perturb_embeddings(*map(strided, tokens), mask=wide_mask, **options)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
-    moved = ops.ascend_and_project(*map(strided, tiles[1:]), **options)
-    assert torch.equal(moved, ops.ascend_and_project(*tiles[1:], **options))
+    moved = ops.ascend_and_project(*map(strided, tokens[1:]), **options)
+    assert torch.equal(moved, ops.ascend_and_project(*tokens[1:], **options))
 
 
 @pytest.mark.parametrize("shape", [(0, B, H), (S, 0, H)], ids=str)
 def test_no_tokens(device, impl, shape):
     x, delta, grad = (torch.zeros(shape, device=device) for _ in range(3))
-    x_adv, moved, stats = ops.perturb_embeddings(x, delta, grad, step_size=1e-3, epsilon=1e-3, impl=impl)
+    x_adv, moved, stats = perturbed(x, delta, grad, step_size=1e-3, epsilon=1e-3, impl=impl)
     assert x_adv.shape == moved.shape == shape and stats.nonfinite_tokens == 0 and stats.delta_norm == 0
     assert ops.ascend_and_project(delta, grad, step_size=1e-3, epsilon=1e-3, impl=impl).shape == shape
 
 
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_noise_inside_the_kernel_is_gaussian_noise(device, impl, batch_first):
-    noise_key = on(device, key(batch_first=batch_first))
-    x = torch.zeros((B, S, H) if batch_first else (S, B, H), device=device)
-    _, delta, _ = ops.perturb_embeddings(x, noise_key, step_size=0.0, epsilon=1.0, impl=impl)
-    where = {"std": 1e-3, "key": (3, 4), "batch_first": batch_first, "impl": "reference"}
-    assert torch.equal(delta, ops.gaussian_noise(noise_key.sample_index, noise_key.position, H, **where))
+@pytest.mark.parametrize("shape", [(S * B, H), (S * B, 1, H), (S, B, H), (3, 2, B, H)], ids=str)
+def test_noise_inside_the_kernel_is_gaussian_noise(device, impl, shape):
+    """Token by token in row-major order, whatever the leading dimensions are."""
+    noise_key = key(device)
+    _, delta, _ = ops.perturb_embeddings(
+        torch.zeros(shape, device=device), noise_key, step_size=0.0, epsilon=1.0, impl=impl
+    )
+    where = {"std": 1e-3, "key": (3, 4), "impl": "reference"}
+    expected = ops.gaussian_noise(noise_key.sample_index, noise_key.position, H, **where)
+    assert delta.shape == shape and torch.equal(delta.view(-1, H), expected)
+
+
+def test_sums_of_parts_add_up_before_ratios_are_formed(device, impl):
+    x, delta, grad = tensors(device)
+    call = {"step_size": 1e-3, "epsilon": 2e-3, "impl": impl}
+    whole = ops.perturb_embeddings(x, delta, grad, **call)[2]
+    parts = [ops.perturb_embeddings(x[p], delta[p], grad[p], **call)[2] for p in (slice(2), slice(2, S))]
+    torch.testing.assert_close(parts[0] + parts[1], whole, rtol=tolerances.STATISTICS, atol=0)
+    assert whole.shape == (6,) and whole.dtype == torch.float32 and not whole.requires_grad
 
 
 def test_tokens_outside_the_mask_stay_as_they_are(device, impl):
@@ -101,7 +116,7 @@ def test_tokens_outside_the_mask_stay_as_they_are(device, impl):
     mask = torch.zeros(S, B, dtype=torch.bool, device=device)
     mask[1, 2] = True
     call = {"step_size": 1.0, "epsilon": 1.0, "mask": mask, "impl": impl}
-    x_adv, moved, stats = ops.perturb_embeddings(x, delta, grad, **call)
+    x_adv, moved, stats = perturbed(x, delta, grad, **call)
     assert torch.equal(x_adv[~mask], x[~mask]) and not moved[~mask].any() and moved[mask].any()
     assert stats.delta_norm.item() == pytest.approx(moved.norm().item(), rel=tolerances.STATISTICS)
 
@@ -109,7 +124,7 @@ def test_tokens_outside_the_mask_stay_as_they_are(device, impl):
 def test_statistics_by_their_definitions(device, impl):
     x, delta, grad = tensors(device, torch.bfloat16)
     call = {"step_size": 1e-3, "epsilon": 2e-3, "out_dtype": torch.bfloat16, "impl": impl}
-    x_adv, moved, stats = ops.perturb_embeddings(x, delta, grad, **call)
+    x_adv, moved, stats = perturbed(x, delta, grad, **call)
     seen = (x_adv.float() - x.float()).abs().sum() / moved.abs().sum()
     assert stats.effective_perturbation.item() == pytest.approx(seen.item(), rel=tolerances.STATISTICS)
     ratio = (1e-3 * grad.float()).norm() / delta.float().norm()
@@ -121,8 +136,8 @@ def test_bfloat16_swallows_the_papers_epsilon(device, impl):
     """|x| of 1 in bfloat16 keeps nothing of 1e-5: the statistic that the run must warn about."""
     x, delta = torch.ones(2, 2, 64, device=device), torch.full((2, 2, 64), 1e-5, device=device)
     call = {"step_size": 0.0, "epsilon": 1e-5, "impl": impl}
-    assert ops.perturb_embeddings(x, delta, out_dtype=torch.bfloat16, **call)[2].effective_perturbation == 0
-    kept = ops.perturb_embeddings(x, delta, **call)[2].effective_perturbation
+    assert perturbed(x, delta, out_dtype=torch.bfloat16, **call)[2].effective_perturbation == 0
+    kept = perturbed(x, delta, **call)[2].effective_perturbation
     assert kept.item() == pytest.approx(1.0, abs=0.01)  # float32 near 1 holds 1e-5 to half a unit of 1.2e-7
 
 
@@ -132,10 +147,10 @@ def test_a_token_with_a_bad_gradient_keeps_its_delta(device, impl, projection, b
     x, delta, grad = tensors(device)
     grad[2, 1, 33] = bad
     call = {"step_size": 1.0, "epsilon": 1.0, "projection": projection, "impl": impl}
-    x_adv, moved, stats = ops.perturb_embeddings(x, delta, grad, **call)
+    x_adv, moved, stats = perturbed(x, delta, grad, **call)
     assert torch.equal(moved[2, 1], delta[2, 1]) and torch.isfinite(x_adv).all() and stats.nonfinite_tokens == 1
     grad[2, 1, 33] = 0.0
-    good = ops.perturb_embeddings(x, delta, grad, **call)[1]
+    good = perturbed(x, delta, grad, **call)[1]
     others = torch.ones(S, B, dtype=torch.bool, device=device)
     others[2, 1] = False
     assert torch.equal(moved[others], good[others]) and not torch.equal(moved[2, 1], good[2, 1])
@@ -187,7 +202,7 @@ def test_the_step_climbs(device, impl):
         ({"epsilon": -1.0}, "`epsilon` must be >= 0, but is -1.0"),
         ({"mask": torch.ones(S, B)}, "`mask` must be bool of shape"),
         ({"delta": torch.zeros(S, B, 2)}, "`delta` must be"),
-        ({"delta": key(batch_first=True)}, "to fit the NoiseKey"),
+        ({"delta": key("cpu", tokens=S)}, "`x` must hold 6 tokens to fit the NoiseKey"),
     ],
 )
 def test_wrong_arguments_are_refused(impl, device, change, message):

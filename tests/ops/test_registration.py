@@ -44,14 +44,14 @@ def test_opcheck_of_the_row_ops(kernel, device, with_labels):
     torch.library.opcheck(kernel.row_losses, (a, b, records, labels, 0, V, False, False, False))
 
 
-def test_opcheck_of_the_tile_ops(kernel, device):
+def test_opcheck_of_the_token_ops(kernel, device):
     x, delta, grad = torch.randn(3, 4, 2, 12, device=device)
-    samples, positions = torch.arange(2, device=device), torch.arange(4, device=device)
+    samples, positions = torch.arange(8, device=device), torch.arange(8, device=device)
     mask = torch.rand(4, 2, device=device) < 0.5
     torch.library.opcheck(kernel.gaussian_noise, (samples, positions, 12, 1.0, 3, 4))
     torch.library.opcheck(kernel.ascend_and_project, (delta, grad, 0.1, 0.2, 1))
     torch.library.opcheck(kernel.perturb, (x, delta, grad, 0.1, 0.2, 0, mask, torch.bfloat16))
-    noise = (samples, positions, 1.0, 3, 4, False)
+    noise = (samples, positions, 1.0, 3, 4)
     torch.library.opcheck(kernel.perturb_noise, (x, *noise, None, 0.1, 0.2, 0, None, torch.float32))
 
 
@@ -82,15 +82,15 @@ def test_compiles_without_graph_breaks(kernel, device):
     labels = torch.tensor([0, 3, -100, 7, 150], device=device)
 
     def loss(clean, adv, x, delta, grad):
-        moved, _, stats = ops.perturb_embeddings(x, delta, grad, step_size=0.1, epsilon=0.05)
+        moved, _, sums = ops.perturb_embeddings(x, delta, grad, step_size=0.1, epsilon=0.05)
         mlm, kl = ops.mlm_symmetric_kl(clean, adv, labels, valid_vocab_size=190)
-        return mlm.sum() + 10.0 * kl.sum() + moved.sum() + 0.0 * stats.delta_norm
+        return mlm.sum() + 10.0 * kl.sum() + moved.sum() + 0.0 * ops.perturbation_statistics(sums).delta_norm
 
-    tiles = [torch.randn(4, 2, 12, device=device) for _ in range(3)]
+    tokens = [torch.randn(4, 2, 12, device=device) for _ in range(3)]
     clean, adv = logits(device, grad=True)
-    expected = torch.autograd.grad(loss(clean, adv, *tiles), (clean, adv))
+    expected = torch.autograd.grad(loss(clean, adv, *tokens), (clean, adv))
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    found = torch.autograd.grad(compiled(clean, adv, *tiles), (clean, adv))
+    found = torch.autograd.grad(compiled(clean, adv, *tokens), (clean, adv))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
 
 

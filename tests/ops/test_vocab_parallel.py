@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_alum import ops
-from megatron_alum.ops.reference import rows as reference
+from megatron_alum.reference import rows as reference
 from tests.helpers.distributed import run_ranks
 from tests.ops import oracle, tolerances
 

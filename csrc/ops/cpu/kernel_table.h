@@ -4,7 +4,7 @@
 #include "ops/cpu/dropout_kernel.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/row_gradients.h"
-#include "ops/cpu/tile_kernels.h"
+#include "ops/cpu/token_kernels.h"
 
 namespace {
 

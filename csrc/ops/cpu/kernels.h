@@ -1,11 +1,11 @@
 // The CPU kernels of one instruction set, as a table of functions; every instruction set is compiled from the same code
-// (row_kernels.h, tile_kernels.h, dropout_kernel.h) in a translation unit of its own. Each function handles rows, tokens or
+// (row_kernels.h, token_kernels.h, dropout_kernel.h) in a translation unit of its own. Each function handles rows, tokens or
 // blocks [begin, end).
 #pragma once
 
 #include "ops/dropout.h"
 #include "ops/rows.h"
-#include "ops/tiles.h"
+#include "ops/tokens.h"
 
 struct CpuKernels {
   const char* name;
@@ -14,7 +14,7 @@ struct CpuKernels {
   void (*row_gradients)(const RowTask& task, int64_t begin, int64_t end, float* scratch);
   // Both, and the losses' gradients, while a row is in the cache: the record is final, so one shard only.
   void (*row_fused)(const RowTask& task, int64_t begin, int64_t end, float* scratch);
-  void (*perturb)(const TileTask& task, int64_t begin, int64_t end, float* scratch);
+  void (*perturb)(const TokenTask& task, int64_t begin, int64_t end, float* scratch);
   void (*dropout)(const DropoutTask& task, int64_t begin, int64_t end);  // blocks of kDropoutBlock elements
 };
 
@@ -26,7 +26,7 @@ inline int64_t row_scratch_floats(int64_t columns) {
 }
 constexpr int64_t kDropoutBlock = 512;
 constexpr int64_t kScratchRows = 3;  // of a token
-inline int64_t tile_scratch_floats(int64_t channels) { return kScratchRows * ((channels + 63) / 64 * 64); }
+inline int64_t token_scratch_floats(int64_t channels) { return kScratchRows * ((channels + 63) / 64 * 64); }
 
 const CpuKernels& portable_kernels();
 #if defined(__x86_64__)

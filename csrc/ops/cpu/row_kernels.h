@@ -1,5 +1,5 @@
 // Statistics of the row role on the CPU, for one instruction set: included after a vector_*.h header, compiled once for each
-// of them. Letters and formulas: common/row_statistics.h and megatron_alum/ops/reference/rows.py.
+// of them. Letters and formulas: common/row_statistics.h and megatron_alum/reference/rows.py.
 //
 // A row of clean and of adversarial logits stays in the second-level cache (2 x 122 KB in float32 at V = 30592) while it is
 //   surveyed   maximum of the clean logits and d near it: the scale m and the centre c

@@ -63,10 +63,10 @@ void run_rows_cpu(const RowTask& task, RowPhase phase) {
   });
 }
 
-void run_tiles_cpu(const TileTask& task) {
+void run_tokens_cpu(const TokenTask& task) {
   const auto function = cpu_kernels().perturb;
   at::parallel_for(0, task.tokens, grain(task.channels), [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float[]> scratch(new float[static_cast<size_t>(tile_scratch_floats(task.channels))]);
+    const std::unique_ptr<float[]> scratch(new float[static_cast<size_t>(token_scratch_floats(task.channels))]);
     function(task, begin, end, scratch.get());
   });
 }

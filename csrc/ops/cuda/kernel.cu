@@ -1,5 +1,5 @@
 // The fused kernel: one __global__ with two work lists, rows of logits and tokens of the perturbation (ops/rows.h and
-// ops/tiles.h list the pointers). A launch carries either list or both; blocks below `row_blocks` take rows, the rest tokens.
+// ops/tokens.h list the pointers). A launch carries either list or both; blocks below `row_blocks` take rows, the rest tokens.
 //
 // Why one launch a phase is the minimum: between the gradient with respect to delta and the divergence that follows lies a
 // forward pass of the whole network, so the ascent step of iteration m can share a launch with the divergence of another
@@ -31,7 +31,7 @@ __device__ inline void narrow(Float16* to, float x) { *to = __float2half_rn(x); 
 }  // namespace
 
 #include "ops/cuda/row_role.h"
-#include "ops/cuda/tile_role.h"
+#include "ops/cuda/token_role.h"
 
 namespace {
 
@@ -43,7 +43,7 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kMostParts = 8;                   // the portable limit of a cluster
 constexpr int64_t kPartBytes = 40 * 1024;       // of both sides: five parts share a processor of sm_90
 constexpr size_t kSharedUnasked = 48 * 1024;    // what a block of any kernel may have without asking
-constexpr int64_t kTokenBlocks = 148 * 16;      // of the tile list: enough to fill any processor count; each loops
+constexpr int64_t kTokenBlocks = 148 * 16;      // of the token list: enough to fill any processor count; each loops
 
 struct Lanes {
   int rank;
@@ -129,7 +129,7 @@ struct Block {
 
 template <typename Element>
 __global__ void __launch_bounds__(kThreads, kBlocksAProcessor)
-    alum_roles(const RowTask rows, const int phase, const TileTask tiles, const int row_blocks, const int parts,
+    alum_roles(const RowTask rows, const int phase, const TokenTask list, const int row_blocks, const int parts,
                const int cache_packs) {
   extern __shared__ __align__(16) unsigned char cache[];
   __shared__ Shared shared;
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAProcessor)
   const int64_t warps = static_cast<int64_t>(gridDim.x - row_blocks) * kWarps;
   const int64_t first = static_cast<int64_t>(blockIdx.x - row_blocks) * kWarps + threadIdx.x / 32;
   const Lanes lanes{static_cast<int>(threadIdx.x % 32)};
-  for (int64_t token = first; token < tiles.tokens; token += warps) tile_role(tiles, token, lanes);
+  for (int64_t token = first; token < list.tokens; token += warps) token_role(list, token, lanes);
 }
 
 __global__ void merge_records(const float* records, float* merged, int64_t shards, int64_t rows, int width,
@@ -173,7 +173,7 @@ struct Plan {
 // Splits rows so that a part of both sides fits kPartBytes, where there are clusters, and in the gradient phase (1), whose parts
 // need nothing of each other; else one block a row, whose part is copied when it fits what a block may have, and read through the
 // second-level cache when not.
-Plan plan_of(const RowTask& rows, int phase, const TileTask& tiles, size_t element_bytes, bool has_clusters, int most_shared) {
+Plan plan_of(const RowTask& rows, int phase, const TokenTask& list, size_t element_bytes, bool has_clusters, int most_shared) {
   Plan plan{1, 0, 0, 0, 0};
   const int64_t count = 16 / static_cast<int64_t>(element_bytes), packs = (rows.valid_columns + count - 1) / count;
   if (rows.rows > 0) {
@@ -189,7 +189,7 @@ Plan plan_of(const RowTask& rows, int phase, const TileTask& tiles, size_t eleme
     const int64_t most_rows = (1 << 20) / plan.parts;
     plan.row_blocks = static_cast<int>((rows.rows < most_rows ? rows.rows : most_rows) * plan.parts);
   }
-  const int64_t token_blocks = (tiles.tokens + kWarps - 1) / kWarps;
+  const int64_t token_blocks = (list.tokens + kWarps - 1) / kWarps;
   // A whole number of clusters: the spare blocks find no token.
   const int64_t wanted = token_blocks < kTokenBlocks ? token_blocks : kTokenBlocks;
   plan.blocks = plan.row_blocks + static_cast<int>((wanted + plan.parts - 1) / plan.parts * plan.parts);
@@ -197,7 +197,7 @@ Plan plan_of(const RowTask& rows, int phase, const TileTask& tiles, size_t eleme
 }
 
 template <typename Element>
-cudaError_t try_launch(const RowTask& rows, int phase, const TileTask& tiles, cudaStream_t stream) {
+cudaError_t try_launch(const RowTask& rows, int phase, const TokenTask& list, cudaStream_t stream) {
   int device = 0, most_shared = 0;
   cudaFuncAttributes code{};  // of the code this device runs: older intermediate code knows no clusters on a newer device
   cudaError_t error = cudaGetDevice(&device);
@@ -206,7 +206,7 @@ cudaError_t try_launch(const RowTask& rows, int phase, const TileTask& tiles, cu
     error = cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   }
   if (error != cudaSuccess) return error;
-  const Plan plan = plan_of(rows, phase, tiles, sizeof(Element), code.ptxVersion >= 90, most_shared);
+  const Plan plan = plan_of(rows, phase, list, sizeof(Element), code.ptxVersion >= 90, most_shared);
   if (plan.blocks == 0) return cudaSuccess;
   if (plan.cache_bytes + code.sharedSizeBytes > kSharedUnasked) {
     // To the most there is, whatever this launch needs: launches from other host threads share the function's limit.
@@ -225,24 +225,24 @@ cudaError_t try_launch(const RowTask& rows, int phase, const TileTask& tiles, cu
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = plan.parts > 1 && phase != 1 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, alum_roles<Element>, rows, phase, tiles, plan.row_blocks, plan.parts,
+  return cudaLaunchKernelEx(&config, alum_roles<Element>, rows, phase, list, plan.row_blocks, plan.parts,
                             plan.cache_packs);
 }
 
 template <typename Element>
-cudaError_t launch(const RowTask& rows, int phase, const TileTask& tiles, cudaStream_t stream) {
-  const cudaError_t error = try_launch<Element>(rows, phase, tiles, stream);
+cudaError_t launch(const RowTask& rows, int phase, const TokenTask& list, cudaStream_t stream) {
+  const cudaError_t error = try_launch<Element>(rows, phase, list, stream);
   if (error != cudaSuccess) cudaGetLastError();  // said here; torch's next check must not find it again
   return error;
 }
 
 }  // namespace
 
-int launch_roles(const RowTask& rows, int phase, const TileTask& tiles, void* stream) {
+int launch_roles(const RowTask& rows, int phase, const TokenTask& list, void* stream) {
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  if (rows.element == kBFloat16) return launch<BFloat16>(rows, phase, tiles, queue);
-  if (rows.element == kFloat16) return launch<Float16>(rows, phase, tiles, queue);
-  return launch<float>(rows, phase, tiles, queue);
+  if (rows.element == kBFloat16) return launch<BFloat16>(rows, phase, list, queue);
+  if (rows.element == kFloat16) return launch<Float16>(rows, phase, list, queue);
+  return launch<float>(rows, phase, list, queue);
 }
 
 int launch_merge(const float* records, float* merged, int64_t shards, int64_t rows, int width, bool one_sided,

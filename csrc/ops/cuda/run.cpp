@@ -13,8 +13,8 @@ void check(int error) { TORCH_CHECK(error == 0, "the CUDA kernel could not be la
 
 }  // namespace
 
-void run_cuda(const RowTask& rows, RowPhase phase, const TileTask& tiles) {
-  check(launch_roles(rows, phase, tiles, c10::cuda::getCurrentCUDAStream().stream()));
+void run_cuda(const RowTask& rows, RowPhase phase, const TokenTask& tokens) {
+  check(launch_roles(rows, phase, tokens, c10::cuda::getCurrentCUDAStream().stream()));
 }
 
 at::Tensor merge_statistics_cuda(const at::Tensor& records, bool one_sided) {

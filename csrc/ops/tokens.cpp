@@ -1,4 +1,4 @@
-// Torch glue of the tile role: checks the tensors, builds the TileTask, hands it to the device, returns tensors.
+// Torch glue of the token role: checks the tensors, builds the TokenTask, hands it to the device, returns tensors.
 #include <ATen/ATen.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
@@ -18,7 +18,6 @@ struct Noise {
   Tensor sample_index, position;
   double deviation;
   int64_t seed, iteration;
-  bool batch_first;
 };
 
 struct Step {
@@ -26,39 +25,34 @@ struct Step {
   int64_t projection;
 };
 
-void run(const TileTask& task, const at::Device& device) {
+void run(const TokenTask& task, const at::Device& device) {
   if (task.tokens == 0 || task.channels == 0) return;
 #ifdef MEGATRON_ALUM_CUDA
   const c10::OptionalDeviceGuard guard(device);
   if (device.is_cuda()) return run_cuda(RowTask{}, kStatistics, task);
 #endif
   TORCH_CHECK_VALUE(device.is_cpu(), "the tensors must be on a device with a kernel, but are on ", device, ".");
-  run_tiles_cpu(task);
+  run_tokens_cpu(task);
 }
 
-TileTask task_of(at::IntArrayRef sizes, const Step& step) {
+TokenTask task_of(at::IntArrayRef sizes, const Step& step) {
   TORCH_CHECK_VALUE(!sizes.empty(), "the perturbation must have a dimension of channels, but has none.");
   TORCH_CHECK_VALUE(kClamp <= step.projection && step.projection <= kNormalizedGradient,
                     "`projection` must be 0, 1 or 2, but is ", step.projection, " instead.");
-  TileTask task{};
+  TokenTask task{};
   task.channels = sizes.back();
   task.tokens = c10::multiply_integers(sizes.slice(0, sizes.size() - 1));
   task.step = {static_cast<float>(step.step_size), static_cast<float>(step.epsilon), static_cast<int>(step.projection)};
   return task;
 }
 
-void add_noise(TileTask& task, const Noise& noise, const at::Device& device) {
-  const int64_t samples = noise.sample_index.size(0), positions = noise.position.size(0);
-  check_vector(noise.sample_index, at::kLong, samples, device, "sample_index");
-  check_vector(noise.position, at::kLong, positions, device, "position");
+void add_noise(TokenTask& task, const Noise& noise, const at::Device& device) {
+  check_vector(noise.sample_index, at::kLong, task.tokens, device, "sample_index");
+  check_vector(noise.position, at::kLong, task.tokens, device, "position");
   TORCH_CHECK_VALUE(noise.sample_index.is_contiguous() && noise.position.is_contiguous(),
                     "`sample_index` and `position` must be contiguous.");
-  TORCH_CHECK_VALUE(samples * positions == task.tokens, "the noise must cover ", task.tokens, " tokens, but covers ",
-                    positions, " x ", samples, " instead.");
   task.sample_index = noise.sample_index.const_data_ptr<int64_t>();
   task.position = noise.position.const_data_ptr<int64_t>();
-  task.samples = samples;
-  task.batch_first = noise.batch_first;
   task.seed = static_cast<uint32_t>(noise.seed);
   task.iteration = static_cast<uint32_t>(noise.iteration);
   task.noise_std = static_cast<float>(noise.deviation);
@@ -67,9 +61,9 @@ void add_noise(TileTask& task, const Noise& noise, const at::Device& device) {
 Tensor gaussian_noise(const Tensor& sample_index, const Tensor& position, int64_t num_channels, double std, int64_t seed,
                       int64_t iteration) {
   const Tensor samples = sample_index.contiguous(), positions = position.contiguous();
-  Tensor noise = at::empty({position.size(0), sample_index.size(0), num_channels}, sample_index.options().dtype(at::kFloat));
-  TileTask task = task_of(noise.sizes(), {0.0, 0.0, kClamp});
-  add_noise(task, {samples, positions, std, seed, iteration, false}, sample_index.device());
+  Tensor noise = at::empty({sample_index.size(0), num_channels}, sample_index.options().dtype(at::kFloat));
+  TokenTask task = task_of(noise.sizes(), {0.0, 0.0, kClamp});
+  add_noise(task, {samples, positions, std, seed, iteration}, sample_index.device());
   task.delta_out = noise.mutable_data_ptr<float>();
   run(task, noise.device());
   return noise;
@@ -80,7 +74,7 @@ Tensor ascend_and_project(const Tensor& delta_any, const Tensor& grad_any, doubl
   check_like(grad_any, delta_any, "grad");
   const Tensor delta = delta_any.contiguous(), grad = grad_any.contiguous();
   Tensor result = at::empty(delta.sizes(), delta.options().dtype(at::kFloat));
-  TileTask task = task_of(delta.sizes(), {step_size, epsilon, projection});
+  TokenTask task = task_of(delta.sizes(), {step_size, epsilon, projection});
   task.delta = delta.const_data_ptr();
   task.delta_element = element_of(delta, "delta");
   task.grad = grad.const_data_ptr();
@@ -91,7 +85,7 @@ Tensor ascend_and_project(const Tensor& delta_any, const Tensor& grad_any, doubl
 }
 
 // Completes a task whose delta or noise is already set; `x`, `grad` and `mask` are contiguous.
-std::tuple<Tensor, Tensor, Tensor> perturbed(TileTask& task, const Tensor& x, const OptionalTensor& grad_any,
+std::tuple<Tensor, Tensor, Tensor> perturbed(TokenTask& task, const Tensor& x, const OptionalTensor& grad_any,
                                              const OptionalTensor& mask_any, at::ScalarType out_dtype) {
   Tensor grad, mask;
   if (grad_any.has_value()) {
@@ -125,20 +119,20 @@ std::tuple<Tensor, Tensor, Tensor> perturb(const Tensor& x_any, const Tensor& de
                                            const OptionalTensor& mask, at::ScalarType out_dtype) {
   check_like(delta_any, x_any, "delta");
   const Tensor x = x_any.contiguous(), delta = delta_any.contiguous();
-  TileTask task = task_of(x.sizes(), {step_size, epsilon, projection});
+  TokenTask task = task_of(x.sizes(), {step_size, epsilon, projection});
   task.delta = delta.const_data_ptr();
   task.delta_element = element_of(delta, "delta");
   return perturbed(task, x, grad, mask, out_dtype);
 }
 
 std::tuple<Tensor, Tensor, Tensor> perturb_noise(const Tensor& x_any, const Tensor& sample_index, const Tensor& position,
-                                                 double std, int64_t seed, int64_t iteration, bool batch_first,
+                                                 double std, int64_t seed, int64_t iteration,
                                                  const OptionalTensor& grad, double step_size, double epsilon,
                                                  int64_t projection, const OptionalTensor& mask,
                                                  at::ScalarType out_dtype) {
   const Tensor x = x_any.contiguous(), samples = sample_index.contiguous(), positions = position.contiguous();
-  TileTask task = task_of(x.sizes(), {step_size, epsilon, projection});
-  add_noise(task, {samples, positions, std, seed, iteration, batch_first}, x.device());
+  TokenTask task = task_of(x.sizes(), {step_size, epsilon, projection});
+  add_noise(task, {samples, positions, std, seed, iteration}, x.device());
   return perturbed(task, x, grad, mask, out_dtype);
 }
 

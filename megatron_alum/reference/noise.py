@@ -12,9 +12,12 @@ Sources: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011);
 "Approximating the erfinv function" (GPU Computing Gems, 2010), single precision.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+_WORDS = 1 << 32
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -49,18 +52,62 @@ _TAIL = (
 )
 
 
+@dataclass(frozen=True)
+class NoiseKey:
+    """A random start that is generated where it is used and never stored.
+
+    Its n tokens stand in the row-major order of the leading dimensions of what it is added to.
+    """
+
+    seed: int
+    """Of the run, 0 <= seed < 2^32."""
+    iteration: int
+    """Training iteration, 0 <= iteration < 2^32."""
+    sample_index: Tensor
+    """int64 [n]: global index of each token's sample."""
+    position: Tensor
+    """int64 [n]: place of each token in its sequence, 0 <= position < 2^32."""
+    std: float
+    """Standard deviation."""
+
+    def __post_init__(self) -> None:
+        """Refuses what the 32-bit words of the generator cannot hold; tensors' values are not read (no host sync)."""
+        check_key((self.seed, self.iteration))
+        check_indices(self.sample_index, self.position)
+        if not self.std >= 0:
+            raise ValueError(f"`std` must be >= 0, but is {self.std} instead.")
+
+
 def gaussian_noise(
     sample_index: Tensor, position: Tensor, num_channels: int, std: float, key: tuple[int, int]
 ) -> Tensor:
-    """Noise [S, B, num_channels] float32 from sample_index int64 [B] and position int64 [S]."""
+    """Noise [n, num_channels] float32 of n tokens, each with its sample_index and position (int64 [n])."""
     blocks = -(-num_channels // 4)
     channel = torch.arange(blocks, device=sample_index.device)
-    shape = (position.numel(), sample_index.numel(), blocks)
-    sample = sample_index[None, :, None]
-    counter = (channel, position[:, None, None], sample & _WORD, sample >> 32 & _WORD)
+    shape = (sample_index.numel(), blocks)
+    sample = sample_index[:, None]
+    counter = (channel, position[:, None], sample & _WORD, sample >> 32 & _WORD)
     words = philox([word.expand(shape) for word in counter], key)
-    noise = gaussian(torch.stack(words, dim=-1)).reshape(*shape[:2], 4 * blocks)
+    noise = gaussian(torch.stack(words, dim=-1)).reshape(-1, 4 * blocks)
     return noise[..., :num_channels] * torch.tensor(std, dtype=torch.float32, device=noise.device)
+
+
+def check_key(key: tuple[int, int]) -> None:
+    """Seed and iteration are one 32-bit word each."""
+    for name, value in zip(("seed", "iteration"), key, strict=True):
+        if not 0 <= value < _WORDS:
+            raise ValueError(f"`{name}` of the noise must be in [0, 2^32), but is {value} instead.")
+
+
+def check_indices(sample_index: Tensor, position: Tensor) -> None:
+    """Both one-dimensional int64 of one length."""
+    for name, tensor in (("sample_index", sample_index), ("position", position)):
+        if tensor.dtype != torch.int64 or tensor.ndim != 1:
+            found = f"{tensor.dtype} of shape {list(tensor.shape)}"
+            raise ValueError(f"`{name}` must be an int64 tensor with one dimension, but is {found} instead.")
+    if sample_index.shape != position.shape:
+        found = f"{len(sample_index)} and {len(position)}"
+        raise ValueError(f"`sample_index` and `position` must be of one length, but have {found} elements instead.")
 
 
 def philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-// Tile role of the CUDA kernel: one token of the perturbation by one warp, four channels a lane at a time.
+// Token role of the CUDA kernel: one token of the perturbation by one warp, four channels a lane at a time.
 //   measure   is the gradient finite, its greatest magnitude (and that of delta + eta g, for `normalize`)
 //   move      delta' written, x + delta' rounded to the output type and written, sums for the statistics
 // Noise is generated where delta would be read: a Philox block is four channels. Arithmetic: common/projection.h,
@@ -9,7 +9,7 @@
 #include "common/gaussian.h"
 #include "common/projection.h"
 #include "ops/cuda/row_role.h"
-#include "ops/tiles.h"
+#include "ops/tokens.h"
 
 struct Quad {
   float value[4];
@@ -71,17 +71,14 @@ MA_ROLE Quad write_quad(void* base, int element, int64_t offset, const Quad& qua
   return seen;
 }
 
-MA_ROLE NoiseToken noise_token_of(const TileTask& task, int64_t token) {
-  const int64_t positions = task.tokens / task.samples;
-  const int64_t sample = task.batch_first ? token / positions : token % task.samples;
-  const int64_t position = task.batch_first ? token % positions : token / task.samples;
+MA_ROLE NoiseToken noise_token_of(const TokenTask& task, int64_t token) {
   return NoiseToken{{task.seed, task.iteration},
-                    static_cast<uint32_t>(task.position[position]),
-                    static_cast<uint64_t>(task.sample_index[sample])};
+                    static_cast<uint32_t>(task.position[token]),
+                    static_cast<uint64_t>(task.sample_index[token])};
 }
 
 // delta before the step: read, or generated.
-MA_ROLE Quad start_quad(const TileTask& task, int64_t token, int64_t channel, int count) {
+MA_ROLE Quad start_quad(const TokenTask& task, int64_t token, int64_t channel, int count) {
   if (task.delta != nullptr) return read_quad(task.delta, task.delta_element, token * task.channels + channel, count);
   const PhiloxBlock words = noise_words(noise_token_of(task, token), static_cast<uint32_t>(channel / 4));
   Quad quad;
@@ -97,7 +94,7 @@ struct TokenNorms {
 MA_ROLE float magnitude(float x) { return x < 0.0f ? -x : x; }
 
 template <typename Lanes>
-MA_ROLE TokenNorms measure_token(const TileTask& task, int64_t token, const Lanes& lanes) {
+MA_ROLE TokenNorms measure_token(const TokenTask& task, int64_t token, const Lanes& lanes) {
   float largest = 0.0f, nonfinite = 0.0f;
   for (int64_t channel = 4 * lanes.rank; channel < task.channels; channel += 4 * lanes.size) {
     const int count = task.channels - channel < 4 ? static_cast<int>(task.channels - channel) : 4;
@@ -128,7 +125,7 @@ MA_ROLE TokenNorms measure_token(const TileTask& task, int64_t token, const Lane
 }
 
 template <typename Lanes>
-MA_ROLE void tile_role(const TileTask& task, int64_t token, const Lanes& lanes) {
+MA_ROLE void token_role(const TokenTask& task, int64_t token, const Lanes& lanes) {
   const bool inside = task.mask == nullptr || task.mask[token];
   const bool ascends = inside && task.grad != nullptr;
   const TokenNorms norms = ascends ? measure_token(task, token, lanes) : TokenNorms{0.0f, 0.0f, true};

@@ -1,4 +1,4 @@
-// Tile role, the plain-C contract between the torch glue and the kernels of both devices: tokens of the perturbation.
+// Token role, the plain-C contract between the torch glue and the kernels of both devices: tokens of the perturbation.
 //     delta' = project(delta + eta g),  x_adv = x + delta'        (common/projection.h, common/gaussian.h)
 //
 // | field           | shape, type                          | in/out                                                  |
@@ -17,7 +17,7 @@
 // sum |delta'|, sum |cast(x + delta') - cast(x)|, sum delta'^2, sum (eta g)^2, sum delta^2, 1 if g is not finite.
 constexpr int kTokenSums = 6;
 
-struct TileTask {
+struct TokenTask {
   const void* x;
   const void* delta;
   const void* grad;
@@ -25,12 +25,10 @@ struct TileTask {
   void* x_adv;
   float* delta_out;
   float* token_sums;
-  const int64_t* sample_index;  // [samples]
-  const int64_t* position;      // [tokens / samples]
+  const int64_t* sample_index;  // [tokens], read where delta is null
+  const int64_t* position;      // [tokens], likewise
   int64_t tokens;
   int64_t channels;
-  int64_t samples;
-  bool batch_first;  // token = sample * positions + position instead of position * samples + sample
   uint32_t seed;
   uint32_t iteration;
   float noise_std;

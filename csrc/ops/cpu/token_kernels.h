@@ -1,4 +1,4 @@
-// Tile role on the CPU, for one instruction set: included after a vector_*.h header, compiled once for each of them.
+// Token role on the CPU, for one instruction set: included after a vector_*.h header, compiled once for each of them.
 //
 // A token at a time: its channels are brought to float32 in scratch that stays in the first-level cache, stepped, projected,
 // added and written. The loops call the scalar functions of common/ and are vectorised by the compiler, so that both
@@ -10,7 +10,7 @@
 #include "ops/cpu/element_rows.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/vector_math.h"
-#include "ops/tiles.h"
+#include "ops/tokens.h"
 #include "ops/rows.h"
 
 namespace {
@@ -51,13 +51,10 @@ inline void noise_of_token(const NoiseToken& token, float deviation, int64_t cha
   }
 }
 
-inline NoiseToken noise_token(const TileTask& task, int64_t token) {
-  const int64_t positions = task.tokens / task.samples;
-  const int64_t sample = task.batch_first ? token / positions : token % task.samples;
-  const int64_t position = task.batch_first ? token % positions : token / task.samples;
+inline NoiseToken noise_token(const TokenTask& task, int64_t token) {
   return NoiseToken{{task.seed, task.iteration},
-                    static_cast<uint32_t>(task.position[position]),
-                    static_cast<uint64_t>(task.sample_index[sample])};
+                    static_cast<uint32_t>(task.position[token]),
+                    static_cast<uint64_t>(task.sample_index[token])};
 }
 
 // max |g| as its bits, whose order is that of the numbers; infinities and NaN come last.
@@ -160,7 +157,7 @@ float add_row(const Element* x, const float* moved, int64_t channels, Out* sum) 
 
 // `add_row` of a token, written to x_adv. A row of scratch.
 template <typename Element, typename Out>
-float add_token(const TileTask& task, int64_t token, const float* moved, float* scratch) {
+float add_token(const TokenTask& task, int64_t token, const float* moved, float* scratch) {
   const int64_t channels = task.channels, bytes = channels * static_cast<int64_t>(sizeof(Out));
   Out* sum = reinterpret_cast<Out*>(scratch);
   const float total = add_row(static_cast<const Element*>(task.x) + token * channels, moved, channels, sum);
@@ -169,20 +166,20 @@ float add_token(const TileTask& task, int64_t token, const float* moved, float* 
 }
 
 template <typename Element>
-float add_token(const TileTask& task, int64_t token, const float* moved, float* scratch) {
+float add_token(const TokenTask& task, int64_t token, const float* moved, float* scratch) {
   if (task.out_element == kFloat32) return add_token<Element, float>(task, token, moved, scratch);
   if (task.out_element == kBFloat16) return add_token<Element, BFloat16>(task, token, moved, scratch);
   return add_token<Element, Float16>(task, token, moved, scratch);
 }
 
-inline float add_token(const TileTask& task, int64_t token, const float* moved, float* scratch) {
+inline float add_token(const TokenTask& task, int64_t token, const float* moved, float* scratch) {
   if (task.x_element == kFloat32) return add_token<float>(task, token, moved, scratch);
   if (task.x_element == kBFloat16) return add_token<BFloat16>(task, token, moved, scratch);
   return add_token<Float16>(task, token, moved, scratch);
 }
 
-inline void perturb_token(const TileTask& task, int64_t token, float* scratch) {
-  const int64_t channels = task.channels, room = tile_scratch_floats(channels) / kScratchRows;
+inline void perturb_token(const TokenTask& task, int64_t token, float* scratch) {
+  const int64_t channels = task.channels, room = token_scratch_floats(channels) / kScratchRows;
   float* moved = scratch;
   float* sums = task.token_sums != nullptr ? task.token_sums + token * kTokenSums : nullptr;
   float none[kTokenSums];
@@ -212,7 +209,7 @@ inline void perturb_token(const TileTask& task, int64_t token, float* scratch) {
   if (task.x != nullptr) sums[1] = add_token(task, token, moved, scratch + room);
 }
 
-void perturb_tokens(const TileTask& task, int64_t begin, int64_t end, float* scratch) {
+void perturb_tokens(const TokenTask& task, int64_t begin, int64_t end, float* scratch) {
   for (int64_t token = begin; token < end; ++token) perturb_token(task, token, scratch);
   finish_streaming();
 }
