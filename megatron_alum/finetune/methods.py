@@ -17,11 +17,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from megatron_alum.config.alum import AlumConfig
+from megatron_alum.config.alum import ASCENT_FIELDS, AlumConfig
 from megatron_alum.config.finetune import FinetuneConfig
 
 # What AlumConfig says of the pre-training loop and its two heads.
-PRETRAINING_ONLY = ("start_fraction", "batch_fraction", "head_chunk_rows", "nsp")
+PRETRAINING_ONLY = ("start_fraction", "ascent", "batch_fraction", "head_chunk_rows", "nsp")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Method:
     @property
     def ascends(self) -> bool:
         """True when a perturbation climbs the divergence (Algorithm 1, lines 4 to 6)."""
-        return self.regularizes and self.perturbs and self.config.alpha > 0
+        return self.regularizes and self.perturbs and self.config.alpha > 0 and self.config.num_ascent_steps > 0
 
 
 METHODS = {
@@ -101,6 +101,7 @@ METHODS = {
 def method(name: str, **changes: object) -> Method:
     """The preset `name` with AlumConfig fields, or fields of Method, changed.
 
+    Without ascent steps a preset's settings of the ascent go: SMART is ALUM then, but for its Bregman term.
     Raises: ValueError for an unknown preset; TypeError for an unknown field.
     """
     if name not in METHODS:
@@ -108,6 +109,8 @@ def method(name: str, **changes: object) -> Method:
     preset = METHODS[name]
     own = {key: value for key, value in changes.items() if key in Method.__dataclass_fields__}
     rest = {key: value for key, value in changes.items() if key not in own}
+    if rest.get("num_ascent_steps") == 0:
+        rest = {**{key: getattr(AlumConfig, key) for key in ASCENT_FIELDS}, **rest}
     return replace(preset, config=replace(preset.config, **rest), **own)  # type: ignore[arg-type]
 
 
