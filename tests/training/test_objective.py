@@ -166,6 +166,9 @@ def check(model_type, dtype, options, *, lengths=LENGTHS):
         if name in logged:
             # A divergence is a difference of logits, so their rounding counts in full.
             assert logged[name] == pytest.approx(float(getattr(expected, name)), rel=10 * bound, abs=bound), name
+    if options and options.get("inner_reduction") == "batch":
+        gain = float(expected.inner_end - expected.inner_start)
+        assert logged["kl_gain"] == pytest.approx(gain, rel=10 * bound, abs=bound)
     largest = max(float(value.abs().max()) for value in expected.gradients.values())
     compared = 0
     for name, value in expected.gradients.items():
@@ -190,6 +193,14 @@ def test_the_adversarial_step_is_algorithm_1_on_each_sequence_alone(case, dtype)
     logged, _ = check(model_type, dtype, CASES[case])
     if "label" not in case:
         assert logged["alum_kl"] > 1e-3, "too small to tell right from wrong"
+
+
+def test_the_gain_of_one_sample_is_that_of_the_batch_it_is():
+    """A batch of one sequence: a mean over its masked tokens is a share of the batch's."""
+    options = {"inner_reduction": "sample", "step_size": 1.0}
+    logged, expected = check("bert", "float64", options, lengths=(30,))
+    gain = float(expected.inner_end - expected.inner_start)
+    assert gain > 1e-3 and logged["kl_gain"] == pytest.approx(gain, rel=1e-5)
 
 
 @pytest.mark.parametrize("case", ["K=0", "K=1", "K=2 normalized", "encoder input", "layer 1"])

@@ -42,21 +42,21 @@ def test_a_second_sigterm_does_not_cut_the_last_save_short(prefix, tmp_path, asy
 
 
 def train_told_at_once(rank, world_size, argv, number):
-    """Signal `number` arrives while the samples of iteration 1 are prepared."""
+    """Signal `number` arrives before iteration 1."""
     from megatron_alum.training.loop import Run
 
-    fetch = Run._fetch
+    iterate = Run._iterate
 
-    def told(self, loader):
+    def told(self):
         if self.state.iteration == 0:
             os.kill(os.getpid(), number)
-        return fetch(self, loader)
+        return iterate(self)
 
-    Run._fetch = told
+    Run._iterate = told
     try:
         return train_and_keep_stderr(rank, world_size, argv)
     finally:
-        Run._fetch = fetch
+        Run._iterate = iterate
 
 
 def train_stopped_at_once(rank, world_size, argv):
