@@ -14,6 +14,7 @@ from tests.data.sampling.builders import (
     assert_same_batches,
     open_train,
     random_documents,
+    sequences,
     toy_bert_tokenizer,
     toy_roberta_tokenizer,
     write_shards,
@@ -54,6 +55,22 @@ def test_batches_are_bit_equal(shards, tmp_path, dtype, model_type, objective, m
                 assert a.dtype == b.dtype == np.int64 and np.array_equal(a, b)
         for a, b in zip(cpp.shards[0].epochs, python.shards[0].epochs, strict=True):
             assert a.rows.tobytes() == b.rows.tobytes()
+
+
+@pytest.mark.parametrize("objective", ["nsp", "none"])
+def test_no_more_is_masked_than_there_is_text(shards, tmp_path, objective):
+    """At a rate of 99 %, where special tokens would be counted in, the number stops at the text."""
+    rates = {"mask_rate_start": 0.99, "mask_rate_end": 0.99, "mask_rate_steps": 1}
+    special = 3 if objective == "nsp" else 2
+    for dataset in both(shards["bert", np.uint16], tmp_path, objective=objective, seq_length=24, **rates):
+        batch = dataset.batch(range(200))
+        lengths, masked = dataset.measure(range(200))
+        assert tuple(lengths.tolist()) == batch.lengths and tuple(masked.tolist()) == batch.masked_counts
+        inner = [row.originals[1:-1].count(3) for row in sequences(batch)]  # separators between texts
+        text = [
+            n - special - (ends if objective == "none" else 0) for n, ends in zip(lengths.tolist(), inner, strict=True)
+        ]
+        assert masked.tolist() == text
 
 
 def both(prefix, folder, **options):
