@@ -89,7 +89,9 @@ def test_what_is_not_finite_stays_in_its_sequence(groups, attention):
 def test_the_length_of_the_tail_changes_nothing(groups, multiple):
     model = network(groups, "bert", "blocks")
     expected = states_and_gradients(model, make_batch("bert", LENGTHS, multiple=1))
-    for found, wanted in zip(states_and_gradients(model, make_batch("bert", LENGTHS, multiple=multiple)), expected):
+    for found, wanted in zip(
+        states_and_gradients(model, make_batch("bert", LENGTHS, multiple=multiple)), expected, strict=True
+    ):
         assert_same(found, wanted, "blocks")
 
 
