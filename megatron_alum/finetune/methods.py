@@ -25,6 +25,15 @@ from megatron_alum.config.finetune import FinetuneConfig
 PRETRAINING_ONLY = ("start_fraction", "ascent", "batch_fraction", "head_chunk_rows", "nsp")
 
 
+def _refuse_pretraining(settings: Mapping[str, Any]) -> None:
+    """Raise for a field of AlumConfig that fine-tuning does not use and that differs from its preset's."""
+    preset = AlumConfig.finetuning()
+    for name in PRETRAINING_ONLY:
+        usual = getattr(preset, name)
+        if (value := settings.get(name, usual)) != usual:
+            raise ValueError(f"`{name}` must be {usual} in fine-tuning, which does not use it, but is {value} instead.")
+
+
 @dataclass(frozen=True)
 class FreeLbConfig:
     """Settings of FreeLB; its authors tune them for each task, the defaults here are one middle choice."""
@@ -109,15 +118,6 @@ def method(name: str, **changes: object) -> Method:
     if rest.get("num_ascent_steps") == 0:
         rest = {**{key: getattr(AlumConfig, key) for key in ASCENT_FIELDS}, **rest}
     return replace(preset, config=replace(preset.config, **rest), **own)  # type: ignore[arg-type]
-
-
-def _refuse_pretraining(settings: Mapping[str, Any]) -> None:
-    """Raise for a field of AlumConfig that fine-tuning does not use and that differs from its preset's."""
-    preset = AlumConfig.finetuning()
-    for name in PRETRAINING_ONLY:
-        usual = getattr(preset, name)
-        if (value := settings.get(name, usual)) != usual:
-            raise ValueError(f"`{name}` must be {usual} in fine-tuning, which does not use it, but is {value} instead.")
 
 
 def method_of(config: FinetuneConfig) -> Method:
