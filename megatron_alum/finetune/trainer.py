@@ -51,6 +51,7 @@ class AlumTrainer(Trainer):
         if self.method.is_plain:
             return
         self._check_surroundings()
+        assert isinstance(self.model, nn.Module)
         if self.method.freelb is None:
             self.kind = kind or kind_of(self.model)
             self.regularizer = AlumRegularizer(

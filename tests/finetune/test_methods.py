@@ -29,7 +29,6 @@ CHANGES = {  # flag and value -> the flags it is added to
     ("--alum-detach-targets", "true"): ("--method", "r-drop"),
     ("--alum-epsilon", 0.5): ("--method", "smart"),
     ("--alum-num-ascent-steps", 0): (*FAR, "--method", "alum"),
-    ("--alum-perturb-layer", 1): ("--method", "r-drop", "--alum-perturb", "layer"),
     ("--alum-inner-reduction", "batch"): (*FAR, "--method", "alum", "--alum-step-size", 10, "--alum-epsilon", 1),
 }
 
@@ -85,6 +84,12 @@ def test_without_flags_a_method_is_its_preset(name):
 def test_a_flag_without_effect_or_out_of_range_is_refused(flags, message):
     with pytest.raises(ValueError, match=message):
         parsed(*flags)
+
+
+def test_the_layer_is_named_by_two_flags():
+    for name in ("alum", "smart", "r-drop"):
+        flags = ("--method", name, "--alum-perturb", "layer", "--alum-perturb-layer", 1)
+        assert method_of(parsed(*flags)).config.level == 1
 
 
 def test_the_library_refuses_freelb_with_an_average():
