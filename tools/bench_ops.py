@@ -374,12 +374,10 @@ def main() -> None:
         # One read and one write of the logits: one copy.
         rows += table("MLM loss, value and gradient", mlm, dtype=name, size=size, floor_copies=1, arguments=arguments)
         del mlm
-        perturbed, size_of_x = perturb_contestants(arguments.tokens, 768, dtype, device), f"T={arguments.tokens} H=768"
+        moved, size_of_x = perturb_contestants(arguments.tokens, 768, dtype, device), f"T={arguments.tokens} H=768"
         # In units of a float32 copy (8 bytes): x, delta, g read, x_adv and delta' written.
         copies = (8 + 4 + 2 * dtype.itemsize) / 8
-        rows += table(
-            "perturb_embeddings", perturbed, dtype=name, size=size_of_x, floor_copies=copies, arguments=arguments
-        )
+        rows += table("perturb_embeddings", moved, dtype=name, size=size_of_x, floor_copies=copies, arguments=arguments)
         if device.type == "cpu":
             dropped = dropout_contestants(arguments.tokens, 768, dtype)
             rows += table(

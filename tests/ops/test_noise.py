@@ -63,7 +63,7 @@ def test_bit_equal_to_the_reference(device, impl):
 
 
 def test_the_bits_are_those_of_the_golden_file(device, impl):
-    """Written by an earlier commit (tests/golden/noise): a checkpoint resumed today meets the noise it would have met."""
+    """Written by an earlier commit (tests/golden/noise): a run that is resumed meets the noise it would have met."""
     golden = json.loads(GOLDEN.read_text())
     samples, positions = torch.tensor(golden["tokens"], device=device).unbind(1)
     found = ops.gaussian_noise(samples, positions, 9, std=1.0, key=KEY, impl=impl)
