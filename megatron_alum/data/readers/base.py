@@ -15,7 +15,7 @@ Nothing is lost between the two, and each of these is checked while a run goes o
 A part of a document that is left out or altered has its reason in `Document.repairs` and is counted too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -54,11 +54,11 @@ class Chunk:
     None."""
 
     path: str
-    ordinal: int
+    ordinal: int = 0
     """position among the chunks of this file, from 0"""
-    offset: int
+    offset: int = 0
     """byte of the file (as stored, compressed) where the chunk begins: progress and the division into shards"""
-    end: int
+    end: int = 0
     """byte of the file where the next chunk begins, its size for the last one; may equal `offset` for a chunk that
     was decompressed from bytes read before"""
     span: tuple[int, int] | None = None
@@ -93,8 +93,8 @@ class Reader(Protocol):
         """The documents of a chunk in order."""
 
 
-def tile(path: Path, pieces: Iterator[Chunk], position: Callable[[], int]) -> Iterator[Chunk]:
-    """`pieces` of the file at `path` with ordinals and intervals that tile it; `position` is how far it has been read.
+def tile(path: Path, pieces: Iterable[Chunk]) -> Iterator[Chunk]:
+    """`pieces` of the file at `path`, each with its `end`, with ordinals and intervals that tile the file.
 
     A decompressor reads ahead, so a piece begins where the file stood when the one before it was complete. The last
     one ends at the size of the file: what follows the last record belongs to it. A file without a piece is one chunk
@@ -104,11 +104,11 @@ def tile(path: Path, pieces: Iterator[Chunk], position: Callable[[], int]) -> It
     ordinal = begin = 0
     for piece in pieces:
         if held is not None:
-            yield replace(held, ordinal=ordinal, offset=begin, end=held.end)
+            yield replace(held, ordinal=ordinal, offset=begin)
             ordinal, begin = ordinal + 1, held.end
-        held = replace(piece, end=max(begin, position()))
+        held = replace(piece, end=max(begin, piece.end))
     size = path.stat().st_size
-    last = held if held is not None else Chunk(str(path), 0, 0, size, data=b"")
+    last = held if held is not None else Chunk(str(path), data=b"")
     yield replace(last, ordinal=ordinal, offset=begin, end=size)
 
 
