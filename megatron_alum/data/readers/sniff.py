@@ -57,8 +57,8 @@ _MARKUP: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\{\\rtf"), "an RTF document"),
 )
 _TO_LINES = {
-    "csv": 'python -c "import csv, json, sys; csv.field_size_limit(2**30); [print(json.dumps(row)) for row in '
-    "csv.DictReader(open('{path}', newline=''), delimiter={delimiter!r})]\" > {stem}.jsonl",
+    "csv": 'python -c "import csv, json; csv.field_size_limit(2**30); [print(json.dumps(row)) for row in '
+    "csv.DictReader(open('{path}', newline='', encoding='utf-8-sig'), delimiter='{delimiter}')]\" > {stem}.jsonl",
     "array": "jq -c '.[]' {path} > {stem}.jsonl",
     "objects": "jq -c . {path} > {stem}.jsonl",
 }
@@ -240,7 +240,7 @@ def check_table(text: str, path: Path, *, whole: bool, text_key: str) -> None:
 def _table(columns: list[str], path: Path, delimiter: str) -> Unreadable:
     kind = "a TSV table" if delimiter == "\t" else "a CSV table"
     names = ", ".join(column[:40] for column in columns[:20])
-    command = _TO_LINES["csv"].replace("{delimiter!r}", "'\\t'" if delimiter == "\t" else repr(delimiter))
+    command = _TO_LINES["csv"].replace("{delimiter}", "\\t" if delimiter == "\t" else delimiter)
     return refuse(
         path,
         f"{kind} (columns: {names})",

@@ -214,5 +214,5 @@ def read_range(path: Path, span: tuple[int, int]) -> bytes:
 
 def read_bz2_span(path: Path, span: tuple[int, int]) -> bytes:
     """Decompress the whole bz2 streams in bytes [start, stop) of `path`."""
-    with open_stream(path, source=io.BufferedReader(io.BytesIO(read_range(path, span)))) as stream:  # type: ignore[arg-type]
+    with open_stream(path, source=io.BufferedReader(io.BytesIO(read_range(path, span)))) as stream:
         return stream.read()
