@@ -165,6 +165,12 @@ def _by_input(parts: list[Shards]) -> list[list[Shards]]:
 
 def _accounts(inputs: list[list[Shards]]) -> list[dict[str, int]]:
     """The account of each input, checked where its shards meet."""
+    for part in (part for shards in inputs for part in shards):
+        if "account" not in part.manifest:
+            raise ValueError(
+                f"`--input` must be corpora with an account of what was read, but {part.prefix} has none: an earlier "
+                "release made it. Preprocess it again."
+            )
     return [
         joined((part.manifest["account"] for part in shards), last=shards[0].manifest["inputs"]["bytes"])
         if shards[0].manifest["inputs"]

@@ -2,7 +2,7 @@
 other neighbours cannot change it.
 
 parquet        magic PAR1                      mediawiki      <mediawiki within the first KiB
-openwebtext    a tar archive                   wikiextractor  first text is `<doc `
+openwebtext    a tar archive                   wikiextractor  a line begins with `<doc `
 jsonl          a line is a JSON object         lines          text without any blank line in its first MiB
 text           other text                      (error)        what `sniff.py` knows to be something else
 
@@ -123,7 +123,7 @@ def _format_of_head(head: bytes, path: Path, options: ReadOptions) -> str | None
 def _format_of_text(text: str, path: Path, options: ReadOptions, *, whole: bool) -> str:
     if "<mediawiki" in text[:1024] or text.startswith("<page>"):
         return "mediawiki"
-    if text.startswith("<doc "):
+    if text.startswith("<doc ") or "\n<doc id=" in text:
         return "wikiextractor"
     if sniff.is_json_lines(text, path, whole=whole, text_key=options.text_key):
         return "jsonl"

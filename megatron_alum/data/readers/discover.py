@@ -13,6 +13,7 @@ from pathlib import Path
 from megatron_alum.data.names import CONFIG_FILE, INDEX_CACHE, LOCK_FILE, MODEL_FILE, PARTIAL_SUFFIX, PUNKT_SUFFIX
 
 _NO_TEXT = {".md5", ".sha1", ".sha256", ".idx", ".bin", ".log", ".html", ".yaml", ".yml", ".md", ".py", ".png", ".pdf"}
+_MANIFEST_BYTES = 4 << 20
 _OUTPUT_FOLDERS = {PARTIAL_SUFFIX: LOCK_FILE, PUNKT_SUFFIX: "ortho_context.tab"}
 """How the folders of a corpus end, and what each of them holds: the name alone could be a user's."""
 
@@ -87,6 +88,13 @@ def _is_output_folder(folder: Path) -> bool:
 def _is_output_file(file: Path) -> bool:
     if file.name in (MODEL_FILE, CONFIG_FILE):
         return True
-    return file.suffix in (".bin", ".idx", ".json") and all(
-        file.with_suffix(suffix).is_file() for suffix in (".bin", ".idx")
-    )
+    if file.suffix not in (".bin", ".idx", ".json"):
+        return False
+    is_corpus = all(file.with_suffix(suffix).is_file() for suffix in (".bin", ".idx"))
+    return is_corpus and (file.suffix != ".json" or _is_manifest(file))
+
+
+def _is_manifest(file: Path) -> bool:
+    """Whether a .json beside a .bin and an .idx is ours: it may be the text that another program made those from."""
+    with file.open("rb") as stream:
+        return b'"manifest_version":' in stream.read(_MANIFEST_BYTES)

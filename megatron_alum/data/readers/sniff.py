@@ -10,6 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def _probable_encoding(head: bytes, text: str) -> str:
     """A name iconv knows. Western text has its letters one by one among ASCII ones, where statistics see too little."""
     runs = re.findall("[\udc80-\udcff]+", text)
     alone = sum(len(run) <= 2 for run in runs)
-    if len("".join(runs)) < 0.1 * len(head) and alone > 0.9 * len(runs):
+    if len("".join(runs)) < 0.2 * len(head) and alone > 0.9 * len(runs):
         return "WINDOWS-1252 or Latin-1"
     from charset_normalizer import from_bytes
 
@@ -160,27 +161,28 @@ def is_json_lines(text: str, path: Path, *, whole: bool, text_key: str) -> bool:
     is_named = base_suffix(path) in _JSON_SUFFIXES
     if not text.startswith(("{", "[")):
         if is_named and not text.startswith("<"):
-            raise refuse(
-                path, "no JSON objects, though it is named so", "Give --format text or lines to take it as it is"
-            )
+            raise refuse(path, "no JSON objects, though it is named so", _AS_IT_IS)
         return False
+    lines = text.split("\n")
+    if not whole and len(lines) == 1 and text.startswith("{"):
+        return True  # the first line is longer than what was looked at
+    objects = list(_objects(lines[:1])) or _check_json_shape(text, path, whole=whole)
     fields: dict[str, int] = {}
-    for record in _objects(text, whole):
+    for record in chain(objects, _objects((lines if whole else lines[:-1])[1:_SAMPLE_LINES])):
         if text_key in record:
             return True
         for name, value in record.items():
             fields[name] = fields.get(name, 0) + (len(value) if isinstance(value, str) else 0)
     if fields:
         raise _wrong_key(fields, path, text_key)
-    if not whole and "\n" not in text and text.startswith("{"):
-        return True  # the first line is longer than what was looked at
-    return _check_json_shape(text, path, is_named=is_named, whole=whole)
+    if is_named or text.startswith('{"'):
+        raise refuse(path, "no line that is a JSON object with a text", "Repair it, " + _AS_IT_IS.replace("G", "g", 1))
+    return False
 
 
-def _objects(text: str, whole: bool) -> Iterator[dict[str, Any]]:
-    """Objects on the first lines of `text` that have one."""
-    lines = text.split("\n")
-    for line in (lines if whole else lines[:-1])[:_SAMPLE_LINES]:
+def _objects(lines: list[str]) -> Iterator[dict[str, Any]]:
+    """The JSON objects among `lines`."""
+    for line in lines:
         if line.lstrip().startswith("{"):
             try:
                 yield _LENIENT.decode(line)
@@ -200,27 +202,29 @@ def _wrong_key(fields: dict[str, int], path: Path, text_key: str) -> Unreadable:
     )
 
 
-def _check_json_shape(text: str, path: Path, *, is_named: bool, whole: bool) -> bool:
-    """Refuse JSON that is not a line an object; False when it is no JSON."""
-    begin = re.match(r"\[\s*", text)
-    start = begin.end() if begin else 0
+def _check_json_shape(text: str, path: Path, *, whole: bool) -> list[dict[str, Any]]:
+    """Refuse JSON whose first line is no whole object; no objects when `text` is no such JSON, but broken or text."""
+    begin = re.match(r"\[\s*(?=\{)", text)
     try:
-        value, end = _LENIENT.raw_decode(text, start)
+        value, end = _LENIENT.raw_decode(text, begin.end() if begin else 0)
     except (ValueError, RecursionError):
-        cut = not whole and re.match(r'[\[\s]*\{\s*"', text)
-        value, end = ({} if cut else None), len(text)
-    if isinstance(value, dict) and (start or text.startswith("{")):
-        fields = f" (fields: {', '.join(list(value)[:20])})" if value else ""
-        if begin:
-            raise refuse(path, f"one JSON array{fields}", f"Write one object a line ({_TO_LINES['array']})")
-        kind = "several JSON objects a line" if text[end : end + 20].lstrip().startswith("{") else "JSON"
-        spread = " over several lines" if "\n" in text[:end] else ""
-        raise refuse(path, f"{kind}{spread}{fields}", f"Write one object a line ({_TO_LINES['objects']})")
-    if is_named or text.startswith('{"'):
+        is_cut = not whole and (begin or text.startswith("{\n"))  # an object longer than what was looked at
+        value, end = ({} if is_cut else None), len(text)
+    if not isinstance(value, dict):
+        return []
+    fields = f" (fields: {', '.join(list(value)[:20])})" if value else ""
+    if begin:
+        raise refuse(path, f"one JSON array{fields}", f"Write one object a line ({_TO_LINES['array']})")
+    rest = text[end : end + 20].lstrip()
+    if "\n" in text[:end]:
+        found = "JSON over several lines"
+    elif rest.startswith(","):
         raise refuse(
-            path, "no line that is a JSON object", "Repair it, give --format text or lines to take it as it is"
+            path, f"JSON objects with commas between them{fields}", "Remove those (sed 's/,$//' {path} > {stem}.jsonl)"
         )
-    return False
+    else:
+        found = "several JSON objects a line" if rest.startswith("{") else "JSON with something behind it"
+    raise refuse(path, f"{found}{fields}", f"Write one object a line ({_TO_LINES['objects']})")
 
 
 def check_table(text: str, path: Path, *, whole: bool, text_key: str) -> None:
