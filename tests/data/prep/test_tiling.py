@@ -1,4 +1,4 @@
-"""No byte and no record is lost or read twice, wherever the borders fall: of chunks, buffers, streams, files and shards.
+"""No byte and no record is lost or read twice, wherever the borders of chunks, buffers, streams, files and shards fall.
 
 Every case is compared with `simple_reader`, which reads the uncompressed bytes as a whole, one record kind a line. The
 sizes of chunks and buffers are made small, so that a few hundred bytes have every border; one test has the real sizes.
@@ -157,7 +157,7 @@ def test_every_size_around_every_border(tmp_path, small, kind, container):
         paths = [tmp_path / "a", tmp_path / "b"]
         paths[0].write_bytes(CONTAINERS[container](data))
         paths[1].write_bytes(CONTAINERS[container](written(kind, ["between", "files"])))
-        expected = simple_reader(kind, data) + ["between", "files"]
+        expected = [*simple_reader(kind, data), "between", "files"]
         assert len(expected) == 9
         num_shards = 1 + extra % 7
         found = read_all(paths, num_shards, format=kind, resume_at=extra % 5 or None)

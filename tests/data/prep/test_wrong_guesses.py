@@ -29,28 +29,33 @@ import pytest
 import zstandard
 
 from megatron_alum.config.data import DataConfig
-from megatron_alum.data.account import Account, OpenAccount
 from megatron_alum.data.dataset import open_datasets
-from megatron_alum.data.journal import Journal
-from megatron_alum.data.merge import merge_shards
-from megatron_alum.data.pipeline import preprocess
-from megatron_alum.data.readers import records
-from megatron_alum.data.readers.base import Document
-from megatron_alum.data.readers.detect import detect_format, make_reader
+from megatron_alum.data.readers.detect import detect_format
 from megatron_alum.data.readers.sniff import SAMPLE_BYTES
-from megatron_alum.data.shards import open_shards
 from megatron_alum.data.statistics import summary
 from megatron_alum.data.tokenizers import load_tokenizer
-from tests.data.prep.corpora import left_behind, prepare, sentences_of, settings_for, write_jsonl
+from tests.data.prep.corpora import left_behind, prepare, sentences_of
 
 JSONL = b'{"id": 1, "text": "The cat sat. It ran."}\n{"id": 2, "text": "A dog sat."}\n'
 READ = [["the cat sat .", "it ran ."], ["a dog sat ."]]
 ROWS = [{"id": 1, "title": "a", "body": "The cat sat. It ran."}, {"id": 2, "title": "b", "body": "A dog sat."}]
-GERMAN = "Die Straße in München ist schön. Über Köln fliegt ein Vogel.\n\nEin anderes Dokument für später.\n"
-ENGLISH = "“Don’t go,” she said – it’s late.\n\nThe café isn’t open.\n"  # noqa: RUF001
-RUSSIAN = "Я кот. Имени у меня ещё нет. Где я родился, не знаю.\n\nЭто второй документ.\n" * 5  # noqa: RUF001
-JAPANESE = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。\n\n二つ目の文書。\n" * 5
-CHINESE = "我是一只猫。我还没有名字。我不知道我在哪里出生。\n\n第二个文件。\n" * 5
+GERMAN = (
+    "Die Stra\u00dfe in M\u00fcnchen ist sch\u00f6n. \u00dcber K\u00f6ln fliegt ein Vogel.\n\nEin anderes"
+    " Dokument f\u00fcr sp\u00e4ter.\n"
+)
+ENGLISH = "\u201cDon\u2019t go,\u201d she said \u2013 it\u2019s late.\n\nThe caf\u00e9 isn\u2019t open.\n"
+RUSSIAN = (
+    "\u042f \u043a\u043e\u0442. \u0418\u043c\u0435\u043d\u0438 \u0443 \u043c\u0435\u043d\u044f \u0435\u0449\u0451 \u043d\u0435\u0442. \u0413\u0434\u0435 \u044f \u0440\u043e\u0434\u0438\u043b\u0441\u044f, \u043d\u0435 \u0437\u043d\u0430\u044e.\n\n\u042d\u0442\u043e \u0432\u0442\u043e\u0440\u043e\u0439 \u0434\u043e\u043a\u0443\u043c\u0435\u043d\u0442.\n"
+    * 5
+)
+JAPANESE = (
+    "\u543e\u8f29\u306f\u732b\u3067\u3042\u308b\u3002\u540d\u524d\u306f\u307e\u3060\u7121\u3044\u3002\u3069\u3053\u3067\u751f\u308c\u305f\u304b\u3068\u3093\u3068\u898b\u5f53\u304c\u3064\u304b\u306c\u3002\n\n\u4e8c\u3064\u76ee\u306e\u6587\u66f8\u3002\n"
+    * 5
+)
+CHINESE = (
+    "\u6211\u662f\u4e00\u53ea\u732b\u3002\u6211\u8fd8\u6ca1\u6709\u540d\u5b57\u3002\u6211\u4e0d\u77e5\u9053\u6211\u5728\u54ea\u91cc\u51fa\u751f\u3002\n\n\u7b2c\u4e8c\u4e2a\u6587\u4ef6\u3002\n"
+    * 5
+)
 
 
 def tar_bytes(members, mode="w"):
@@ -307,126 +312,6 @@ def test_the_first_lines_of_json_may_be_broken(tmp_path):
     assert manifest["num_documents"] == 2 and manifest["skipped"]["not JSON"]["count"] == 1
 
 
-def test_what_is_left_out_is_counted(tmp_path):
-    """In a folder, in an archive, in a document, in a run."""
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    (folder / "a.tar").write_bytes(
-        tar_bytes({"a.txt": b"The cat sat.", "b.md": b"# no", "c.txt": b" ", "d.png": bytes(99)})
-    )
-    (folder / "b.wiki").write_text('stray\n<doc id="1">\nA dog.\n</doc>\nstray\n<doc id="2">\nA cat.\n</doc>\n')
-    (folder / "c.jsonl").write_bytes(
-        JSONL.replace(b"sat. It", b"sat.\x00 It") + b'{"text": "\\u0301"}\n{"text": "\\ufffd\\nA cat."}\n'
-    )
-    (folder / "d.html").write_text("<html>")
-    (folder / ".e").write_text("no")
-    (folder / "f.txt").touch()
-    manifest = prepare(tmp_path, folder)
-    counts = {part: {key: entry["count"] for key, entry in manifest[part].items()} for part in ("skipped", "repaired")}
-    assert counts["skipped"].pop("no text") == 2
-    assert counts == {
-        "skipped": {
-            "tar member that is neither .txt nor in a known format (.md)": 1,
-            "tar member that holds binary data": 1,
-            "text outside <doc>": 1,
-        },
-        "repaired": {
-            "text outside <doc>": 1,
-            "control characters inside a JSON string": 1,
-            "sentences left out, of characters that the tokenizer drops": 1,
-        },
-    }
-    assert {key: entry["count"] for key, entry in manifest["left_out"].items()} == {
-        "named .html": 1,
-        "hidden": 1,
-        "empty": 1,
-    }
-    account = manifest["account"]
-    assert (account["records"], account["documents"], account["skipped"]) == (11, 6, 5)
-    assert account["end_byte"] == sum(path.stat().st_size for path in folder.glob("[abcf].*"))
-
-
-def test_the_text_of_another_programs_corpus_is_no_output(tmp_path):
-    """Beside a .bin and an .idx of its name, as Megatron's own tools leave it."""
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    write_jsonl(folder / "wiki.json", ["The cat sat.", "A dog sat."])
-    for suffix in (".bin", ".idx"):
-        (folder / f"wiki{suffix}").write_bytes(b"x")
-    assert (
-        prepare(tmp_path, folder)["num_documents"]
-        == prepare(tmp_path, folder / "*.json", overwrite=True)["num_documents"]
-        == 2
-    )
-
-
-def test_an_account_that_does_not_close_publishes_nothing(tmp_path, monkeypatch):
-    """A reader that loses its last record, and a plan that loses its last chunk: what the account is for."""
-    source = write_jsonl(tmp_path / "in.jsonl", [f"The cat {i} sat." for i in range(500)])
-    monkeypatch.setattr(records, "CHUNK_BYTES", 2000)
-
-    def lose_a_chunk(self):
-        pairs = list(original(self))
-        return iter(pairs[:-1])
-
-    def lose_a_document(result, _seen):
-        result.document_sentences = result.document_sentences[:-1]
-        return result
-
-    from megatron_alum.data import pipeline
-    from megatron_alum.data.plan import InputPlan
-
-    original = InputPlan.chunks
-    with monkeypatch.context() as patch:
-        patch.setattr(InputPlan, "chunks", lambda self, *_next: lose_a_chunk(self))
-        with pytest.raises(OpenAccount, match=r"files have bytes 0 to \d+, but bytes 0 to \d+ were read"):
-            prepare(tmp_path, source)
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "drop_duplicates", lose_a_document)
-        with pytest.raises(OpenAccount, match=r"500 records were read, but \d+ documents kept and 0 skipped"):
-            prepare(tmp_path, source, deduplicate=True, checkpoint_mb=0)
-    assert left_behind(tmp_path, keep={"in.jsonl", "vocab.txt"}) == []
-    account = Account()
-    account.add(3, (0, 10))
-    for interval in ((9, 20), (11, 20)):
-        with pytest.raises(OpenAccount, match="passed over or read twice"):
-            account.add(1, interval)
-
-
-def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, monkeypatch):
-    source = write_jsonl(tmp_path / "in.jsonl", [f"The cat {i} sat." for i in range(500)])
-    monkeypatch.setattr(records, "CHUNK_BYTES", 2000)
-    settings = settings_for(tmp_path, source)
-    size = source.stat().st_size
-    append = Journal.append
-
-    def change(journal, *args):
-        append(journal, *args)
-        source.write_bytes(source.read_bytes()[: size // 2])
-
-    monkeypatch.setattr(Journal, "append", change)
-    with pytest.raises(ValueError, match=r"must (keep its \d+ bytes while it is read|be read to its end)"):
-        preprocess(settings, show_progress=False)
-
-
-def test_merging_checks_that_shards_meet(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "CHUNK_BYTES", 2000)
-    source = write_jsonl(tmp_path / "in.jsonl", [f"The cat {i} sat." for i in range(500)] + [""])
-    whole = prepare(tmp_path, source, output_prefix=str(tmp_path / "whole"))
-    parts = [str(tmp_path / f"part-{i}") for i in range(3)]
-    for i, prefix in enumerate(parts):
-        prepare(tmp_path, source, output_prefix=prefix, num_shards=3, shard_id=i)
-    merged = merge_shards(parts, str(tmp_path / "merged"), show=False)
-    assert merged["account"] == whole["account"] and merged["account"]["skipped"] == 1
-    path = tmp_path / "part-1.json"
-    manifest = json.loads(path.read_text())
-    manifest["account"]["end_byte"] -= 1
-    path.write_text(json.dumps(manifest))
-    with pytest.raises(OpenAccount, match="passed over or read twice"):
-        merge_shards(parts, str(tmp_path / "again"), show=False)
-    assert not list(tmp_path.glob("again*"))
-
-
 @pytest.mark.parametrize("texts", [["The cat sat."] * 40, ["The cat sat."] * 40 + ["A dog. It ran."]])
 def test_a_corpus_without_pairs_is_warned_about_twice(tmp_path, caplog, texts):
     """BookCorpus' layout: a sentence a line without blank lines."""
@@ -442,37 +327,9 @@ def test_a_corpus_without_pairs_is_warned_about_twice(tmp_path, caplog, texts):
         assert ("has two sentences" in caplog.text) == expected
 
 
-def test_the_summary_says_what_came_out(tmp_path):
-    texts = ["The cat sat. It ran.", "A dog sat.", "I sat. He ran. She sat. It ran. And then!", "\u0301"]
-    manifest = prepare(tmp_path, write_jsonl(tmp_path / "in.jsonl", texts))
-    assert list(summary(str(tmp_path / "out"), manifest)) == [
-        "records: 4 = 3 kept + 1 skipped",
-        "skipped 1 documents: no text (first: \u0301)",
-        "sentences a document: 2.7 on average, 2 in half of them, 5 at most; tokens a sentence: 3.2",
-        "document 0: the cat sat. | it ran.",
-        "document 1: a dog sat.",
-    ]
-    assert open_shards(tmp_path / "out").num_documents == 3
-
-
 def test_stray_bytes_are_repaired_and_hinted_at(tmp_path):
     (tmp_path / "in.txt").write_bytes(b"The cat \xff sat. It ran.\n\nThe dog ran.\n")
     manifest = prepare(tmp_path, tmp_path / "in.txt")
     lines = list(summary(str(tmp_path / "out"), manifest))
     assert any(line.startswith("repaired 1 documents: invalid UTF-8") for line in lines)
     assert any(line.startswith("warning: bytes that are no UTF-8 were replaced.") and "iconv" in line for line in lines)
-
-
-def test_a_page_without_its_end_costs_no_other(tmp_path):
-    """In one stream, and where it is the last of its streams."""
-    page = "<page><title>T</title><ns>0</ns><id>{}</id><revision><text>The cat {} sat.</text></revision></page>\n"
-    broken = "<page><title>T</title><id>7</id><revision><text>lost"
-    parts = ["<mediawiki>\n" + page.format(1, 1) + broken, page.format(2, 2), "</mediawiki>\n"]
-    for data in ("".join(parts).encode(), b"".join(bz2.compress(part.encode()) for part in parts)):
-        (tmp_path / "in").write_bytes(data)
-        reader = make_reader("mediawiki")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("megatron_alum.data.readers.mediawiki.STREAM_GROUP_BYTES", 20)
-            items = [item for chunk in reader.chunks(tmp_path / "in") for item in reader.documents(chunk)]
-        assert [item.id for item in items] == ["1", "7", "2"]
-        assert [isinstance(item, Document) for item in items] == [True, False, True]
