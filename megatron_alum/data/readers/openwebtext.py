@@ -151,6 +151,8 @@ class OpenWebTextReader:
         if found is None:
             return Rejected(str(name), "no text")
         reader = self._make(found)
+        if found == "parquet":
+            return Rejected(str(name), "tar member that holds parquet, which is read outside of archives")
         if not isinstance(reader, RecordReader) or found in ("text", "lines"):
             return Rejected(str(name), f"tar member that is neither .txt nor in a known format ({name.suffix})")
         return found, reader

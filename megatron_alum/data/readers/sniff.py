@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_alum.data.readers.base import Unreadable
-from megatron_alum.data.readers.streams import COMPRESSED, broken_file
+from megatron_alum.data.readers.streams import COMPRESSED, broken_file, compression_of
 
 SAMPLE_BYTES = 1 << 20
 """Of a file, decompressed, that are looked at."""
@@ -56,6 +56,7 @@ _MARKUP: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"WARC/\d"), "a web archive (WARC, WET)"),
     (re.compile(r"-- (?:MySQL|MariaDB|PostgreSQL)|-- +\n-- PostgreSQL"), "an SQL dump"),
     (re.compile(r"\{\\rtf"), "an RTF document"),
+    (re.compile(r"version https://git-lfs\."), "a Git LFS pointer instead of the file (git lfs pull fetches it)"),
 )
 _TO_LINES = {
     "csv": 'python -c "import csv, json; csv.field_size_limit(2**30); [print(json.dumps(row)) for row in '
@@ -64,6 +65,7 @@ _TO_LINES = {
     "objects": "jq -c . {path} > {stem}.jsonl",
 }
 _TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+_COLUMN = re.compile(r"[A-Za-z_]\w*")
 _TABLE_CHARS = 100_000
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _AS_IT_IS = "Give --format text or --format lines to take it as it is"
@@ -86,6 +88,8 @@ def check_bytes(head: bytes, path: Path) -> None:
     for magic, found, remedy in _CONTAINERS:
         if head.startswith(magic):
             raise refuse(path, found, remedy)
+    if compression_of(head):
+        raise refuse(path, "data that was compressed twice", "Decompress it once (to see how: file {path})")
     encoding = unicode_encoding(head)
     if encoding:
         convert = f"Convert it (iconv -f {encoding} -t UTF-8 {{path}} > {{stem}}.utf8)"
@@ -151,6 +155,8 @@ def check_markup(text: str, path: Path) -> None:
     for pattern, found in _MARKUP:
         if pattern.match(text):
             raise refuse(path, found, "Extract its text first, give --format text to take it as it is")
+    if "\n" not in text and text.count("\r") > 1:
+        raise refuse(path, "lines that end in CR alone", "Convert them (tr '\\r' '\\n' < {path} > {stem}.lines)")
 
 
 def is_json_lines(text: str, path: Path, *, whole: bool, text_key: str) -> bool:
@@ -228,13 +234,15 @@ def _check_json_shape(text: str, path: Path, *, whole: bool) -> list[dict[str, A
 
 
 def check_table(text: str, path: Path, *, whole: bool, text_key: str) -> None:
-    """Refuse CSV and TSV: by the file's name, by tabs of one number in every line, or by a header with `text_key`."""
+    """Refuse CSV and TSV: by the file's name, by tabs of one number in every line, or by a header of
+    plain names, `text_key` among them, or with two rows below."""
     suffix = base_suffix(path)
     lines = text[:_TABLE_CHARS].split("\n")
     rows = {delimiter: _rows(lines if whole else lines[:-1], delimiter) for delimiter in "\t,;|"}
     for delimiter, found in rows.items():
         is_even = len(found) > 1 and len(found[0]) > 1 and len({len(row) for row in found}) == 1
-        if is_even and (delimiter == "\t" or suffix == ".csv" or text_key in found[0]):
+        is_header = len(found) > 2 and all(map(_COLUMN.fullmatch, found[0]))
+        if is_even and (delimiter == "\t" or suffix == ".csv" or text_key in found[0] or is_header):
             raise _table(found[0], path, delimiter)
     if suffix in _TABLE_SUFFIXES:
         delimiter = _TABLE_SUFFIXES[suffix]
