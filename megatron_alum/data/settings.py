@@ -13,12 +13,12 @@ class InputSettings:
     """What is read."""
 
     input: tuple[str, ...]
-    """files, folders or globs; .gz .bz2 .xz .zst are read as they are"""
+    """files, folders or globs; gzip, bzip2, xz, zstd and tar are read as they are, whatever they are called"""
     format: Literal[
         "auto", "mediawiki", "wikiextractor", "jsonl", "parquet", "text", "lines", "openwebtext", "stories"
     ] = "auto"
     """format of the input; auto looks at each file. text: documents between blank lines; lines and stories: one a
-    line"""
+    line; openwebtext: any tar archive"""
     text_key: str = "text"
     """field (JSONL) or column (parquet) that holds the text"""
     wikitext_cleaner: Literal["fast", "mwparserfromhell"] = "fast"

@@ -1,8 +1,8 @@
 """Output of wikiextractor: `<doc id="12" url="..." title="Anarchism">`, a line with the title, the text, `</doc>`.
 
 The text is taken as extracted, its title line included; its section headings are lines of their own. A <doc> without
-its end is rejected. Text between documents is not expected and is rejected too, so that nothing is lost without a
-count.
+its end is rejected. Text outside of the documents is not expected and is counted, before the first as a rejected
+record, after another as left out of that one.
 """
 
 import html
@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
-from megatron_alum.data.readers.base import Document, Rejected, decode
+from megatron_alum.data.readers.base import Document, Rejected, decode, repairs_of
 from megatron_alum.data.readers.records import RecordReader
 
+OUTSIDE = "text outside <doc>"
 _START = b"\n<doc "
 _LINE_START = re.compile(r"\n<doc ")
 _HEAD = re.compile(r"<doc ([^\n]*)>\r?\n?")
@@ -33,9 +34,8 @@ class WikiextractorReader(RecordReader):
         text, damaged = decode(data)
         starts = [0] if text.startswith("<doc ") else []
         starts += [match.end() - len("<doc ") for match in _LINE_START.finditer(text)]
-        outside = text[: starts[0]] if starts else text
-        if outside.strip():
-            yield Rejected(name, "text outside <doc>")
+        if text[: starts[0] if starts else len(text)].strip():
+            yield Rejected(name, OUTSIDE)
         for start, stop in pairwise([*starts, len(text)]):
             yield _element(text[start:stop], name, damaged)
 
@@ -50,4 +50,5 @@ def _element(element: str, name: str, damaged: bool) -> Document | Rejected:
     if end < 0:
         return Rejected(key, "<doc> without </doc>")
     body = element[head.end() : end]
-    return Document(key, body, damaged and "\ufffd" in body)
+    repairs = repairs_of(body, damaged)
+    return Document(key, body, (*repairs, OUTSIDE) if element[end + len(_END) :].strip() else repairs)
