@@ -14,7 +14,7 @@ from megatron_alum.data.cleaning import clean_lines
 from megatron_alum.data.readers import mediawiki, records
 from megatron_alum.data.readers.base import Document, Rejected
 from megatron_alum.data.readers.mediawiki import MediawikiReader
-from megatron_alum.data.readers.wikitext import clean_by_parser, clean_wikitext
+from megatron_alum.data.readers.wikitext import clean_by_parser, clean_wikitext, wiki_of
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "prep" / "articles.json"
 DUMP = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
@@ -143,8 +143,7 @@ def squeezed(text):
 
 @pytest.mark.parametrize(("source", "expected"), MARKUP + TEMPLATES)
 def test_markup(source, expected):
-    dropped = frozenset({"file", "datei", "category", "image", "media"})
-    assert squeezed(clean_wikitext(source, dropped)) == squeezed(expected)
+    assert squeezed(clean_wikitext(source, wiki_of(("en",), (("6", "Datei"),)))) == squeezed(expected)
 
 
 def test_which_pages_are_articles(tmp_path):
