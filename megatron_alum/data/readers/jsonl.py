@@ -1,7 +1,7 @@
 """JSON lines: one object a line with `text` and, if present, `id` or `title` (wikiextractor --json, datasets exports).
 
 A line that is no JSON object, or has no string under `text`, is rejected with its id or its place; blank lines are no
-records.
+records. Records of wikiextractor are known by their keys, and its entities are resolved.
 """
 
 import json
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from megatron_alum.data.readers.base import Document, Rejected, decode
 from megatron_alum.data.readers.records import LineReader
+from megatron_alum.data.readers.wikiextractor import is_record, plain_text
 
 
 class JsonLinesReader(LineReader):
@@ -35,4 +36,6 @@ class JsonLinesReader(LineReader):
         text = record.get(self.text_key)
         if not isinstance(text, str):
             return Rejected(identity, f"no string under {self.text_key!r}")
+        if is_record(record):
+            text = plain_text(text)
         return Document(identity, text, damaged)

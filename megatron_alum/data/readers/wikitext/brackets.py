@@ -132,12 +132,12 @@ def without_brackets(text: str, wiki: Wiki, title: str) -> str:
         stack.write(text[position : match.start()])
         position = match.end()
         token = match[0]
-        if token[0] == "{":
+        if token[-1] == "|":
+            stack.push("|", token)
+        elif token[0] == "{":
             stack.push("{", token)
         elif token == "[[":
             stack.push("[", token)
-        elif token[-1] == "|":
-            stack.push("|", token)
         elif token == "-{":
             stack.push("-", token)
         elif token[0] == "]":

@@ -14,16 +14,24 @@ from dataclasses import dataclass
 from megatron_alum.data.readers.wikitext.protected import ATTRIBUTES, SEAM
 
 _BREAKING = frozenset(
-    "br p div li ul ol dl dt dd tr td th center blockquote poem hr h1 h2 h3 h4 h5 h6 table caption thead tbody tfoot"
-    " gallery pre references section-block".split()
+    "br p div li ul ol dl dt dd tr td th center blockquote poem hr h1 h2 h3 h4 h5 h6 table caption thead tbody"
+    " tfoot".split()
 )
 _NO_TEXT = frozenset({"table", "style", "script"})
-_KNOWN = _BREAKING | frozenset(
-    "abbr b bdi bdo big cite code data del dfn em font i ins kbd link mark meta q rb rp rt rtc ruby s samp small span"
-    " strike strong sub sup time tt u var wbr col colgroup"
-    " nowiki noinclude onlyinclude includeonly ref math chem ce hiero score timeline source syntaxhighlight imagemap"
-    " graph mapframe maplink templatedata inputbox section indicator categorytree templatestyles charinsert langconvert"
-    " translate tvar languages abschnitt section seção sección quiz phonos dynamicpagelist rss".split()
+EXTENSIONS = frozenset(
+    "nowiki noinclude onlyinclude includeonly ref references math chem ce hiero score timeline source syntaxhighlight"
+    " imagemap graph mapframe maplink templatedata inputbox section indicator categorytree templatestyles charinsert"
+    " langconvert translate tvar languages abschnitt se\u00e7\u00e3o secci\u00f3n quiz phonos dynamicpagelist rss"
+    " gallery poem pre".split()
+)
+"""Elements that MediaWiki's extensions add."""
+_KNOWN = (
+    _BREAKING
+    | EXTENSIONS
+    | frozenset(
+        "abbr b bdi bdo big cite code data del dfn em font i ins kbd link mark meta q rb rp rt rtc ruby s samp small"
+        " span strike strong sub sup time tt u var wbr col colgroup".split()
+    )
 )
 _ONE_LETTER = frozenset("biusqp")
 _TAG = re.compile(rf"<(/?)([^\W\d_][^\W_]*)(?=[\s/>])({ATTRIBUTES})")

@@ -84,7 +84,7 @@ def _without_rows(raw: list[str]) -> Iterator[str]:
         if line[0] == OPEN_TEMPLATE and next_is_row:  # the name of a box that is never closed
             is_row = True
         in_table = (in_table or line.startswith("{|")) and not line.startswith("|}")
-        row_before = is_row
+        row_before = is_row and not line.startswith("|}")
         if not is_row and not line.startswith("----"):
             yield line
 
