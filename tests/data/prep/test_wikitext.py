@@ -144,7 +144,7 @@ LONG = {
     "spaces": lambda n: "a" + " " * n + "b (" + " " * n + "== c",
     "separators": lambda n: "a (" + ", " * n + "b {{x}}" + ";" * n,
     "unclosed comments": lambda n: "a <!-- b " * n,
-    "unclosed elements": lambda n: "<ref>a <nowiki>b <div>c " * n + '<ref name="a ' * n + "<i style='display:none'>" * n,
+    "unclosed elements": lambda n: "<ref>a <nowiki>b <p>c " * n + '<ref name="a ' * n + "<i style='display:none'>" * n,
     "unclosed templates": lambda n: "{{a|b " * n,
     "unopened brackets": lambda n: "a}} b]] |} " * n,
     "crossed brackets": lambda n: "[[a {{b {| c " * n + "]] }} |} " * n,
