@@ -21,7 +21,7 @@ _SCHEMES = (
 )
 _EXTERNAL = re.compile(rf"\[(?:{_SCHEMES})[^\s\[\]<>\"]+[ \t\u00a0]*", re.IGNORECASE)
 _EMPHASIS = re.compile(r"''+")
-_SWITCH = re.compile(r"(?:__|\uff3f\uff3f)([^\s_\uff3f](?:[^\n]{0,60}?[^\n_\uff3f])?)(?:__|\uff3f\uff3f)")
+_SWITCH = re.compile(r"(?:__|\uff3f\uff3f)([^\s_\uff3f](?:[^\n]{0,60}?[^\n_\uff3f])??)(?:__|\uff3f\uff3f)")
 _LIST_MARK = re.compile(r"^[*#:;]+\s*")
 _SPACES = re.compile(r"[ \t]{2,}")
 _EMPTY_BRACKETS = re.compile(r" ?[(\uff08][\s,;:/\u2013\u3001\uff0c\uff1b-]*[)\uff09]")
