@@ -19,7 +19,7 @@ MAX_DEPTH = 40
 """Brackets within brackets that still leave text; MediaWiki itself expands templates 40 deep."""
 
 _PLAIN_LINK = re.compile(r"\[\[([^\[\]{}|\n]*+)(?:\|([^\[\]{}|\n]*+))?\]\]")
-_TOKENS = r"\{\{+|\}\}+|\[\[|\]\]+|(?:^|\n)[ \t:*#]*+\{\|(?!\})|\n[ \t]*+\|\}(?!\})"
+_TOKENS = r"\{\{+|\}\}+|\[\[|\]\]+|\n[ \t:*#]*+\{\|(?!\})|\n[ \t]*+\|\}(?!\})"
 _TOKEN = re.compile(_TOKENS)
 _TOKEN_OR_VARIANT = re.compile(_TOKENS + r"|-\{(?!\{)|\}-")
 _VARIANT_LANGUAGES = frozenset("zh sr kk ku iu gan crh shi tg uz ban sh wuu zgh mni tly".split()) | {""}
@@ -124,7 +124,7 @@ class _Stack:
 
 def without_brackets(text: str, wiki: Wiki, title: str) -> str:
     """`text` with templates and links replaced by their text, and tables removed."""
-    text = _PLAIN_LINK.sub(lambda match: link_text(match[1], match[2], wiki), text)
+    text = "\n" + _PLAIN_LINK.sub(lambda match: link_text(match[1], match[2], wiki), text)  # tables begin a line
     stack = _Stack(wiki, title)
     variants = "-{" in text and wiki.language.partition("-")[0] in _VARIANT_LANGUAGES
     position = 0

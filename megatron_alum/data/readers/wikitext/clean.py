@@ -21,7 +21,9 @@ from megatron_alum.data.readers.wikitext.protected import protect
 from megatron_alum.data.readers.wikitext.wiki import ENGLISH, Wiki
 
 # An exponent, and the unit of length before it: "km<sup>2</sup>", "[[metre|m]]<sup>3</sup>", "10<sup>-18</sup>".
-_EXPONENT = re.compile(r"(?:<[Ss][Uu][Pp]>|\{\{[Ss]up\|)[ \t]*+(-|\u2212|&minus;)?(\d+)[ \t]*+(?:</[Ss][Uu][Pp]>|\}\})")
+_EXPONENT = re.compile(
+    r"[<{](?:[Ss][Uu][Pp]>|\{[Ss]up\|)[ \t]*+(-|\u2212|&minus;)?(\d+)[ \t]*+(?:</[Ss][Uu][Pp]>|\}\})"
+)
 _ENDS_IN_UNIT = re.compile(r"(?:^|[^A-Za-z])(?:km|m|cm|mm|mi|ft)(?:\]\])?$")
 
 

@@ -24,6 +24,7 @@ _EMPHASIS = re.compile(r"''+")
 _SWITCH = re.compile(r"(?:__|\uff3f\uff3f)([^\s_\uff3f](?:[^\n]{0,60}?[^\n_\uff3f])??)(?:__|\uff3f\uff3f)")
 _LIST_MARK = re.compile(r"^[*#:;]+\s*")
 _SPACES = re.compile(r"[ \t]{2,}")
+_MAYBE_EMPTY = re.compile(r"[(\uff08][\s,;:/\u2013\u3001\uff0c\uff1b)\uff09-]")
 _EMPTY_BRACKETS = re.compile(r" ?[(\uff08][\s,;:/\u2013\u3001\uff0c\uff1b-]*[)\uff09]")
 _NO_AMOUNT = re.compile(  # "($ in dollars)", what is left when a template computed the amount and the year
     rf" ?\((?=[^()]*{HOLE})(?:[\s{HOLE}$\u00a3\u20ac\u00a5,.;:]|&nbsp;|\b(?:US|USD|GBP|AUD|CAD|[AC](?=\$)|about"
@@ -35,7 +36,7 @@ _BRACKET_HEAD = re.compile(r"([(\uff08])[\s,;:\u3001\uff0c\uff1b]+")
 _BRACKET_TAIL = re.compile(r"(?<![\s,;:\u3001\uff0c\uff1b])[\s,;:\u3001\uff0c\uff1b]++([)\uff09])")
 _HOLES = re.compile(rf"{HOLE}(?: ?{HOLE})+")
 _LONE_SEPARATORS = re.compile(rf"([,;:])(?: ?{HOLE} ?[,;:])+|(\.) ?{HOLE} ?\.(?!\.)")
-_HOLE_BEFORE_STOP = re.compile(rf" ?{HOLE}(?= ?[,.;:)])")
+_AFTER_HOLE = frozenset(",.;:)")
 _EDGES = HOLE + string.whitespace
 _SIGN = re.compile(f"[{MAYBE}{MAYBE_END}{OPEN_TEMPLATE}{OPEN_LINK}{OPEN_FILE}]")
 _MAYBE = re.compile(f"{MAYBE}([^{MAYBE}{MAYBE_END}]*){MAYBE_END}")
@@ -187,13 +188,24 @@ def _rank(before: str) -> int:
     return 2 if before.endswith(" ") else 0 if before[-2:-1] == " " else 1
 
 
+def _without_holes(line: str) -> str:
+    """`line` without the signs of removed markup, and without the space before one that a stop follows."""
+    pieces = line.split(HOLE)
+    for i, piece in enumerate(pieces[1:]):
+        if piece.removeprefix(" ")[:1] in _AFTER_HOLE:
+            pieces[i] = pieces[i].removesuffix(" ")
+    return "".join(pieces)
+
+
 def _tidy(line: str) -> str:
     """Entities resolved, the empty brackets and lone separators of removed templates gone."""
     if HOLE in line:
-        line = _NO_AMOUNT.sub("", _HOLES.sub(HOLE, line))
-        line = _HOLE_BEFORE_STOP.sub("", _LONE_SEPARATORS.sub(r"\1\2", line)).replace(HOLE, "")
-        line = _BRACKET_TAIL.sub(r"\1", line)
-    if "(" in line or "\uff08" in line:
+        if "(" in line:
+            line = _NO_AMOUNT.sub("", line)
+        line = _without_holes(_LONE_SEPARATORS.sub(r"\1\2", _HOLES.sub(HOLE, line)))
+        if ")" in line or "\uff09" in line:
+            line = _BRACKET_TAIL.sub(r"\1", line)
+    if _MAYBE_EMPTY.search(line):
         line = _BRACKET_HEAD.sub(r"\1", _EMPTY_BRACKETS.sub("", line))
     if _PAIRS.search(line):
         line = _PAIRS.sub("", line)

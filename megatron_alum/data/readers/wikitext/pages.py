@@ -60,15 +60,17 @@ def is_disambiguation(text: str, wiki: Wiki) -> bool:
 
 
 def _calls(text: str, wiki: Wiki) -> bool:
-    if "__disambig__" in text.lower():
+    if "__" in text and "__disambig__" in text.lower():
         return True
     for call in _CALL.finditer(text):
-        name = fold(_COMMENT.sub("", call[1]))
+        name = call[1]
+        name = fold(_COMMENT.sub("", name) if "<" in name else name)
         if name in wiki.disambiguation:
             return True
-        prefix, colon, rest = name.partition(":")
-        if colon and prefix.strip() in wiki.template and rest.strip() in wiki.disambiguation:
-            return True
+        if ":" in name:
+            prefix, _, rest = name.partition(":")
+            if prefix.strip() in wiki.template and rest.strip() in wiki.disambiguation:
+                return True
     return False
 
 

@@ -14,7 +14,7 @@ import re
 
 from megatron_alum.data.readers.wikitext.protected import HOLE, escaped
 from megatron_alum.data.readers.wikitext.wiki import Wiki, fold, magic
-from megatron_alum.data.readers.wikitext.writers import Arguments, Writer, is_number, positional
+from megatron_alum.data.readers.wikitext.writers import Arguments, Writer, is_number, nothing, positional
 
 MAYBE, MAYBE_END = "\ufdd2", "\ufdd3"
 """Around the text of a template that no table knows: text inside a sentence, nothing elsewhere."""
@@ -40,6 +40,8 @@ def template_text(content: str, wiki: Wiki, title: str = "") -> str:
             return _function(function.strip(), head.partition(":")[2].strip(), rest)
         name = name.strip()
     write = wiki.templates.get(name) or _family(name, wiki)
+    if write is nothing:
+        return HOLE
     if write is not None:
         return write(arguments(rest)) or HOLE
     if not rest:
@@ -53,7 +55,9 @@ def template_text(content: str, wiki: Wiki, title: str = "") -> str:
 
 
 def _family(name: str, wiki: Wiki) -> Writer | None:
-    return next((write for prefix, write in wiki.families.items() if name.startswith(prefix)), None)
+    if not name.startswith(wiki.prefixes):
+        return None
+    return next(write for prefix, write in wiki.families.items() if name.startswith(prefix))
 
 
 def _function(name: str, value: str, rest: list[str]) -> str:

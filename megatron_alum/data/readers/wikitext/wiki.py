@@ -48,6 +48,8 @@ class Wiki:
     """what known templates leave, by exact name"""
     families: dict[str, Writer]
     """the same for every name that begins so ("lang-", "cite ")"""
+    prefixes: tuple[str, ...]
+    """the keys of `families`"""
     own_text: tuple[re.Pattern[str], ...]
     """names of templates that are their own text: {{XXe si\u00e8cle}}, {{1er}}"""
 
@@ -87,6 +89,7 @@ def wiki_of(languages: tuple[str, ...], local: tuple[tuple[str, str], ...] = ())
         ),
         templates=templates,
         families=families,
+        prefixes=tuple(families),
         own_text=own_text,
     )
 
