@@ -13,12 +13,13 @@ are counted. What one peer alone finds is often markup, so it is no measure of l
 import argparse
 import collections
 import html
+import importlib.util
 import json
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import mwparserfromhell
@@ -40,7 +41,9 @@ def words(text: str) -> collections.Counter[str]:
 
 
 def by_wikiextractor(dump: Path) -> dict[str, str]:
-    """{page id: text} of wikiextractor."""
+    """{page id: text} of wikiextractor. ValueError when it is not installed."""
+    if not importlib.util.find_spec("wikiextractor"):
+        raise ValueError("wikiextractor must be installed, but is not. Install it by `pip install wikiextractor`.")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "wikiextractor.WikiExtractor", str(dump), "-o", folder, "--json", "-q"]
         subprocess.run([*command, "--no-templates", "--processes", "1"], check=True)
@@ -62,18 +65,22 @@ def ours(dump: Path) -> dict[str, str]:
     return {item.id: item.text for item in items if isinstance(item, Document)}
 
 
-def compare(dump: Path) -> tuple[int, collections.Counter[tuple[str, str]]]:
-    """(words that both peers find, {(page id, word): how many of them ours lacks})."""
-    extracted, cleaned = by_wikiextractor(dump), ours(dump)
+def by_parser(dump: Path) -> Iterator[tuple[str, str]]:
+    """(page id, text) of mwparserfromhell."""
+    return ((key, mwparserfromhell.parse(source).strip_code()) for key, source in sources(dump))
+
+
+def compare(
+    extracted: dict[str, str], parsed: Iterable[tuple[str, str]], cleaned: dict[str, str]
+) -> tuple[int, collections.Counter[tuple[str, str]]]:
+    """(words that both peers find, {(page id, word): how many of them ours lacks}) from {page id: text} of each."""
     total = 0
     lacking: collections.Counter[tuple[str, str]] = collections.Counter()
-    for key, source in sources(dump):
-        if key not in extracted or key not in cleaned:
-            continue
-        both = words(extracted[key]) & words(mwparserfromhell.parse(source).strip_code())
-        total += both.total()
-        for word, count in (both - words(cleaned[key])).items():
-            lacking[key, word] += count
+    for key, text in parsed:
+        if key in extracted and key in cleaned:
+            both = words(extracted[key]) & words(text)
+            total += both.total()
+            lacking.update({(key, word): count for word, count in (both - words(cleaned[key])).items()})
     return total, lacking
 
 
@@ -83,7 +90,8 @@ def main() -> None:
     parser.add_argument("--dump", required=True, help="MediaWiki XML dump (.xml.bz2, one file)")
     parser.add_argument("--show", type=int, default=0, help="lacking words to print, the most frequent first")
     arguments = parser.parse_args()
-    total, lacking = compare(Path(arguments.dump))
+    dump = Path(arguments.dump)
+    total, lacking = compare(by_wikiextractor(dump), by_parser(dump), ours(dump))
     for (key, word), count in lacking.most_common(arguments.show):
         print(f"page {key:<9} {count:>4} x {word}")
     print(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from megatron_alum.data.readers.wikiextractor import is_record, plain_text
 from megatron_alum.data.readers.wikitext import clean_wikitext, wiki_of
 from megatron_alum.data.readers.wikitext.elements import EXTENSIONS
+from tools.compare_cleaners import compare
 
 # One row a rule: markup, and the reader's text (HTML shows it so on MediaWiki 1.39).
 PROTECTED = [
@@ -185,3 +186,10 @@ def test_wikiextractor_leaves_neither_entities_nor_tags():
     assert all(plain_text(f"a&lt;{name} x=1/&gt;b&lt;/{name}&gt;") == "ab" for name in EXTENSIONS)
     assert is_record({"id": "1", "revid": "2", "url": "u", "title": "t", "text": "x"})
     assert not is_record({"id": "1", "url": "u", "title": "t", "text": "x"})
+
+
+def test_words_that_both_peers_find():
+    """Of "a a b c" and "a a b d", ours lacks one "a"; pages that one of them leaves out do not count."""
+    extracted, cleaned = {"1": "a, a b. c", "2": "x"}, {"1": "a b", "3": "y"}
+    total, lacking = compare(extracted, [("1", "a a b d"), ("2", "x"), ("3", "y")], cleaned)
+    assert total == 3 and lacking == {("1", "a"): 1}

@@ -23,9 +23,11 @@ MAX_UNKNOWN_CHARS = 200
 
 _NAME = re.compile(r"\s*([\w][\w .'/-]{0,60}?)\s*")
 _PREFIXES = frozenset({"subst", "safesubst", "msg", "msgnw", "raw"})
-_UNIT = re.compile(r"(?:[kcmnμµdh]?m|[kmµμ]?g|ha|km/h|m/s|[kMGT]?W|[kM]?Hz|t|l|ml|°C?|%|€|\$)[²³23]?")
+_UNIT = re.compile(
+    r"(?:[kcmn\u03bc\u00b5dh]?m|[km\u00b5\u03bc]?g|ha|km/h|m/s|[kMGT]?W|[kM]?Hz|t|l|ml|\u00b0C?|%|\u20ac|\$)[\u00b2\u00b323]?"
+)
 _ROMAN = re.compile(r"[IVXLCDM]+")
-_ORDINAL_ENDINGS = frozenset({"e", "er", "re", "ème", "º", "ª", "o", "a", "th", "st", "nd", "rd"})
+_ORDINAL_ENDINGS = frozenset({"e", "er", "re", "\u00e8me", "\u00ba", "\u00aa", "o", "a", "th", "st", "nd", "rd"})
 _WORD = re.compile(r"[^\W\d_]{3,}|[^\W\d_\u0000-\u02ff]")
 _NO_TEXT = re.compile(r"[<>\[\]{}#]|https?:|\.(?:jpe?g|png|svg|gif|og[ga]|wav|mp3|webm)\b", re.IGNORECASE)
 

@@ -56,7 +56,8 @@ class Wiki:
 
 @lru_cache(maxsize=64)
 def wiki_of(languages: tuple[str, ...], local: tuple[tuple[str, str], ...] = ()) -> Wiki:
-    """The wiki of these language or wiki codes ("de", "als"), most specific first, with (key, name) from <siteinfo>."""
+    """The wiki of these codes, that of the wiki before that of its language ("als", "gsw"), with (key, name) from
+    <siteinfo>."""
     codes = _with_fallbacks(languages)
     everywhere = not codes
     names: dict[str, set[str]] = {}
@@ -66,9 +67,10 @@ def wiki_of(languages: tuple[str, ...], local: tuple[tuple[str, str], ...] = ())
     for key, name in local:
         names.setdefault(key, set()).add(fold(name))
     names.pop(_ARTICLE, None)
-    templates, families, own_text = _template_rows(codes, languages[0] if languages else "")
+    language = languages[-1] if languages else ""
+    templates, families, own_text = _template_rows(codes, language)
     return Wiki(
-        language=languages[0] if languages else "",
+        language=language,
         namespaces=frozenset(name for found in names.values() for name in found if name),
         dropped=frozenset(name for key in FILE_KEYS for name in names[key]),
         media=frozenset(names[_MEDIA]),

@@ -258,7 +258,7 @@ def _quotation(given: Arguments) -> str:
 
 
 def _unit_with_powers(given: Arguments) -> str:
-    """{{unité|30|km|h|-1}} -> "30 km h-1" with the sign of subtraction: a number, then units and their powers."""
+    """{{unit\u00e9|30|km|h|-1}} -> "30 km h-1" with the sign of subtraction: a number, then units and their powers."""
     number, *rest = [*positional(given), ""]
     powers = {"2": "\u00b2", "3": "\u00b3", "": "", "1": ""}
     units = [
@@ -270,7 +270,7 @@ def _unit_with_powers(given: Arguments) -> str:
 
 
 def _centuries(noun: str, given: Arguments) -> str:
-    """{{s2-|XIX|e|XX|e}} -> "XIXe et XXe siècles": Roman numbers, the endings of their ordinals, and the noun."""
+    """{{s2-|XIX|e|XX|e}} -> "XIXe et XXe si\u00e8cles": Roman numbers, the endings of their ordinals, and the noun."""
     words: list[str] = []
     numbers = 0
     for value in filter(None, positional(given)):
@@ -288,7 +288,7 @@ def _centuries(noun: str, given: Arguments) -> str:
 
 
 def _born_died(given: Arguments) -> str:
-    """{{bd|1866年|11月11日|1936年|9月21日}} -> both dates in brackets."""
+    """{{bd|1866\u5e74|11\u670811\u65e5|1936\u5e74|9\u670821\u65e5}} -> both dates in brackets."""
     born, died = (given.get(a, "") + given.get(b, "") for a, b in (("1", "2"), ("3", "4")))
     return f"\uff08{born}\uff0d{died}\uff09" if born else ""
 
