@@ -2,7 +2,8 @@
 
 A line that is no JSON object, or has no string under `text`, is rejected with its id or its place; blank lines are no
 records. Control characters that stand bare in a string (a NUL, a tab), which JSON forbids and many programs write, are
-taken and counted: cleaning removes them from any text.
+taken and counted: cleaning removes them from any text. Records of wikiextractor are known by their keys, and its
+entities are resolved.
 """
 
 import json
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 
 from megatron_alum.data.readers.base import Document, Rejected, decode, repairs_of
 from megatron_alum.data.readers.records import LineReader
+from megatron_alum.data.readers.wikiextractor import is_record, plain_text
 
 BARE_CONTROL = "control characters inside a JSON string"
 _LENIENT = json.JSONDecoder(strict=False)
@@ -43,4 +45,6 @@ class JsonLinesReader(LineReader):
         text = record.get(self.text_key)
         if not isinstance(text, str):
             return Rejected(identity, f"no string under {self.text_key!r}")
+        if is_record(record):
+            text = plain_text(text)
         return Document(identity, text, repairs)

@@ -19,9 +19,10 @@ from pathlib import Path
 from megatron_alum.data.readers.base import MAX_RECORD_BYTES, OVERSIZE, Chunk, Document, Rejected, decode, repairs_of
 from megatron_alum.data.readers.records import RecordReader
 from megatron_alum.data.readers.streams import bz2_stream_starts, open_stream, read_bz2_span, stored_compression
-from megatron_alum.data.readers.wikitext import clean_by_parser, clean_wikitext
+from megatron_alum.data.readers.wikitext import Wiki, clean_by_parser, clean_wikitext
+from megatron_alum.data.readers.wikitext.pages import EMPTY, NO_REVISION, skip_reason, wiki_of_head
 
-CLEANERS: dict[str, Callable[[str, frozenset[str]], str]] = {
+CLEANERS: dict[str, Callable[[str, Wiki, str], str]] = {
     "fast": clean_wikitext,
     "mwparserfromhell": clean_by_parser,
 }
@@ -29,15 +30,6 @@ STREAM_GROUP_BYTES = 300_000
 """Compressed bytes of streams that make a chunk: one of Wikimedia's streams (100 pages) on average."""
 _PAGE, _PAGE_END = b"<page>", b"</page>"
 _ID = re.compile(r"<id>\s*(\d+)\s*</id>")
-_NAMESPACE = re.compile(r'<namespace key="(-?\d+)"[^>]*>([^<]*)</namespace>')
-_DISAMBIGUATION = re.compile(
-    r"\{\{\s*(?:disambig[\w -]*|dab|hndis[\w-]*|geodis|mil-?unit-?dis|number ?dis|school ?dis"
-    r"|letter[- ]?(?:number )?comb(?:ination)? ?disambig\w*"
-    r"|begriffskl\S+|homonymie|disambigua|desambiguaci\S+)\s*(?:\||\}\})",
-    re.IGNORECASE,
-)
-_FILE_KEYS = {"-2", "6", "14"}  # Media, File, Category
-_ENGLISH = frozenset({"file", "image", "category", "media"})
 _HEAD_BYTES = 64 << 10
 
 
@@ -77,11 +69,11 @@ class MediawikiReader(RecordReader):
     def parse(self, data: bytes, name: str) -> Iterator[Document | Rejected]:
         """One document or rejection a <page>."""
         text, damaged = decode(data)
-        dropped = _dropped_namespaces(name.rpartition(" at byte ")[0])
+        wiki = wiki_of_dump(name.rpartition(" at byte ")[0])
         for source in _pages(text):
-            yield self._page(source, repairs_of(source, damaged), dropped)
+            yield self._page(source, repairs_of(source, damaged), wiki)
 
-    def _page(self, source: str, repairs: tuple[str, ...], dropped: frozenset[str]) -> Document | Rejected:
+    def _page(self, source: str, repairs: tuple[str, ...], wiki: Wiki) -> Document | Rejected:
         found = _ID.search(source)
         key = found[1] if found else "page without id"
         try:
@@ -89,12 +81,14 @@ class MediawikiReader(RecordReader):
         except ET.ParseError as error:
             return Rejected(key, f"page is no well-formed XML ({error})".split(":")[0] + ")")
         revision = page.findall("revision")[-1:]
-        text = (revision[0].findtext("text") or "") if revision else ""
-        reason = _skip_reason(page, revision[0] if revision else page, text)
+        if not revision:
+            return Rejected(key, NO_REVISION, broken=False)
+        text = revision[0].findtext("text") or ""
+        reason = skip_reason(page, revision[0], text, wiki)
         if reason is not None:
             return Rejected(key, reason, broken=False)
-        cleaned = self._clean(text, dropped)
-        return Document(key, cleaned, repairs) if cleaned else Rejected(key, "empty page", broken=False)
+        cleaned = self._clean(text, wiki, page.findtext("title", ""))
+        return Document(key, cleaned, repairs) if cleaned else Rejected(key, EMPTY, broken=False)
 
 
 def _pages(text: str) -> Iterator[str]:
@@ -107,19 +101,6 @@ def _pages(text: str) -> Iterator[str]:
         end = text.find(closing, begin, stop)
         yield text[begin : end + len(closing) if end >= 0 else stop]
         begin = following
-
-
-def _skip_reason(page: ET.Element, revision: ET.Element, text: str) -> str | None:
-    """Why the page is no article, or None."""
-    if page.findtext("ns", "0").strip() != "0":
-        return "not in the article namespace"
-    if page.find("redirect") is not None or text[:9].upper() == "#REDIRECT":
-        return "redirect"
-    if revision.findtext("model", "wikitext") != "wikitext":
-        return "not wikitext"
-    if page.findtext("title", "").endswith("(disambiguation)") or _DISAMBIGUATION.search(text):
-        return "disambiguation page"
-    return None
 
 
 def _pages_of_streams(path: Path, span: tuple[int, int]) -> tuple[bytes, bool]:
@@ -157,11 +138,9 @@ def _following(path: Path, start: int) -> Iterator[bytes]:
 
 
 @lru_cache(maxsize=8)
-def _dropped_namespaces(path: str) -> frozenset[str]:
-    """Lower-case names of the namespaces whose links are no text, in English and in the dump's own language."""
+def wiki_of_dump(path: str) -> Wiki:
+    """The wiki that a dump was taken from, by the head of the file."""
     if not Path(path).is_file():
-        return _ENGLISH
+        return wiki_of_head("")
     with open_stream(Path(path)) as stream:
-        head = stream.read(_HEAD_BYTES).decode("utf-8", "replace")
-    local = {name.strip().lower() for key, name in _NAMESPACE.findall(head) if key in _FILE_KEYS}
-    return _ENGLISH | local
+        return wiki_of_head(stream.read(_HEAD_BYTES).decode("utf-8", "replace"))
