@@ -85,23 +85,27 @@ class RuleSplitter:
             return True
         word_start = max(line.rfind(" ", start, end) + 1, start)
         word = line[word_start:end].lstrip(_OPENERS)
-        lower, rules = word.lower(), self.rules
+        rules, lower = self.rules, word.lower()
+        elided = lower.replace("\u2019", "'").rpartition("'")[2]  # "l'on. Verdi"
+        if len(elided) > 1 and elided in rules.suspects:
+            lower = elided
         if lower in rules.never_final or (lower in rules.before_numbers and _number_follows(line, after)):
             return False
         if word.isdigit() and word_start == 0:
             return False
-        uncertain = lower in rules.maybe_final or _may_be_initial(word) or (rules.ordinals and _is_ordinal(word))
-        if not uncertain:
-            return not (_LONE.match(word) and self._is_lone(word, line[:word_start])) and not _THAI_LAO.match(
-                line, end - 1
-            )
-        return self._often_begins(line, after)
+        before = line[:word_start].rstrip()
+        is_unit = len(word) == 1 and not word.isupper() and before[-1:].isdigit()  # "100 m."
+        if lower in rules.maybe_final or (_may_be_initial(word) and not is_unit):
+            return self._often_begins(line, after)
+        if rules.ordinals and _is_ordinal(word):
+            return self._often_begins(line, after)
+        return not _THAI_LAO.match(line, end - 1) and not (_LONE.match(word) and self._is_lone(word, before))
 
     def _is_lone(self, word: str, before: str) -> bool:
         """Whether `word` is one letter with its marks and no word of its own; after a number it is a unit or an era."""
         letters = [unicodedata.category(character)[0] for character in word]
         return letters.count("L") == 1 == len(set(letters) - {"M"}) and not (
-            word in self.rules.final or before.rstrip()[-1:].isdigit()
+            word in self.rules.final or before[-1:].isdigit()
         )
 
     def _often_begins(self, line: str, position: int) -> bool:
@@ -122,8 +126,8 @@ def _begins(line: str, after: int) -> bool:
     while first in _OPENERS:
         if _CLITIC.match(line, after):
             return True
-        after += 1
-        if after == len(line):
+        after += 2 if line[after : after + 2] == "\u00ab " else 1
+        if after >= len(line):
             return False
         first = line[after]
     return (first.isalnum() and not first.islower()) or first in _CURRENCIES

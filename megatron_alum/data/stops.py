@@ -20,7 +20,9 @@ import re
 from megatron_alum.data.languages import LanguageRules
 
 CLOSERS = "\"'\u2018\u2019\u201c\u201d\u00ab\u00bb\u203a)\\]}"
-CJK_CLOSERS = "\u300d\u300f\uff09\u3011\u300b\u3009\uff60\u3017\u301b\uff02\uff07\uff63\uff3d"
+_OWN_CLOSERS = (
+    "\"'\u2019\u201d\u00bb)\\]}\u300d\u300f\uff09\u3011\u300b\u3009\uff60\u3017\u301b\uff02\uff07\uff63\uff3d"
+)
 STOPS = (
     "\u0589\u061d-\u061f\u06d4\u0700-\u0702\u07f9\u0837\u0839\u083d\u083e\u0964\u0965\u09f7\u0f0d-\u0f12\u0f14\u104b"
     "\u1362\u1367\u1368\u166e\u1735\u1736\u17d4\u17d5\u1803\u1809\u1944\u1945\u1aa8-\u1aab\u1b4e\u1b4f\u1b5a\u1b5b"
@@ -32,19 +34,20 @@ _GREEK, _ARMENIAN, _INDIC, _HAN = "\u0370-\u03ff\u1f00-\u1fff", "\u0531-\u0587",
 _LATIN = ".!?\u2026\u203c\u203d\u2047-\u2049"
 SPACED = rf"[{_LATIN}]+[{CLOSERS}]*\s+"
 """Latin terminators with what closes after them, and white space."""
-PRESENT = re.compile(f"[{STOPS}{_GREEK}{_ARMENIAN}{_INDIC}{_HAN}\u1361]")
+PRESENT = re.compile(f"[{STOPS}{_GREEK}{_ARMENIAN}{_INDIC}{_HAN}\u1361\u00bb]")
 """Something in a line that may have other sentence ends than the Latin ones."""
 CANDIDATE = re.compile(
-    SPACED
+    # French sets a space before the closing quotation mark
+    rf"[{_LATIN}]+\s\u00bb\s+|{SPACED}"
     # a verse number between double dandas, two word spaces, or a run of stops; pairs of shads with a space between
-    + rf"|[{_LATIN}]*(?:\u0965\s?[\d.\-]{{1,7}}\s?\u0965|\u1361\u1361|[{STOPS}])(?:[{_LATIN}{STOPS}]|\s[\u0f0d\u0f0e])*"
-    rf"[{CLOSERS}{CJK_CLOSERS}]*\s*"
+    rf"|[{_LATIN}]*(?:\u0965\s?[\d.\-]{{1,7}}\s?\u0965|\u1361\u1361|[{STOPS}])(?:[{_LATIN}{STOPS}]|\s[\u0f0d\u0f0e])*"
+    rf"[{_OWN_CLOSERS}]*\s*"
     rf"|(?<=[{_GREEK}])[;\u037e][{CLOSERS}]*\s+|(?<=[{_ARMENIAN}]):[{CLOSERS}]*\s+|(?<=[{_INDIC}])\s?\|\|?\s+"
     rf"|(?<=[{_HAN}])[!?]+(?=[{_HAN}])"
 )
 _STOP = re.compile(f"[{STOPS}\u1361|]")
 _KANA = re.compile("[\u3041-\u30fa]")
-_CLOSED = re.compile(f"[{CLOSERS}{CJK_CLOSERS}]$")
+_CLOSED = re.compile(f"[{_OWN_CLOSERS}]$")
 _GOES_ON = re.compile("[,;:)\u3001\uff0c\uff1b\uff1a\u060c\u061b\uff09\u300d\u300f\u30fb]")
 
 

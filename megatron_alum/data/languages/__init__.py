@@ -76,10 +76,10 @@ def rules_of(language: str | None) -> LanguageRules:
         chosen[str(tables()[own]["script"])] = own
     picked = [tables()[name] for name in chosen.values()]
     lists = {name: frozenset(word for table in picked for word in table.get(name, "").split()) for name in _LISTS}
-    patterns = {name: [p for table in picked for p in table.get(name, "").split()] for name in _PATTERNS}
+    patterns = {name: "|".join(p for table in picked for p in table.get(name, "").split()) for name in _PATTERNS}
     return LanguageRules(
+        **lists,  # type: ignore[arg-type]
+        **{name: re.compile(pattern) for name, pattern in patterns.items()},  # type: ignore[arg-type]
         ordinals=any(table.get("ordinals", False) for table in picked),
         suspects=lists["never_final"] | lists["before_numbers"] | lists["maybe_final"],
-        **lists,
-        **{name: re.compile("|".join(alternatives)) for name, alternatives in patterns.items()},
     )
