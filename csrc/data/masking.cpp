@@ -35,12 +35,13 @@ void select_tokens(MaskWords& words, int num, int num_candidates, const std::vec
 void find_words(const int64_t* tokens, const std::vector<TextRange>& texts, const Vocabulary& vocabulary,
                 MaskScratch& scratch) {
   scratch.begins.clear(), scratch.sizes.clear(), scratch.text_first.clear();
-  const auto continues = [&vocabulary](int64_t token) {  // an id outside the vocabulary stands alone
-    return static_cast<uint64_t>(token) < vocabulary.word_start.size() && !vocabulary.word_start[token];
+  const auto marks = [&vocabulary](int64_t token) {  // an id outside the vocabulary stands alone
+    return static_cast<uint64_t>(token) < vocabulary.word_start.size() ? vocabulary.word_start[token] : 3;
   };
   for (const TextRange& text : texts) {
     for (int i = 0; i < text.length; ++i) {
-      if (i > 0 && continues(tokens[text.begin + i])) {
+      const int64_t* token = tokens + text.begin + i;
+      if (i > 0 && !(marks(token[0]) & 1) && !(marks(token[-1]) & 2)) {
         ++scratch.sizes.back();
         continue;
       }

@@ -160,7 +160,7 @@ def open_datasets(config: DataConfig, *, model_type: str, seq_length: int, train
         short_seq_prob=config.short_seq_prob,
     )
     corpora = [Corpus.open(prefix, shard.index) for prefix, shard in zip(prefixes, shards, strict=True)]
-    special = SpecialTokens.from_tokenizer(tokenizers[0], roberta=model_type == "roberta")
+    special = SpecialTokens.from_tokenizer(tokenizers[0], roberta=model_type == "roberta", masking=config.masking)
     splits = {}
     for split in SPLITS:
         own = replace(settings, split=split)  # type: ignore[arg-type]
