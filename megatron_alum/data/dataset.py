@@ -233,7 +233,7 @@ def open_datasets(config: DataConfig, *, model_type: str, seq_length: int, train
         for corpus in corpora:
             if warning := without_pairs(corpus.index, corpus.prefix):
                 logger.warning("%s", warning)
-    special = SpecialTokens.from_tokenizer(tokenizers[0], roberta=model_type == "roberta")
+    special = SpecialTokens.from_tokenizer(tokenizers[0], roberta=model_type == "roberta", masking=config.masking)
     splits = {}
     for split in SPLITS:
         own = replace(settings, split=split)  # type: ignore[arg-type]

@@ -145,7 +145,8 @@ def _dtype(tokenizer_dir: Path) -> np.dtype:
 
 def _work_spec(settings: PreprocessSettings, journal: Journal, plan: InputPlan) -> WorkSpec:
     text = settings.text
-    punkt = find_punkt(text.punkt_dir) if text.punkt_dir else None
+    language = None if text.language == "auto" else text.language
+    punkt = find_punkt(text.punkt_dir, language or "en") if text.punkt_dir else None
     if text.train_punkt:
         punkt = journal.folder / "punkt"
         if not punkt.is_dir():
@@ -154,6 +155,7 @@ def _work_spec(settings: PreprocessSettings, journal: Journal, plan: InputPlan) 
         tokenizer_file=str((journal.tokenizer_dir / "tokenizer.json").resolve()),
         punkt_dir=str(punkt.resolve()) if punkt else None,
         reading=plan.options,
+        language=language,
         min_document_chars=text.min_document_chars,
         deduplicate=text.deduplicate,
         strict=text.strict,

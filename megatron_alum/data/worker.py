@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_alum.data.cleaning import clean_lines
+from megatron_alum.data.input_language import input_language
 from megatron_alum.data.readers.base import Chunk, Reader, Rejected
 from megatron_alum.data.readers.detect import ReadOptions, make_reader
 from megatron_alum.data.sentences import RuleSplitter, SentenceSplitter
@@ -34,6 +35,8 @@ class WorkSpec:
     punkt_dir: str | None
     """Punkt parameters; None for the rule-based splitter"""
     reading: ReadOptions
+    language: str | None
+    """of the text; None where each file is to say it"""
     min_document_chars: int
     deduplicate: bool
     strict: bool
@@ -89,7 +92,8 @@ class _Tools(threading.local):
 
     spec: WorkSpec | None = None
     words: WordCache
-    splitter: SentenceSplitter
+    splitters: dict[str | None, SentenceSplitter]
+    """by language; Punkt has one for all"""
 
     def prepare(self, spec: WorkSpec) -> None:
         """Build tokenizer and splitter for `spec` unless they are there."""
@@ -98,16 +102,26 @@ class _Tools(threading.local):
         from tokenizers import Tokenizer
 
         self.words = WordCache(Tokenizer.from_file(spec.tokenizer_file))
-        self.splitter = _make_splitter(spec.punkt_dir)
+        self.splitters = {}
         self.spec = spec
+
+    def splitter(self, format_name: str, chunk: Chunk) -> SentenceSplitter:
+        """The splitter for the text of `chunk`."""
+        assert self.spec is not None
+        language = None
+        if self.spec.punkt_dir is None:
+            language = self.spec.language or input_language(chunk.path, format_name)
+        if language not in self.splitters:
+            self.splitters[language] = _make_splitter(self.spec.punkt_dir, language)
+        return self.splitters[language]
 
 
 _TOOLS = _Tools()
 
 
-def _make_splitter(punkt_dir: str | None) -> SentenceSplitter:
+def _make_splitter(punkt_dir: str | None, language: str | None) -> SentenceSplitter:
     if punkt_dir is None:
-        return RuleSplitter()
+        return RuleSplitter(language)
     from megatron_alum.data.punkt import PunktSplitter
 
     return PunktSplitter(punkt_dir)
@@ -136,7 +150,7 @@ def process_chunk(spec: WorkSpec, format_name: str, chunk: Chunk) -> ChunkResult
         for reason in item.repairs:
             _reject(item.id, reason, spec, chunk, result.repaired)
         lines_of.append(lines)
-    return _pack(lines_of, spec, result)
+    return _pack(lines_of, _TOOLS.splitter(format_name, chunk), spec, result)
 
 
 def _reject(identity: str, reason: str, spec: WorkSpec | None, chunk: Chunk, tally: Tally) -> None:
@@ -149,10 +163,11 @@ def _reject(identity: str, reason: str, spec: WorkSpec | None, chunk: Chunk, tal
     tally.add(reason, identity)
 
 
-def _pack(lines_of: list[list[str]], spec: WorkSpec, result: ChunkResult) -> ChunkResult:
+def _pack(
+    lines_of: list[list[str]], splitter: SentenceSplitter, spec: WorkSpec, result: ChunkResult
+) -> ChunkResult:
     """`result` with the documents whose lines are `lines_of`."""
-    split = _TOOLS.splitter.split
-    sentences_of = [[sentence for line in lines for sentence in split(line)] for lines in lines_of]
+    sentences_of = [[sentence for line in lines for sentence in splitter.split(line)] for lines in lines_of]
     packed = _TOOLS.words.encode([sentence for sentences in sentences_of for sentence in sentences])
     itemsize = _TOOLS.words.dtype.itemsize
     lengths: list[int] = []
