@@ -74,11 +74,19 @@ class CheckpointWeights:
 
 
 def model_config_of(config: dict[str, Any], folder: Path) -> ModelConfig:
-    """The ModelConfig that a checkpoint's configuration describes. Raises: ValueError when fields are absent."""
+    """The ModelConfig that a checkpoint's configuration describes; options it was saved without have their defaults.
+
+    Raises: ValueError when there is none, or it holds an option that this version does not know.
+    """
     stored = config.get("model")
     names = {field.name for field in fields(ModelConfig)}
-    if not isinstance(stored, dict) or set(stored) != names:
-        raise ValueError(f"`model` in {folder}/config.json must hold {', '.join(sorted(names))}, but does not.")
+    if not isinstance(stored, dict) or not stored:
+        raise ValueError(f"`model` in {folder}/config.json must hold the network's options, but does not.")
+    if unknown := sorted(set(stored) - names):
+        raise ValueError(
+            f"`model` in {folder}/config.json must hold options that this version knows, but has {', '.join(unknown)}. "
+            "A newer version wrote it; convert it with that one."
+        )
     return ModelConfig(**stored)
 
 

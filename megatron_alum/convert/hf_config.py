@@ -106,15 +106,36 @@ def model_config_from_dict(
             f"`type_vocab_size` of {source} must be {probe.num_token_types} for {architecture.model_type}, "
             f"but is {sizes.token_types} instead."
         )
-    positions = sizes.positions - probe.first_position
+    first = first_position_of(config, architecture, source)
+    positions = sizes.positions - first
+    if positions < 1:
+        raise ValueError(
+            f"`max_position_embeddings` of {source} must be more than the {first} rows up to the padding id, but is "
+            f"{sizes.positions} instead."
+        )
     given = {ours: _number(config[theirs], theirs, source) for ours, theirs in _FIELDS.items() if theirs in config}
     return ModelConfig(
         model_type=architecture.model_type,
         seq_length=positions if seq_length is None else seq_length,
         max_position_embeddings=positions,
+        first_position=first,
         make_vocab_size_divisible_by=divisible_by,
         **{"layernorm_epsilon": _default_epsilon(architecture), **given},
     )
+
+
+def first_position_of(config: Mapping[str, Any], architecture: Architecture, source: str) -> int:
+    """Row of the position table that the first token takes: RoBERTa counts from its padding id, 1 where none is said.
+
+    Raises: ValueError for a padding id that is no entry of the vocabulary.
+    """
+    if architecture.model_type != "roberta":
+        return 0
+    padding = config.get("pad_token_id")
+    padding = 1 if padding is None else padding
+    if not isinstance(padding, int) or isinstance(padding, bool) or padding < 0:
+        raise ValueError(f"`pad_token_id` of {source} must be the number of an entry, but is {padding!r} instead.")
+    return padding + 1
 
 
 def _number(value: Any, field: str, source: str) -> Any:
@@ -151,6 +172,8 @@ def hf_config_fields(config: ModelConfig, vocab_size: int, original: Mapping[str
     """Fields of config.json for an export: `original` (the folder once imported from, or {}) under our model's own."""
     fields = {name: value for name, value in original.items() if name not in ("transformers_version", "architectures")}
     fields |= {theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()}
+    if config.first_position:
+        fields["pad_token_id"] = config.first_position - 1
     return fields | {
         "hidden_act": "gelu",
         "vocab_size": vocab_size,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "*.model",  # SentencePiece
 )
+POSITION_TABLE = "embedding.position_embeddings.weight"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -89,13 +90,14 @@ def export_folder(
     architecture = ARCHITECTURES[source.model.model_type]
     sizes = sizes_of(source.model, source.vocab_size)
     _check_source(source, sizes, kind)
-    state = export_state_dict(source.tensors, architecture, sizes, kind)
+    tokenizer = None if source.tokenizer_dir is None else _load_tokenizer(source.tokenizer_dir, source.vocab_size)
+    ids = {} if tokenizer is None else tokenizer_ids(tokenizer)
+    if source.model.first_position and "pad_token_id" in ids:
+        source = _counted_from(source, ids["pad_token_id"] + 1)
+    state = export_state_dict(source.tensors, architecture, sizes_of(source.model, source.vocab_size), kind)
     if dtype is not None:
         state = {name: tensor.to(DTYPES[dtype]) for name, tensor in state.items()}
-    fields = hf_config_fields(source.model, source.vocab_size, source.original_config)
-    tokenizer = None if source.tokenizer_dir is None else _load_tokenizer(source.tokenizer_dir, source.vocab_size)
-    if tokenizer is not None:
-        fields |= tokenizer_ids(tokenizer)
+    fields = hf_config_fields(source.model, source.vocab_size, source.original_config) | ids
     model = build_hf_model(architecture, kind, fields, state)
     with atomic_folder(output) as partial:
         model.save_pretrained(partial)
@@ -105,6 +107,17 @@ def export_folder(
         if check is not None:
             check(partial)
     return output
+
+
+def _counted_from(source: ExportSource, first_position: int) -> ExportSource:
+    """The same network with its positions at other rows: transformers' RoBERTa finds them after the padding id."""
+    if first_position == source.model.first_position:
+        return source
+    table = source.tensors[POSITION_TABLE]
+    used = table[source.model.first_position :]
+    moved = torch.cat((table.new_zeros(first_position, table.shape[1]), used))
+    model = replace(source.model, first_position=first_position)
+    return replace(source, model=model, tensors={**source.tensors, POSITION_TABLE: moved})
 
 
 def _check_source(source: ExportSource, sizes: Sizes, kind: ExportKind) -> None:

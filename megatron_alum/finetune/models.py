@@ -134,11 +134,19 @@ def load_tokenizer(folder: str, kind: Kind | None = None) -> PreTrainedTokenizer
 
 
 def check_vocabulary(folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises: ValueError for a tokenizer whose ids the model's word table does not hold."""
-    rows = getattr(AutoConfig.from_pretrained(folder, local_files_only=True), "vocab_size", None)
+    """Raises: ValueError for a tokenizer whose ids the model's word table does not hold, or whose pads the model would
+    count as tokens.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    rows = getattr(config, "vocab_size", None)
     if rows is not None and len(tokenizer) > rows:
         raise ValueError(
             f"the tokenizer must have at most the {rows} words of {folder}, but has {len(tokenizer)}. Use --tokenizer."
+        )
+    if config.model_type in POSITIONS_AFTER_PAD and tokenizer.pad_token_id != config.pad_token_id:
+        raise ValueError(
+            f"the tokenizer must have the padding id {config.pad_token_id} of {folder}, after which its positions "
+            f"begin, but has {tokenizer.pad_token_id}. Use --tokenizer."
         )
 
 

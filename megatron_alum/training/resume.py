@@ -25,6 +25,7 @@ MODEL_OPTIONS = (
     "num_attention_heads",
     "ffn_hidden_size",
     "max_position_embeddings",
+    "first_position",
     "layernorm_epsilon",
 )
 """decide the shapes and the function of the network: never different"""
@@ -59,7 +60,8 @@ def network_of_newest(load: str | None) -> dict[str, Any] | None:
             saved = read_run_config(iteration_folder(root, iteration))["run"]
         except ValueError:
             continue
-        return {name: saved[name] for name in (*MODEL_OPTIONS, "hidden_dropout", "attention_dropout")}
+        names = (*MODEL_OPTIONS, "hidden_dropout", "attention_dropout")
+        return {name: saved[name] for name in names if name in saved}
     return None
 
 
@@ -103,7 +105,7 @@ def check_compatible(config: RunConfig, stored: dict[str, Any], folder: Path) ->
         )
     options, saved = config_to_dict(config), stored["run"]
     for name in MODEL_OPTIONS:
-        if options[name] != saved[name]:
+        if options[name] != saved.get(name, options[name]):
             raise ValueError(
                 _differs(name, saved[name], options[name], folder) + " Another model needs another --load."
             )
