@@ -119,7 +119,8 @@ class ModelConfig:
         if self.first_position < 1 if counted_from_padding else self.first_position != 0:
             wanted = "at least 1" if counted_from_padding else "0"
             raise ValueError(
-                f"--first-position must be {wanted} for --model-type {self.model_type}, but is {self.first_position} instead."
+                f"--first-position must be {wanted} for --model-type {self.model_type}, "
+                f"but is {self.first_position} instead."
             )
 
     def _fill_in(self) -> None:

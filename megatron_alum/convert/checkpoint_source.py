@@ -9,8 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_alum.checkpoint.folder import TOKENIZER_FOLDER, find_checkpoint, read_run_config
+from megatron_alum.checkpoint.folder import (
+    COMPLETE_FILE,
+    TOKENIZER_FOLDER,
+    find_checkpoint,
+    list_iterations,
+    read_run_config,
+)
 from megatron_alum.config.model import ModelConfig
+from megatron_alum.convert.foreign import instead_of_a_run
 from megatron_alum.convert.hf_config import sizes_of
 from megatron_alum.convert.keys import ARCHITECTURES, expand_rows
 from megatron_alum.convert.megatron_folder import DistributedTensors, read_megatron_tensors
@@ -30,6 +37,10 @@ def read_checkpoint_source(load: str | Path, tokenizer_dir: Path | None = None) 
     Raises: ValueError when there is no checkpoint, its tensors are not those of its configuration, or it has a
     tokenizer of its own beside `tokenizer_dir`.
     """
+    given = Path(load)
+    is_known_otherwise = not list_iterations(given) and not (given / COMPLETE_FILE).is_file()
+    if is_known_otherwise and (reason := instead_of_a_run(given)):
+        raise ValueError(f"--load: {reason}")
     folder = find_checkpoint(load)
     config = read_run_config(folder)
     model = model_config_of(config, folder)

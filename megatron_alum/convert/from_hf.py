@@ -167,6 +167,13 @@ def _warn_about_parts(source: HfFolder | CheckpointWeights, model: SplitBert, fr
         )
     known = dict(model.named_parameters())
     dropped = [name for name in source.rows if name not in known]
+    dropped_heads = getattr(source, "task_heads", [])
+    if dropped_heads:
+        warnings.warn(
+            f"{source.folder} was fine-tuned: its head ({list_names(dropped_heads)}) is left out, only the encoder is "
+            "read.",
+            stacklevel=3,
+        )
     if dropped:
         warnings.warn(
             f"{model.model_config.model_type} has no place for {_titles(dropped)} of {source.folder}: "

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_alum.config.model import ModelConfig
+from megatron_alum.convert.foreign import instead_of_a_model
 from megatron_alum.convert.keys import ARCHITECTURES, Architecture, Part
 from megatron_alum.convert.translate import Sizes
 
@@ -44,17 +45,34 @@ PARTS_OF: dict[ExportKind, tuple[Part, ...]] = {
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
-    """config.json of a Hugging Face folder as a plain dict. Raises: ValueError when it is missing or no JSON object."""
+    """config.json of a Hugging Face folder as a plain dict, with the `model_type` that old files leave out.
+
+    Raises: ValueError when it is missing or no JSON object, naming what the folder is instead where that is known.
+    """
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"{folder} must be a Hugging Face model folder, but has no config.json.")
+        raise ValueError(
+            instead_of_a_model(folder) or f"{folder} must be a Hugging Face model folder, but has no config.json."
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be JSON, but does not parse ({error}).") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path} must be a JSON object, but is a {type(config).__name__} instead.")
-    return config
+    return config if "model_type" in config else config | _said_model_type(config)
+
+
+def _said_model_type(config: Mapping[str, Any]) -> dict[str, str]:
+    """The architecture of a file from before `model_type` (2019): of its class, else BERT's, which all of those are
+    that have BERT's sizes and token types.
+    """
+    named = [str(name) for name in config.get("architectures") or []]
+    for model_type, start in (("megatron-bert", "MegatronBert"), ("bert", "Bert"), ("roberta", "Roberta")):
+        if any(name.startswith(start) for name in named):
+            return {"model_type": model_type}
+    is_bert = not named and {"hidden_size", "intermediate_size", "type_vocab_size"}.issubset(config)
+    return {"model_type": "bert"} if is_bert and config["type_vocab_size"] == 2 else {}
 
 
 def architecture_of(config: Mapping[str, Any], source: str) -> Architecture:

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from megatron_alum.data.bare_vocabulary import has_tokenizer, open_tokenizer
 from megatron_alum.data.vocabulary import BERT_SPECIALS, TokenizerSource, read_vocabulary
 
 KINDS = {"WordPiece": "wordpiece", "BPE": "bpe", "Unigram": "unigram"}
@@ -25,10 +26,10 @@ def load_tokenizer(folder: str | Path) -> Any:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"`{folder}` must be a tokenizer folder, but is no folder. Give the path of one.")
-    from transformers import AutoTokenizer
-
+    if not has_tokenizer(folder):
+        raise ValueError(f"`{folder}` must be a Hugging Face tokenizer folder, but holds no tokenizer file.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = open_tokenizer(folder)
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"`{folder}` must be a Hugging Face tokenizer folder, but does not load: {error}") from error
     _check_declared_size(folder, tokenizer)

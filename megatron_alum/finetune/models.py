@@ -20,11 +20,11 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from megatron_alum.data.bare_vocabulary import open_tokenizer
 from megatron_alum.finetune.divergence import Kind
 from megatron_alum.finetune.tasks import Task
 
@@ -121,16 +121,18 @@ def load_finetuned(folder: str, task: Task) -> PreTrainedModel:
 
 
 def load_tokenizer(folder: str, kind: Kind | None = None) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of a folder; for `kind` tags, one that takes each word as it stands inside a sentence.
+    """The fast tokenizer of a folder, a bare vocabulary's too; for `kind` tags, one that takes each word as it stands
+    inside a sentence.
 
     Raises: ValueError for a folder without one, or whose tokenizer knows almost no words.
     """
-    tokenizer = AutoTokenizer.from_pretrained(checked_folder(folder, "--tokenizer"), local_files_only=True)
+    tokenizer = open_tokenizer(Path(checked_folder(folder, "--tokenizer")))
     if not tokenizer.is_fast or len(tokenizer) < 16:
         raise ValueError(f"{folder} must hold a fast tokenizer with a vocabulary, but has {len(tokenizer)} tokens.")
     if kind == "tags":
         _expect_words(tokenizer)
-    return tokenizer
+    opened: PreTrainedTokenizerBase = tokenizer
+    return opened
 
 
 def check_vocabulary(folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
