@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_alum.checkpoint.folder import list_iterations
+from megatron_alum.checkpoint.folder import COMPLETE_FILE, list_iterations
 from megatron_alum.convert.stock_folder import how_to_convert
 
 _CONVERT_TENSORFLOW = (
@@ -44,13 +44,13 @@ def instead_of_a_model(path: Path) -> str | None:
     """One sentence where a Hugging Face model is expected and `path` is something else that is known; else None."""
     if path.is_file():
         return f"{path} must be a folder, but is a file. Give the folder that holds it."
-    if list_iterations(path) and (hint := how_to_convert(path)) is None:
+    if hint := how_to_convert(path):
+        return f"{path} must be a Hugging Face model, but is another: {hint}"
+    if list_iterations(path) or (path / COMPLETE_FILE).is_file():
         return (
             f"{path} must be a Hugging Face model, but is a run of this project. Export it: "
             f"tools/convert_checkpoint.py to-hf --load {path} --output HF_DIR."
         )
-    if hint := how_to_convert(path):
-        return f"{path} must be a Hugging Face model, but is another: {hint}"
     found = _kind_of(path)
     return None if found is None else f"{path} must be a Hugging Face model with PyTorch weights, but is {found}"
 
@@ -61,10 +61,18 @@ def instead_of_a_run(path: Path) -> str | None:
         return f"{path} must be a folder with a checkpoint (iter_0000020/), but is a file. Give the folder of its run."
     if not path.is_dir():
         return f"{path} must be a folder with a checkpoint (iter_0000020/), but there is no such folder."
+    if hint := how_to_convert(path):
+        return f"{path} must be a folder with a checkpoint (iter_0000020/), but is another: {hint}"
     found = _kind_of(path)
-    if found is None and (path / "config.json").is_file():
+    if found is None and (path / "config.json").is_file() and not (path / COMPLETE_FILE).is_file():
         found = "a Hugging Face model. Start from it with --init-from, or import it with from-hf."
     return None if found is None else f"{path} must be a folder with a checkpoint (iter_0000020/), but is {found}"
+
+
+def has_weights(path: Path) -> bool:
+    """Whether a folder holds weights that transformers loads, whole or in parts."""
+    names = ("model.safetensors", "pytorch_model.bin")
+    return any((path / f"{name}{ending}").is_file() for name in names for ending in ("", ".index.json"))
 
 
 def _kind_of(path: Path) -> str | None:

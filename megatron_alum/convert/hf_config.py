@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_alum.checkpoint.folder import COMPLETE_FILE
 from megatron_alum.config.model import ModelConfig
 from megatron_alum.convert.foreign import instead_of_a_model
 from megatron_alum.convert.keys import ARCHITECTURES, Architecture, Part
@@ -50,7 +51,7 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
     Raises: ValueError when it is missing or no JSON object, naming what the folder is instead where that is known.
     """
     path = folder / "config.json"
-    if not path.is_file():
+    if not path.is_file() or (folder / COMPLETE_FILE).is_file():
         raise ValueError(
             instead_of_a_model(folder) or f"{folder} must be a Hugging Face model folder, but has no config.json."
         )

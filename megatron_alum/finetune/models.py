@@ -24,7 +24,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from megatron_alum.data.bare_vocabulary import open_tokenizer
+from megatron_alum.convert.foreign import has_weights, instead_of_a_model
+from megatron_alum.data.bare_vocabulary import has_tokenizer, open_tokenizer
 from megatron_alum.finetune.divergence import Kind
 from megatron_alum.finetune.tasks import Task
 
@@ -176,11 +177,15 @@ def longest_input(folder: str, tokenizer: PreTrainedTokenizerBase, wanted: int) 
 
 
 def checked_folder(folder: str, flag: str) -> str:
-    """`folder`, if it holds a config.json or tokenizer files.
+    """`folder`, if it holds a config.json with weights (--model), or a tokenizer (--tokenizer).
 
     Raises: ValueError otherwise; nothing is ever looked up on the network.
     """
-    names = ("config.json", "tokenizer.json", "tokenizer_config.json")
-    if not any((Path(folder) / name).is_file() for name in names):
-        raise ValueError(f"{flag} must be a local Hugging Face folder with config.json, but {folder} is not.")
+    path = Path(folder)
+    if flag == "--tokenizer" and not has_tokenizer(path):
+        raise ValueError(f"--tokenizer must be a local Hugging Face folder with tokenizer files, but {folder} is not.")
+    if flag == "--model" and not ((path / "config.json").is_file() and has_weights(path)):
+        plain = f"--model must be a local Hugging Face folder with config.json and weights, but {folder} is not."
+        reason = instead_of_a_model(path)
+        raise ValueError(plain if reason is None else f"--model: {reason}")
     return folder

@@ -12,7 +12,7 @@ from megatron_alum.checkpoint.folder import iteration_folder, list_iterations, r
 from megatron_alum.checkpoint.load import newest_valid
 from megatron_alum.config.cli import config_to_dict
 from megatron_alum.config.run import RunConfig
-from megatron_alum.convert.stock_folder import how_to_convert
+from megatron_alum.convert.foreign import instead_of_a_run
 from megatron_alum.parallel import ProcessGroups
 from megatron_alum.training.state import data_fingerprint
 
@@ -85,8 +85,9 @@ def find_resume(config: RunConfig, groups: ProcessGroups) -> Resume | None:
     """
     if config.checkpoint.load is None:
         return None
-    if hint := how_to_convert(config.checkpoint.load):
-        raise ValueError(f"--load must name a run to continue, but {hint}")
+    load = Path(config.checkpoint.load)
+    if load.exists() and not list_iterations(load) and (reason := instead_of_a_run(load)):
+        raise ValueError(f"--load: {reason}")
     folder = newest_valid(config.checkpoint.load, groups.world)
     if folder is None:
         if dist.get_rank(groups.world) == 0:
