@@ -31,6 +31,11 @@ _KINDS = (
     ),
     ("*.onnx", "an ONNX export, which cannot be trained", "Give the folder that it was exported from."),
     ("*.gguf", "a GGUF export, which cannot be trained", "Give the folder that it was exported from."),
+    (
+        "0_Transformer/config.json",
+        "a sentence-transformers model of the older layout",
+        "Give its encoder's folder, 0_Transformer in it.",
+    ),
     ("dict.txt", "a model of fairseq", "Convert it with transformers' converter for fairseq's RoBERTa."),
     (
         "model.*.safetensors",

@@ -35,7 +35,8 @@ _HARMLESS_BUILTINS = (
 )
 # Single names of modules that also hold dangerous ones. `_codecs.encode` brings the bytes of NumPy's random state.
 _INERT_NAMES = frozenset(
-    {("_codecs", "encode"), ("copyreg", "_reconstructor"), ("copy_reg", "_reconstructor")}
+    {("functools", "partial"), ("types", "SimpleNamespace"), ("_codecs", "encode")}
+    | {("copyreg", "_reconstructor"), ("copy_reg", "_reconstructor")}
     | {("collections", name) for name in ("defaultdict", "deque", "Counter")}
     | {(module, name) for module in ("builtins", "__builtin__") for name in _HARMLESS_BUILTINS}
 )

@@ -6,6 +6,7 @@ merges.txt) have them. Expected tokens are written by hand.
 
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import transformers
 
 from megatron_alum.convert import commands
 from megatron_alum.convert.checkpoint_source import read_checkpoint_source
+from megatron_alum.convert.from_hf import check_same_vocabulary
 from megatron_alum.data.bare_vocabulary import open_tokenizer
 from megatron_alum.data.tokenizer_folder import describe_folder, write_folder
 from megatron_alum.data.tokenizers import load_tokenizer
@@ -21,10 +23,10 @@ from megatron_alum.finetune.models import load_tokenizer as load_for_finetuning
 from tests.convert.models import SIZES, random_hf_model, save_hf_model
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]"]
-CASED = [*SPECIALS, "Patient", "has", "patient", "HER", "##2", "é", "e", "H", "a", "b", "c", "d", "f"]
+CASED = [*SPECIALS, "Patient", "has", "patient", "HER", "##2", "\u00e9", "e", "H", "a", "b", "c", "d", "f"]
 UNCASED = [*SPECIALS, "patient", "has", "her", "##2", "e", "a", "b", "c", "d", "f", "g", "h", "i"]
-TEXT = "Patient has HER2 é"
-KEPT, LOWERED = ["Patient", "has", "HER", "##2", "é"], ["patient", "has", "her", "##2", "e"]
+TEXT = "Patient has HER2 \u00e9"
+KEPT, LOWERED = ["Patient", "has", "HER", "##2", "\u00e9"], ["patient", "has", "her", "##2", "e"]
 # name: (vocabulary, tokenizer_config.json or None, tokens of TEXT)
 WORDPIECE = {
     "BioBERT, ClinicalBERT: cased, nothing said": (CASED, None, KEPT),
@@ -48,10 +50,10 @@ def wordpiece(folder, name):
 
 
 def byte_level(folder):
-    entries = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *"Ptaien", "Ġ", "as", "Ġh", "Ġhas", "h", "s"]
+    entries = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *"Ptaien", "\u0120", "as", "\u0120h", "\u0120has", "h", "s"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({entry: i for i, entry in enumerate(entries)}))
-    (folder / "merges.txt").write_text("#version: 0.2\na s\nĠ h\nĠh as\n")
+    (folder / "merges.txt").write_text("#version: 0.2\na s\n\u0120 h\n\u0120h as\n")
     return folder
 
 
@@ -78,7 +80,7 @@ def test_every_door_reads_a_byte_level_vocabulary_alike(tmp_path):
     folder = byte_level(tmp_path / "bare")
     write_folder(TokenizerSource(folder=folder), tmp_path / "written")
     for tokenizer in (load_tokenizer(folder), load_tokenizer(tmp_path / "written"), load_for_finetuning(str(folder))):
-        assert tokenizer.tokenize("Patient has") == [*"Patient", "Ġhas"]
+        assert tokenizer.tokenize("Patient has") == [*"Patient", "\u0120has"]
         assert tokenizer("has")["input_ids"][0] == 0  # <s>
 
 
@@ -108,7 +110,7 @@ def model_folder(folder, kind):
 def test_what_is_imported_can_be_exported_and_started_from(kind, tmp_path):
     """from-hf writes a tokenizer.json, which to-hf, a run's --init-from and every user of the export read alike."""
     source = model_folder(tmp_path / "hf", kind)
-    text, expected = ("Patient has", [*"Patient", "Ġhas"]) if kind == "roberta" else (TEXT, WORDPIECE[kind][2])
+    text, expected = ("Patient has", [*"Patient", "\u0120has"]) if kind == "roberta" else (TEXT, WORDPIECE[kind][2])
     commands.from_hf(str(source), tmp_path / "run")
     imported = read_checkpoint_source(tmp_path / "run").tokenizer_dir
     assert (imported / "tokenizer.json").is_file()
@@ -153,3 +155,15 @@ def test_a_config_from_before_model_type_is_read(tmp_path):
     again = transformers.BertForMaskedLM.from_pretrained(tmp_path / "out").state_dict()
     for name, value in random_hf_model("bert-masked-lm").state_dict().items():
         assert torch.equal(again[name], value), name
+
+
+def test_shards_of_another_case_than_the_model_are_warned_about(tmp_path):
+    """The entries are the same; the text that the model meets is not."""
+    entries = {entry: i for i, entry in enumerate(CASED)}
+    for name, lower in (("kept", False), ("lowered", True)):
+        transformers.BertTokenizer(vocab=entries, do_lower_case=lower).save_pretrained(tmp_path / name)
+    with pytest.warns(UserWarning, match=r"reads 'Word \u00c9t\u00e9' as 'Word \u00c9t\u00e9', .* as 'word ete'"):
+        check_same_vocabulary(tmp_path / "kept", tmp_path / "lowered")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_same_vocabulary(tmp_path / "kept", tmp_path / "kept")

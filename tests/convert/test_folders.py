@@ -50,7 +50,7 @@ def pickled(folder, *, shards=0):
     weight_map = {name: f"pytorch_model-{i % shards:05d}.bin" for i, name in enumerate(names)}
     for file in set(weight_map.values()):
         torch.save({name: state[name] for name in names if weight_map[name] == file}, folder / file)
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
 
 
@@ -191,8 +191,8 @@ def init_from(path, scratch):
     config = ModelConfig(**model_flags_from_hf(path), seq_length=24)
     shards = tokenizer_folder(scratch / "tokenizer")
     if has_tokenizer(path):
-        write_folder(TokenizerSource(folder=path), scratch / "out")
-        shards = scratch / "out"
+        shards = scratch / "shards"
+        write_folder(TokenizerSource(folder=path), shards)
     elif list(path.glob("**/tokenizer")):
         shards = next(path.glob("**/tokenizer"))
     with single_rank_model(config, hf_vocab_size(path)) as model:
