@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         "--num-attention-heads",
         type=int,
         metavar="N",
-        help="of a Megatron-LM checkpoint that stores no arguments (before 2020; default: heads of size 64)",
+        help="of a Megatron-LM checkpoint that stores no arguments (default: heads of size 64)",
     )
     from_hf = directions.add_parser("from-hf", help="Hugging Face folder to checkpoint")
     from_hf.add_argument("--model", required=True, metavar="HF_DIR", help="folder, or name on the hub")

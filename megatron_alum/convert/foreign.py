@@ -63,15 +63,15 @@ def instead_of_a_model(path: Path) -> str | None:
 def instead_of_a_run(path: Path) -> str | None:
     """One sentence where a checkpoint is expected and `path` is something else that is known; else None."""
     if path.is_file():
-        return f"{path} must be a folder with a checkpoint (iter_0000020/), but is a file. Give the folder of its run."
+        return f"{path} must hold a checkpoint (iter_0000020/), but is a file. Give the folder of its run."
     if not path.is_dir():
-        return f"{path} must be a folder with a checkpoint (iter_0000020/), but there is no such folder."
+        return f"{path} must hold a checkpoint (iter_0000020/), but there is no such folder."
     if hint := how_to_convert(path):
-        return f"{path} must be a folder with a checkpoint (iter_0000020/), but is another: {hint}"
+        return f"{path} must hold a checkpoint (iter_0000020/), but is another: {hint}"
     found = _kind_of(path)
     if found is None and (path / "config.json").is_file() and not (path / COMPLETE_FILE).is_file():
         found = "a Hugging Face model. Start from it with --init-from, or import it with from-hf."
-    return None if found is None else f"{path} must be a folder with a checkpoint (iter_0000020/), but is {found}"
+    return None if found is None else f"{path} must hold a checkpoint (iter_0000020/), but is {found}"
 
 
 def has_weights(path: Path) -> bool:

@@ -14,6 +14,8 @@ import transformers
 transformers.utils.logging.disable_progress_bar()
 
 VOCAB_SIZE = 131
+MOST_PADDING = 7
+"""largest padding id of any model here: no real token of `batch` has it"""
 SIZES = {
     "hidden_size": 20,
     "num_hidden_layers": 2,
@@ -97,8 +99,7 @@ def batch(model_type: str, pad: int | None = None):
         pad = 1 if model_type == "roberta" else 0
     lengths = torch.tensor([17, 17, 9, 3])
     mask = torch.arange(17) < lengths[:, None]
-    tokens = torch.randint(2, VOCAB_SIZE - 1, mask.shape, generator=generator)
-    tokens = (tokens + (tokens >= pad) if pad >= 2 else tokens).where(mask, pad)
+    tokens = torch.randint(MOST_PADDING + 1, VOCAB_SIZE, mask.shape, generator=generator).where(mask, pad)
     types = ((torch.arange(17) >= lengths[:, None] // 2) & mask).long()
     return tokens, torch.zeros_like(types) if model_type == "roberta" else types, mask
 

@@ -30,7 +30,7 @@ def build(hf_dir, tp, *, load=True, dtype=torch.float32):
 @torch.no_grad()
 def outputs(model):
     """As `models.hf_outputs`, the vocabulary gathered from the tensor-parallel group and unpadded."""
-    tokens, types, mask = batch(model.model_config.model_type, max(0, model.model_config.first_position - 1))
+    tokens, types, mask = batch(model.model_config.model_type)
     hidden = model.encode(model.embed(tokens, token_types=types), token_types=types, padding_mask=mask)
     logits, nsp = model.heads(hidden, mask.flatten().nonzero().flatten())
     parts = [torch.empty_like(logits) for _ in range(model.groups.tp_size)]
