@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_alum.data.accents import keeps_marks, latin_strip
+from megatron_alum.data.bare_vocabulary import has_tokenizer, open_tokenizer
 from megatron_alum.data.names import MODEL_FILE
 from megatron_alum.data.vocabulary import BERT_SPECIALS, TokenizerSource, read_vocabulary, with_files
 
@@ -35,10 +36,10 @@ def load_tokenizer(folder: str | Path) -> Any:
         elif folder.suffix in (".txt", ".json") and folder.name != MODEL_FILE:
             remedy = f"Give a bare vocabulary by --vocab-file {folder}"
         raise ValueError(f"`{folder}` must be a tokenizer folder, but is no folder. {remedy}.")
-    from transformers import AutoTokenizer
-
+    if not has_tokenizer(folder):
+        raise ValueError(f"`{folder}` must be a Hugging Face tokenizer folder, but holds no tokenizer file.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = open_tokenizer(folder)
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"`{folder}` must be a Hugging Face tokenizer folder, but does not load: {error}") from error
     _check_declared_size(folder, tokenizer)

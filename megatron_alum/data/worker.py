@@ -163,9 +163,7 @@ def _reject(identity: str, reason: str, spec: WorkSpec | None, chunk: Chunk, tal
     tally.add(reason, identity)
 
 
-def _pack(
-    lines_of: list[list[str]], splitter: SentenceSplitter, spec: WorkSpec, result: ChunkResult
-) -> ChunkResult:
+def _pack(lines_of: list[list[str]], splitter: SentenceSplitter, spec: WorkSpec, result: ChunkResult) -> ChunkResult:
     """`result` with the documents whose lines are `lines_of`."""
     sentences_of = [[sentence for line in lines for sentence in splitter.split(line)] for lines in lines_of]
     packed = _TOOLS.words.encode([sentence for sentences in sentences_of for sentence in sentences])
