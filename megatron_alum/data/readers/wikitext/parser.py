@@ -7,6 +7,9 @@ from megatron_alum.data.readers.wikitext.protected import HOLE, protect
 from megatron_alum.data.readers.wikitext.templates import template_text
 from megatron_alum.data.readers.wikitext.wiki import ENGLISH, Wiki, fold
 
+_BAR = "\ufdd7"
+"""Stands for a bar inside an argument, of a link."""
+
 
 def clean_by_parser(source: str, wiki: Wiki = ENGLISH, title: str = "") -> str:
     """Plain text of the page `title`, one paragraph, heading or list item a line."""
@@ -20,7 +23,8 @@ def clean_by_parser(source: str, wiki: Wiki = ENGLISH, title: str = "") -> str:
         elif name == "br":
             _replace(code, tag, "\n")
     for template in reversed(code.filter_templates(recursive=True)):  # the innermost first
-        _replace(code, template, template_text(str(template)[2:-2], wiki, title))
+        parts = [str(template.name), *(str(argument).replace("|", _BAR) for argument in template.params)]
+        _replace(code, template, template_text("|".join(parts), wiki, title).replace(_BAR, "|"))
     for link in code.filter_wikilinks(recursive=True):
         prefix, colon, _rest = str(link.title).partition(":")
         if colon and fold(prefix) in wiki.dropped:

@@ -111,7 +111,8 @@ def _readable(given: Arguments) -> str:
 def _without_codes(values: list[str]) -> list[str]:
     """A language and what follows it is the page in another wiki; at the start, what follows is the text."""
     for i, value in enumerate(values):
-        if value in _LANGUAGES and len(values) > 1:
+        is_last = i == len(values) - 1  # "alt" and "war" are codes, and words
+        if value in _LANGUAGES and len(values) > 1 and (len(value) == 2 or not is_last):
             return values[:i] or values[1:]
     return values
 
