@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_alum.data.accents import num_lost
 from megatron_alum.data.cleaning import clean_lines
 from megatron_alum.data.input_language import input_language
 from megatron_alum.data.readers.base import Chunk, Document, Reader, Rejected
@@ -23,6 +24,9 @@ from megatron_alum.data.word_cache import WordCache
 
 NO_TEXT = "no text"
 INVALID_UTF8 = "invalid UTF-8"
+LOST_MARKS = "vowel signs or other marks that the tokenizer strips (--strip-accents false keeps them)"
+MAX_LOST = 0.01
+"""Share of such characters up to which a document, of English with foreign names, is not counted for it."""
 MAX_EXAMPLES = 5
 """Ids kept for each reason to skip a document."""
 
@@ -179,6 +183,8 @@ def _pack(
         if not own:  # every character was one that the tokenizer drops
             skipped.add(NO_TEXT, lines[0])
             continue
+        if _TOOLS.words.strips_all_marks and num_lost(lines) > MAX_LOST * sum(map(len, lines)):
+            repaired.add(LOST_MARKS, lines[0])
         lengths += own
         counts.append(len(own))
         encoded = "\n".join(lines).encode()
