@@ -188,7 +188,7 @@ SPECIAL = ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]
 
 
 def foreign_tokenizers():
-    """Models that a literal special token reaches: as a piece, as an entry longest first, by merges, as a whole word."""
+    """Models that a literal special token reaches: as a piece, longest first, by merges, as a whole word."""
     pieces = [(token, 0.0) for token in SPECIAL] + [(c, -5.0) for c in "\u2581abmsk/<"]  # ">" is unknown
     yield Tokenizer(models.Unigram(pieces, unk_id=1)), pre_tokenizers.Metaspace()
     letters = [*"<>/amsk", *("##" + c for c in "<>/amsk")]
