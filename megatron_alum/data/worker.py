@@ -37,6 +37,8 @@ class WorkSpec:
 
     tokenizer_file: str
     """tokenizer.json, readable by every worker"""
+    tokenizer_digest: str
+    """SHA-256 of that file: another run of one process may have another tokenizer at the same place"""
     punkt_dir: str | None
     """Punkt parameters; None for the rule-based splitter"""
     language: str | None
