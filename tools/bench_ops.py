@@ -187,7 +187,7 @@ def divergence_contestants(
         return Prepared(refresh, run)
 
     def weighted(a: Tensor, b: Tensor, **options: bool) -> Tensor:
-        return ops.weighted_kl(a, b, row_weight=ones, **options)
+        return ops.row_losses(a, b, kl_weight=ones, **options).kl
 
     contestants: dict[str, Run] = {"copy": lambda: copy.copy_(source), "eager": both(eager_kl)}
     if not quick:
@@ -209,7 +209,8 @@ def divergence_contestants(
 
 def fused_launch(clean: Tensor, adv: Tensor, weight: Tensor) -> None:
     """The row kernel alone: symmetric divergence, targets detached, and both gradients over the logits."""
-    torch.ops.megatron_alum.row_fused_(clean, adv, None, None, weight, 0, clean.shape[1], False, True, True, True)
+    columns = 0, clean.shape[1]
+    torch.ops.megatron_alum.row_gradients_(clean, adv, None, None, None, weight, *columns, False, True, True, True)
 
 
 class _Handover(torch.autograd.Function):
@@ -237,7 +238,7 @@ def mlm_contestants(rows: int, vocab: int, dtype: torch.dtype, device: torch.dev
 
     def overwritten() -> None:
         logits = _Handover.apply(live, leaf)
-        loss = ops.weighted_mlm(logits, labels, row_weight=ones, overwrite_logits=True)
+        loss = ops.row_losses(logits, None, labels, mlm_weight=ones, overwrite_logits=True).mlm
         torch.autograd.grad(loss, logits)
 
     refreshed = Prepared(lambda: live.copy_(source), overwritten)
