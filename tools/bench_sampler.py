@@ -4,7 +4,8 @@
 
 All read the same shard with the page cache warm; without --data-path a synthetic shard of Wikipedia's proportions is
 made. Ours writes whole batches into preallocated buffers, index reads included, masking 15 % of single tokens with NSP;
-several threads write several batches, as in `BatchLoader`.
+several threads write several batches, as in `BatchLoader`. `placement` shares one iteration of 4,096 samples out over
+two ranks, index reads included: samples placed a second, which every rank does for the whole global batch.
 `BERTMaskedWordPieceDataset` yields one sample a call (single tokens, 15 %, its sentence-order question),
 and nothing is counted for collating its samples. It packs sentences of A and B up to the same length, so its rows hold
 a different number of tokens: tokens a second are printed beside samples.
@@ -40,6 +41,7 @@ from megatron_alum.config.data import DataConfig
 from megatron_alum.data.dataset import PretrainingDataset, open_datasets
 from megatron_alum.data.native import BatchBuffers, walk_epoch
 from megatron_alum.data.objective import Sentences, WalkSettings
+from megatron_alum.data.placement import BatchPlan
 from megatron_alum.data.shards import open_shards
 
 MASK_RATE = 0.15
@@ -47,6 +49,8 @@ STOCK_SAMPLES = 50_000
 """Samples of megatron-core's index; it wants a number."""
 PERMUTED = 1 << 22
 """Sample indices are drawn from this range: several epochs of a small shard, one of a large."""
+PLACED = 4096
+"""Samples of the iteration that is placed."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ def _measure_all(prefix: str, args: argparse.Namespace, folder: str) -> Iterator
     yield result("python", "nsp", "token", 1, *measure_sampler(prefix, args, folder, sampler="python"))
     for threads in args.threads:
         yield result("cpp", "nsp", "token", threads, *measure_sampler(prefix, args, folder, sampler_threads=threads))
+    yield result("placement", "nsp", "token", 1, *measure_placement(prefix, args, folder))
     rows = measure_index(args.index_documents)
     yield result("cpp index", "nsp", "-", 1, rows, 0.0)
     for objective, masking in (("nsp", "whole_word"), ("nsp", "ngram"), ("sop", "token"), ("none", "token")):
@@ -135,18 +140,13 @@ def _measure_all(prefix: str, args: argparse.Namespace, folder: str) -> Iterator
 
 def measure_sampler(prefix: str, args: argparse.Namespace, folder: str, **options: Any) -> tuple[Rate, float]:
     """(samples a second, real tokens a sample) of our sampler; `options` are fields of DataConfig."""
-    config = DataConfig(
-        data_path=(prefix,), split="1", mask_rate_start=MASK_RATE, mask_rate_end=MASK_RATE, mask_rate_steps=1,
-        data_cache_path=folder, **options,
-    )  # fmt: skip
-    dataset = open_datasets(config, model_type="bert", seq_length=args.seq_length, train_samples=PERMUTED, seed=1).train
+    dataset = _open(prefix, args, folder, **options)
     num_samples = dataset.samples_per_epoch()[0]
     batches = np.random.default_rng(0).integers(0, num_samples, size=(256, args.batch_size))
     counts = []
     out = BatchBuffers(args.batch_size, args.seq_length)
     for batch in batches:  # warms the page cache too
-        _draw(dataset, batch, out)
-        counts.append(int(out.padding_mask.sum()))
+        counts.append(_draw(dataset, batch, out))
 
     def draw_from(thread: int) -> Callable[[int], object]:
         own = BatchBuffers(args.batch_size, args.seq_length)
@@ -156,11 +156,32 @@ def measure_sampler(prefix: str, args: argparse.Namespace, folder: str, **option
     return best_rate(calls, args.seconds).times(args.batch_size), float(np.mean(counts)) / args.batch_size
 
 
-def _draw(dataset: PretrainingDataset, batch: np.ndarray, out: BatchBuffers) -> None:
-    if dataset.native is not None:
-        dataset.native.fill(batch, out)
-    else:
-        out.padding_mask[:] = dataset.batch(batch.tolist()).padding_mask
+def _draw(dataset: PretrainingDataset, batch: np.ndarray, out: BatchBuffers) -> int:
+    """Write the samples; returns their real tokens."""
+    if dataset.native is None:
+        return dataset.batch(batch.tolist()).num_tokens
+    dataset.native.fill(batch, out)
+    return int(out.cu_seqlens[-1])
+
+
+def measure_placement(prefix: str, args: argparse.Namespace, folder: str) -> tuple[Rate, float]:
+    """(samples placed a second, real tokens a sample) of iterations of PLACED samples on two ranks."""
+    dataset = _open(prefix, args, folder)
+    plan = BatchPlan(16, PLACED, dp_size=2)
+    first = plan.iteration(dataset, 0)
+    num_iterations = max(1, dataset.samples_per_epoch()[0] // PLACED)
+    rate = best_rate([lambda i: plan.iteration(dataset, i % num_iterations * PLACED)], args.seconds)
+    print(f"placement: {PLACED:,} samples, {1e3 / rate.by_cpu:.2f} ms of CPU, largest rank {first.imbalance:+.3%}")
+    return rate.times(PLACED), first.counts.tokens / PLACED
+
+
+def _open(prefix: str, args: argparse.Namespace, folder: str, **options: Any) -> PretrainingDataset:
+    """The samples of the shard; `options` are fields of DataConfig."""
+    config = DataConfig(
+        data_path=(prefix,), split="1", mask_rate_start=MASK_RATE, mask_rate_end=MASK_RATE, mask_rate_steps=1,
+        data_cache_path=folder, **options,
+    )  # fmt: skip
+    return open_datasets(config, model_type="bert", seq_length=args.seq_length, train_samples=PERMUTED, seed=1).train
 
 
 def measure_index(num_documents: int) -> Rate:

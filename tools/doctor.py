@@ -19,7 +19,7 @@ _REBUILD = "pip install --no-build-isolation -e ."
 
 def main() -> None:
     """Report, self-test, exit code."""
-    findings = [*environment_report(), *_extensions(), _self_test()]
+    findings = [*environment_report(), *_extensions(), _attention(), _self_test()]
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         print(f"{finding.name:<{width}}  {finding.found}")
@@ -43,6 +43,20 @@ def _extensions() -> list[Finding]:
     return [ops, Finding("sampler", "built")]
 
 
+def _attention() -> Finding:
+    """How attention within packed sequences is computed on this rank's device."""
+    import torch
+
+    try:
+        from megatron_alum.models import attention_backend
+    except ImportError as error:
+        return Finding("attention", f"unknown without megatron-core ({error})")
+    name, reason = attention_backend(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    wants_package = name == "jagged"
+    advice = "optional, faster in 16 bits: pip install --no-build-isolation flash-attn" if wants_package else ""
+    return Finding("attention", f"{name}: {reason}", advice)
+
+
 def _self_test() -> Finding:
     """A forward and backward pass of a tiny network on this machine's device."""
     try:
@@ -56,16 +70,26 @@ def _one_step() -> float:
     import torch
 
     from megatron_alum.config.model import ModelConfig
-    from megatron_alum.models import build_model
+    from megatron_alum.models import ModelInputs, build_model
     from megatron_alum.parallel import initialize, seed_everything, shutdown
 
     groups = initialize(tensor_parallel_size=1)
     seed_everything(0, groups)
     model = build_model(ModelConfig(model_size="tiny", seq_length=16), vocab_size=100, groups=groups)
-    tokens = torch.arange(32, device=groups.device).view(2, 16)
-    positions = torch.tensor([3, 20], device=groups.device)
-    outputs = model(tokens, torch.zeros_like(tokens), None, positions)
-    loss = torch.nn.functional.cross_entropy(outputs.mlm_logits[:, :100].float(), tokens.flatten()[positions])
+    lengths = (16, 11, 5)
+    tokens = torch.arange(32)
+    inputs = ModelInputs.of(
+        tokens=tokens,
+        token_types=torch.zeros_like(tokens),
+        position=torch.cat([torch.arange(length) for length in lengths]),
+        lengths=lengths,
+        masked_positions=torch.tensor([3, 20, 30]),
+        device=groups.device,
+    )
+    outputs = model(inputs)
+    loss = torch.nn.functional.cross_entropy(
+        outputs.mlm_logits[:, :100].float(), inputs.tokens[inputs.masked_positions]
+    )
     loss.backward()
     shutdown()
     return loss.item()

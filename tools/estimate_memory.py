@@ -13,7 +13,7 @@ import sys
 
 from megatron_alum.config.cli import main_guard, parse_config
 from megatron_alum.config.run import RunConfig
-from megatron_alum.training.flops import iteration_flops, passes, run_iterations
+from megatron_alum.training.flops import TextSize, iteration_flops, passes, run_iterations
 from megatron_alum.training.memory import estimate_memory, num_parameters
 
 
@@ -25,17 +25,22 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="number of processes (default: 1)")
     parser.add_argument("--vocab-size", type=int, required="--help" not in sys.argv, help="entries of the tokenizer")
     parser.add_argument("--gpu-memory-gb", type=float, help="say whether the run fits into this much memory")
+    parser.add_argument(
+        "--tokens-per-sequence", type=float, help="real tokens of a sequence on average (default: --seq-length)"
+    )
     if "--help" in sys.argv:
         parser.print_help()
     own, rest = parser.parse_known_args()
     path = [] if "--data-path" in rest or "--config" in rest else ["--data-path", "unused"]
     config = parse_config(RunConfig, [*rest, *path, "--dry-run"], description="Options of the run:")
     config.data_parallel_size(own.processes)
-    print("\n".join(report(config, processes=own.processes, vocab_size=own.vocab_size, limit_gb=own.gpu_memory_gb)))
+    text = TextSize.full(config, tokens_per_sequence=own.tokens_per_sequence)
+    rows = report(config, text, processes=own.processes, vocab_size=own.vocab_size, limit_gb=own.gpu_memory_gb)
+    print("\n".join(rows))
 
 
-def report(config: RunConfig, *, processes: int, vocab_size: int, limit_gb: float | None) -> list[str]:
-    """The table: one line a phase, gigabytes by use."""
+def report(config: RunConfig, text: TextSize, *, processes: int, vocab_size: int, limit_gb: float | None) -> list[str]:
+    """The table for global batches of `text`: one line a phase, gigabytes by use."""
     divisor = config.model.make_vocab_size_divisible_by
     padded = -(-vocab_size // divisor) * divisor
     whole = num_parameters(config, padded_vocab_size=padded)
@@ -48,12 +53,13 @@ def report(config: RunConfig, *, processes: int, vocab_size: int, limit_gb: floa
         if not iterations:
             continue
         on_gpu = config.precision.dtype_name != "float32"
-        memory = estimate_memory(config, phase, vocab_size=vocab_size, world_size=processes, on_gpu=on_gpu)
+        memory = estimate_memory(config, phase, vocab_size=vocab_size, world_size=processes, on_gpu=on_gpu, text=text)
         parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.head, memory.total)
         widths = (10, 10, 10, 12, 8, 8)
         values = "".join(f"{part / 1e9:{width}.2f}" for part, width in zip(parts, widths, strict=True))
-        flops = iteration_flops(config, phase, vocab_size=vocab_size)
-        lines.append(f"{phase:12}{values}   {passes(config, phase):g} F = {flops / 1e12:,.3g} TFLOP an iteration")
+        flops = iteration_flops(config, phase, text, vocab_size=vocab_size)
+        in_passes = passes(config, phase, text, vocab_size=vocab_size)
+        lines.append(f"{phase:12}{values}   {in_passes:.3g} F = {flops / 1e12:,.3g} TFLOP an iteration")
         if limit_gb is not None:
             verdict = (
                 "fits"

@@ -2,7 +2,7 @@ r"""Everything that needs a GPU, in one command of under eight minutes on a bare
 
     build      the extension with CUDA, in a temporary copy of the tree (nothing is installed or left behind)
     ops        tools/bench_ops.py --device cuda                                    -> benchmarks/results/<gpu>-ops.csv
-    steps      tools/bench_step.py, BERT-base at 512 in bfloat16, stock beside     -> benchmarks/results/<gpu>-steps.csv
+    steps      benchmarks/bench_step.py, BERT-base at 512 in bfloat16, with stock -> benchmarks/results/<gpu>-steps.csv
     test       tests/ops with --device cuda
     sanitize   a few of them under compute-sanitizer's tools, or the reason why not
     promises   each figure that the project promises, asked and measured           -> benchmarks/results/<gpu>.csv
@@ -180,7 +180,7 @@ def measure_steps(check: Check) -> None:
         check.fail("steps", "megatron-core is missing; carry its wheel in .whl (see --help)")
         return
     output = ["--output", str(check.results("-steps"))]
-    check.run("steps", [sys.executable, "tools/bench_step.py", *STEPS, *ROWS_OF_STEPS, *output], seconds=180)
+    check.run("steps", [sys.executable, "-m", "benchmarks.bench_step", *STEPS, *ROWS_OF_STEPS, *output], seconds=180)
 
 
 def test(check: Check) -> None:

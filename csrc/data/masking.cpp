@@ -31,16 +31,14 @@ void select_tokens(MaskWords& words, int num, int num_candidates, const std::vec
   }
 }
 
-// Words of the row: where each begins, how many tokens it has, whether it begins a text.
+// Words of the sample: where each begins, how many tokens it has, whether it begins a text.
 void find_words(const int64_t* tokens, const std::vector<TextRange>& texts, const Vocabulary& vocabulary,
                 MaskScratch& scratch) {
   scratch.begins.clear(), scratch.sizes.clear(), scratch.text_first.clear();
-  const auto continues = [&vocabulary](int64_t token) {  // an id outside the vocabulary stands alone
-    return static_cast<uint64_t>(token) < vocabulary.word_start.size() && !vocabulary.word_start[token];
-  };
   for (const TextRange& text : texts) {
     for (int i = 0; i < text.length; ++i) {
-      if (i > 0 && continues(tokens[text.begin + i])) {
+      const int64_t* token = tokens + text.begin + i;
+      if (i > 0 && !(vocabulary.word_start[token[0]] & 1) && !(vocabulary.word_start[token[-1]] & 2)) {
         ++scratch.sizes.back();
         continue;
       }
@@ -99,14 +97,18 @@ double MaskSettings::rate(int64_t sample_index) const {
   return rates[std::min(sample_index * steps / train_samples, steps - 1)];
 }
 
-int mask_row(int64_t* tokens, int length, const std::vector<TextRange>& texts, int64_t sample_index,
-             const MaskSettings& settings, const Vocabulary& vocabulary, MaskScratch& scratch, uint16_t* positions,
-             int32_t* labels) {
+int num_to_mask(int64_t length, int64_t num_candidates, int64_t sample_index, const MaskSettings& settings) {
+  // nearbyint rounds halves to even, as Python's round does.
+  const int64_t wanted = static_cast<int64_t>(std::nearbyint(length * settings.rate(sample_index)));
+  return static_cast<int>(std::min(std::max<int64_t>(1, wanted), num_candidates));
+}
+
+int mask_sample(int64_t* tokens, int length, const std::vector<TextRange>& texts, int64_t sample_index,
+                const MaskSettings& settings, const Vocabulary& vocabulary, MaskScratch& scratch,
+                const MaskedOut& out) {
   int num_candidates = 0;
   for (const TextRange& text : texts) num_candidates += text.length;
-  // nearbyint rounds halves to even, as Python's round does.
-  const int wanted = static_cast<int>(std::nearbyint(length * settings.rate(sample_index)));
-  const int num = std::min(std::max(1, wanted), num_candidates);
+  const int num = num_to_mask(length, num_candidates, sample_index, settings);
   MaskWords words(settings.seed, domain_word(Stream::kMask, settings.split, 0, 0),
                   static_cast<uint32_t>(sample_index), static_cast<uint32_t>(sample_index >> 32));
   scratch.bits.assign((length + 63) / 64, 0);
@@ -120,8 +122,8 @@ int mask_row(int64_t* tokens, int length, const std::vector<TextRange>& texts, i
   for (size_t block = 0; block < scratch.bits.size(); ++block) {
     for (uint64_t rest = scratch.bits[block]; rest; rest &= rest - 1) {
       const int position = static_cast<int>(block) * 64 + __builtin_ctzll(rest);
-      positions[count] = static_cast<uint16_t>(position);
-      labels[count++] = static_cast<int32_t>(tokens[position]);
+      out.positions[count] = out.first + position;
+      out.labels[count++] = tokens[position];
       tokens[position] = replacement(tokens[position], words.word(), settings, vocabulary);
     }
   }

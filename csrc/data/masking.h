@@ -30,12 +30,12 @@ struct Vocabulary {
   int pair_separators;              // separators between A and B
   int64_t second_type;              // token type of B
   std::vector<int32_t> regular;     // ids that may replace a masked token
-  std::vector<uint8_t> word_start;  // [V] 1 where a token begins a word
+  std::vector<uint8_t> word_start;  // [V] bit 0: the token begins a word; bit 1: the token after it does
 };
 
 using MaskWords = WordStream<8>;
 
-// Where the text of a sample lies among its tokens: [begin, begin + length) of one row.
+// Where the text of a sample lies among its tokens: [begin, begin + length).
 struct TextRange {
   int begin, length;
 };
@@ -44,13 +44,21 @@ struct TextRange {
 struct MaskScratch {
   std::vector<int> order, sizes, begins;
   std::vector<uint8_t> taken, text_first;
-  std::vector<uint64_t> bits;  // one bit a position of the row
+  std::vector<uint64_t> bits;  // one bit a position of the sample
 };
 
-// Masks one row of tokens in place. `length` counts special tokens too; `texts` are the ranges that may be masked.
-// Writes ascending positions and original ids, and returns how many; both buffers hold the whole row.
-int mask_row(int64_t* tokens, int length, const std::vector<TextRange>& texts, int64_t sample_index,
-             const MaskSettings& settings, const Vocabulary& vocabulary, MaskScratch& scratch, uint16_t* positions,
-             int32_t* labels);
+// Where the masked positions of a sample are written: ascending, counted from `first`; room for the whole sample each.
+struct MaskedOut {
+  int64_t first;
+  int64_t *positions, *labels;
+};
+
+// Masked tokens of a sample of `length` tokens, special ones included. Whole words may come to a few more or less.
+int num_to_mask(int64_t length, int64_t num_candidates, int64_t sample_index, const MaskSettings& settings);
+
+// Masks one sample in place; its ids lie in the vocabulary. `length` counts special tokens too; `texts` are the ranges
+// that may be masked. Writes positions and original ids, and returns how many.
+int mask_sample(int64_t* tokens, int length, const std::vector<TextRange>& texts, int64_t sample_index,
+                const MaskSettings& settings, const Vocabulary& vocabulary, MaskScratch& scratch, const MaskedOut& out);
 
 }  // namespace megatron_alum::data

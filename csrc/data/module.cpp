@@ -122,6 +122,8 @@ py::array_t<uint8_t> walk_epoch(const SentenceTable& table, const std::string& o
   return rows;
 }
 
+using Integers = py::array_t<int64_t, py::array::c_style>;
+
 // A Sampler together with the arrays it points into.
 class BoundSampler {
  public:
@@ -145,25 +147,43 @@ class BoundSampler {
     alive_.append(rows);
   }
 
-  int shard_to_extend(const py::array_t<int64_t, py::array::c_style>& samples) const {
+  int shard_to_extend(const Integers& samples) const {
     return sampler_.shard_to_extend(samples.data(), static_cast<int>(samples.size()));
   }
 
-  int64_t fill(const py::array_t<int64_t, py::array::c_style>& samples, py::array_t<int64_t, py::array::c_style> tokens,
-               py::array_t<int64_t, py::array::c_style> token_types, py::array_t<bool, py::array::c_style> padding_mask,
-               py::array_t<int64_t, py::array::c_style> masked_positions,
-               py::array_t<int64_t, py::array::c_style> masked_labels,
-               py::array_t<int64_t, py::array::c_style> nsp_labels) {
+  // (T, N)
+  std::pair<int64_t, int64_t> fill(const Integers& samples, int64_t multiple, Integers tokens, Integers token_types,
+                                   Integers position, Integers sequence,
+                                   py::array_t<int32_t, py::array::c_style> cu_seqlens, Integers masked_positions,
+                                   Integers masked_labels, Integers masked_counts, Integers nsp_labels) {
+    if (multiple < 1) throw std::invalid_argument("multiple must be at least 1.");
     const py::ssize_t num = samples.size(), room = num * seq_length_;
-    const BatchBuffers out{output(tokens, room, "tokens"),
-                           output(token_types, room, "token_types"),
-                           reinterpret_cast<uint8_t*>(output(padding_mask, room, "padding_mask")),
+    const py::ssize_t with_tail = (room + multiple - 1) / multiple * multiple;
+    const BatchBuffers out{output(tokens, with_tail, "tokens"),
+                           output(token_types, with_tail, "token_types"),
+                           output(position, with_tail, "position"),
+                           output(sequence, with_tail, "sequence"),
+                           output(cu_seqlens, num + 1, "cu_seqlens"),
                            output(masked_positions, room, "masked_positions"),
                            output(masked_labels, room, "masked_labels"),
+                           output(masked_counts, num, "masked_counts"),
                            output(nsp_labels, num, "nsp_labels")};
     const int64_t* indices = samples.data();
     const py::gil_scoped_release unlocked;
-    return sampler_.fill(indices, static_cast<int>(num), out);
+    const BatchExtent extent = sampler_.fill(indices, static_cast<int>(num), multiple, out);
+    return {extent.num_tokens, extent.num_masked};
+  }
+
+  // ([samples] tokens, [samples] masked tokens)
+  std::pair<Integers, Integers> measure(const Integers& samples) const {
+    Integers lengths(samples.size()), masked_counts(samples.size());
+    const int64_t* indices = samples.data();
+    int64_t *lengths_out = lengths.mutable_data(), *masked_out = masked_counts.mutable_data();
+    {
+      const py::gil_scoped_release unlocked;
+      sampler_.measure(indices, static_cast<int>(samples.size()), lengths_out, masked_out);
+    }
+    return {lengths, masked_counts};
   }
 
  private:
@@ -216,8 +236,10 @@ PYBIND11_MODULE(_data, m) {
       .def("add_epoch", &BoundSampler::add_epoch, py::arg("shard"), py::arg("rows"), py::kw_only(),
            py::arg("first_sample"), py::arg("seed"), py::arg("domain"))
       .def("shard_to_extend", &BoundSampler::shard_to_extend, py::arg("samples"))
-      .def("fill", &BoundSampler::fill, py::arg("samples"), py::kw_only(), py::arg("tokens").noconvert(),
-           py::arg("token_types").noconvert(), py::arg("padding_mask").noconvert(),
-           py::arg("masked_positions").noconvert(), py::arg("masked_labels").noconvert(),
+      .def("measure", &BoundSampler::measure, py::arg("samples"))
+      .def("fill", &BoundSampler::fill, py::arg("samples"), py::kw_only(), py::arg("multiple"),
+           py::arg("tokens").noconvert(), py::arg("token_types").noconvert(), py::arg("position").noconvert(),
+           py::arg("sequence").noconvert(), py::arg("cu_seqlens").noconvert(), py::arg("masked_positions").noconvert(),
+           py::arg("masked_labels").noconvert(), py::arg("masked_counts").noconvert(),
            py::arg("nsp_labels").noconvert());
 }

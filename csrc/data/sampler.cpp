@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -20,13 +21,22 @@ void prefetch_text(const Shard& shard, int64_t start, int64_t length) {
   for (int64_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(begin + offset);
 }
 
-void copy_text(const Shard& shard, int64_t start, int64_t length, int64_t* out) {
-  const uint8_t* text = shard.tokens + (start << shard.sentences.token_shift);
-  if (shard.sentences.token_shift == 1) {
-    for (int64_t i = 0; i < length; ++i) out[i] = load<uint16_t>(text, i);
-  } else {
-    for (int64_t i = 0; i < length; ++i) out[i] = load<int32_t>(text, i);
+// Widens the text to `out` and returns its highest id, a negative one counting as beyond all others.
+template <typename T>
+uint64_t copy_ids(const uint8_t* text, int64_t length, int64_t* out) {
+  uint32_t highest = 0;
+  for (int64_t i = 0; i < length; ++i) {
+    const T id = load<T>(text, i);
+    highest = std::max(highest, static_cast<uint32_t>(id));
+    out[i] = id;
   }
+  return highest;
+}
+
+uint64_t copy_text(const Shard& shard, int64_t start, int64_t length, int64_t* out) {
+  const uint8_t* text = shard.tokens + (start << shard.sentences.token_shift);
+  return shard.sentences.token_shift == 1 ? copy_ids<uint16_t>(text, length, out)
+                                          : copy_ids<int32_t>(text, length, out);
 }
 
 }  // namespace
@@ -64,13 +74,18 @@ Sampler::Place Sampler::locate(int64_t sample_index) const {
   return {&shard, epoch->rows + epoch->order[static_cast<uint64_t>(sample - epoch->first_sample)]};
 }
 
+// Tokens of a sample. Full sentences keep the number of document ends inside in b_length: one separator each.
+int64_t Sampler::length_of(const Row& row) const {
+  const int special = settings_.objective == Objective::kNone ? 2 : 2 + settings_.vocabulary.pair_separators;
+  return int64_t{row.a_length} + row.b_length + special;
+}
+
 // A cached index can be damaged on disk; what it points at must lie in the shard and fit the sample.
 bool Sampler::row_is_sound(const Place& place) const {
   const Row& row = *place.row;
   const bool paired = settings_.objective != Objective::kNone;
   const Sentences& s = place.shard->sentences;
-  const int64_t special = paired ? 2 + settings_.vocabulary.pair_separators : 2;
-  const bool fits = row.a_length + row.b_length + special <= settings_.seq_length && row.a_length > 0;
+  const bool fits = length_of(row) <= settings_.seq_length && row.a_length > 0;
   const bool a_inside = row.a_start >= 0 && row.a_start + row.a_length <= place.shard->num_tokens;
   if (!fits || !a_inside) return false;
   if (paired) {
@@ -82,7 +97,8 @@ bool Sampler::row_is_sound(const Place& place) const {
                                s.start(s.bounds[row.b_start + row.b_length]) < row.a_start + row.a_length);
 }
 
-// [CLS] text [SEP] ...: writes the ids, collects where the text lies, returns the length of the sample.
+// [CLS] text [SEP] ...: writes the ids, collects where the text lies, returns the length of the sample. An id outside
+// the vocabulary would index beyond the model's embedding table.
 int Sampler::write_text(const Place& place, int64_t* tokens, std::vector<TextRange>& texts) const {
   const Vocabulary& v = settings_.vocabulary;
   const Row& row = *place.row;
@@ -90,7 +106,9 @@ int Sampler::write_text(const Place& place, int64_t* tokens, std::vector<TextRan
   tokens[end++] = v.cls;
   const auto append = [&](int64_t start, int64_t length, int separators) {
     texts.push_back({end, static_cast<int>(length)});
-    copy_text(*place.shard, start, length, tokens + end);
+    if (copy_text(*place.shard, start, length, tokens + end) >= v.word_start.size()) {
+      throw std::out_of_range("a token id lies outside the vocabulary.");
+    }
     end += static_cast<int>(length);
     for (int i = 0; i < separators; ++i) tokens[end++] = v.sep;
   };
@@ -111,60 +129,83 @@ int Sampler::write_text(const Place& place, int64_t* tokens, std::vector<TextRan
   return end;
 }
 
-// Everything of row b but the joined lists of masked positions; returns how many there are.
-int Sampler::write_sample(const Place& place, int64_t sample_index, int b, const BatchBuffers& out,
-                          Scratch& scratch) const {
-  const Vocabulary& v = settings_.vocabulary;
-  const int64_t row_begin = int64_t{b} * settings_.seq_length;
-  int64_t *tokens = out.tokens + row_begin, *types = out.token_types + row_begin;
-  uint8_t* real = out.padding_mask + row_begin;
+// Finds a group of at most kGroup samples, one pass for the rows and one for what they point at.
+void Sampler::locate_group(const int64_t* sample_indices, int num_samples, bool reads_text, Place* places) const {
+  for (int i = 0; i < num_samples; ++i) {
+    places[i] = locate(sample_indices[i]);
+    __builtin_prefetch(places[i].row);
+  }
   const bool paired = settings_.objective != Objective::kNone;
-
-  const int length = write_text(place, tokens, scratch.texts);
-  const int second = paired ? scratch.texts[1].begin : length;
-  std::fill(tokens + length, tokens + settings_.seq_length, v.pad);
-  std::fill(types, types + second, 0);
-  std::fill(types + second, types + length, v.second_type);
-  std::fill(types + length, types + settings_.seq_length, 0);
-  std::fill(real, real + length, 1);
-  std::fill(real + length, real + settings_.seq_length, 0);
-  out.nsp_labels[b] = paired ? place.row->label : kIgnoredLabel;
-  return mask_row(tokens, length, scratch.texts, sample_index, settings_.mask, v, scratch.mask,
-                  scratch.positions.data(), scratch.labels.data());
+  for (int i = 0; i < num_samples; ++i) {
+    const Place& place = places[i];
+    if (!row_is_sound(place)) {
+      throw std::runtime_error("The index row of sample " + std::to_string(sample_indices[i]) +
+                               " must point into its shard, but does not. Delete the index-cache folder.");
+    }
+    if (!reads_text) continue;
+    prefetch_text(*place.shard, place.row->a_start, place.row->a_length);
+    if (paired) prefetch_text(*place.shard, place.row->b_start, place.row->b_length);
+  }
 }
 
-int64_t Sampler::fill(const int64_t* sample_indices, int num_samples, const BatchBuffers& out) const {
+BatchExtent Sampler::fill(const int64_t* sample_indices, int num_samples, int64_t multiple,
+                          const BatchBuffers& out) const {
   const std::shared_lock<std::shared_mutex> lock(epochs_mutex_);
   thread_local Scratch scratch;
-  scratch.positions.resize(settings_.seq_length);
-  scratch.labels.resize(settings_.seq_length);
+  const Vocabulary& v = settings_.vocabulary;
   const bool paired = settings_.objective != Objective::kNone;
-  int64_t num_masked = 0;
+  int64_t end = 0, num_masked = 0;
   Place places[kGroup];
-  for (int begin = 0; begin < num_samples; begin += kGroup) {
-    const int end = std::min(begin + kGroup, num_samples);
-    for (int b = begin; b < end; ++b) {
-      places[b - begin] = locate(sample_indices[b]);
-      __builtin_prefetch(places[b - begin].row);
-    }
-    for (int b = begin; b < end; ++b) {
-      const Place& place = places[b - begin];
-      if (!row_is_sound(place)) {
-        throw std::runtime_error("The index row of sample " + std::to_string(sample_indices[b]) +
-                                 " must point into its shard, but does not. Delete the index-cache folder.");
-      }
-      prefetch_text(*place.shard, place.row->a_start, place.row->a_length);
-      if (paired) prefetch_text(*place.shard, place.row->b_start, place.row->b_length);
-    }
-    for (int b = begin; b < end; ++b) {
-      const int count = write_sample(places[b - begin], sample_indices[b], b, out, scratch);
-      for (int i = 0; i < count; ++i, ++num_masked) {
-        out.masked_positions[num_masked] = int64_t{b} * settings_.seq_length + scratch.positions[i];
-        out.masked_labels[num_masked] = scratch.labels[i];
-      }
-    }
+  for (int b = 0; b < num_samples; ++b) {
+    if (b % kGroup == 0) locate_group(sample_indices + b, std::min(kGroup, num_samples - b), true, places);
+    const Place& place = places[b % kGroup];
+    int64_t* types = out.token_types + end;
+    const int length = write_text(place, out.tokens + end, scratch.texts);
+    const int second = paired ? scratch.texts[1].begin : length;
+    std::fill(types, types + second, 0);
+    std::fill(types + second, types + length, v.second_type);
+    std::iota(out.position + end, out.position + end + length, int64_t{0});
+    std::fill(out.sequence + end, out.sequence + end + length, b);
+    out.cu_seqlens[b] = static_cast<int32_t>(end);
+    out.nsp_labels[b] = paired ? place.row->label : kIgnoredLabel;
+    const MaskedOut masked{end, out.masked_positions + num_masked, out.masked_labels + num_masked};
+    out.masked_counts[b] = mask_sample(out.tokens + end, length, scratch.texts, sample_indices[b], settings_.mask, v,
+                                       scratch.mask, masked);
+    num_masked += out.masked_counts[b];
+    end += length;
   }
-  return num_masked;
+  out.cu_seqlens[num_samples] = static_cast<int32_t>(end);
+  const int64_t num_tokens = (end + multiple - 1) / multiple * multiple;
+  std::fill(out.tokens + end, out.tokens + num_tokens, v.pad);
+  std::fill(out.token_types + end, out.token_types + num_tokens, 0);
+  std::fill(out.position + end, out.position + num_tokens, 0);
+  std::fill(out.sequence + end, out.sequence + num_tokens, num_samples);
+  return {num_tokens, num_masked};
+}
+
+// How many tokens of a sample are masked.
+int Sampler::masked_count(const Place& place, int64_t sample_index, Scratch& scratch) const {
+  const Row& row = *place.row;
+  if (settings_.mask.masking == Masking::kToken) {
+    const int64_t candidates = settings_.objective == Objective::kNone ? row.a_length : row.a_length + row.b_length;
+    return num_to_mask(length_of(row), candidates, sample_index, settings_.mask);
+  }
+  for (auto* buffer : {&scratch.tokens, &scratch.positions, &scratch.labels}) buffer->resize(settings_.seq_length);
+  const int length = write_text(place, scratch.tokens.data(), scratch.texts);
+  return mask_sample(scratch.tokens.data(), length, scratch.texts, sample_index, settings_.mask, settings_.vocabulary,
+                     scratch.mask, {0, scratch.positions.data(), scratch.labels.data()});
+}
+
+void Sampler::measure(const int64_t* sample_indices, int num_samples, int64_t* lengths, int64_t* masked_counts) const {
+  const std::shared_lock<std::shared_mutex> lock(epochs_mutex_);
+  thread_local Scratch scratch;
+  const bool reads_text = settings_.mask.masking != Masking::kToken;
+  Place places[kGroup];
+  for (int i = 0; i < num_samples; ++i) {
+    if (i % kGroup == 0) locate_group(sample_indices + i, std::min(kGroup, num_samples - i), reads_text, places);
+    lengths[i] = length_of(*places[i % kGroup].row);
+    masked_counts[i] = masked_count(places[i % kGroup], sample_indices[i], scratch);
+  }
 }
 
 }  // namespace megatron_alum::data

@@ -35,14 +35,18 @@ struct Blend {
   std::vector<int64_t> counts;
 };
 
-// Where a batch is written: B rows of S, and N masked positions one after another (room for B * S).
+// Where a batch is written: its B samples one after another, then the tail. Meanings: megatron_alum/data/batch.py.
 struct BatchBuffers {
-  int64_t* tokens;
-  int64_t* token_types;
-  uint8_t* padding_mask;
-  int64_t* masked_positions;
-  int64_t* masked_labels;
-  int64_t* nsp_labels;
+  int64_t *tokens, *token_types, *position, *sequence;  // room for B * S, rounded up to the multiple
+  int32_t* cu_seqlens;                                  // [B + 1]
+  int64_t *masked_positions, *masked_labels;            // room for B * S
+  int64_t *masked_counts, *nsp_labels;                  // [B]
+};
+
+// How much of the buffers is meant.
+struct BatchExtent {
+  int64_t num_tokens;  // T, tail included
+  int64_t num_masked;  // N
 };
 
 struct SamplerSettings {
@@ -65,8 +69,13 @@ class Sampler {
   // The first shard whose opened epochs do not reach one of these samples, or -1.
   int shard_to_extend(const int64_t* sample_indices, int num_samples) const;
 
-  // Writes the batch and returns N. Throws std::runtime_error for a row that points outside its shard.
-  int64_t fill(const int64_t* sample_indices, int num_samples, const BatchBuffers& out) const;
+  // Writes the batch, T being a multiple of `multiple`. Throws std::runtime_error for a row that points outside its
+  // shard and std::out_of_range for a token id outside the vocabulary.
+  BatchExtent fill(const int64_t* sample_indices, int num_samples, int64_t multiple, const BatchBuffers& out) const;
+
+  // Tokens and masked tokens of each sample as `fill` would write it; throws as it does. Text is read only where the
+  // number of masked tokens depends on it: words are masked whole.
+  void measure(const int64_t* sample_indices, int num_samples, int64_t* lengths, int64_t* masked_counts) const;
 
  private:
   struct Place {
@@ -76,15 +85,16 @@ class Sampler {
   struct Scratch {  // memory of one thread
     MaskScratch mask;
     std::vector<TextRange> texts;
-    std::vector<uint16_t> positions;  // [S] masked positions of one row
-    std::vector<int32_t> labels;      // [S]
+    std::vector<int64_t> tokens, positions, labels;  // [S] of a sample that is measured
   };
 
   int64_t index_in_shard(int64_t sample_index, int* shard) const;
   Place locate(int64_t sample_index) const;
   bool row_is_sound(const Place& place) const;
-  int write_sample(const Place& place, int64_t sample_index, int b, const BatchBuffers& out, Scratch& scratch) const;
+  int64_t length_of(const Row& row) const;
+  void locate_group(const int64_t* sample_indices, int num_samples, bool reads_text, Place* places) const;
   int write_text(const Place& place, int64_t* tokens, std::vector<TextRange>& texts) const;
+  int masked_count(const Place& place, int64_t sample_index, Scratch& scratch) const;
 
   SamplerSettings settings_;
   std::vector<Shard> shards_;

@@ -1,25 +1,33 @@
 """The paper: adversarial regularisation on embeddings, for any model with an embed / encode split. Torch only.
 
-Reading order: `kernels.py` (what a step computes on tensors), `dropout.py` (independent or shared masks),
-`regularizer.py` (Algorithm 1). Nothing here knows Megatron, Hugging Face or the fused ops; they are handed in.
+Reading order: `ascent.py` (Algorithm 1 as a function), `divergence.py` (what is compared), `dropout.py` (independent or
+shared masks), `regularizer.py` (the door for any model). Nothing here knows Megatron, Hugging Face or the fused ops;
+they are handed in.
 """
 
-from megatron_alum.alum.dropout import DropoutState, TorchDropoutState
-from megatron_alum.alum.kernels import Kernels, reference_divergence, reference_kernels, reference_perturb
-from megatron_alum.alum.regularizer import AlumOutput, AlumRegularizer, Ascent, adversarial_count, frozen
+from megatron_alum.alum.ascent import Agree, Ascent, InnerLoss, Perturb, Start, ascend, frozen
+from megatron_alum.alum.divergence import RowDivergence, Samples, reference_divergence
+from megatron_alum.alum.dropout import DropoutState, TorchDropoutState, replayed
+from megatron_alum.alum.regularizer import AlumOutput, AlumRegularizer, Kernels, reference_kernels
 from megatron_alum.config.alum import AlumConfig
 
 __all__ = [
+    "Agree",
     "AlumConfig",
     "AlumOutput",
     "AlumRegularizer",
     "Ascent",
     "DropoutState",
+    "InnerLoss",
     "Kernels",
+    "Perturb",
+    "RowDivergence",
+    "Samples",
+    "Start",
     "TorchDropoutState",
-    "adversarial_count",
+    "ascend",
     "frozen",
     "reference_divergence",
     "reference_kernels",
-    "reference_perturb",
+    "replayed",
 ]

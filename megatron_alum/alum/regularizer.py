@@ -1,46 +1,54 @@
-"""Algorithm 1 of ALUM (Liu et al. 2020), one function per numbered line, for any model.
+"""`AlumRegularizer`: Algorithm 1 in five lines, for any model with an embed / encode split.
 
-The caller owns the model: it hands in embeddings x, outputs f(x) and the function from embeddings to outputs.
+    regularizer = AlumRegularizer(AlumConfig.finetuning())
+    x = model.embed(tokens)                                              [B, S, H]
+    clean = model.encode(x)                                              logits, or several of them
+    out = regularizer(x, clean, model.encode, mask=is_no_pad, parameters=model.parameters())
+    (labels_loss(clean) + config.alpha * out.loss).backward()            line 8
 
-    for (x, y) in batches:                                              line 2
-        delta ~ N(0, sigma^2 I)                                         line 3   _line_3_random_start
-        for m in 1..K:                                                  line 4   ascend
-            g = gradient of l(f(x), f(x + delta)) in delta              line 5   _line_5_gradient
-            delta = project(delta + eta g)                              line 6   _line_6_step
-        minimise l(f(x), y) + alpha l(f(x), f(x + delta))               line 8   divergence: the second l
-
-The parameters are frozen on lines 4 to 6: g needs none of their gradients, and fused weight-gradient accumulation would
-write them all the same. Nothing here waits for the device, prints or keeps state between calls.
+Thin: the ascent is `ascend`, the comparison `divergence.py`. A caller with another inner loss, another reduction or
+several ranks calls `ascend` itself, as pre-training does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from megatron_alum.alum.ascent import Agree, Ascent, Perturb, Start, ascend, identity
+from megatron_alum.alum.divergence import (
+    Outputs,
+    RowDivergence,
+    Samples,
+    mean_of_rows,
+    reference_divergence,
+    sum_of_samples,
+    tensors,
+)
 from megatron_alum.alum.dropout import DropoutState, TorchDropoutState, replayed
-from megatron_alum.alum.kernels import Kernels, Outputs, Start, Stats, reference_kernels
 from megatron_alum.config.alum import AlumConfig
+from megatron_alum.reference import tokens as reference
 
 Forward = Callable[[Tensor], Outputs]
 
 
 @dataclass(frozen=True)
-class Ascent:
-    """What lines 3 to 6 found."""
+class Kernels:
+    """The replaceable tensor operations of an ascent."""
 
-    delta: Tensor
-    """the perturbation, shape of the embeddings, float32 (float64 for float64 ones), zero where the mask is False"""
-    finite: Tensor
-    """bool [B]: False where a gradient was not finite; there delta is the random start and must not count"""
-    stats: Stats
-    """0-dim device tensors: effective_perturbation, ascent_ratio (of the last step), inner_kl_start (at the random
-    start), inner_kl_last (before the last step), nonfinite (number of such samples)"""
+    perturb: Perturb
+    """random start or ascent step, projection, and the sum with the embeddings"""
+    agree: Agree = identity
+    """finite flags of the samples over the ranks that share them"""
+
+
+def reference_kernels() -> Kernels:
+    """Torch-only kernels for one process; the oracle of the fused ones."""
+    return Kernels(perturb=reference.perturb)
 
 
 @dataclass(frozen=True)
@@ -48,9 +56,11 @@ class AlumOutput:
     """The regulariser's result for one batch."""
 
     loss: Tensor
-    """divergence of clean and adversarial outputs WITHOUT alpha, 0-dim; 0 if any gradient was not finite"""
-    stats: Stats
-    """those of `Ascent`, and kl_gain: inner divergence at delta minus that at the random start"""
+    """divergence of clean and adversarial outputs WITHOUT alpha, 0-dim; samples whose gradient was not finite add 0"""
+    stats: dict[str, Tensor]
+    """0-dim device tensors: effective_perturbation, ascent_ratio (of the last step), nonfinite (samples), and unless
+    K = 0 inner_kl_start, inner_kl_last and kl_gain: the inner divergence at the random start, before the last step, and
+    its growth from the start to the end; a mean over samples (or rows, with `inner_reduction` batch)"""
     delta: Tensor
     """the perturbation used, as in `Ascent`"""
     adversarial_outputs: Outputs
@@ -60,11 +70,9 @@ class AlumOutput:
 class AlumRegularizer:
     """l(f(x), f(x + delta)) with delta from projected gradient ascent.
 
-    `kernels` replaces the tensor operations, `dropout_state` the generators that "shared" dropout replays.
-    `plain_backward` differentiates with `.backward()` instead of `torch.autograd.grad`, which reentrant activation
-    recomputation refuses; then every trained parameter must be in `parameters`, or it collects gradients.
-    `gradient_scale` multiplies the inner divergence before its backward and is divided out of g: a power of two that
-    keeps float16 gradients from vanishing.
+    `divergence` compares two outputs row by row; `kernels` replaces the operations of the ascent, `dropout_state` the
+    generators that "shared" dropout replays; `plain_backward` and `gradient_scale` as in `ascend`.
+    Raises: ValueError for settings of the pre-training loop, which would have no effect here.
     """
 
     def __init__(
@@ -72,12 +80,20 @@ class AlumRegularizer:
         config: AlumConfig,
         kernels: Kernels | None = None,
         *,
+        divergence: RowDivergence = reference_divergence,
         dropout_state: DropoutState | None = None,
         plain_backward: bool = False,
         gradient_scale: float | Tensor = 1.0,
     ) -> None:
+        for name, only in (("ascent", "virtual"), ("nsp", True), ("batch_fraction", 1.0), ("head_chunk_rows", 0)):
+            if (value := getattr(config, name)) != only:
+                raise ValueError(
+                    f"`{name}` must be {only!r} for AlumRegularizer, which compares what it is handed, "
+                    f"but is {value!r} instead. It is a setting of pre-training."
+                )
         self.config = config
         self.kernels = kernels or reference_kernels()
+        self.row_divergence = divergence
         self.dropout_state = dropout_state or TorchDropoutState()
         self.plain_backward = plain_backward
         self.gradient_scale = gradient_scale
@@ -94,138 +110,93 @@ class AlumRegularizer:
         *,
         mask: Tensor | None = None,
         noise_key: Start | None = None,
+        samples: Samples | None = None,
         parameters: Iterable[nn.Parameter] = (),
         dropout_snapshot: Any | None = None,
     ) -> AlumOutput:
         """The second term of line 8 at the perturbation of lines 3 to 6.
 
-        `embeddings` [B, S, H] ([S, B, H] when `noise_key.batch_first` is False) with their graph; `mask` bool, their
-        leading dimensions, False = never perturbed; `noise_key` names the random start, a tensor gives it, None draws
-        it from torch's default generator; `parameters` are those to freeze during the ascent.
-        Raises: ValueError when dropout is shared and `dropout_snapshot` is missing.
+        `embeddings` [B, S, H] (other shapes with `samples`) with their graph; `mask` bool, their leading dimensions,
+        False = never perturbed; `noise_key` names the random start, a tensor gives it, None draws it from torch's
+        default generator; `parameters` are those to freeze during the ascent.
+        Raises: ValueError when dropout is shared and `dropout_snapshot` is missing, or `samples` is where the outputs
+        do not begin with the batch.
         """
-        ascent = self.ascend(
+        self._check_snapshot(dropout_snapshot)
+        samples = samples or Samples.batch_first(embeddings, clean_outputs)
+        constant = [part.detach() for part in tensors(clean_outputs)]
+
+        def forward(x: Tensor) -> Outputs:
+            with replayed(self.dropout_state, dropout_snapshot):
+                return forward_from_embeddings(x)
+
+        def inner_loss(x: Tensor) -> Tensor:
+            return self._inner(constant, tensors(forward(x)), samples)
+
+        ascent = ascend(
             embeddings,
-            clean_outputs,
-            forward_from_embeddings,
+            inner_loss,
+            start=self._random_start(embeddings) if noise_key is None else noise_key,
+            config=self.config,
+            perturb=self.kernels.perturb,
+            segments=samples.of_tokens,
+            num_segments=samples.count,
             mask=mask,
-            noise_key=noise_key,
+            agree=self.kernels.agree,
             parameters=parameters,
-            dropout_snapshot=dropout_snapshot,
+            plain_backward=self.plain_backward,
+            gradient_scale=self.gradient_scale,
         )
         x = embeddings.detach() if self.config.detach_embeddings else embeddings
-        x_adv = (x.to(ascent.delta.dtype) + ascent.delta).to(x.dtype)
-        adversarial = self._forward(forward_from_embeddings, x_adv, dropout_snapshot)
-        loss = self.divergence(clean_outputs, adversarial)  # line 8
-        with torch.no_grad():
-            kl_end = self._inner_divergence(_detached(clean_outputs), _detached(adversarial))
-        stats = {**ascent.stats, "kl_gain": kl_end - ascent.stats["inner_kl_start"]}
-        loss = torch.where(ascent.finite.all(), loss, torch.zeros_like(loss))
+        adversarial = forward((x.to(ascent.delta.dtype) + ascent.delta).to(x.dtype))
+        loss = self.divergence(clean_outputs, adversarial, samples, finite=ascent.finite)  # line 8
+        stats = self._statistics(ascent, constant, adversarial, samples)
         return AlumOutput(loss, stats, ascent.delta, adversarial)
 
-    def ascend(
-        self,
-        embeddings: Tensor,
-        clean_outputs: Outputs,
-        forward_from_embeddings: Forward,
-        *,
-        mask: Tensor | None = None,
-        noise_key: Start | None = None,
-        parameters: Iterable[nn.Parameter] = (),
-        dropout_snapshot: Any | None = None,
-    ) -> Ascent:
-        """Lines 3 to 6; arguments as in `__call__`. No gradient reaches parameters, embeddings or outputs."""
-        self._check_snapshot(dropout_snapshot)
-        x, clean = embeddings.detach(), _detached(clean_outputs)
-        start = noise_key if noise_key is not None else torch.randn_like(x, dtype=_work(x)) * self.config.noise_std
-        batch_dim = 0 if getattr(noise_key, "batch_first", True) else 1
-        with frozen(parameters), torch.enable_grad():
-            x_adv, first_delta, stats = self._line_3_random_start(x, start, mask)
-            delta, finite, kls = first_delta, x.new_ones(x.shape[batch_dim], dtype=torch.bool), []
-            for _ in range(self.config.num_ascent_steps):  # line 4
-                kl, grad = self._line_5_gradient(x_adv, clean, forward_from_embeddings, dropout_snapshot)
-                grad, finite = self._screen(grad, finite, batch_dim)
-                x_adv, delta, stats = self._line_6_step(x, delta, grad, mask)
-                kls.append(kl)
-        return Ascent(
-            delta=torch.where(_expand(finite, delta, batch_dim), delta, first_delta),
-            finite=finite,
-            stats={
-                **stats,
-                "inner_kl_start": kls[0],
-                "inner_kl_last": kls[-1],
-                "nonfinite": (~finite).sum(),
-            },
-        )
+    def divergence(
+        self, clean: Outputs, adversarial: Outputs, samples: Samples, *, finite: Tensor | None = None
+    ) -> Tensor:
+        """Line 8's l(f(x), f(x + delta)): the symmetric divergence that is minimised, 0-dim, without alpha.
 
-    def _line_3_random_start(self, x: Tensor, start: Start, mask: Tensor | None) -> tuple[Tensor, Tensor, Stats]:
-        """x + delta and delta ~ N(0, sigma^2 I)."""
-        return self._perturb(x, start, None, mask)
+        Sum over the outputs of the mean over their rows; samples that are not `finite` (bool [samples.count]) add 0.
+        """
+        means = []
+        for a, b, owner in zip(tensors(clean), tensors(adversarial), samples.of_rows, strict=True):
+            rows = self.row_divergence(a, b, symmetric=True, detach_targets=self.config.detach_targets)
+            means.append(mean_of_rows(rows, owner, samples.count, finite=finite))
+        return torch.stack(means).sum()
 
-    def _line_5_gradient(self, x_adv: Tensor, clean: Outputs, forward: Forward, snapshot: Any) -> tuple[Tensor, Tensor]:
-        """l(f(x), f(x + delta)) and its gradient in x + delta, which is that in delta; f(x) is a constant here."""
-        leaf = x_adv.detach().requires_grad_(True)
-        kl = self._inner_divergence(clean, self._forward(forward, leaf, snapshot))
-        scaled = kl * self.gradient_scale
-        if self.plain_backward:
-            scaled.backward()
-            grad = leaf.grad
-        else:
-            (grad,) = torch.autograd.grad(scaled, leaf)
-        assert grad is not None, "forward_from_embeddings does not depend on the embeddings"
-        return kl.detach(), grad.to(_work(leaf)) / self.gradient_scale
-
-    def _line_6_step(self, x: Tensor, delta: Start, grad: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Stats]:
-        """x + delta and delta after project(delta + eta g)."""
-        return self._perturb(x, delta, grad, mask)
-
-    def divergence(self, clean: Outputs, adversarial: Outputs) -> Tensor:
-        """Line 8's l(f(x), f(x + delta)): the symmetric divergence that is minimised, 0-dim, without alpha."""
-        return self.kernels.divergence(
-            self._selected(clean),
-            self._selected(adversarial),
-            symmetric=True,
-            detach_targets=self.config.detach_targets,
-        )
-
-    def _inner_divergence(self, clean: Outputs, adversarial: Outputs) -> Tensor:
-        """The quantity the ascent climbs; `clean` is detached, so its targets need no further stop of gradients."""
+    def _inner(self, clean: list[Tensor], adversarial: list[Tensor], samples: Samples) -> Tensor:
+        """What the ascent climbs; `clean` is a constant, so its targets need no further stop of gradients."""
         symmetric = self.config.inner_divergence == "symmetric"
-        return self.kernels.divergence(
-            self._selected(clean), self._selected(adversarial), symmetric=symmetric, detach_targets=False
-        )
+        reduce = sum_of_samples if self.config.inner_reduction == "sample" else mean_of_rows
+        terms = []
+        for a, b, owner in zip(clean, adversarial, samples.of_rows, strict=True):
+            rows = self.row_divergence(a, b, symmetric=symmetric, detach_targets=False)
+            terms.append(reduce(rows, owner, samples.count))
+        return torch.stack(terms).sum()
 
-    def _perturb(
-        self, x: Tensor, delta: Start, grad: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, Stats]:
-        config = self.config
-        x_adv, moved, stats = self.kernels.perturb(
-            x,
-            delta,
-            grad,
-            step_size=config.step_size,
-            epsilon=config.epsilon,
-            projection=config.projection,
-            mask=mask,
-            out_dtype=x.dtype,
-        )
-        return x_adv, moved, dict(stats._asdict() if hasattr(stats, "_asdict") else stats)
+    def _statistics(
+        self, ascent: Ascent, clean: list[Tensor], adversarial: Outputs, samples: Samples
+    ) -> dict[str, Tensor]:
+        ratios = reference.perturbation_statistics(ascent.sums)
+        stats = {
+            "effective_perturbation": ratios.effective_perturbation,
+            "ascent_ratio": ratios.ascent_ratio,
+            "nonfinite": ascent.nonfinite,
+        }
+        if ascent.inner_start is None or ascent.inner_last is None:
+            return stats
+        share = samples.count if self.config.inner_reduction == "sample" else 1
+        with torch.no_grad():
+            end = self._inner(clean, [part.detach() for part in tensors(adversarial)], samples)
+        stats["inner_kl_start"], stats["inner_kl_last"] = ascent.inner_start / share, ascent.inner_last / share
+        stats["kl_gain"] = (end - ascent.inner_start) / share
+        return stats
 
-    def _screen(self, grad: Tensor, finite: Tensor, batch_dim: int) -> tuple[Tensor, Tensor]:
-        """The gradient with zeros for samples where it is not finite, and the flags so far; stays on the device."""
-        other_dims = [dim for dim in range(grad.dim()) if dim != batch_dim]
-        finite = finite & self.kernels.agree(torch.isfinite(grad).all(dim=other_dims))
-        return torch.where(_expand(finite, grad, batch_dim), grad, torch.zeros_like(grad)), finite
-
-    def _forward(self, forward: Forward, embeddings: Tensor, snapshot: Any | None) -> Outputs:
-        with replayed(self.dropout_state, snapshot):
-            return forward(embeddings)
-
-    def _selected(self, outputs: Outputs) -> Outputs:
-        """The outputs that count: without `nsp` only the first of a (MLM, NSP) pair."""
-        if self.config.nsp or not isinstance(outputs, (tuple, list)):
-            return outputs
-        return outputs[0]
+    def _random_start(self, x: Tensor) -> Tensor:
+        """N(0, sigma^2 I) from torch's default generator."""
+        return torch.randn_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) * self.config.noise_std
 
     def _check_snapshot(self, snapshot: Any | None) -> None:
         if self.config.dropout == "shared" and snapshot is None:
@@ -233,48 +204,3 @@ class AlumRegularizer:
                 "`dropout_snapshot` must be given with shared dropout, but is None instead. "
                 "Call `dropout_snapshot()` right before the clean forward and pass its result."
             )
-
-
-@contextmanager
-def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Turn `requires_grad` off for `parameters` in the body; restore each one's own value, errors included."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-
-def adversarial_count(batch_size: int, batch_fraction: float) -> int:
-    """Samples of a micro-batch that take the adversarial branch: the nearest whole number to its share, at least one.
-
-    Micro-batches are shuffled, so the first so many are a random subset and their mean is unbiased.
-    """
-    return max(1, round(batch_size * batch_fraction))
-
-
-def _detached(outputs: Outputs) -> Outputs:
-    """The same structure without graph."""
-    if outputs is None:
-        return None
-    if isinstance(outputs, Tensor):
-        return outputs.detach()
-    if isinstance(outputs, Mapping):
-        return {name: _detached(value) for name, value in outputs.items()}
-    values = [_detached(value) for value in outputs]
-    return type(outputs)(*values) if hasattr(outputs, "_fields") else type(outputs)(values)
-
-
-def _expand(flags: Tensor, like: Tensor, batch_dim: int) -> Tensor:
-    """bool [B] as a tensor that broadcasts over `like`."""
-    shape = [1] * like.dim()
-    shape[batch_dim] = -1
-    return flags.view(shape)
-
-
-def _work(x: Tensor) -> torch.dtype:
-    """float32, or float64 for float64 embeddings."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -7,9 +7,13 @@ Flags carry the prefix `--alum-`. Source: Liu et al. 2020, arXiv 2004.08994; the
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+# What the ascent alone reads: without effect where it takes no step.
+ASCENT_FIELDS = ("step_size", "epsilon", "projection", "inner_divergence", "inner_reduction")
 
 
 @dataclass(frozen=True)
@@ -21,52 +25,87 @@ class AlumConfig:
     start_fraction: float = 0.5
     """Fraction of the training iterations, in [0, 1], before the adversarial phase begins. Paper: 0.5 from scratch,
     0 for continual pre-training; 1 never begins."""
+    ascent: Literal["virtual", "label"] = "virtual"
+    """Where delta's direction comes from: virtual, the divergence from the clean outputs (the paper; 8 F a step of one
+    ascent); label, the label loss, which is then trained on at x + delta (conventional adversarial training, the
+    paper's Eq. 2; 5 F)."""
     alpha: float = 10.0
     """Weight of the divergence in the loss. Paper: 10 in pre-training, 1 in fine-tuning; 0 switches the branch off."""
     epsilon: float = 1e-5
-    """Radius of the L-infinity ball around the embeddings that `clamp` and `normalized_gradient` project onto."""
+    """Radius of the L-infinity ball around the embeddings that `clamp` and `normalized_gradient` project onto after a
+    step. Paper: 1e-5. `normalize`, the released code's, has no radius and takes no epsilon."""
     step_size: float = 1e-3
-    """Size eta of an ascent step, as a factor of the gradient (of the normalised one with `normalized_gradient`)."""
+    """Size eta of an ascent step, as a factor of the gradient (of the normalised one with `normalized_gradient`).
+    Paper: 1e-3."""
     noise_std: float = 1e-5
     """Standard deviation of the random start. The paper calls 1e-5 the variance, the released code uses it as here."""
     num_ascent_steps: int = 1
-    """Gradient steps K of the inner maximisation. Paper: 1."""
+    """Gradient steps K of the inner maximisation. Paper and released code: 1. 0 perturbs at random only, without
+    projection: the control that shows what the ascent adds, and cheaper by two passes (6 F)."""
     projection: Literal["clamp", "normalize", "normalized_gradient"] = "clamp"
     """clamp: clamp(delta + eta g, +-epsilon), the paper's line 6; normalize: (delta + eta g) / (its largest absolute
-    value in the token + 1e-6), the released code; normalized_gradient: clamp(delta + eta g / max |g| of the token,
-    +-epsilon), the textbook step of VAT and SMART."""
-    perturb: Literal["word", "encoder_input"] = "word"
+    value in the token + 1e-6), the released code, whose radius is about 1 whatever epsilon says;
+    normalized_gradient: clamp(delta + eta g / max |g| of the token, +-epsilon), the textbook step of VAT and SMART."""
+    perturb: Literal["word", "encoder_input", "layer"] = "word"
     """word: the sub-word embeddings alone, as in the paper; encoder_input: after positions, LayerNorm and dropout, as
-    in the released code. Pads are never perturbed."""
+    in the released code; layer: the hidden state after --alum-perturb-layer, whose lower layers run once (beyond paper
+    and released code; SMAAT, arXiv 2405.17130, has it for fine-tuning). Pads are never perturbed; the released code
+    perturbs them too."""
+    perturb_layer: int | None = None
+    """Layer L0 after which --alum-perturb layer perturbs, counted from 1 and below the number L of layers; cost of a
+    step of one ascent: 3 F + 5 F (1 - L0 / L)."""
     dropout: Literal["independent", "shared"] = "independent"
-    """independent: each pass draws its own dropout masks, so the divergence also holds an R-Drop term (released code);
-    shared: the adversarial passes reuse the clean pass's masks (FreeLB)."""
+    """independent: each pass draws its own dropout masks, so the divergence also holds an R-Drop term (released code;
+    the paper is silent); shared: the adversarial passes reuse the clean pass's masks (FreeLB)."""
     inner_divergence: Literal["kl", "symmetric"] = "kl"
     """What the ascent climbs: KL(clean || adversarial), as in the released code, or that plus its reverse."""
+    inner_reduction: Literal["sample", "batch"] = "sample"
+    """What a sample's share of the climbed loss is divided by. sample: its own masked tokens (a mean over them, plus
+    its next-sentence term), so that g is the gradient of one example as in Algorithm 1, line 2, and the same at every
+    batch size; batch: the masked tokens of the whole batch, as in the released code (there those of one GPU's), which
+    makes g smaller as the batch grows."""
     detach_targets: bool = True
     """Treat the target of each one-way divergence as a constant, as the released code does; false lets gradients flow
     through both sides of both terms."""
     detach_embeddings: bool = False
-    """Keep the adversarial branch's gradient from the embedding table (released code); the paper lets it flow."""
+    """Keep the adversarial branch's gradient from what is perturbed and all that lies below it, the embedding table
+    first (released code); the paper lets it flow."""
     nsp: bool = True
-    """Add the divergence of the next-sentence logits to that of the masked-token logits."""
+    """Add the divergence of the next-sentence logits to that of the masked-token logits. The paper speaks of the
+    masked-token objective; the released code has no next-sentence head."""
     batch_fraction: float = 1.0
-    """Share rho in (0, 1] of each micro-batch's sequences that take the adversarial branch; cost: 3F + 5F rho."""
+    """Share rho in (0, 1] of an iteration's samples that take the adversarial branch: the first round(rho x
+    --global-batch-size) of them in global order, at least one, on every layout of ranks and micro-batches; cost:
+    3 F + 5 F rho. Paper and released code: 1."""
     head_chunk_rows: int = 0
     """Masked rows per piece of the vocabulary head in the adversarial step, to bound memory; 0 computes all at once."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError, naming the flag, for a value outside its range."""
+        """Raise ValueError, naming the flag, for a value outside its range or one that would have no effect."""
         _require_range("start-fraction", self.start_fraction, 0.0, 1.0)
         _require_range("batch-fraction", self.batch_fraction, 0.0, 1.0, low_open=True)
         for name in ("alpha", "epsilon", "step_size", "noise_std"):
             _require_range(name.replace("_", "-"), getattr(self, name), 0.0, math.inf)
-        _require_range("num-ascent-steps", self.num_ascent_steps, 1, math.inf)
+        _require_range("num-ascent-steps", self.num_ascent_steps, 0, math.inf)
         _require_range("head-chunk-rows", self.head_chunk_rows, 0, math.inf)
-        _require_word("projection", self.projection, ("clamp", "normalize", "normalized_gradient"))
-        _require_word("perturb", self.perturb, ("word", "encoder_input"))
-        _require_word("dropout", self.dropout, ("independent", "shared"))
-        _require_word("inner-divergence", self.inner_divergence, ("kl", "symmetric"))
+        for field in dataclasses.fields(self):
+            if words := _words_of(type(self), field.name):
+                _require_word(field.name.replace("_", "-"), getattr(self, field.name), words)
+        self._check_layer()
+        self._check_effects()
+
+    @property
+    def level(self) -> Literal["word", "encoder_input"] | int:
+        """Where x is: "word", "encoder_input" or the layer after which it is the hidden state."""
+        if self.perturb == "layer":
+            assert self.perturb_layer is not None
+            return self.perturb_layer
+        return self.perturb
+
+    @property
+    def climbs_symmetric(self) -> bool:
+        """Whether the ascent climbs KL(clean || adversarial) plus its reverse."""
+        return self.inner_divergence == "symmetric"
 
     @classmethod
     def pretraining(cls, **changes: Any) -> AlumConfig:
@@ -77,6 +116,60 @@ class AlumConfig:
     def finetuning(cls, **changes: Any) -> AlumConfig:
         """The paper's fine-tuning setting (alpha 1, adversarial throughout); `changes` override fields."""
         return cls(**{"alpha": 1.0, "start_fraction": 0.0, **changes})
+
+    def _check_layer(self) -> None:
+        """Raise unless `perturb_layer` is given with `perturb` layer and with nothing else."""
+        if self.perturb == "layer" and self.perturb_layer is None:
+            raise ValueError(
+                "--alum-perturb-layer must be given with --alum-perturb layer, but is not. Name the layer, from 1 to "
+                "one below the number of layers; two thirds of them is a start."
+            )
+        if self.perturb != "layer" and self.perturb_layer is not None:
+            raise ValueError(
+                f"--alum-perturb must be layer with --alum-perturb-layer {self.perturb_layer}, but is {self.perturb} "
+                "instead. Leave --alum-perturb-layer out, or add --alum-perturb layer."
+            )
+        if self.perturb_layer is not None:
+            _require_range("perturb-layer", self.perturb_layer, 1, math.inf)
+
+    def _check_effects(self) -> None:
+        """Raise for a setting that was changed although another one leaves it without effect."""
+        if self.num_ascent_steps == 0:
+            self._require_defaults(ASCENT_FIELDS, "--alum-num-ascent-steps 0", "takes no step and projects nothing")
+        if self.projection == "normalize":
+            self._require_defaults(
+                ("epsilon",), "--alum-projection normalize", "divides by the largest value and has no radius"
+            )
+        if self.ascent == "label":
+            flag, reason = "--alum-ascent label", "has no divergence and no clean outputs"
+            self._require_defaults(
+                ("inner_divergence", "detach_targets", "detach_embeddings", "head_chunk_rows"), flag, reason
+            )
+            if self.alpha > 0.0:
+                self._require_defaults(("alpha",), flag, reason)
+        if self.dropout == "shared" and self.batch_fraction < 1.0:
+            raise ValueError(
+                f"--alum-batch-fraction must be 1 with --alum-dropout shared, but is {self.batch_fraction} instead: "
+                "a part of the micro-batch would draw other masks."
+            )
+
+    def _require_defaults(self, names: tuple[str, ...], flag: str, reason: str) -> None:
+        """Raise unless every field of `names` has its default, as `flag` ignores it for `reason`."""
+        for name in names:
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if value != default:
+                ignored = f"--alum-{name.replace('_', '-')}"
+                value, default = (str(v).lower() if isinstance(v, bool) else v for v in (value, default))
+                raise ValueError(
+                    f"{ignored} must be {default} with {flag}, which {reason}, but is {value} instead. "
+                    f"Leave {ignored} out, or change {flag.split()[0]}."
+                )
+
+
+def _words_of(cls: type, name: str) -> tuple[str, ...]:
+    """The admitted words of a field, () where its type is no Literal."""
+    hint = get_type_hints(cls)[name]
+    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def _require_range(name: str, value: float, low: float, high: float, *, low_open: bool = False) -> None:

@@ -46,7 +46,7 @@ class DataConfig:
     sampler_threads: int = 1
     """threads that prepare micro-batches and build pair indices, per rank; see tools/bench_sampler.py"""
     prefetch_batches: int = 8
-    """micro-batches prepared ahead in the background, per rank"""
+    """micro-batches prepared ahead in the background, per rank; whole iterations, so it may be a few more"""
 
     def __post_init__(self) -> None:
         """Refuse values that no data could make right."""

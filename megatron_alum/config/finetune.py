@@ -14,7 +14,11 @@ from megatron_alum.config.alum import AlumConfig
 from megatron_alum.config.custom_task import CustomTaskConfig
 
 # What --alum-* can change in a method; r-drop has no ascent, none and freelb have no divergence.
-ALUM_FLAGS_OF: dict[str, tuple[str, ...]] = {"none": (), "freelb": (), "r-drop": ("alpha", "perturb", "detach_targets")}
+ALUM_FLAGS_OF: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "freelb": (),
+    "r-drop": ("alpha", "perturb", "perturb_layer", "detach_targets"),
+}
 
 
 @dataclass(frozen=True)
@@ -159,21 +163,27 @@ class AlumOverrides:
     alpha: float | None = None
     """weight of the divergence"""
     epsilon: float | None = None
-    """radius of the ball around the embeddings"""
+    """radius of the ball around the embeddings, which a step projects onto; normalize has none"""
     step_size: float | None = None
     """size of an ascent step"""
     noise_std: float | None = None
     """standard deviation of the random start"""
     num_ascent_steps: int | None = None
-    """ascent steps K"""
+    """ascent steps K; 0 perturbs at random only"""
     projection: Literal["clamp", "normalize", "normalized_gradient"] | None = None
     """as in pre-training"""
-    perturb: Literal["word", "encoder_input"] | None = None
-    """as in pre-training"""
+    perturb: Literal["word", "encoder_input", "layer"] | None = None
+    """word: the word embeddings; encoder_input: the output of the embedding module; layer: the hidden state after
+    --alum-perturb-layer, of encoders that have a list of layers; those below run once"""
+    perturb_layer: int | None = None
+    """layer after which --alum-perturb layer perturbs, counted from 1 and below the number of layers"""
     dropout: Literal["independent", "shared"] | None = None
     """as in pre-training"""
     inner_divergence: Literal["kl", "symmetric"] | None = None
     """as in pre-training"""
+    inner_reduction: Literal["sample", "batch"] | None = None
+    """what is climbed: sample, each example's own divergence; batch, the mean over the batch, whose gradient falls as
+    the batch grows"""
     detach_targets: bool | None = None
     """as in pre-training"""
 

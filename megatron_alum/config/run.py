@@ -42,13 +42,8 @@ class RunConfig:
                 f"--num-attention-heads must be a multiple of --tensor-model-parallel-size ({tp}), "
                 f"but is {self.model.num_attention_heads} instead."
             )
-        if self.parallel.sequence_parallel and self.model.seq_length % tp:
-            raise ValueError(
-                f"--seq-length must be a multiple of --tensor-model-parallel-size ({tp}) with --sequence-parallel, "
-                f"but is {self.model.seq_length} instead."
-            )
         self._check_stages()
-        self._check_ascent()
+        self._check_layer()
         if self.checkpoint.save is None and not self.dry_run:
             raise ValueError("--save must be given, but is not. Name the folder of the run, or try --dry-run.")
 
@@ -97,27 +92,19 @@ class RunConfig:
                 "continue with --load."
             )
 
-    def _check_ascent(self) -> None:
-        """Refuse what the cheaper ascents cannot do."""
-        ascent, alum = self.compute.alum_ascent, self.alum
-        if ascent == "free" and alum.num_ascent_steps != 1:
+    @property
+    def token_multiple(self) -> int:
+        """Tokens of a micro-batch are rounded up to a multiple of this: eights, on every tensor-parallel rank."""
+        smallest = 8 * self.parallel.tensor_model_parallel_size
+        return -(-(self.training.token_multiple or smallest) // smallest) * smallest
+
+    def _check_layer(self) -> None:
+        """Refuse a perturbed layer that the network does not have, or whose hidden state is already the output."""
+        layer, layers = self.alum.perturb_layer, self.model.num_layers
+        if layer is not None and layer >= layers:
             raise ValueError(
-                f"--alum-num-ascent-steps must be 1 with --alum-ascent free, but is {alum.num_ascent_steps} instead: "
-                "the clean backward gives one direction."
-            )
-        if ascent == "free" and self.parallel.overlap_grad_reduce:
-            raise ValueError(
-                "--overlap-grad-reduce must be false with --alum-ascent free, but is true instead: "
-                "a micro-batch has two backward passes."
-            )
-        if ascent != "virtual" and alum.head_chunk_rows:
-            raise ValueError(
-                f"--alum-head-chunk-rows must be 0 with --alum-ascent {ascent}, but is {alum.head_chunk_rows} instead."
-            )
-        if alum.dropout == "shared" and alum.batch_fraction < 1.0:
-            raise ValueError(
-                f"--alum-batch-fraction must be 1 with --alum-dropout shared, but is {alum.batch_fraction} instead: "
-                "a part of the micro-batch would draw other masks."
+                f"--alum-perturb-layer must be below --num-layers ({layers}), but is {layer} instead: "
+                "the ascent needs a layer above it."
             )
 
     def data_parallel_size(self, world_size: int) -> int:

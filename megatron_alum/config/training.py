@@ -17,7 +17,10 @@ class TrainingConfig:
     global_batch_size: int = 256
     """sequences in one optimizer step (ALUM section 4.2: 256)"""
     micro_batch_size: int = 8
-    """sequences one process sends through the model at a time"""
+    """sequences one process sends through the model at a time, on average: an iteration's are shared out by length"""
+    token_multiple: int | None = None
+    """tokens of a micro-batch are filled up to a multiple of this; default: 8 x --tensor-model-parallel-size. A large
+    one (1024, say) leaves few shapes for compilers and CUDA graphs, and adds half of itself in idle tokens"""
     seed: int = 1234
     """seed of initial weights, dropout, sampling and the adversarial noise"""
     eval_interval: int = 1000
@@ -47,6 +50,8 @@ class TrainingConfig:
         ):
             if count < 0:
                 raise ValueError(f"--{flag} must not be negative, but is {count} instead.")
+        if self.token_multiple is not None and self.token_multiple < 1:
+            raise ValueError(f"--token-multiple must be at least 1, but is {self.token_multiple} instead.")
         if self.exit_interval is not None and self.exit_interval < 1:
             raise ValueError(f"--exit-interval must be at least 1, but is {self.exit_interval} instead.")
         if not 0 <= self.seed < 2**31:

@@ -21,6 +21,7 @@ from megatron_alum.convert.hf_folder import HfFolder
 if TYPE_CHECKING:
     from megatron_alum.config.model import ModelConfig
     from megatron_alum.models.bert import SplitBert
+    from megatron_alum.models.inputs import ModelInputs
 
 MAX_LOGIT_DIFFERENCE = 1e-4
 """Float32 rounding over twenty layers stays well below; a wrong layout of a tensor is orders of magnitude above."""
@@ -81,6 +82,22 @@ def probe_batch(config: ModelConfig, vocab_size: int, pad_token_id: int) -> Batc
     return Batch(tokens.where(mask, pad_token_id), types, mask)
 
 
+def without_padding(tokens: Tensor, types: Tensor, mask: Tensor) -> ModelInputs:
+    """Rows [B, S] that are filled up at the right, mask True = real token, as the Megatron network reads them: real
+    tokens back to back, each of them predicted.
+    """
+    from megatron_alum.models import ModelInputs
+
+    return ModelInputs.of(
+        tokens=tokens[mask],
+        token_types=types[mask],
+        position=torch.arange(tokens.size(1), device=mask.device).expand(mask.shape)[mask],
+        lengths=mask.sum(dim=1).tolist(),
+        masked_positions=torch.arange(int(mask.sum())),
+        device=tokens.device,
+    )
+
+
 @torch.no_grad()
 def compare(hf_dir: Path, model: SplitBert) -> Comparison:
     """Run the folder and `model` (tensor-parallel size 1, float32) on a probe batch, on the device of `model`, which is
@@ -99,16 +116,15 @@ def compare(hf_dir: Path, model: SplitBert) -> Comparison:
         input_ids=batch.tokens, attention_mask=batch.mask, token_type_ids=batch.types, output_hidden_states=True
     )
     model.eval()
-    embeddings = model.embed(batch.tokens, token_types=batch.types)
-    hidden = model.encode(embeddings, token_types=batch.types, padding_mask=batch.mask)
-    positions = batch.mask.flatten().nonzero().flatten()
-    ours = model.heads(hidden, positions)
+    inputs = without_padding(batch.tokens, batch.types, batch.mask)
+    hidden = model.encode(model.embed(inputs), inputs)
+    ours = model.heads(hidden, inputs)
     their_mlm = getattr(theirs, "prediction_logits", getattr(theirs, "logits", None))
     their_nsp = getattr(theirs, "seq_relationship_logits", None)
     last_hidden = getattr(theirs, "last_hidden_state", theirs.hidden_states[-1])
     return _differences(
         last_hidden[batch.mask],
-        hidden.transpose(0, 1)[batch.mask],
+        hidden.squeeze(1),
         None if their_mlm is None else (their_mlm[batch.mask], ours.mlm_logits[:, : model.real_vocab_size]),
         None if their_nsp is None or ours.nsp_logits is None else (their_nsp, ours.nsp_logits),
     )

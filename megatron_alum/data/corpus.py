@@ -46,6 +46,25 @@ class Corpus:
         tokens = np.memmap(f"{prefix}.bin", dtype=index.dtype, mode="r")
         return cls(prefix, tokens, index, np.unique(index.documents))
 
+    def text(self, begin: int, end: int, *, vocab_size: int) -> npt.NDArray[np.int64]:
+        """The token ids [begin, end) of the .bin file.
+
+        Raises: ValueError for an id outside the vocabulary, which only a file that was damaged or exchanged can hold.
+        """
+        ids = np.array(self.tokens[begin:end], dtype=np.int64)
+        wrong = (ids < 0) | (ids >= vocab_size)
+        if wrong.any():
+            place = begin + int(np.argmax(wrong))
+            sentence = np.searchsorted(self.index.offsets, place * self.index.dtype.itemsize, side="right") - 1
+            document = int(np.searchsorted(self.index.documents, sentence, side="right")) - 1
+            raise ValueError(
+                f"`{self.prefix}.bin` must hold token ids from 0 to {vocab_size - 1}, but holds "
+                f"{int(self.tokens[place])} at token {place}, in document {document}. The file is damaged or not of "
+                f"this tokenizer: compare its checksum by tools/inspect_shards.py {self.prefix} --verify, then copy "
+                "it again or preprocess again."
+            )
+        return ids
+
     @property
     def num_documents(self) -> int:
         """Documents that have text."""

@@ -20,16 +20,19 @@ import numpy as np
 import torch
 
 from megatron_alum.config.data import DataConfig
-from megatron_alum.data.batch import IGNORED_LABEL, PretrainingBatch
+from megatron_alum.data.batch import DEFAULT_TOKEN_MULTIPLE, IGNORED_LABEL, PretrainingBatch, rounded_up
 from megatron_alum.data.blend import Blend, parse_data_path
 from megatron_alum.data.corpus import Corpus
 from megatron_alum.data.epochs import ShardSamples
+from megatron_alum.data.masking import num_to_mask
 from megatron_alum.data.native import NativeBatches, choose_sampler
 from megatron_alum.data.native import walk_epoch as native_walk_epoch
-from megatron_alum.data.objective import WalkSettings, walk_epoch
-from megatron_alum.data.sample import Sample, build_sample, row_texts
+from megatron_alum.data.objective import Row, WalkSettings, walk_epoch
+from megatron_alum.data.placement import Sizes
+from megatron_alum.data.sample import Sample, Text, build_sample, row_ranges
 from megatron_alum.data.sample_settings import SPLITS, SampleSettings, SpecialTokens
 from megatron_alum.data.shards import open_shards
+from megatron_alum.data.statistics import without_pairs
 from megatron_alum.data.tokenizers import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -55,29 +58,83 @@ class PretrainingDataset:
         self.shards, self.blend, self.settings, self.special = list(shards), blend, settings, special
         self.native = NativeBatches(self.shards, blend, settings=settings, special=special) if native else None
 
-    def batch(self, sample_indices: Sequence[int]) -> PretrainingBatch:
-        """The samples with these global indices, as one micro-batch in their order."""
-        if self.native:
-            return self.native.batch(sample_indices)
-        return collate([self.sample(g) for g in sample_indices], self, sample_indices)
+    @property
+    def has_pairs(self) -> bool:
+        """Whether samples are two texts with a sentence-pair label."""
+        return self.settings.objective != "none"
+
+    def batch(
+        self, sample_indices: Sequence[int], *, num_adversarial: int = 0, multiple: int = DEFAULT_TOKEN_MULTIPLE
+    ) -> PretrainingBatch:
+        """The samples with these global indices, as one micro-batch in their order.
+
+        The first `num_adversarial` of them are marked for the adversarial branch; T is a multiple of `multiple`.
+
+        Raises: ValueError for an index or text that is damaged on disk.
+        """
+        if not self.native:
+            samples = [self.sample(g) for g in sample_indices]
+            return collate(samples, self, sample_indices, num_adversarial=num_adversarial, multiple=multiple)
+        try:
+            return self.native.batch(sample_indices, num_adversarial=num_adversarial, multiple=multiple)
+        except IndexError:
+            self._name_damage(sample_indices)
+            raise
+
+    def measure(self, sample_indices: Sequence[int]) -> Sizes:
+        """int64 ([n], [n]): tokens (special ones included) and masked tokens of each sample, as `batch` builds it.
+
+        Both follow from the index rows. Only where words are masked whole the text is read too: how many tokens fit
+        depends on the words.
+        """
+        if not self.native:
+            sizes = [self._measure_one(g) for g in sample_indices]
+            lengths, masked = np.array(sizes, dtype=np.int64).reshape(-1, 2).T
+            return lengths, masked
+        try:
+            return self.native.measure(sample_indices)
+        except IndexError:
+            self._name_damage(sample_indices)
+            raise
 
     def sample(self, sample_index: int) -> Sample:
         """One sample, assembled and masked by the Python reference."""
-        shard, row = self.row(sample_index)
-        paired = self.settings.objective != "none"
-        texts = row_texts(row, shard.corpus.tokens, shard.sentences, paired=paired)
         return build_sample(
-            texts, sample_index=sample_index, paired=paired, settings=self.settings, special=self.special
+            self.texts(sample_index),
+            sample_index=sample_index,
+            paired=self.has_pairs,
+            settings=self.settings,
+            special=self.special,
         )
 
-    def row(self, sample_index: int) -> tuple[ShardSamples, tuple[int, int, int, int, int]]:
+    def texts(self, sample_index: int) -> list[Text]:
+        """The token ids of A and B, or of the stretches of text between document ends."""
+        shard, row = self.row(sample_index)
+        ranges = row_ranges(row, shard.sentences, paired=self.has_pairs)
+        return [shard.corpus.text(begin, end, vocab_size=self.special.vocab_size) for begin, end in ranges]
+
+    def row(self, sample_index: int) -> tuple[ShardSamples, Row]:
         """(shard, index row) of a global sample index."""
         number, local = self.blend.locate(sample_index)
         return self.shards[number], self.shards[number].row(local)
 
     def label(self, sample_index: int) -> int:
         """Label of the sentence-pair question; -100 where the objective has none."""
-        return IGNORED_LABEL if self.settings.objective == "none" else self.row(sample_index)[1][4]
+        return self.row(sample_index)[1][4] if self.has_pairs else IGNORED_LABEL
+
+    def _measure_one(self, sample_index: int) -> tuple[int, int]:
+        if self.settings.masking != "token":
+            sample = self.sample(sample_index)
+            return len(sample.tokens), len(sample.masked)
+        _, _, a_length, b_length, _ = self.row(sample_index)[1]
+        length = a_length + b_length + self.special.num_special(self.settings.objective)
+        candidates = a_length + b_length if self.has_pairs else a_length
+        return length, num_to_mask(length, self.settings.mask_rate(sample_index), candidates)
+
+    def _name_damage(self, sample_indices: Sequence[int]) -> None:
+        """Raise the reference's error for the first of these samples whose text has an id outside the vocabulary."""
+        for sample_index in sample_indices:
+            self.texts(sample_index)
 
     def samples_per_epoch(self) -> list[int]:
         """Samples of the first epoch of each shard; builds its index if need be."""
@@ -86,26 +143,38 @@ class PretrainingDataset:
         return [len(shard.epochs[0].rows) for shard in self.shards]
 
 
-def collate(samples: Sequence[Sample], dataset: PretrainingDataset, indices: Sequence[int]) -> PretrainingBatch:
-    """Pad samples to [B, S] and flatten their masked positions."""
-    size, length = len(samples), dataset.settings.seq_length
-    tokens = np.full((size, length), dataset.special.pad, dtype=np.int64)
-    types = np.zeros((size, length), dtype=np.int64)
-    real = np.zeros((size, length), dtype=np.bool_)
-    for b, sample in enumerate(samples):
-        tokens[b, : len(sample.tokens)] = sample.tokens
-        types[b, : len(sample.tokens)] = sample.token_types
-        real[b, : len(sample.tokens)] = True
-    masked = [b * length + s for b, sample in enumerate(samples) for s in sample.masked]
+def collate(
+    samples: Sequence[Sample],
+    dataset: PretrainingDataset,
+    indices: Sequence[int],
+    *,
+    num_adversarial: int,
+    multiple: int,
+) -> PretrainingBatch:
+    """Lay samples back to back, with a tail up to a multiple of `multiple` tokens."""
+    lengths = [len(sample.tokens) for sample in samples]
+    starts = np.cumsum([0, *lengths])
+    tail = rounded_up(int(starts[-1]), multiple) - int(starts[-1])
+
+    def row(parts: Sequence[np.ndarray], filler: int) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([*parts, np.full(tail, filler)]).astype(np.int64))
+
+    masked = [int(starts[b]) + place for b, sample in enumerate(samples) for place in sample.masked]
     labels = [label for sample in samples for label in sample.labels]
     return PretrainingBatch(
-        tokens=torch.from_numpy(tokens),
-        token_types=torch.from_numpy(types),
-        padding_mask=torch.from_numpy(real),
+        tokens=row([sample.tokens for sample in samples], dataset.special.pad),
+        token_types=row([sample.token_types for sample in samples], 0),
+        position=row([np.arange(length) for length in lengths], 0),
+        sequence=row([np.full(length, b) for b, length in enumerate(lengths)], len(samples)),
+        cu_seqlens=torch.from_numpy(starts.astype(np.int32)),
         masked_positions=torch.tensor(masked, dtype=torch.int64),
         masked_labels=torch.tensor(labels, dtype=torch.int64),
         nsp_labels=torch.tensor([dataset.label(g) for g in indices], dtype=torch.int64),
         sample_index=torch.tensor(list(indices), dtype=torch.int64),
+        lengths=tuple(lengths),
+        masked_counts=tuple(len(sample.masked) for sample in samples),
+        pad_token=dataset.special.pad,
+        num_adversarial=num_adversarial,
     )
 
 
@@ -160,7 +229,11 @@ def open_datasets(config: DataConfig, *, model_type: str, seq_length: int, train
         short_seq_prob=config.short_seq_prob,
     )
     corpora = [Corpus.open(prefix, shard.index) for prefix, shard in zip(prefixes, shards, strict=True)]
-    special = SpecialTokens.from_tokenizer(tokenizers[0], roberta=model_type == "roberta")
+    if settings.objective != "none":
+        for corpus in corpora:
+            if warning := without_pairs(corpus.index, corpus.prefix):
+                logger.warning("%s", warning)
+    special = SpecialTokens.from_tokenizer(tokenizers[0], roberta=model_type == "roberta", masking=config.masking)
     splits = {}
     for split in SPLITS:
         own = replace(settings, split=split)  # type: ignore[arg-type]

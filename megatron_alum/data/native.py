@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from megatron_alum.data.batch import PretrainingBatch
+from megatron_alum.data.batch import DEFAULT_TOKEN_MULTIPLE, PretrainingBatch, rounded_up
 from megatron_alum.data.blend import Blend
 from megatron_alum.data.epochs import ShardSamples
 from megatron_alum.data.masking import KEPT_BELOW, MASKED_BELOW, ngram_thresholds
 from megatron_alum.data.objective import ROW, Sentences, WalkSettings
+from megatron_alum.data.placement import Sizes
 from megatron_alum.data.rng import threshold
 from megatron_alum.data.sample_settings import SampleSettings, SpecialTokens
 
@@ -74,14 +75,15 @@ def _table(sentences: Sentences) -> Any:
 class BatchBuffers:
     """Memory of one batch of B samples, written by `NativeBatches.fill`; uninitialised at first."""
 
-    def __init__(self, num_samples: int, seq_length: int) -> None:
-        """The masked ones have room for every position; what is not written takes no memory."""
-        self.tokens = np.empty((num_samples, seq_length), dtype=np.int64)
-        self.token_types = np.empty((num_samples, seq_length), dtype=np.int64)
-        self.padding_mask = np.empty((num_samples, seq_length), dtype=np.bool_)
-        self.masked_positions = np.empty(num_samples * seq_length, dtype=np.int64)
-        self.masked_labels = np.empty(num_samples * seq_length, dtype=np.int64)
-        self.nsp_labels = np.empty(num_samples, dtype=np.int64)
+    def __init__(self, num_samples: int, seq_length: int, *, multiple: int = DEFAULT_TOKEN_MULTIPLE) -> None:
+        """Rows of tokens have room for B full samples and their tail; what is not written takes no memory."""
+        room = num_samples * seq_length
+        self.tokens, self.token_types, self.position, self.sequence = (
+            np.empty(rounded_up(room, multiple), dtype=np.int64) for _ in range(4)
+        )
+        self.cu_seqlens = np.empty(num_samples + 1, dtype=np.int32)
+        self.masked_positions, self.masked_labels = (np.empty(room, dtype=np.int64) for _ in range(2))
+        self.masked_counts, self.nsp_labels = (np.empty(num_samples, dtype=np.int64) for _ in range(2))
 
 
 class NativeBatches:
@@ -91,7 +93,7 @@ class NativeBatches:
         self, shards: Sequence[ShardSamples], blend: Blend, *, settings: SampleSettings, special: SpecialTokens
     ) -> None:
         """Hand shards, blend and settings over; index rows follow as epochs are opened."""
-        self._shards, self._settings = shards, settings
+        self._shards, self._settings, self._pad_token = shards, settings, special.pad
         self._known_epochs, self._extending = [0] * len(shards), threading.Lock()
         self._sampler = _data.Sampler(
             objective=settings.objective,
@@ -105,39 +107,55 @@ class NativeBatches:
         for shard in shards:
             self._sampler.add_shard(shard.corpus.tokens, _table(shard.sentences))
 
-    def batch(self, sample_indices: Sequence[int]) -> PretrainingBatch:
-        """The samples with these global indices, in new tensors."""
+    def batch(self, sample_indices: Sequence[int], *, num_adversarial: int, multiple: int) -> PretrainingBatch:
+        """The samples with these global indices, in new tensors.
+
+        Raises: IndexError for a token id outside the vocabulary, ValueError for a damaged index row.
+        """
         samples = np.array(sample_indices, dtype=np.int64)
-        out = BatchBuffers(len(samples), self._settings.seq_length)
-        num_masked = self.fill(samples, out)
+        out = BatchBuffers(len(samples), self._settings.seq_length, multiple=multiple)
+        num_tokens, num_masked = self.fill(samples, out, multiple=multiple)
         return PretrainingBatch(
-            tokens=torch.from_numpy(out.tokens),
-            token_types=torch.from_numpy(out.token_types),
-            padding_mask=torch.from_numpy(out.padding_mask),
+            tokens=torch.from_numpy(out.tokens[:num_tokens]),
+            token_types=torch.from_numpy(out.token_types[:num_tokens]),
+            position=torch.from_numpy(out.position[:num_tokens]),
+            sequence=torch.from_numpy(out.sequence[:num_tokens]),
+            cu_seqlens=torch.from_numpy(out.cu_seqlens),
             masked_positions=torch.from_numpy(out.masked_positions[:num_masked]),
             masked_labels=torch.from_numpy(out.masked_labels[:num_masked]),
             nsp_labels=torch.from_numpy(out.nsp_labels),
             sample_index=torch.from_numpy(samples),
+            lengths=tuple(np.diff(out.cu_seqlens).tolist()),
+            masked_counts=tuple(out.masked_counts.tolist()),
+            pad_token=self._pad_token,
+            num_adversarial=num_adversarial,
         )
 
-    def fill(self, samples: npt.NDArray[np.int64], out: BatchBuffers) -> int:
-        """Write the samples over `out` and return N, how many of its masked positions and labels are meant."""
+    def measure(self, sample_indices: Sequence[int]) -> Sizes:
+        """int64 ([n], [n]): tokens and masked tokens of each sample; raises as `batch` does."""
+        samples = np.array(sample_indices, dtype=np.int64)
+        self._reach(samples)
+        try:
+            return self._sampler.measure(samples)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
+
+    def fill(
+        self, samples: npt.NDArray[np.int64], out: BatchBuffers, *, multiple: int = DEFAULT_TOKEN_MULTIPLE
+    ) -> tuple[int, int]:
+        """Write the samples over `out` and return (T, N): how much of its rows and of its masked positions is meant."""
+        self._reach(samples)
+        try:
+            return self._sampler.fill(samples, multiple=multiple, **vars(out))
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
+
+    def _reach(self, samples: npt.NDArray[np.int64]) -> None:
+        """Open the epochs that the samples lie in."""
         if self._sampler.shard_to_extend(samples) >= 0:
             with self._extending:
                 while (number := self._sampler.shard_to_extend(samples)) >= 0:
                     self._extend(number)
-        try:
-            return self._sampler.fill(
-                samples,
-                tokens=out.tokens,
-                token_types=out.token_types,
-                padding_mask=out.padding_mask,
-                masked_positions=out.masked_positions,
-                masked_labels=out.masked_labels,
-                nsp_labels=out.nsp_labels,
-            )
-        except RuntimeError as error:
-            raise ValueError(str(error)) from None
 
     def _extend(self, number: int) -> None:
         shard, known = self._shards[number], self._known_epochs[number]
@@ -177,5 +195,5 @@ def _vocabulary(special: SpecialTokens) -> Any:
         pair_separators=special.pair_separators,
         second_type=special.second_type,
         regular=special.regular,
-        word_start=special.word_start.astype(np.uint8),
+        word_start=special.word_start.astype(np.uint8) | special.word_end.astype(np.uint8) << 1,
     )

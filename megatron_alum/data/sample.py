@@ -3,7 +3,7 @@
     nsp, sop   [CLS] A [SEP] B [SEP]            RoBERTa: <s> A </s></s> B </s>, all of token type 0
     none       [CLS] text [SEP]                 a [SEP] more at every document end inside the text
 
-The C++ twin csrc/data/sample.cpp writes the same bytes.
+The C++ twin csrc/data/sampler.cpp writes the same bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Text = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Sample:
-    """One row of a batch; `length` tokens are real."""
+    """One sequence of a batch."""
 
     tokens: Text
     """[length] ids with the masked ones replaced"""
@@ -53,7 +53,9 @@ def build_sample(
     original = np.array(tokens, dtype=np.int64)
     words = mask_words(settings, sample_index)
     num = num_to_mask(len(tokens), settings.mask_rate(sample_index), len(candidates))
-    word_first = special.word_start[original[candidates]]
+    text_tokens = original[candidates]
+    word_first = special.word_start[text_tokens]
+    word_first[1:] |= special.word_end[text_tokens[:-1]]
     chosen = select(settings, words, num, word_first=word_first, text_first=np.array(text_first))
     masked = [candidates[i] for i in chosen]
     for position in masked:
@@ -66,16 +68,14 @@ def build_sample(
     )
 
 
-def row_texts(row: Row, file_tokens: npt.NDArray[np.integer], sentences: Sentences, *, paired: bool) -> list[Text]:
-    """The token ids a row names: [A, B], or the stretches of full sentences between document ends."""
+def row_ranges(row: Row, sentences: Sentences, *, paired: bool) -> list[tuple[int, int]]:
+    """[begin, end) in the token file of A and B, or of the stretches of full sentences between document ends."""
     a_start, b_start, a_length, b_length, _ = row
     if paired:
-        ranges = [(a_start, a_start + a_length), (b_start, b_start + b_length)]
-    else:
-        ranges, begin, end = [], a_start, a_start + a_length
-        for document in range(b_start, b_start + b_length):
-            document_end = sentences.start(int(sentences.bounds[document + 1]))
-            ranges.append((begin, document_end))
-            begin = document_end
-        ranges.append((begin, end))
-    return [np.array(file_tokens[begin:end], dtype=np.int64) for begin, end in ranges]
+        return [(a_start, a_start + a_length), (b_start, b_start + b_length)]
+    ranges, begin = [], a_start
+    for document in range(b_start, b_start + b_length):
+        document_end = sentences.start(int(sentences.bounds[document + 1]))
+        ranges.append((begin, document_end))
+        begin = document_end
+    return [*ranges, (begin, a_start + a_length)]

@@ -1,6 +1,7 @@
 """A training sample as a person reads it: the text of the row, what is masked, and the sentence-pair label."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from megatron_alum.data.batch import IGNORED_LABEL, PretrainingBatch
@@ -13,23 +14,20 @@ _LABELS = {
 
 
 def show_samples(batch: PretrainingBatch, tokenizer: Any, objective: str) -> Iterator[str]:
-    """Lines for each row of a CPU batch: a heading, then each segment's tokens.
+    """Lines for each sequence of a CPU batch: a heading, then each segment's tokens.
 
     A masked position is written {shown = original}, so that the three fates of 80/10/10 can be told apart.
     """
-    seq_length = batch.tokens.shape[1]
-    labels = dict(zip(batch.masked_positions.tolist(), batch.masked_labels.tolist(), strict=True))
-    for b in range(len(batch.tokens)):
-        length = int(batch.padding_mask[b].sum())
-        shown = tokenizer.convert_ids_to_tokens(batch.tokens[b, :length].tolist())
-        masked = {p - b * seq_length: label for p, label in labels.items() if p // seq_length == b}
-        for position, label in masked.items():
-            shown[position] = f"{{{shown[position]} = {tokenizer.convert_ids_to_tokens(label)}}}"
+    shown = tokenizer.convert_ids_to_tokens(batch.tokens.tolist())
+    originals = tokenizer.convert_ids_to_tokens(batch.masked_labels.tolist())
+    for place, original in zip(batch.masked_positions.tolist(), originals, strict=True):
+        shown[place] = f"{{{shown[place]} = {original}}}"
+    for b, (begin, end) in enumerate(pairwise(batch.cu_seqlens.tolist())):
         yield (
-            f"sample {int(batch.sample_index[b])}: {_LABELS[objective][int(batch.nsp_labels[b])]}, {length} of "
-            f"{seq_length} positions, {len(masked)} masked"
+            f"sample {int(batch.sample_index[b])}: {_LABELS[objective][int(batch.nsp_labels[b])]}, {end - begin} "
+            f"tokens, {batch.masked_counts[b]} masked"
         )
-        yield from (f"  {segment}" for segment in _segments(shown, batch.token_types[b, :length].tolist()))
+        yield from (f"  {segment}" for segment in _segments(shown[begin:end], batch.token_types[begin:end].tolist()))
 
 
 def _segments(tokens: list[str], types: list[int]) -> list[str]:

@@ -1,25 +1,27 @@
 """What diverges between the clean and the adversarial pass, by kind of task.
 
-    classification   symmetric KL of the class distributions                                     [B, C]
-    regression       squared difference of the predictions                                       [B, targets]
-    spans            symmetric KL of the start and of the end positions, pads excluded           2 x [B, S]
-    choice           symmetric KL over the candidates                                            [B, choices]
-    tags             symmetric KL of each labelled token's tags, mean over the labelled tokens   [B, S, C]
+    classification   KL of the class distributions                               [B, C]         a row an example
+    regression       squared difference of the predictions                       [B, targets]   a row an example
+    spans            KL of the start and of the end positions, pads excluded     2 x [B, S]     two rows an example
+    choice           KL over the candidates                                      [B, choices]   a row an example
+    tags             KL of each labelled token's tags                            [B, S, C]      a row a labelled token
 
-Rows are reduced by a mean, as the labels' losses are. The KL comes from megatron_alum.ops (fused where built). A
-regression with `detach_targets` counts both directions, (a - b.detach())^2 + (b - a.detach())^2, as the KLs do.
+The outer loss is a mean over the rows of the batch, as the labels' losses are; the ascent climbs each example's own
+mean (`inner_reduction` sample). The KL comes from megatron_alum.ops (fused where built). A regression counts both
+directions, (a - b)^2 + (b - a)^2, where the KLs do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from megatron_alum import ops
-from megatron_alum.alum import Kernels
+from megatron_alum.alum import RowDivergence, Samples
 
 Kind = Literal["classification", "regression", "spans", "choice", "tags"]
 KINDS: tuple[Kind, ...] = ("classification", "regression", "spans", "choice", "tags")
@@ -63,38 +65,37 @@ def comparable(outputs: Mapping[str, Any], kind: Kind, mask: Tensor) -> Tensor |
     return start.masked_fill(blank, PAD_LOGIT), end.masked_fill(blank, PAD_LOGIT)
 
 
-def task_kernels(kind: Kind, labels: Tensor | None = None) -> Kernels:
-    """Kernels of one batch: perturbation and KL from megatron_alum.ops, reduced as `kind` says.
+def samples_of(x: Tensor, clean: Tensor | tuple[Tensor, Tensor], kind: Kind, labels: Tensor | None) -> Samples:
+    """Which example every token of x [B or B * choices, S, H] and every row of `clean` belongs to.
 
-    `labels` [B, S] are needed for tags: rows with -100 do not count.
+    `labels` [B, S] are needed for tags: tokens with -100 belong to none.
     """
-
-    def divergence(clean: Any, adversarial: Any, *, symmetric: bool, detach_targets: bool) -> Tensor:
-        if kind == "regression":
-            return _squared_error(clean, adversarial, symmetric, detach_targets)
-        pairs = zip(clean, adversarial, strict=True) if kind == "spans" else [(clean, adversarial)]
-        counted = None if labels is None else labels.flatten() != IGNORED_LABEL
-        return torch.stack([_mean_kl(a, b, counted, symmetric, detach_targets) for a, b in pairs]).sum()
-
-    return Kernels(perturb=ops.perturb_embeddings, divergence=divergence, agree=lambda finite: finite)
+    samples = Samples.batch_first(x, clean)
+    if kind != "tags":
+        return samples
+    assert labels is not None
+    (owner,) = samples.of_rows
+    return replace(samples, of_rows=(torch.where(labels != IGNORED_LABEL, owner, samples.count),))
 
 
-def _mean_kl(clean: Tensor, adversarial: Tensor, counted: Tensor | None, symmetric: bool, detach: bool) -> Tensor:
-    """Mean KL over the rows of logits [..., C], or over the `counted` ones."""
+def row_divergence(kind: Kind) -> RowDivergence:
+    """The divergence of two outputs of `kind`, row by row."""
+    return squared_difference if kind == "regression" else kl_of_rows
+
+
+def kl_of_rows(clean: Tensor, adversarial: Tensor, *, symmetric: bool, detach_targets: bool) -> Tensor:
+    """KL of logits [..., C], float32 [...]."""
     divergence = ops.symmetric_kl if symmetric else ops.kl_divergence
-    rows = divergence(clean.flatten(0, -2), adversarial.flatten(0, -2), detach_targets=detach)
-    if counted is None:
-        return rows.mean()
-    return torch.where(counted, rows, torch.zeros_like(rows)).sum() / counted.sum().clamp(min=1)
+    rows = divergence(clean.flatten(0, -2), adversarial.flatten(0, -2), detach_targets=detach_targets)
+    return rows.view(clean.shape[:-1])
 
 
-def _squared_error(clean: Tensor, adversarial: Tensor, symmetric: bool, detach: bool) -> Tensor:
-    """Mean squared difference; symmetric counts it in both directions, so that detaching keeps the value."""
-    work = torch.float64 if clean.dtype == torch.float64 else torch.float32
-    clean, adversarial = clean.to(work).flatten(), adversarial.to(work).flatten()
-    target_a = clean.detach() if detach else clean
-    loss = (adversarial - target_a).square().mean()
+def squared_difference(clean: Tensor, adversarial: Tensor, *, symmetric: bool, detach_targets: bool) -> Tensor:
+    """Mean squared difference of predictions [B, targets], [B]; symmetric counts it in both directions, so that
+    detaching keeps the value."""
+    work = torch.promote_types(clean.dtype, torch.float32)
+    clean, adversarial = clean.to(work), adversarial.to(work)
+    rows = (adversarial - (clean.detach() if detach_targets else clean)).square().mean(-1)
     if symmetric:
-        target_b = adversarial.detach() if detach else adversarial
-        loss = loss + (clean - target_b).square().mean()
-    return loss
+        rows = rows + (clean - (adversarial.detach() if detach_targets else adversarial)).square().mean(-1)
+    return rows

@@ -1,9 +1,10 @@
-"""Run any Hugging Face encoder from (perturbed) embeddings instead of token ids.
+"""Run any Hugging Face encoder from (perturbed) embeddings or hidden states instead of token ids.
 
-Two levels, as in `AlumConfig.perturb`: `word` hands `inputs_embeds` to the model, with the position ids the model
-would have derived from the token ids (RoBERTa counts them from the pads, which it can no longer see); `encoder_input`
-replaces the output of the model's embedding module. Both give the clean logits bit for bit at delta = 0 without
-dropout: every model is tried on a small batch with pads before it is used, and refused if its two passes differ.
+Three levels, as in `AlumConfig.level`: `word` hands `inputs_embeds` to the model, with the position ids the model would
+have derived from the token ids (RoBERTa counts them from the pads, which it can no longer see); `encoder_input`
+replaces the output of the model's embedding module; a number L0 that of its layer L0, without running the layers below
+again. All give the clean logits bit for bit at delta = 0 without dropout: every model is tried on a small batch with
+pads before it is used, and refused if its two passes differ.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+
+from megatron_alum.alum import DropoutState
+from megatron_alum.finetune.entrance import Entrance, Noted, embedding_module, layer_list, without_adapters
 
 Inputs = Mapping[str, Any]
 LABEL_NAMES = {"labels", "start_positions", "end_positions", "num_items_in_batch"}
@@ -29,47 +33,92 @@ def without_labels(inputs: Inputs) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name not in LABEL_NAMES}
 
 
-class EmbeddingSplit:
-    """`embed` and `forward` of one unwrapped model at one level.
+@dataclass
+class CleanPass:
+    """One pass of the model that others follow from the same x."""
 
-    Raises: ValueError for a model without `inputs_embeds` (word) or without an embedding module (encoder_input), or
-    whose outputs from embeddings are not those from token ids.
+    inputs: dict[str, Any]
+    """what the model is to be called with, labels included"""
+    noted: Noted
+    """x, and the generators' state after it"""
+
+    @property
+    def x(self) -> Tensor:
+        """[B, S, H] with its graph ([B * choices, S, H] for multiple choice), once the model has run."""
+        return self.noted.x
+
+
+class EmbeddingSplit:
+    """`clean_pass` and `forward` of one unwrapped model at one level.
+
+    Raises: ValueError for a model without `inputs_embeds` (word), an embedding module (encoder_input) or a list of
+    layers above the level's, or whose outputs from x are not those from token ids.
     """
 
-    def __init__(self, model: nn.Module, level: str) -> None:
+    def __init__(self, model: nn.Module, level: str | int) -> None:
         self.model, self.level = model, level
+        self._entrance: tuple[nn.Module, Entrance] | None = None
         own = without_adapters(_plain(model))
         self.accepted = set(inspect.signature(own.forward).parameters)
         if level == "word" and "inputs_embeds" not in self.accepted:
             raise ValueError(
                 f"`model` must take inputs_embeds to perturb word embeddings, but {type(own).__name__} does not."
             )
-        if level == "encoder_input" and embedding_module(_plain(model)) is None:
-            raise ValueError(
-                "`model` must have an `embeddings` module to perturb the encoder's input, but "
-                f"{type(own).__name__} has none. Use --alum-perturb word."
-            )
+        if level != "word":
+            self.entrance()  # an error before anything runs
         self.padding_idx: int | None = None
         self._try_out()
 
-    def embed(self, inputs: Inputs) -> Tensor:
-        """Embeddings [B, S, H] with their graph; multiple choice gives [B * choices, S, H]."""
-        if self.level == "word":
-            words = _word_embeddings(_plain(self.model))(inputs["input_ids"])
-            return words.flatten(0, -3)
-        module: Any = embedding_module(_plain(self.model))
-        accepted = inspect.signature(module.forward).parameters
-        names = [
-            name for name in ("input_ids", "token_type_ids", "position_ids") if name in inputs and name in accepted
-        ]
-        return module(**{name: inputs[name].flatten(0, -2) for name in names})
+    def entrance(self) -> Entrance:
+        """Where x is put out in the model of this moment (a second one after `model_init`), but for words.
 
-    def forward(self, embeddings: Tensor, inputs: Inputs) -> Any:
-        """The model's outputs, without labels, from embeddings as `embed` returns them."""
-        if self.level == "encoder_input":
-            with _replaced_output(embedding_module(_plain(self.model)), embeddings):
-                return self.model(**without_labels(inputs))
-        return self.model(**self.from_words(embeddings, without_labels(inputs)))
+        Raises: ValueError for a model that has no such place.
+        """
+        if self._entrance is None or self._entrance[0] is not self.model:
+            self._entrance = self.model, _entrance_of(_plain(self.model), self.level)
+        return self._entrance[1]
+
+    def embed(self, inputs: Inputs) -> Tensor:
+        """Word embeddings [B, S, H] with their graph; multiple choice gives [B * choices, S, H]."""
+        assert self.level == "word"
+        words = _word_embeddings(_plain(self.model))(inputs["input_ids"])
+        return words.flatten(0, -3)
+
+    @contextmanager
+    def clean_pass(self, inputs: Inputs, dropout: DropoutState | None = None) -> Iterator[CleanPass]:
+        """In the body the caller runs the model on `inputs` of what this yields, whose `x` is there afterwards.
+
+        Word embeddings are looked up once for all passes: the table gets one gradient, not two. With `dropout` its
+        state after x is noted, for passes that draw the same masks.
+        Raises: ValueError when x is no hidden state for each token.
+        """
+        if self.level == "word":
+            state = dropout.snapshot() if dropout is not None else None
+            words = Noted(self.embed(inputs), 1, state)
+            yield CleanPass(self.from_words(words.x, inputs), words)
+            return
+        with self.entrance().noted(dropout) as noted:
+            yield CleanPass(dict(inputs), noted)
+        expected = inputs["input_ids"].flatten(0, -2).shape
+        if noted.num_calls != 1 or noted.x.shape[:-1] != expected:
+            shape = list(noted.x.shape) if noted.num_calls else "nothing"
+            raise ValueError(
+                f"`model` must put out {_name(self.level)} once, one for each of {list(expected)} tokens, but "
+                f"{type(_plain(self.model)).__name__} does so {noted.num_calls} times with {shape} instead."
+            )
+
+    def forward(
+        self, x: Tensor, inputs: Inputs, noted: Noted | None = None, dropout: DropoutState | None = None
+    ) -> Any:
+        """The model's outputs, without labels, from `x`; `noted` is the clean pass's, of which words need none.
+
+        `dropout` draws the masks after x again.
+        """
+        if self.level == "word":
+            return self.model(**self.from_words(x, without_labels(inputs)))
+        assert noted is not None
+        with self.entrance().replaced(x, noted, dropout):
+            return self.model(**without_labels(inputs))
 
     def from_words(self, embeddings: Tensor, inputs: Inputs) -> dict[str, Any]:
         """The inputs with `inputs_embeds` (and position ids where the model takes them) in place of the token ids."""
@@ -82,7 +131,7 @@ class EmbeddingSplit:
     def _try_out(self) -> None:
         """Find how positions are counted: from the pads if the embedding module knows their id, or by the model itself.
 
-        Raises: ValueError when neither gives the outputs of the token ids.
+        Raises: ValueError when neither gives the outputs of the token ids, or the outputs do not come from x.
         """
         plain = _plain(self.model)
         known = getattr(embedding_module(plain), "padding_idx", None)
@@ -93,16 +142,51 @@ class EmbeddingSplit:
                 inputs = probe(plain)
                 expected = _tensors(plain(**inputs))
                 for self.padding_idx in (*candidates, None):
-                    found = _tensors(self.forward(self.embed(inputs), inputs))
-                    if all(torch.allclose(a, b, RELATIVE, ABSOLUTE) for a, b in zip(expected, found, strict=True)):
-                        return
+                    with self.clean_pass(inputs) as clean:
+                        found = _tensors(self.model(**clean.inputs))
+                    again = _tensors(self.forward(clean.x, inputs, clean.noted))
+                    if _close(expected, found) and _close(expected, again):
+                        # Another x, which no normalisation takes for the same: the channels in reverse.
+                        if not _close(expected, _tensors(self.forward(clean.x.flip(-1), inputs, clean.noted))):
+                            return
+                        reason = "does not compute them from there"
         except Exception as error:  # whatever a model's code raises when it misses its token ids
             reason = f"fails ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
         other = "encoder_input" if self.level == "word" else "word"
         raise ValueError(
-            f"`model` must give the same outputs from {self.level} embeddings as from token ids, "
+            f"`model` must give the same outputs from {_name(self.level)} as from token ids, "
             f"but {type(plain).__name__} {reason}. Try --alum-perturb {other}, or another encoder."
         )
+
+
+def _entrance_of(model: nn.Module, level: str | int) -> Entrance:
+    """The place of x in an unwrapped model; see `EmbeddingSplit.entrance`."""
+    own = type(without_adapters(model)).__name__
+    if isinstance(level, str):
+        embeddings = embedding_module(model)
+        if embeddings is None:
+            raise ValueError(
+                f"`model` must have an `embeddings` module to perturb the encoder's input, but {own} has none. "
+                "Use --alum-perturb word."
+            )
+        return Entrance(embeddings)
+    layers = layer_list(model)
+    if layers is None:
+        raise ValueError(
+            f"`model` must have one list of its layers for --alum-perturb layer, but {own} has none or several. "
+            "Use --alum-perturb word or encoder_input."
+        )
+    if not 1 <= level < len(layers):
+        raise ValueError(
+            f"--alum-perturb-layer must be at least 1 and below the number of layers ({len(layers)}), "
+            f"but is {level} instead: the ascent needs a layer above it."
+        )
+    return Entrance(layers[level - 1], list(layers)[: level - 1])
+
+
+def _name(level: str | int) -> str:
+    """What x is, in a sentence."""
+    return f"{level} embeddings" if isinstance(level, str) else f"the hidden state after layer {level}"
 
 
 def probe(model: Any) -> dict[str, Tensor]:
@@ -134,19 +218,6 @@ def perturbable(inputs: Inputs) -> Tensor:
     return attention_mask.flatten(0, -2).bool()
 
 
-def embedding_module(model: nn.Module) -> Any | None:
-    """The base model's module that sums word, position and type embeddings, or None."""
-    own = without_adapters(model)
-    base = own.base_model if isinstance(own, PreTrainedModel) else own
-    return getattr(base, "embeddings", None)
-
-
-def without_adapters(model: nn.Module) -> Any:
-    """The transformers model inside a PEFT model, whose adapters sit in its layers; any other as it is."""
-    inside: Any = model
-    return inside.get_base_model() if hasattr(inside, "get_base_model") else inside
-
-
 def _plain(model: nn.Module) -> nn.Module:
     """The module under torch.compile's wrapper."""
     return getattr(model, "_orig_mod", model)
@@ -162,6 +233,11 @@ def _tensors(outputs: Any) -> list[Tensor]:
     return [value for value in outputs.to_tuple() if isinstance(value, Tensor)]
 
 
+def _close(expected: list[Tensor], found: list[Tensor]) -> bool:
+    """Whether two passes give the same outputs, but for rounding."""
+    return all(torch.allclose(a, b, RELATIVE, ABSOLUTE) for a, b in zip(expected, found, strict=True))
+
+
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
     """The model is in evaluation mode in the body: no dropout, no random number drawn."""
@@ -171,13 +247,3 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-@contextmanager
-def _replaced_output(module: Any, output: Tensor) -> Iterator[None]:
-    """`module` returns `output`, whatever it is called with, in the body."""
-    handle = module.register_forward_hook(lambda _module, _inputs, _output: output)
-    try:
-        yield
-    finally:
-        handle.remove()

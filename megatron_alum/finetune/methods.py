@@ -14,14 +14,24 @@ A row is a starting point: every setting can be changed by `dataclasses.replace`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from megatron_alum.config.alum import AlumConfig
+from megatron_alum.config.alum import ASCENT_FIELDS, AlumConfig
 from megatron_alum.config.finetune import FinetuneConfig
 
 # What AlumConfig says of the pre-training loop and its two heads.
-PRETRAINING_ONLY = ("start_fraction", "batch_fraction", "head_chunk_rows", "nsp")
+PRETRAINING_ONLY = ("start_fraction", "ascent", "batch_fraction", "head_chunk_rows", "nsp")
+
+
+def _refuse_pretraining(settings: Mapping[str, Any]) -> None:
+    """Raise for a field of AlumConfig that fine-tuning does not use and that differs from its preset's."""
+    preset = AlumConfig.finetuning()
+    for name in PRETRAINING_ONLY:
+        usual = getattr(preset, name)
+        if (value := settings.get(name, usual)) != usual:
+            raise ValueError(f"`{name}` must be {usual} in fine-tuning, which does not use it, but is {value} instead.")
 
 
 @dataclass(frozen=True)
@@ -63,12 +73,7 @@ class Method:
             raise ValueError(
                 f"`bregman_weight` must be 0 with freelb, whose steps have no divergence, but is {self.bregman_weight}."
             )
-        preset = AlumConfig.finetuning()
-        for name in PRETRAINING_ONLY:
-            if (value := getattr(self.config, name)) != (usual := getattr(preset, name)):
-                raise ValueError(
-                    f"`{name}` must be {usual} in fine-tuning, which does not use it, but is {value} instead."
-                )
+        _refuse_pretraining(vars(self.config))
 
     @property
     def is_plain(self) -> bool:
@@ -79,7 +84,7 @@ class Method:
     @property
     def ascends(self) -> bool:
         """True when a perturbation climbs the divergence (Algorithm 1, lines 4 to 6)."""
-        return self.regularizes and self.perturbs and self.config.alpha > 0
+        return self.regularizes and self.perturbs and self.config.alpha > 0 and self.config.num_ascent_steps > 0
 
 
 METHODS = {
@@ -101,6 +106,7 @@ METHODS = {
 def method(name: str, **changes: object) -> Method:
     """The preset `name` with AlumConfig fields, or fields of Method, changed.
 
+    Without ascent steps a preset's settings of the ascent go: SMART is ALUM then, but for its Bregman term.
     Raises: ValueError for an unknown preset; TypeError for an unknown field.
     """
     if name not in METHODS:
@@ -108,6 +114,9 @@ def method(name: str, **changes: object) -> Method:
     preset = METHODS[name]
     own = {key: value for key, value in changes.items() if key in Method.__dataclass_fields__}
     rest = {key: value for key, value in changes.items() if key not in own}
+    _refuse_pretraining(rest)
+    if rest.get("num_ascent_steps") == 0:
+        rest = {**{key: getattr(AlumConfig, key) for key in ASCENT_FIELDS}, **rest}
     return replace(preset, config=replace(preset.config, **rest), **own)  # type: ignore[arg-type]
 
 

@@ -5,8 +5,9 @@
 
 Everything else is the Trainer's: data loading, mixed precision, accelerate, gradient accumulation, checkpoints. With
 method "none" or alpha 0 not one operation differs from it. The clean pass is the Trainer's own `compute_loss`; the
-second pass runs on the unwrapped module inside the same graph, so one backward serves both. The regularised loss is a
-mean per micro-batch, divided by the number of accumulation steps. PEFT models are taken as well.
+second pass starts from its embeddings, or from the hidden state after a layer, on the unwrapped module inside the same
+graph, so one backward serves both. The regularised loss is a mean per micro-batch, divided by the number of
+accumulation steps; the ascent climbs each example by itself. PEFT models are taken as well.
 """
 
 from __future__ import annotations
@@ -19,17 +20,15 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from megatron_alum.alum import AlumRegularizer
-from megatron_alum.alum.dropout import replayed
-from megatron_alum.alum.regularizer import AlumOutput
+from megatron_alum.alum import AlumOutput, AlumRegularizer, Kernels, Samples
 from megatron_alum.finetune.bregman import MovingAverage
-from megatron_alum.finetune.divergence import SEVERAL_LABELS, Kind, comparable, kind_of, task_kernels
-from megatron_alum.finetune.embeddings import EmbeddingSplit, Inputs, perturbable, without_labels
+from megatron_alum.finetune.divergence import SEVERAL_LABELS, Kind, comparable, kind_of, row_divergence, samples_of
+from megatron_alum.finetune.embeddings import CleanPass, EmbeddingSplit, Inputs, perturbable, without_labels
 from megatron_alum.finetune.fast_dropout import fast_dropout
 from megatron_alum.finetune.freelb import freelb_backward
 from megatron_alum.finetune.methods import Method
 from megatron_alum.finetune.methods import method as preset
-from megatron_alum.ops import NoiseKey
+from megatron_alum.ops import NoiseKey, perturb_embeddings
 
 # Keeps float16 gradients of a divergence near 1e-6 from vanishing; divided out again in float32.
 HALF_PRECISION_GRADIENT_SCALE = 2.0**12
@@ -39,10 +38,10 @@ class AlumTrainer(Trainer):
     """A Trainer whose training loss is l(f(x), y) + alpha * l(f(x), f(x + delta)).
 
     `method` is a preset's name (none, alum, smart, freelb, r-drop) or a `Method`; `kind` is found from the model's head
-    unless given. Training logs carry alum_kl (without alpha), effective_perturbation, ascent_ratio, kl_gain and
-    nonfinite.
+    unless given. Training logs carry alum_kl (without alpha), effective_perturbation, ascent_ratio, nonfinite and,
+    where there is an ascent step, inner_kl_start, inner_kl_last and kl_gain.
     Raises: ValueError for sharded models (FSDP, DeepSpeed), reentrant activation checkpoints, several labels an example
-    (FreeLB takes them), and a model that cannot run from embeddings.
+    (FreeLB takes them), and a model that cannot run from x.
     """
 
     def __init__(self, *args: Any, method: str | Method = "alum", kind: Kind | None = None, **kwargs: Any) -> None:
@@ -51,22 +50,17 @@ class AlumTrainer(Trainer):
         self.average: MovingAverage | None = None
         if self.method.is_plain:
             return
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
-                "`method` must be none when the model is sharded by FSDP or DeepSpeed, "
-                f"but is {self.method.name} instead. Use data parallelism."
-            )
+        self._check_surroundings()
         assert isinstance(self.model, nn.Module)
-        if self.method.ascends and _recomputes_reentrantly(self.model, self.args):
-            raise ValueError(
-                f"`gradient_checkpointing_kwargs` must have use_reentrant=False with method {self.method.name}, whose "
-                "ascent differentiates in the embeddings alone, but has use_reentrant=True instead."
-            )
-        if self.method.freelb is not None and self.method.config.perturb != "word":
-            raise ValueError("--alum-perturb must be word with --method freelb, but is encoder_input instead.")
         if self.method.freelb is None:
             self.kind = kind or kind_of(self.model)
-        self.split = EmbeddingSplit(self.model, self.method.config.perturb)
+            self.regularizer = AlumRegularizer(
+                self.method.config,
+                Kernels(perturb_embeddings),
+                divergence=row_divergence(self.kind),
+                gradient_scale=HALF_PRECISION_GRADIENT_SCALE if self.args.fp16 else 1.0,
+            )
+        self.split = EmbeddingSplit(self.model, self.method.config.level)
         self.model_accepts_loss_kwargs = False  # losses are means per micro-batch, as the divergence is
         self.statistics: dict[str, Tensor] = {}
         self.statistics_count = 0
@@ -74,6 +68,26 @@ class AlumTrainer(Trainer):
         if self.method.bregman_weight > 0:
             self.average = MovingAverage(self.method.bregman_momentum)
             self.add_callback(self.average)
+
+    def _check_surroundings(self) -> None:
+        """Raise for a way to train the model that the method's passes do not fit."""
+        name, level = self.method.name, self.method.config.level
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                f"`method` must be none when the model is sharded by FSDP or DeepSpeed, but is {name} instead. "
+                "Use data parallelism."
+            )
+        if self.method.freelb is not None and level != "word":
+            raise ValueError(
+                f"--alum-perturb must be word with --method freelb, but is {self.method.config.perturb} instead."
+            )
+        assert isinstance(self.model, nn.Module)
+        if (self.method.ascends or isinstance(level, int)) and _recomputes_reentrantly(self.model, self.args):
+            reason = "whose ascent differentiates in x alone" if self.method.ascends else "which takes x from a layer"
+            raise ValueError(
+                f"`gradient_checkpointing_kwargs` must have use_reentrant=False with method {name}, {reason}, "
+                "but has use_reentrant=True instead."
+            )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's; the moving average is read from the checkpoint's own folder, wherever that is."""
@@ -98,22 +112,19 @@ class AlumTrainer(Trainer):
         """The labels' loss plus, in training, the method's divergences."""
         if self.method.is_plain or self.method.freelb is not None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        inputs = dict(inputs)
-        regularizer = self._regularizer(inputs)
-        snapshot = regularizer.dropout_snapshot()
-        with replayed(regularizer.dropout_state, snapshot):
-            embeddings = self.split.embed(inputs)
-        clean_inputs = inputs
-        if self.split.level == "word":  # one look-up for both passes: the table gets one gradient, not two
-            clean_inputs = self.split.from_words(embeddings, inputs)
-        loss, outputs = super().compute_loss(model, dict(clean_inputs), True, num_items_in_batch)
+        inputs, regularizer = dict(inputs), self.regularizer
+        self._check_labels(inputs)
+        shared = regularizer.dropout_state if self.method.config.dropout == "shared" else None
+        with self.split.clean_pass(inputs, shared) as entered:
+            loss, outputs = super().compute_loss(model, dict(entered.inputs), True, num_items_in_batch)
         clean = comparable(outputs, self.kind, perturbable(inputs))
+        samples = samples_of(entered.x, clean, self.kind, inputs.get("labels"))
         share = self._share_of_step()
         if self.method.regularizes and self.method.config.alpha > 0:
-            out = self._divergence(regularizer, embeddings, clean, inputs, snapshot)
+            out = self._divergence(entered, clean, inputs, samples)
             loss = loss + share * self.method.config.alpha * out.loss.to(loss.dtype)
         if self.average is not None:
-            bregman = self._bregman(regularizer, clean, inputs)
+            bregman = self._bregman(clean, inputs, samples)
             loss = loss + share * self.method.bregman_weight * bregman.to(loss.dtype)
         return (loss, outputs) if return_outputs else loss
 
@@ -157,60 +168,56 @@ class AlumTrainer(Trainer):
             self.statistics, self.statistics_count = {}, 0
         super().log(logs, *args, **kwargs)
 
-    def _regularizer(self, inputs: Inputs) -> AlumRegularizer:
+    def _check_labels(self, inputs: Inputs) -> None:
+        """Raise for several labels an example: what the model makes of floating ones if its problem_type is not set."""
         labels = inputs.get("labels")
         if self.kind == "classification" and labels is not None and labels.is_floating_point():
-            raise ValueError(SEVERAL_LABELS)  # what the model makes of such labels if its problem_type is not set
-        scale = HALF_PRECISION_GRADIENT_SCALE if self.args.fp16 else 1.0
-        kernels = task_kernels(self.kind, labels if self.kind == "tags" else None)
-        return AlumRegularizer(self.method.config, kernels, gradient_scale=scale)
+            raise ValueError(SEVERAL_LABELS)
 
-    def _divergence(
-        self, regularizer: AlumRegularizer, embeddings: Tensor, clean: Any, inputs: Inputs, snapshot: Any
-    ) -> AlumOutput:
-        """The divergence of the second pass, from perturbed embeddings or, for R-Drop, from the same ones."""
-        mask = perturbable(inputs)
+    def _divergence(self, entered: CleanPass, clean: Any, inputs: Inputs, samples: Samples) -> AlumOutput:
+        """The divergence of the second pass, from the perturbed x of the clean one or, for R-Drop, from the same x."""
+        x, mask, regularizer = entered.x, perturbable(inputs), self.regularizer
 
         def forward(x: Tensor) -> Any:
-            return comparable(self.split.forward(x, inputs), self.kind, mask)
+            outputs = self.split.forward(x, inputs, entered.noted, regularizer.dropout_state)
+            return comparable(outputs, self.kind, mask)
 
         if not self.method.perturbs:
-            second = forward(embeddings)
-            loss = regularizer.divergence(clean, second)
-            out = AlumOutput(loss, {}, torch.zeros_like(embeddings), second)
+            second = forward(x)
+            out = AlumOutput(regularizer.divergence(clean, second, samples), {}, torch.zeros_like(x), second)
         else:
             out = regularizer(
-                embeddings,
+                x,
                 clean,
                 forward,
                 mask=mask,
-                noise_key=self._noise_key(embeddings),
+                noise_key=self._noise_key(x),
+                samples=samples,
                 parameters=self.split.model.parameters(),
-                dropout_snapshot=snapshot,
+                dropout_snapshot=entered.noted.dropout_state,
             )
         self._record({"alum_kl": out.loss, **out.stats})
         return out
 
-    def _bregman(self, regularizer: AlumRegularizer, clean: Any, inputs: Inputs) -> Tensor:
+    def _bregman(self, clean: Any, inputs: Inputs, samples: Samples) -> Tensor:
         """SMART's proximal term: divergence from the outputs of the moving average, which gets no gradient."""
         assert self.average is not None
         with torch.no_grad(), self.average.swapped_into(self.split.model):
             past = comparable(self.split.model(**without_labels(inputs)), self.kind, perturbable(inputs))
-        loss = regularizer.divergence(past, clean)
+        loss = self.regularizer.divergence(past, clean, samples)
         self._record({"bregman_kl": loss})
         return loss
 
-    def _noise_key(self, embeddings: Tensor) -> NoiseKey:
+    def _noise_key(self, x: Tensor) -> NoiseKey:
         """A random start named by seed, micro-batch since the start of training, process and row: resumable."""
-        batch, positions = embeddings.shape[:2]
-        device = embeddings.device
+        (batch, positions), device = x.shape[:2], x.device
+        first = self.args.process_index * batch
         return NoiseKey(
             seed=self.args.seed,
             iteration=self._next_micro_batch(),
-            sample_index=torch.arange(batch, device=device) + self.args.process_index * batch,
-            position=torch.arange(positions, device=device),
+            sample_index=torch.arange(first, first + batch, device=device).repeat_interleave(positions),
+            position=torch.arange(positions, device=device).repeat(batch),
             std=self.method.config.noise_std,
-            batch_first=True,
         )
 
     def noise_seed(self) -> int:

@@ -4,8 +4,20 @@ from megatron_alum.compat import silence_fallback_warnings
 
 silence_fallback_warnings()  # before the first import of megatron-core
 
-from megatron_alum.models.bert import EncodedRows, SplitBert  # noqa: E402
+from megatron_alum.models.attention import AttentionBackend, attention_backend  # noqa: E402
+from megatron_alum.models.bert import EncodedRows, Level, SplitBert  # noqa: E402
 from megatron_alum.models.build import build_model, padded_vocab_size  # noqa: E402
 from megatron_alum.models.heads import HeadOutputs  # noqa: E402
+from megatron_alum.models.inputs import ModelInputs  # noqa: E402
 
-__all__ = ["EncodedRows", "HeadOutputs", "SplitBert", "build_model", "padded_vocab_size"]
+__all__ = [
+    "AttentionBackend",
+    "EncodedRows",
+    "HeadOutputs",
+    "Level",
+    "ModelInputs",
+    "SplitBert",
+    "attention_backend",
+    "build_model",
+    "padded_vocab_size",
+]

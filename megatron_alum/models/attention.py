@@ -1,48 +1,172 @@
-"""Core attention through torch's scaled_dot_product_attention, in the place of megatron-core's DotProductAttention.
+"""Core attention over sequences that stand back to back, in the place of megatron-core's DotProductAttention.
 
-The mask names keys only, [B, 1, 1, S], and is absent for a batch without padding: an explicit mask rules out flash
-attention on the GPU, and a padded query's output is never read. Dropout runs inside megatron-core's RNG tracker, so
-that the heads of each tensor-parallel rank draw their own masks and activation recomputation can replay them. On the
-CPU torch's kernel is slow with dropout; that case is ops/cpu_dropout.py's.
+    blocks   the CPU: sequences of equal length in one product (blocks.py)
+    jagged   CUDA: torch's scaled_dot_product_attention on nested tensors, which takes its flash or memory-efficient
+             kernel for them
+    flash    CUDA with the flash-attn package, 16-bit numbers: its kernel for sequences of different lengths
+
+All three drop attention weights; torch's own function for packed sequences (torch.nn.attention.varlen) and
+flex_attention do not, so BERT cannot be trained with them. Dropout draws from the stream of this tensor-parallel rank
+where heads are split over several, so that each draws masks of its own, and activation recomputation can replay it.
 """
 
 import contextlib
-from typing import Any
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
+import torch
 from megatron.core import tensor_parallel
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_alum.ops import attention_with_dropout
+from megatron_alum.models.blocks import block_attention
+from megatron_alum.models.sequences import PackedSequences
+
+AttentionName = Literal["blocks", "jagged", "flash"]
+_WITHIN_SEQUENCES = (AttnMaskType.padding, AttnMaskType.no_mask)
 
 
-class SdpaCoreAttention(MegatronModule):
-    """softmax(q k^T / sqrt(head size)) v for the heads of this rank; the `core_attention` of a layer spec."""
+class AttentionBackend(NamedTuple):
+    """How attention is computed here, and why so."""
 
-    def __init__(self, config: TransformerConfig, **_unused: Any) -> None:
-        """Reads the dropout probability and the layout from `config`; other arguments of the spec have no bearing
-        here.
+    name: AttentionName
+    reason: str
+
+
+def attention_backend(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> AttentionBackend:
+    """The fastest way there is on `device` for queries of `dtype`."""
+    if device.type == "cpu":
+        return AttentionBackend("blocks", "torch has no kernel for packed sequences on the CPU")
+    function, problem = _flash_attention()
+    if function is None:
+        return AttentionBackend("jagged", problem)
+    if dtype not in (torch.bfloat16, torch.float16):
+        return AttentionBackend("jagged", f"flash-attn has no kernel for {dtype}")
+    return AttentionBackend("flash", "flash-attn is installed")
+
+
+class PackedAttention(MegatronModule):
+    """softmax(q k^T / sqrt(head size)) v within each sequence for the heads of this rank: `core_attention` of a layer
+    spec.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int = 1,
+        attn_mask_type: AttnMaskType = AttnMaskType.padding,
+        attention_type: str = "self",
+        cp_comm_type: str | None = None,
+        softmax_scale: float | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+        *,
+        backend: AttentionName,
+    ) -> None:
+        """The arguments are megatron-core's, but for `backend`. Number of the layer and groups have no bearing here.
+
+        Raises ValueError for what cannot be honoured.
         """
         super().__init__(config=config)
+        _refuse_unless(attn_mask_type in _WITHIN_SEQUENCES, "attn_mask_type", "padding or no_mask", attn_mask_type)
+        _refuse_unless(attention_type == "self", "attention_type", "'self'", attention_type)
+        _refuse_unless(softmax_scale is None, "softmax_scale", "None, 1 / sqrt(head size)", softmax_scale)
+        _refuse_unless(config.context_parallel_size == 1, "context_parallel_size", "1", config.context_parallel_size)
+        _refuse_unless(config.window_size is None, "window_size", "None", config.window_size)
+        self.backend: AttentionName = backend
         self.probability: float = config.attention_dropout
-        # Under sequence parallelism the transformer block has forked the tracker already.
-        self.fork_rng = not config.sequence_parallel
+        # Under sequence parallelism the encoder has forked the tracker already.
+        self.forks = config.tensor_model_parallel_size > 1 and not config.sequence_parallel
 
+    @torch.compiler.disable  # lengths change with each batch; nothing here is left to fuse
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_unused: Any
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
-        """query, key, value [S, B, heads, D], mask bool [B, 1, 1, S], True = ignore this key -> [S, B, heads x D]."""
-        q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))  # [B, heads, S, D]
-        keep = None if attention_mask is None else attention_mask.logical_not()
-        probability = self.probability if self.training else 0.0
-        fork = (
-            tensor_parallel.get_cuda_rng_tracker().fork() if probability and self.fork_rng else contextlib.nullcontext()
+        """query, key, value [T, heads, D] -> [T, heads x D]. Tokens of the tail get what nothing may read.
+
+        Raises ValueError for what cannot be honoured: masks, biases, other layouts than PackedSequences.
+        """
+        _refuse_unless(attention_mask is None, "attention_mask", "None", type(attention_mask))
+        _refuse_unless(attention_bias is None, "attention_bias", "None", type(attention_bias))
+        _refuse_unless(
+            attn_mask_type is None or attn_mask_type in _WITHIN_SEQUENCES,
+            "attn_mask_type",
+            "padding or no_mask",
+            attn_mask_type,
         )
-        with fork:
-            if probability and not q.is_cuda:
-                context = attention_with_dropout(q, k, v, keep, probability)
-            else:
-                context = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=probability)
-        return context.permute(2, 0, 1, 3).flatten(2)
+        sequences = packed_seq_params
+        if not isinstance(sequences, PackedSequences):
+            raise ValueError(f"`packed_seq_params` must be PackedSequences, but is {type(sequences)} instead.")
+        shape = (sequences.num_tokens, *query.shape[1:])
+        _refuse_unless(
+            query.shape == key.shape == value.shape == shape, "query, key, value", f"of shape {shape}", query.shape
+        )
+        probability = self.probability if self.training else 0.0
+        forks = probability > 0.0 and self.forks
+        with tensor_parallel.get_cuda_rng_tracker().fork() if forks else contextlib.nullcontext():
+            return _BACKENDS[self.backend](query, key, value, sequences, probability).flatten(1)
+
+
+def _refuse_unless(holds: bool, name: str, expected: str, value: Any) -> None:
+    if not holds:
+        raise ValueError(f"`{name}` must be {expected}, but is {value} instead.")
+
+
+def _in_blocks(query: Tensor, key: Tensor, value: Tensor, sequences: PackedSequences, probability: float) -> Tensor:
+    return block_attention(query, key, value, sequences.blocks, probability)
+
+
+def _jagged(query: Tensor, key: Tensor, value: Tensor, sequences: PackedSequences, probability: float) -> Tensor:
+    def nested(tensor: Tensor) -> Tensor:
+        """[T, heads, D] -> [sequences, heads, lengths, D]."""
+        rows = torch.nested.nested_tensor_from_jagged(
+            tensor.contiguous(),  # it comes as a slice of the QKV product, which these kernels do not take
+            offsets=sequences.cu_seqlens_q,
+            min_seqlen=sequences.shortest,
+            max_seqlen=sequences.max_seqlen_q,
+        )
+        return rows.transpose(1, 2)
+
+    context = F.scaled_dot_product_attention(nested(query), nested(key), nested(value), dropout_p=probability)
+    values: Tensor = context.transpose(1, 2).values()
+    return values
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, sequences: PackedSequences, probability: float) -> Tensor:
+    function, problem = _flash_attention()
+    assert function is not None, problem
+    boundaries, longest = sequences.cu_seqlens_q, sequences.max_seqlen_q
+    context: Tensor = function(
+        query, key, value, boundaries, boundaries, longest, longest, dropout_p=probability, causal=False
+    )
+    return context
+
+
+_BACKENDS: dict[AttentionName, Callable[..., Tensor]] = {"blocks": _in_blocks, "jagged": _jagged, "flash": _flash}
+
+
+@functools.cache
+def _flash_attention() -> tuple[Callable[..., Tensor] | None, str]:
+    """flash-attn's function for sequences of different lengths, or None and what is wrong with the package."""
+    try:
+        if importlib.util.find_spec("flash_attn") is None:
+            return None, "flash-attn is not installed"
+        function: Callable[..., Tensor] = importlib.import_module("flash_attn").flash_attn_varlen_func
+    except (ImportError, OSError, AttributeError) as error:  # built for another torch or CUDA
+        return None, f"flash-attn cannot be imported ({error})"
+    return function, ""

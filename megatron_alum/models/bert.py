@@ -1,33 +1,40 @@
 """BERT on megatron-core, split where ALUM needs it: embed, encode, heads.
 
-    x = model.embed(tokens, token_types=types)                     [S, B, H] float32
-    hidden = model.encode(x + delta, token_types=types, padding_mask=mask)   [S, B, H]
-    mlm_logits, nsp_logits = model.heads(hidden, masked_positions)           [N, V/tp], [B, 2]
+    x = model.embed(inputs)                                      [T, 1, H] float32
+    hidden = model.encode(x + delta, inputs)                     [T, 1, H]
+    mlm_logits, nsp_logits = model.heads(hidden, inputs)         [N, V/tp], [B, 2]
 
-`level` says where x lies: "word" (word vectors, the paper's choice) or "encoder_input" (after positions, LayerNorm and
-dropout, the released code's). Both calls must name the same one. Under sequence parallelism x, delta and hidden hold
-this rank's part of the sequence, [S/tp, B, H]. Dimensions: B micro-batch, S sequence, H hidden, N masked positions, V
-padded vocabulary.
+`level` says where x lies: "word" (word vectors, the paper's choice), "encoder_input" (after positions, LayerNorm and
+dropout, the released code's), or a number of layers (their hidden state). Both calls must name the same one. A
+micro-batch is one row of tokens, megatron-core's `thd` layout, whose batch dimension is 1. Under sequence parallelism
+x, delta and hidden hold this rank's part of the tokens, [T/tp, 1, H]. Dimensions: T tokens of B sequences, H hidden,
+N masked positions, V padded vocabulary.
 """
 
 from typing import Literal, NamedTuple
 
 import torch
 from megatron.core.models.bert.bert_model import BertModel
-from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
 from megatron.core.transformer.enums import ModelType
-from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_alum.config.model import ModelConfig
-from megatron_alum.models.embedding import SplitEmbedding
-from megatron_alum.models.heads import HeadOutputs, MlmTransform, Pooler, decoder, flat_rows, pick_rows
+from megatron_alum.models.attention import AttentionName
+from megatron_alum.models.embedding import SplitEmbedding, at_least_float32
+from megatron_alum.models.encoder import Encoder
+from megatron_alum.models.heads import HeadOutputs, MlmTransform, Pooler, decoder, pick_rows
+from megatron_alum.models.inputs import ModelInputs
 from megatron_alum.models.layers import block_spec
 from megatron_alum.models.linear import linear
 from megatron_alum.parallel.groups import ProcessGroups
 
-Level = Literal["word", "encoder_input"]
+Level = Literal["word", "encoder_input"] | int
 
 
 class EncodedRows(NamedTuple):
@@ -37,10 +44,6 @@ class EncodedRows(NamedTuple):
     """[N, H], at the masked positions"""
     first: Tensor | None
     """[B, H], at the first tokens; None for a network without next-sentence head"""
-
-    def beyond(self, begin: int) -> "EncodedRows":
-        """Without the first `begin` masked positions."""
-        return EncodedRows(self.masked[begin:], self.first)
 
 
 class SplitBert(BertModel):
@@ -57,6 +60,7 @@ class SplitBert(BertModel):
         vocab_size: int,
         padded_vocab_size: int,
         groups: ProcessGroups,
+        attention: AttentionName,
     ) -> None:
         """`vocab_size` real words, `padded_vocab_size` rows of the tables; `config` is megatron-core's own."""
         # BertModel's constructor cannot be used: its MLM head refuses sequence parallelism and its layers their own
@@ -75,9 +79,13 @@ class SplitBert(BertModel):
             self.embedding = SplitEmbedding(
                 model_config, config=config, padded_vocab_size=padded_vocab_size, groups=groups
             )
-        self.encoder = TransformerBlock(
+        self.encoder = Encoder(
             config=config,
-            spec=block_spec(config.num_layers // groups.pp_size, post_layernorm=model_config.post_layernorm),
+            spec=block_spec(
+                config.num_layers // groups.pp_size,
+                post_layernorm=model_config.post_layernorm,
+                attention_name=attention,
+            ),
             pre_process=self.pre_process,
             post_process=self.post_process,
         )
@@ -90,77 +98,82 @@ class SplitBert(BertModel):
         if self.pre_process or self.post_process:
             self.setup_embeddings_and_output_layer()
 
-    def embed(self, tokens: Tensor, *, token_types: Tensor, level: Level = "word") -> Tensor:
-        """tokens, token_types int64 [B, S] -> x float32 [S(/tp), B, H], what a perturbation is added to."""
-        words = self.embedding.words(tokens)
+    def embed(self, inputs: ModelInputs, *, level: Level = "word") -> Tensor:
+        """x float32 [T(/tp), 1, H], what a perturbation is added to: the part of the network below it."""
+        words = self.embedding.words(inputs)
         if level == "word":
             return words
-        # RoBERTa's positions count what is not padding, and its padding is the token before the first position.
-        first_position = self.model_config.first_position
-        padding_mask = tokens != first_position - 1 if first_position else None
-        return self.embedding.complete(words, token_types, padding_mask)
+        hidden: Tensor = self.embedding.complete(words, inputs)
+        if level == "encoder_input":
+            return hidden
+        assert 1 <= level < len(self.encoder.layers), level
+        below: Tensor = self.encoder(hidden, sequences=inputs.sequences, end=level)
+        return at_least_float32(below)
 
-    def encode(
-        self, embeddings: Tensor | None, *, token_types: Tensor, padding_mask: Tensor | None, level: Level = "word"
-    ) -> Tensor:
-        """x (+ delta) float32 [S(/tp), B, H] -> hidden [S(/tp), B, H] in the model's dtype.
+    def encode(self, x: Tensor | None, inputs: ModelInputs, *, level: Level = "word") -> Tensor:
+        """x (+ delta) float32 [T(/tp), 1, H] -> hidden [T(/tp), 1, H] in the model's dtype: the part above x.
 
-        `padding_mask` is bool [B, S], True for real tokens, or None for a batch without padding: a mask keeps the GPU
-        from using flash attention, so pass None whenever the host knows that there is none. On a later pipeline stage
-        `embeddings` is None: the schedule has set what the stage before sent (`set_input_tensor`).
+        On a later pipeline stage `x` is None: the schedule has set what the stage before sent (`set_input_tensor`),
+        which has the shape of this one's answer.
         """
-        if level == "word" and embeddings is not None:
-            embeddings = self.embedding.complete(embeddings, token_types, padding_mask)
-        return self.encoder(hidden_states=embeddings, attention_mask=_ignored_keys(padding_mask))
+        return self._above(x, inputs, level, None)
 
-    def encode_rows(
-        self,
-        embeddings: Tensor,
-        masked_positions: Tensor,
-        *,
-        token_types: Tensor,
-        padding_mask: Tensor | None,
-        level: Level = "word",
-    ) -> EncodedRows:
-        """As `encode`, for heads that read `masked_positions` (int64 [N], b * S + s) and first tokens alone.
+    def encode_rows(self, x: Tensor, inputs: ModelInputs, *, level: Level = "word") -> EncodedRows:
+        """As `encode`, for heads that read masked positions and first tokens alone.
 
         The same values, for 8 / 12 of a layer's products less on all other tokens. Not under sequence parallelism, nor
         on pipeline stages.
         """
         assert not self.groups.sequence_parallel and self.pre_process and self.post_process
-        if level == "word":
-            embeddings = self.embedding.complete(embeddings, token_types, padding_mask)
-        length, batch_size = embeddings.shape[:2]
-        rows = flat_rows(self._read_positions(masked_positions, length, batch_size), length, batch_size)
-        mask = _ignored_keys(padding_mask)
-        hidden = self.encoder(hidden_states=embeddings, attention_mask=mask, context_mask=rows).squeeze(1)
-        num_masked = masked_positions.numel()
+        hidden = self._above(x, inputs, level, self._read_positions(inputs, slice(None))).squeeze(1)
+        num_masked = inputs.masked_positions.numel()
         return EncodedRows(hidden[:num_masked], hidden[num_masked:] if self.add_binary_head else None)
 
-    def heads(self, hidden: Tensor | EncodedRows, masked_positions: Tensor) -> HeadOutputs:
-        """hidden [S(/tp), B, H], masked_positions int64 [N] (b * S + s) -> logits of this rank's vocabulary rows, NSP
-        logits. Of EncodedRows the masked positions must be the first, in their order.
+    def heads(self, hidden: Tensor | EncodedRows, inputs: ModelInputs, *, masked: slice = slice(None)) -> HeadOutputs:
+        """Output of `encode` or `encode_rows` -> MLM logits of this rank's vocabulary rows, NSP logits.
+
+        `masked` chooses among the N masked positions.
         """
-        mlm_hidden, nsp_logits = self.heads_before_decoder(hidden, masked_positions)
+        mlm_hidden, nsp_logits = self.heads_before_decoder(hidden, inputs, masked=masked)
         return HeadOutputs(linear(mlm_hidden, self.decoder_weight(), self.decoder_bias()), nsp_logits)
 
     def heads_before_decoder(
-        self, hidden: Tensor | EncodedRows, masked_positions: Tensor
+        self, hidden: Tensor | EncodedRows, inputs: ModelInputs, *, masked: slice = slice(None)
     ) -> tuple[Tensor, Tensor | None]:
         """As `heads`, with what the decoder multiplies, [N, H], for losses that take the MLM logits in chunks.
 
         Its gradient from this rank's vocabulary rows alone is enough: it is summed over the tensor-parallel group here.
         """
-        num_masked = masked_positions.numel()
         if isinstance(hidden, EncodedRows):
-            masked, first = hidden.masked[:num_masked], hidden.first
+            masked_rows, first_rows = hidden.masked[masked], hidden.first
         else:  # one gathering for both heads
-            positions = self._read_positions(masked_positions, self._sequence_length(hidden), hidden.size(1))
-            masked, first = pick_rows(hidden, positions, self.groups).split(
-                (num_masked, positions.numel() - num_masked)
+            positions = self._read_positions(inputs, masked)
+            num_first = inputs.first_tokens.numel() if self.add_binary_head else 0
+            masked_rows, first_rows = pick_rows(hidden, positions, self.groups).split(
+                (positions.numel() - num_first, num_first)
             )
-        nsp_logits = self.binary_head(self.pooler(first)) if self.add_binary_head else None
-        return copy_to_tensor_model_parallel_region(self.lm_head(masked), group=self.groups.tp), nsp_logits
+        nsp_logits = self.binary_head(self.pooler(first_rows)) if self.add_binary_head else None
+        return copy_to_tensor_model_parallel_region(self.lm_head(masked_rows), group=self.groups.tp), nsp_logits
+
+    def leading(self, x: Tensor, num_tokens: int) -> Tensor:
+        """The first `num_tokens` of all T tokens of x [T(/tp), 1, H], as this rank's part of a shorter row.
+
+        Under sequence parallelism tokens move between ranks, there and in the backward pass back again.
+        """
+        if not self.groups.sequence_parallel:
+            return x[:num_tokens]
+        whole = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=False, group=self.groups.tp)
+        local: Tensor = scatter_to_sequence_parallel_region(whole[:num_tokens], group=self.groups.tp)
+        return local
+
+    def trailed(self, delta: Tensor, num_tokens: int, total: int) -> Tensor:
+        """The first `num_tokens` of delta [T'(/tp), 1, H], a constant, followed by zeros up to `total` tokens: [T(/tp),
+        1, H].
+        """
+        if self.groups.sequence_parallel:
+            delta = gather_from_sequence_parallel_region(delta, group=self.groups.tp)
+        longer = torch.nn.functional.pad(delta[:num_tokens], (0, 0, 0, 0, 0, total - num_tokens))
+        return self.groups.local_tokens(longer)
 
     def decoder_weight(self) -> Tensor:
         """[V/tp, H], tied to the word embeddings."""
@@ -170,27 +183,19 @@ class SplitBert(BertModel):
         """[V/tp]."""
         return self.output_layer.bias
 
-    def forward(
-        self, tokens: Tensor, token_types: Tensor, padding_mask: Tensor | None, masked_positions: Tensor
-    ) -> HeadOutputs:
+    def forward(self, inputs: ModelInputs) -> HeadOutputs:
         """The whole network without perturbation."""
-        embeddings = self.embed(tokens, token_types=token_types)
-        hidden = self.encode(embeddings, token_types=token_types, padding_mask=padding_mask)
-        return self.heads(hidden, masked_positions)
+        return self.heads(self.encode(self.embed(inputs), inputs), inputs)
 
-    def _read_positions(self, masked_positions: Tensor, length: int, batch_size: int) -> Tensor:
-        """b * S + s of what the heads read: masked positions, then first tokens where there is a head for them."""
-        if not self.add_binary_head:
-            return masked_positions
-        first_tokens = torch.arange(batch_size, device=masked_positions.device) * length
-        return torch.cat((masked_positions, first_tokens))
+    def _above(self, x: Tensor | None, inputs: ModelInputs, level: Level, rows: Tensor | None) -> Tensor:
+        """The layers above x, the last of them for `rows` alone where there are any."""
+        if level == "word" and x is not None:
+            x = self.embedding.complete(x, inputs)
+        begin = level if isinstance(level, int) else 0
+        hidden: Tensor = self.encoder(x, sequences=inputs.sequences, begin=begin, rows=rows)
+        return hidden
 
-    def _sequence_length(self, hidden: Tensor) -> int:
-        return hidden.size(0) * (self.groups.tp_size if self.groups.sequence_parallel else 1)
-
-
-def _ignored_keys(padding_mask: Tensor | None) -> Tensor | None:
-    """bool [B, S], True = real -> bool [B, 1, 1, S], True = ignore, as megatron-core has it; None without padding."""
-    if padding_mask is None or (padding_mask.device.type == "cpu" and bool(padding_mask.all())):
-        return None  # on a GPU the question would stop the host; there the caller passes None
-    return padding_mask.logical_not()[:, None, None, :]
+    def _read_positions(self, inputs: ModelInputs, masked: slice) -> Tensor:
+        """int64, what the heads read: masked positions, then first tokens where there is a head for them."""
+        masked_positions = inputs.masked_positions[masked]
+        return torch.cat((masked_positions, inputs.first_tokens)) if self.add_binary_head else masked_positions

@@ -10,6 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
 from megatron_alum.config.model import ModelConfig
+from megatron_alum.models.attention import AttentionName, attention_backend
 from megatron_alum.models.bert import SplitBert
 from megatron_alum.models.initialize import initialize_weights
 from megatron_alum.parallel.groups import ProcessGroups
@@ -36,14 +37,15 @@ def build_model(
     seed: int = 1234,
     recompute: Recompute = "none",
     torch_compile: bool = False,
+    attention: AttentionName | None = None,
 ) -> SplitBert:
     """The network with fresh weights, on this rank's device in `dtype`.
 
     `vocab_size` counts the tokenizer's entries; the padded size is `SplitBert.vocab_size`. `recompute` trades memory
     for time: "selective" recomputes the attention core, "full" every layer; either one makes `torch.autograd.grad`
     impossible, so the inner pass must call `.backward()`. `torch_compile` compiles each encoder layer on its first use,
-    which takes a minute or two; the graph breaks where dropout draws inside megatron-core's RNG tracker, and that part
-    runs as it is. Raises ValueError when a size does not divide by the tensor-parallel size.
+    which takes a minute or two; the attention itself runs as it is. `attention` overrides `attention_backend`. Raises
+    ValueError when a size does not divide by the tensor-parallel size.
     """
     _check_divisible("--num-attention-heads", model_config.num_attention_heads, groups.tp_size)
     _check_divisible("--ffn-hidden-size", model_config.ffn_hidden_size, groups.tp_size)
@@ -54,6 +56,7 @@ def build_model(
             vocab_size=vocab_size,
             padded_vocab_size=padded_vocab_size(vocab_size, model_config.make_vocab_size_divisible_by, groups.tp_size),
             groups=groups,
+            attention=attention or attention_backend(groups.device, dtype).name,
         )
     initialize_weights(model, model_config, vocab_size=vocab_size, seed=seed, groups=groups)
     if torch_compile:

@@ -1,10 +1,10 @@
 """Embeddings in two halves, so that a perturbation can be added between them or after them.
 
-    words(tokens)                      word vectors, x of the paper ("sub-word embedding")
-    complete(words, types, mask)       + positions + token types [, LayerNorm], dropout: the encoder's input
+    words(inputs)               word vectors, x of the paper ("sub-word embedding")
+    complete(words, inputs)     + positions + token types [, LayerNorm], dropout: the encoder's input
 
 Everything here is summed in float32, also when the parameters have 16 bits: a perturbation of 1e-5 survives only there.
-Under sequence parallelism both halves hold this rank's tokens [S/tp, B, H]; the tables of positions and types then see
+Under sequence parallelism both halves hold this rank's tokens [T/tp, 1, H]; the tables of positions and types then see
 those tokens only, and are marked so that megatron-core sums their gradients over the tensor-parallel group.
 """
 
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from megatron_alum.config.model import ModelConfig
 from megatron_alum.models.accumulation import gradient_buffer
+from megatron_alum.models.inputs import ModelInputs
 from megatron_alum.models.normalization import LayerNorm, mark_sequence_parallel
 from megatron_alum.ops import dropout
 from megatron_alum.parallel.groups import ProcessGroups
@@ -49,44 +50,37 @@ class SplitEmbedding(LanguageModelEmbedding):
         mark_sequence_parallel(self.position_embeddings, groups.sequence_parallel)
         mark_sequence_parallel(self.tokentype_embeddings, groups.sequence_parallel)
 
-    def words(self, tokens: Tensor) -> Tensor:
-        """int64 [B, S] -> float32 [S, B, H] ([S/tp, B, H] under sequence parallelism)."""
+    def words(self, inputs: ModelInputs) -> Tensor:
+        """float32 [T, 1, H] ([T/tp, 1, H] under sequence parallelism)."""
+        tokens = inputs.tokens[None]
         whole_table = self.groups.tp_size == 1
         vectors = lookup(tokens, self.word_embeddings.weight) if whole_table else self.word_embeddings(tokens)
         if not self.groups.sequence_parallel:  # the reduce-scatter has transposed already
             vectors = vectors.transpose(0, 1)
-        return vectors.float().contiguous()
+        return at_least_float32(vectors).contiguous()
 
-    def complete(self, words: Tensor, token_types: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """float32 [S(/tp), B, H] -> float32 encoder input, same shape; token_types, mask (True = real) [B, S]."""
-        hidden = words + self._positions(token_types.size(1), padding_mask) + self._types(token_types)
+    def complete(self, words: Tensor, inputs: ModelInputs) -> Tensor:
+        """float32 [T(/tp), 1, H] -> float32 encoder input, same shape."""
+        rows = self.groups.local_tokens(inputs.position + self.first_position)
+        hidden = words + at_least_float32(lookup(rows, self.position_embeddings.weight))[:, None] + self._types(inputs)
         if self.layer_norm is not None:
-            weight, bias = self.layer_norm.weight.float(), self.layer_norm.bias.float()
+            weight, bias = at_least_float32(self.layer_norm.weight), at_least_float32(self.layer_norm.bias)
             hidden = F.layer_norm(hidden, self.layer_norm.normalized_shape, weight, bias, self.layer_norm.eps)
         split = self.groups.sequence_parallel and self.training
         with tensor_parallel.get_cuda_rng_tracker().fork() if split else contextlib.nullcontext():
             return dropout(hidden, self.config.hidden_dropout, training=self.training)
 
-    def _types(self, token_types: Tensor) -> Tensor:
-        """float32 [S(/tp), B, H]; a network with a single type adds it everywhere, whatever the batch says."""
+    def _types(self, inputs: ModelInputs) -> Tensor:
+        """float32 [T(/tp), 1, H]; a network with a single type adds it everywhere, whatever the batch says."""
         if self.num_tokentypes == 1:
-            return self.tokentype_embeddings.weight.float()  # [1, H], broadcast
-        return self.tokentype_embeddings(self._local(token_types)).float()
+            return at_least_float32(self.tokentype_embeddings.weight)  # [1, H], broadcast
+        rows = self.groups.local_tokens(inputs.token_types)
+        return at_least_float32(lookup(rows, self.tokentype_embeddings.weight))[:, None]
 
-    def _positions(self, length: int, padding_mask: Tensor | None) -> Tensor:
-        """float32 [S(/tp), 1 or B, H]."""
-        if padding_mask is not None and self.first_position > 0:
-            # RoBERTa counts real tokens; padding takes the row before the first position.
-            counted = torch.cumsum(padding_mask, dim=1) * padding_mask + self.first_position - 1
-            return self.position_embeddings(self._local(counted)).float()
-        rows = torch.arange(length, device=self.position_embeddings.weight.device) + self.first_position
-        return self.position_embeddings(self._local(rows[None])).float()
 
-    def _local(self, ids: Tensor) -> Tensor:
-        """[B, S] -> this rank's tokens, sequence first: [S(/tp), B]."""
-        if self.groups.sequence_parallel:
-            ids = ids.chunk(self.groups.tp_size, dim=1)[self.groups.tp_rank]
-        return ids.transpose(0, 1)
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """In the dtype that x + delta is summed in: float32 for 16-bit networks."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def lookup(ids: Tensor, table: Tensor) -> Tensor:

@@ -29,23 +29,15 @@ class HeadOutputs(NamedTuple):
 
 
 def pick_rows(hidden: Tensor, positions: Tensor, groups: ProcessGroups) -> Tensor:
-    """Rows of hidden [S(/tp), B, H] at `positions` (int64 [N], b * S + s with the full S) -> [N, H] on every rank."""
-    local_length, batch_size, hidden_size = hidden.shape
-    rows = hidden.reshape(-1, hidden_size)
+    """Rows of hidden [T(/tp), 1, H] at `positions` (int64 [N] into T) -> [N, H] on every rank."""
+    rows = hidden.squeeze(1)
     if not groups.sequence_parallel:
-        return rows.index_select(0, flat_rows(positions, local_length, batch_size))
-    length = local_length * groups.tp_size
-    local_s = positions % length - groups.tp_rank * local_length
-    is_local = (local_s >= 0) & (local_s < local_length)
-    index = torch.where(is_local, local_s * batch_size + positions // length, 0)
+        return rows.index_select(0, positions)
+    local = positions - groups.tp_rank * len(rows)
+    is_local = (local >= 0) & (local < len(rows))
     return reduce_from_tensor_model_parallel_region(
-        rows.index_select(0, index).masked_fill(~is_local[:, None], 0.0), group=groups.tp
+        rows.index_select(0, torch.where(is_local, local, 0)).masked_fill(~is_local[:, None], 0.0), group=groups.tp
     )
-
-
-def flat_rows(positions: Tensor, length: int, batch_size: int) -> Tensor:
-    """Positions b * S + s as indices s * B + b into hidden states [S, B, H] with their first dimensions flattened."""
-    return positions % length * batch_size + positions // length
 
 
 class MlmTransform(MegatronModule):

@@ -1,19 +1,20 @@
 """Transformer layers: the pre-LayerNorm one of Megatron's BERT and the post-LayerNorm one of Google's BERT and RoBERTa.
 
 Both are megatron-core's TransformerLayer with parts put in through its layer spec: LayerNorm that allows sequence
-parallelism, SDPA attention, and a bias-dropout-add whose residual may be float32. The post-LayerNorm layer leaves
-megatron-core's two norm slots empty and normalises after each sum:
+parallelism, attention within packed sequences, and a bias-dropout-add whose residual may be float32. The
+post-LayerNorm layer leaves megatron-core's two norm slots empty and normalises after each sum:
     pre-LN   h = x + attention(LN(x));   y = h + MLP(LN(h));   one more LN after the last layer
     post-LN  h = LN(x + attention(x));   y = LN(h + MLP(h))
 After the last attention positions do not see each other any more, so the last MLP can do with the rows that the heads
-read. They travel through megatron-core's block, activation recomputation included, as `context_mask`, whose own use is
-cross attention, which BERT has not.
+read: a layer called with `rows` answers for these alone.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -23,7 +24,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
-from megatron_alum.models.attention import SdpaCoreAttention
+from megatron_alum.models.attention import AttentionName, PackedAttention
 from megatron_alum.models.linear import ColumnLinear, RowLinear
 from megatron_alum.models.normalization import LayerNorm
 from megatron_alum.ops import dropout
@@ -50,14 +51,16 @@ def get_bias_dropout_add(training: bool, _fused: bool) -> BiasDropoutAdd:
 
 
 class PreLayerNormTransformerLayer(TransformerLayer):
-    """TransformerLayer, in the last layer on chosen rows."""
+    """TransformerLayer, on chosen rows if asked."""
 
     def forward(
-        self, hidden_states: Tensor, *, context_mask: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """hidden_states [S, B, H] -> ([S, B, H], context), or [R, 1, H] as in `_chosen_rows`."""
-        summed, context = self._forward_attention(hidden_states, **kwargs)
-        return self._forward_mlp(_chosen_rows(self, summed, context_mask)), context
+        self, hidden_states: Tensor, *, packed_seq_params: PackedSeqParams, rows: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        """hidden_states [T(/tp), 1, H] -> the same shape, or [R, 1, H] for `rows` (int64 [R]); None in the place of
+        megatron-core's context.
+        """
+        summed, _ = self._forward_attention(hidden_states, packed_seq_params=packed_seq_params)
+        return self._forward_mlp(_chosen(summed, rows)), None
 
 
 class PostLayerNormTransformerLayer(TransformerLayer):
@@ -73,27 +76,24 @@ class PostLayerNormTransformerLayer(TransformerLayer):
         self.mlp_layernorm = LayerNorm(config, config.hidden_size, config.layernorm_epsilon)
 
     def forward(
-        self, hidden_states: Tensor, *, context_mask: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """hidden_states [S, B, H] -> ([S, B, H], context), or [R, 1, H] as in `_chosen_rows`."""
-        summed, context = self._forward_attention(hidden_states, **kwargs)
-        summed = _chosen_rows(self, summed, context_mask)
-        return self.mlp_layernorm(self._forward_mlp(self.attention_layernorm(summed))), context
+        self, hidden_states: Tensor, *, packed_seq_params: PackedSeqParams, rows: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        """As the pre-LayerNorm layer's."""
+        summed, _ = self._forward_attention(hidden_states, packed_seq_params=packed_seq_params)
+        return self.mlp_layernorm(self._forward_mlp(self.attention_layernorm(_chosen(summed, rows)))), None
 
 
-def _chosen_rows(layer: TransformerLayer, hidden: Tensor, rows: Tensor | None) -> Tensor:
-    """[R, 1, H]: `rows` (int64 [R], s * B + b) of hidden [S, B, H] in the last layer; elsewhere, or for None, all."""
-    if rows is None or layer.layer_number < layer.config.num_layers:
-        return hidden
-    return hidden.flatten(0, 1).index_select(0, rows).unsqueeze(1)
+def _chosen(hidden: Tensor, rows: Tensor | None) -> Tensor:
+    """`rows` of hidden [T, 1, H], or all of it."""
+    return hidden if rows is None else hidden.index_select(0, rows)
 
 
-def layer_spec(*, post_layernorm: bool) -> ModuleSpec:
-    """The spec of one layer."""
+def layer_spec(*, post_layernorm: bool, attention_name: AttentionName) -> ModuleSpec:
+    """The spec of one layer, whose attention is computed as `attention_name` says."""
     norm: type[torch.nn.Module] = IdentityOp if post_layernorm else LayerNorm
     attention = SelfAttentionSubmodules(
         linear_qkv=ColumnLinear,
-        core_attention=SdpaCoreAttention,
+        core_attention=partial(PackedAttention, backend=attention_name),
         linear_proj=RowLinear,
         q_layernorm=IdentityOp,
         k_layernorm=IdentityOp,
@@ -114,9 +114,9 @@ def layer_spec(*, post_layernorm: bool) -> ModuleSpec:
     )
 
 
-def block_spec(num_layers: int, *, post_layernorm: bool) -> TransformerBlockSubmodules:
+def block_spec(num_layers: int, *, post_layernorm: bool, attention_name: AttentionName) -> TransformerBlockSubmodules:
     """`num_layers` layers, with a final LayerNorm only in the pre-LayerNorm network."""
     return TransformerBlockSubmodules(
-        layer_specs=[layer_spec(post_layernorm=post_layernorm)] * num_layers,
+        layer_specs=[layer_spec(post_layernorm=post_layernorm, attention_name=attention_name)] * num_layers,
         layer_norm=None if post_layernorm else LayerNorm,
     )

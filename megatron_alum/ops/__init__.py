@@ -7,9 +7,8 @@ Importing this needs neither a GPU nor the compiled extension; the kernels are i
 """
 
 from megatron_alum.ops import registration  # noqa: F401  (hooks itself into the loading of the extension)
-from megatron_alum.ops.cpu_dropout import attention_with_dropout, dropout
+from megatron_alum.ops.cpu_dropout import attention_with_dropout, draw_seed, dropout, seeded_dropout
 from megatron_alum.ops.dispatch import build_info
-from megatron_alum.ops.former_doors import weighted_kl, weighted_kl_from_hidden, weighted_mlm, weighted_mlm_symmetric_kl
 from megatron_alum.ops.noise import NoiseKey, gaussian_noise
 from megatron_alum.ops.perturbation import (
     PerturbationStatistics,
@@ -27,6 +26,7 @@ __all__ = [
     "ascend_and_project",
     "attention_with_dropout",
     "build_info",
+    "draw_seed",
     "dropout",
     "gaussian_noise",
     "kl_divergence",
@@ -36,10 +36,7 @@ __all__ = [
     "perturbation_statistics",
     "row_losses",
     "row_losses_from_hidden",
+    "seeded_dropout",
     "symmetric_kl",
-    "weighted_kl",
-    "weighted_kl_from_hidden",
-    "weighted_mlm",
-    "weighted_mlm_symmetric_kl",
     "weighted_sum",
 ]

@@ -28,9 +28,21 @@ def dropout(x: Tensor, probability: float, *, training: bool = True, impl: str =
         return x
     if x.device.type != "cpu" or probability == 1.0:
         return F.dropout(x, probability)
+    return _Dropout.apply(x, draw_seed(), probability, impl)
+
+
+def draw_seed() -> Tensor:
+    """0-dim int64 on the CPU, one draw from torch's default generator: what decides a mask of `seeded_dropout`."""
+    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)
+
+
+def seeded_dropout(x: Tensor, seed: Tensor, probability: float, *, impl: str = "auto") -> Tensor:
+    """`dropout` on the CPU with the mask of `seed`, for derivatives written by hand: linear in x, so the derivative of
+    a call is the same call. 0 < probability < 1; autograd does not see it.
+    """
     threshold = min(max(1, round(probability * reference.LEVELS)), reference.LEVELS - 1)
-    seed = torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)
-    return _Dropout.apply(x, seed, threshold, dispatch.select(impl, x))
+    run = reference.dropout if dispatch.select(impl, x) == "reference" else torch.ops.megatron_alum.dropout
+    return run(x, seed, threshold)
 
 
 def attention_with_dropout(
@@ -55,11 +67,10 @@ class _Dropout(torch.autograd.Function):
     """Its own derivative. (A derivative registered with the operator would cost more than the operator itself.)"""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, seed: Tensor, threshold: int, impl: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, seed: Tensor, probability: float, impl: str) -> Tensor:
         ctx.save_for_backward(seed)
-        ctx.how = threshold, impl
-        run = reference.dropout if impl == "reference" else torch.ops.megatron_alum.dropout
-        return run(x, seed, threshold)
+        ctx.how = probability, impl
+        return seeded_dropout(x, seed, probability, impl=impl)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:

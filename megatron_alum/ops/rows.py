@@ -36,9 +36,9 @@ class RowLosses(NamedTuple):
     """MLM loss of the clean logits (with weights: weighted); 0 without labels"""
     kl: Tensor
     """divergence (with weights: weighted); 0 without adversarial logits"""
-    unweighted_kl: Tensor
-    """the divergence with every row counted once; a constant, for logs"""
-    one_way: Tensor
+    logged_kl: Tensor
+    """the divergence (with weights: weighted by `log_weight`); a constant, for logs"""
+    logged_one_way: Tensor
     """KL(P||Q) with every row counted once, whatever the divergence is; a constant, for logs. It comes with the
     pass, to about 1e-7 of the log ratios"""
 
@@ -50,6 +50,7 @@ def row_losses(
     *,
     mlm_weight: Tensor | None = None,
     kl_weight: Tensor | None = None,
+    log_weight: Tensor | None = None,
     divergence: str = "symmetric",
     detach_targets: bool = True,
     valid_vocab_size: int | None = None,
@@ -66,8 +67,8 @@ def row_losses(
     on both sides. Finite logits of any size count; a row whose divergence is not a finite float32 gives NaN, never 0.
 
     mlm_weight, kl_weight float [N], constants: the results are sums over rows, and a row of weight 0 contributes
-    nothing, not even a NaN. Both sums must enter the loss with the same factor. Without them every row's losses are
-    results of their own.
+    nothing, not even a NaN. Both sums must enter the loss with the same factor. log_weight float [N] weighs the rows of
+    the two constants for logs instead; 1 by default. Without weights every row's losses are results of their own.
 
     Gradient of the divergence, with h = log(p / q):
 
@@ -91,14 +92,17 @@ def row_losses(
         row_autograd.refuse_overwriting(clean_logits=clean_logits, adv_logits=adv_logits)
     impl, labels = dispatch.select(impl, clean_logits), None if labels is None else labels.contiguous()
     weights = weights_of(clean_logits.shape[0], labels, adv_logits, mlm_weight, kl_weight)
+    check_weight("log_weight", log_weight, clean_logits.shape[0])
     if weights is not None and _one_pass(clean_logits, adv_logits, group, impl):
-        return RowLosses(*_OnePass.apply(clean_logits, adv_logits, labels, *weights, options, overwrite_logits))
+        return RowLosses(
+            *_OnePass.apply(clean_logits, adv_logits, labels, *weights, log_weight, options, overwrite_logits)
+        )
     mlm, kl, records = row_autograd.row_losses(clean_logits, adv_logits, labels, options, group, overwrite_logits, impl)
     constants = kl.detach(), one_way_of(records, labels)
     if weights is None:
         return RowLosses(mlm, kl, *constants)
     sums = (_sum(loss, weight) for loss, weight in zip((mlm, kl), weights, strict=True))
-    return RowLosses(*sums, *(_present(rows, adv_logits).sum() for rows in constants))
+    return RowLosses(*sums, *(logged(rows, adv_logits, log_weight) for rows in constants))
 
 
 def symmetric_kl(clean_logits: Tensor, adv_logits: Tensor, **options: Any) -> Tensor:
@@ -130,9 +134,14 @@ def weights_of(
             source = "labels" if name == "mlm_weight" else "adversarial logits"
             found = "missing beside them" if weight is None else "given without them"
             raise ValueError(f"`{name}` must come with {source}, but is {found} instead.")
-        if weight is not None and weight.shape != (rows,):
-            raise ValueError(f"`{name}` must have shape [{rows}], but is {list(weight.shape)} instead.")
+        check_weight(name, weight, rows)
     return tuple(None if weight is None else weight.detach() for weight in (mlm, kl))  # type: ignore[return-value]
+
+
+def check_weight(name: str, weight: Tensor | None, rows: int) -> None:
+    """Raises: ValueError unless the weight is None or [rows]."""
+    if weight is not None and weight.shape != (rows,):
+        raise ValueError(f"`{name}` must have shape [{rows}], but is {list(weight.shape)} instead.")
 
 
 def one_way_of(records: Tensor, labels: Tensor | None) -> Tensor:
@@ -150,9 +159,11 @@ def _sum(loss: Tensor, weight: Tensor | None) -> Tensor:
     return loss.new_zeros(()) if weight is None else weighted_sum(loss, weight.to(loss.dtype))
 
 
-def _present(rows: Tensor, adv: Tensor | None) -> Tensor:
-    """The divergences, 0 where there is nothing to diverge from."""
-    return rows if adv is not None else torch.zeros_like(rows)
+def logged(rows: Tensor, adv: Tensor | None, weight: Tensor | None) -> Tensor:
+    """The sum of rows' divergences that goes into a log; 0 where there is nothing to diverge from."""
+    if adv is None:
+        return rows.new_zeros(())
+    return rows.sum() if weight is None else weighted_sum(rows, weight.to(rows.dtype))
 
 
 def _one_pass(clean: Tensor, adv: Tensor | None, group: dist.ProcessGroup | None, impl: str) -> bool:
@@ -168,7 +179,7 @@ class _OnePass(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        clean, adv, labels, mlm_weight, kl_weight, options, overwrite = inputs
+        clean, adv, labels, mlm_weight, kl_weight, log_weight, options, overwrite = inputs
         needed = ctx.needs_input_grad[:2]
         given = [None if w is None else w.float().contiguous() for w in (mlm_weight, kl_weight)]
         weights = given[0], clean.new_zeros(clean.shape[0], dtype=torch.float32) if given[1] is None else given[1]
@@ -177,7 +188,7 @@ class _OnePass(torch.autograd.Function):
         ctx.overwrite, ctx.present = overwrite, [weight is not None for weight in given]
         rows = torch.ops.megatron_alum.row_losses(clean.detach(), None, records, labels, *options, False)
         sums = [_sum(loss, weight) for loss, weight in zip(rows, given, strict=True)]
-        constants = [_present(x, adv).sum() for x in (rows[1], one_way_of(records, labels))]
+        constants = [logged(x, adv, log_weight) for x in (rows[1], one_way_of(records, labels))]
         absent = [x for x, there in zip(sums, ctx.present, strict=True) if not there]
         ctx.mark_non_differentiable(*absent, *constants)
         return (*sums, *constants)
@@ -187,4 +198,4 @@ class _OnePass(torch.autograd.Function):
     def backward(ctx: Any, *sum_grads: Tensor) -> tuple[Tensor | None, ...]:
         factor = common_factor(*(grad for grad, there in zip(sum_grads[:2], ctx.present, strict=True) if there))
         grads = ctx.saved_tensors
-        return (*(increment_and_scale(grad, factor, in_place=ctx.overwrite) for grad in grads), *[None] * 5)
+        return (*(increment_and_scale(grad, factor, in_place=ctx.overwrite) for grad in grads), *[None] * 6)

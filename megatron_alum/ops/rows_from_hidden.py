@@ -18,7 +18,7 @@ from torch import Tensor
 
 from megatron_alum.ops import dispatch, row_autograd
 from megatron_alum.ops.row_autograd import common_factor, has_one_shard, increment_and_scale
-from megatron_alum.ops.rows import DIVERGENCES, RowLosses, one_way_of, weighted_sum, weights_of
+from megatron_alum.ops.rows import DIVERGENCES, RowLosses, check_weight, logged, one_way_of, weighted_sum, weights_of
 from megatron_alum.reference import rows as reference
 from megatron_alum.reference.rows import RowOptions
 
@@ -32,6 +32,7 @@ def row_losses_from_hidden(
     *,
     mlm_weight: Tensor | None = None,
     kl_weight: Tensor,
+    log_weight: Tensor | None = None,
     chunk_rows: int,
     divergence: str = "symmetric",
     detach_targets: bool = True,
@@ -62,7 +63,8 @@ def row_losses_from_hidden(
     assert weights is not None
     labels = None if labels is None else labels.contiguous()
     dtype = reference.working_dtype(clean_hidden)
-    constants = tuple(None if w is None else w.to(dtype).contiguous() for w in weights)
+    check_weight("log_weight", log_weight, rows)
+    constants = tuple(None if w is None else w.to(dtype).contiguous() for w in (*weights, log_weight))
     call = _Chunks(options, group, dispatch.select(impl, clean_hidden), chunk_rows, torch.is_grad_enabled())
     return RowLosses(*_ChunkedHead.apply(clean_hidden, adv_hidden, weight, bias, labels, constants, call))
 
@@ -164,14 +166,14 @@ class _ChunkedHead(torch.autograd.Function):
             hidden = torch.cat((clean[part], adv[part]))
             logits = _project(hidden, weight, bias, memory[: hidden.shape[0]])
             rows = *logits.chunk(2), None if labels is None else labels[part]
-            mlm_weight, kl_weight = row_weights
-            weights = None if mlm_weight is None else mlm_weight[part], kl_weight[part]
+            mlm_weight, kl_weight, log_weight = (None if w is None else w[part] for w in row_weights)
+            weights = mlm_weight, kl_weight
             if any(needed):
                 records = chunks.statistics_and_gradients(*rows, weights, gradients.of_logits)
                 gradients.add(part, hidden, weight, logits)
             else:
                 records = chunks.statistics(*rows)
-            sums += _sums_of(records, rows[2], weights)
+            sums += _sums_of(records, rows[2], weights, log_weight)
         ctx.save_for_backward(gradients.clean, gradients.adv, gradients.weight, gradients.bias)
         ctx.dtypes, ctx.has_mlm = [None if x is None else x.dtype for x in inputs[:4]], row_weights[0] is not None
         mlm, kl, *constants = sums.unbind()
@@ -187,11 +189,14 @@ class _ChunkedHead(torch.autograd.Function):
         return (*grads, None, None, None)
 
 
-def _sums_of(records: Tensor, labels: Tensor | None, weights: tuple[Tensor | None, Tensor]) -> Tensor:
+def _sums_of(
+    records: Tensor, labels: Tensor | None, weights: tuple[Tensor | None, Tensor], log_weight: Tensor | None
+) -> Tensor:
     """The four sums of `RowLosses` over the rows of a chunk."""
     mlm, kl = reference.row_losses(records, labels)
     of_labels = mlm.new_zeros(()) if weights[0] is None else weighted_sum(mlm, weights[0])
-    return torch.stack([of_labels, weighted_sum(kl, weights[1]), kl.sum(), one_way_of(records, labels).sum()])
+    constants = (logged(rows, rows, log_weight) for rows in (kl, one_way_of(records, labels)))
+    return torch.stack([of_labels, weighted_sum(kl, weights[1]), *constants])
 
 
 def _project(states: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:

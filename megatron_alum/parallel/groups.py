@@ -61,6 +61,19 @@ class ProcessGroups:
         """Whether this rank holds the heads and so the losses."""
         return self.pp_rank == self.pp_size - 1
 
+    def local_tokens(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This rank's part of something with a row for each token, [T, ...] -> [T/tp, ...] under sequence parallelism;
+        elsewhere the whole.
+        """
+        if not self.sequence_parallel:
+            return tensor
+        if len(tensor) % self.tp_size:
+            raise ValueError(
+                f"The tokens of a micro-batch must be a multiple of --tensor-model-parallel-size {self.tp_size} under "
+                f"--sequence-parallel, but are {len(tensor)} instead."
+            )
+        return tensor.chunk(self.tp_size)[self.tp_rank]
+
     @property
     def world_rank(self) -> int:
         """This process among all of them."""

@@ -1,8 +1,7 @@
 """What the ranks must agree on once an iteration, in one small all-reduce over a CPU group of its own.
 
-It carries the counts that the losses are divided by (masked tokens and sequences of the global batch, known to the host
-before the first forward) and the wishes of any rank: save, stop, give up. So a signal that reaches one process is acted
-upon by all at the same step boundary, a dead peer is noticed before anything is saved, and no rank asks its GPU.
+Any rank may ask for a save or a stop, or report that a save failed, and all act upon it at the same step boundary. The
+collective is started before a step and read after it, so that no rank waits for it, and no rank asks its GPU.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,15 +18,11 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from megatron_alum.parallel import ProcessGroups
-
 
 @dataclass(frozen=True)
 class Agreement:
-    """What all ranks hold in common about the coming iteration."""
+    """What all ranks hold in common at a step boundary."""
 
-    counts: tuple[int, ...]
-    """the given counts, summed over the data-parallel ranks"""
     save: bool
     """some rank was asked to save (SIGUSR1 or SIGTERM)"""
     stop: bool
@@ -36,25 +31,35 @@ class Agreement:
     """a background save failed on some rank"""
 
 
+class PendingAgreement:
+    """An agreement on its way."""
+
+    def __init__(self, values: torch.Tensor, work: dist.Work) -> None:
+        """`values` int64 [3], filled in when `work` is done."""
+        self._values, self._work = values, work
+
+    def result(self) -> Agreement:
+        """Wait for the slowest rank's part. Raises: what the collective raises for a lost rank."""
+        self._work.wait()
+        save, stop, failed = (bool(value) for value in self._values.tolist())
+        return Agreement(save, stop, failed)
+
+
 class Control:
     """The control group and the signals of this process."""
 
-    def __init__(self, groups: ProcessGroups, *, timeout_seconds: float) -> None:
+    def __init__(self, *, timeout_seconds: float) -> None:
         """Collective. `timeout_seconds` bounds the wait for a rank that never comes."""
-        self._groups = groups
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
         self._save = self._stop = False
 
-    def agree(self, counts: Sequence[int], *, save_failed: bool) -> Agreement:
-        """Sum `counts` over the data-parallel ranks and collect the wishes of all. Collective."""
-        wishes = [int(self._save), int(self._stop), int(save_failed)]
-        values = torch.tensor([*counts, *wishes], dtype=torch.int64)
-        dist.all_reduce(values, group=self._group)
-        *sums, save, stop, failed = values.tolist()
-        if save or stop:
-            self._save = False
-        # The ranks of one model hold the same samples, so each of their counts arrives as often.
-        return Agreement(tuple(s // self._groups.ranks_per_model for s in sums), bool(save), bool(stop), bool(failed))
+    def agree(self, *, save_failed: bool) -> PendingAgreement:
+        """Start to collect the requests of all ranks, this one's as they stand now. Collective."""
+        values = torch.tensor([self._save, self._stop, save_failed], dtype=torch.int64)
+        self._save = False
+        work = dist.all_reduce(values, group=self._group, async_op=True)
+        assert work is not None
+        return PendingAgreement(values, work)
 
     @contextmanager
     def signals(self) -> Iterator[None]:

@@ -12,12 +12,13 @@ import torch
 
 from megatron_alum.config.cli import format_config
 from megatron_alum.config.run import RunConfig
-from megatron_alum.data.loader import BatchPlan
+from megatron_alum.data.loader import draw
+from megatron_alum.data.placement import BatchPlan, IterationPlan
+from megatron_alum.models import attention_backend
 from megatron_alum.parallel import initialize, shutdown
-from megatron_alum.training.control import Control
-from megatron_alum.training.flops import iteration_flops, passes, peak_flops, run_iterations
+from megatron_alum.training.flops import TextSize, iteration_flops, passes, peak_flops, run_iterations
 from megatron_alum.training.memory import estimate_memory, num_parameters
-from megatron_alum.training.objective import MicroBatch, global_counts, local_counts
+from megatron_alum.training.micro_batch import batch_plan, load_all
 from megatron_alum.training.performance import peak_memory_bytes
 from megatron_alum.training.schedule import Phase
 from megatron_alum.training.state import TrainState, build_state
@@ -26,6 +27,8 @@ from megatron_alum.training.step import train_step
 SUSTAINED = 0.4
 """share of a device's peak that the projection assumes, beside the measured speed"""
 SECONDS_PER_DAY = 86_400
+LOOKED_AT = 4096
+"""samples whose lengths are taken"""
 
 
 def dry_run(config: RunConfig) -> None:
@@ -38,42 +41,65 @@ def dry_run(config: RunConfig) -> None:
     )
     try:
         state = build_state(config, groups)
-        plan = BatchPlan(
-            config.training.micro_batch_size, config.training.global_batch_size, groups.dp_rank, groups.dp_size
-        )
+        plan = batch_plan(config, groups)
+        samples = sample_iterations(state, plan)
         phases = [phase for phase, iterations in run_iterations(config).items() if iterations]
         seconds = {phase: plan.num_micro_batches * _time_micro_batch(state, plan, phase) for phase in phases}
         if groups.world_rank == 0:
             print(format_config(config))
-            print("\n".join(report(state, plan, seconds)), flush=True)
+            print("\n".join(report(state, plan, samples, seconds)), flush=True)
     finally:
         shutdown()
 
 
-def report(state: TrainState, plan: BatchPlan, seconds: dict[Phase, float]) -> list[str]:
+def sample_iterations(state: TrainState, plan: BatchPlan) -> list[IterationPlan]:
+    """The first iterations of the run, of which lengths and imbalance are taken; at least LOOKED_AT samples."""
+    number = -(-LOOKED_AT // plan.global_batch_size)
+    number = min(number, state.config.training.train_iters)
+    return [plan.iteration(state.datasets.train, i * plan.global_batch_size) for i in range(number)]
+
+
+def average_text(samples: list[IterationPlan], config: RunConfig) -> TextSize:
+    """An iteration of `samples` on average, masked at the mean rate of the run: the first ones are masked least."""
+    batch, rates = config.training.global_batch_size, config.data.mask_rates
+    tokens = sum(plan.counts.tokens for plan in samples) / len(samples)
+    squared = sum(plan.counts.squared_lengths for plan in samples) / len(samples)
+    return TextSize(batch, tokens, squared, tokens * sum(rates) / len(rates))
+
+
+def report(state: TrainState, plan: BatchPlan, samples: list[IterationPlan], seconds: dict[Phase, float]) -> list[str]:
     """Lines on batches, network, operations, memory and time; `seconds` an iteration of each phase."""
     config, groups = state.config, state.groups
     world, vocab = groups.ranks_per_model * groups.dp_size, state.network.real_vocab_size
-    tokens = plan.global_batch_size * config.model.seq_length
+    text = average_text(samples, config)
+    fill = text.tokens / (plan.global_batch_size * config.model.seq_length)
+    imbalance = max(iteration.imbalance for iteration in samples)
     whole = num_parameters(config, padded_vocab_size=state.network.vocab_size)
+    backend, reason = attention_backend(groups.device)
     lines = [
         "Dry run:",
-        f"  batch       {plan.global_batch_size} sequences = {plan.micro_batch_size} a micro-batch x "
+        f"  batch       {plan.global_batch_size} sequences = {plan.micro_batch_size} a micro-batch on average x "
         f"{plan.num_micro_batches} micro-batches x {groups.dp_size} data-parallel replica(s) of "
         f"{groups.ranks_per_model} process(es)",
-        f"  tokens      {config.model.seq_length} a sequence, {tokens:,} an iteration, "
-        f"{tokens * config.training.train_iters / 1e9:,.1f} billion in {config.training.train_iters:,} iterations",
+        f"  tokens      {text.tokens / plan.global_batch_size:,.0f} a sequence (padded rows of "
+        f"{config.model.seq_length} would be {fill:.0%} full), {text.tokens:,.0f} an iteration, "
+        f"{text.tokens * config.training.train_iters / 1e9:,.1f} billion in {config.training.train_iters:,} iterations",
+        f"  balance     the fullest replica has {imbalance:.1%} more tokens than the mean, at most, in "
+        f"{len(samples)} iteration(s)",
         f"  network     {whole / 1e6:,.1f} million parameters, "
         f"vocabulary {vocab:,} padded to {state.network.vocab_size:,}",
+        f"  attention   {backend} ({reason})",
     ]
     total = {"measured": 0.0, "projected": 0.0}
     peak = peak_flops(config, groups.device)
     for phase, measured in seconds.items():
-        flops, iterations = iteration_flops(config, phase, vocab_size=vocab), run_iterations(config)[phase]
+        flops = iteration_flops(config, phase, text, vocab_size=vocab)
+        iterations = run_iterations(config)[phase]
         on_gpu = groups.device.type == "cuda"
-        memory = estimate_memory(config, phase, vocab_size=vocab, world_size=world, on_gpu=on_gpu)
+        memory = estimate_memory(config, phase, vocab_size=vocab, world_size=world, on_gpu=on_gpu, text=text)
+        in_passes = passes(config, phase, text, vocab_size=vocab)
         lines.append(
-            f"  {phase:11} {iterations:,} iterations of {flops / 1e12:,.3g} TFLOP ({passes(config, phase):g} F), "
+            f"  {phase:11} {iterations:,} iterations of {flops / 1e12:,.3g} TFLOP ({in_passes:.3g} F), "
             f"{measured:,.2f} s each here ({flops / measured / world / 1e12:,.3g} TFLOP/s a process), "
             f"{memory.total / 1e9:,.2f} GB a process by formula"
         )
@@ -93,14 +119,13 @@ def _time_micro_batch(state: TrainState, plan: BatchPlan, phase: Phase) -> float
     """Seconds of a step on one micro-batch a process in `phase`, optimizer included."""
     config = state.config
     iteration = 1 if phase == "standard" else config.training.train_iters
-    first = next(plan.micro_batches(0))  # the last ones would need the index of every epoch before them
-    micro = MicroBatch.load(state.datasets.train.batch(first), config.alum, state.groups.device)
-    control = Control(state.groups, timeout_seconds=60.0 * config.parallel.distributed_timeout_minutes)
-    counts = global_counts(control.agree(local_counts([micro]), save_failed=False).counts)
+    batches = draw(state.datasets.train, plan, 0)  # the last ones would need the index of every epoch before them
+    is_adversarial = phase == "alum"
+    micro_batches = load_all(batches.micro_batches[:1], config, state.groups.device, is_adversarial=is_adversarial)
     for _ in range(2):
         torch.cuda.synchronize()  # a step returns when its kernels are launched, not when they are done
         began = time.perf_counter()
-        train_step(state, [micro], counts, iteration)
+        train_step(state, micro_batches, batches.counts, iteration)
         torch.cuda.synchronize()
         seconds = time.perf_counter() - began
     return seconds

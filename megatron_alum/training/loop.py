@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from typing import Any
 
@@ -16,9 +15,9 @@ from tqdm import tqdm
 from megatron_alum.checkpoint.save import CheckpointSaver
 from megatron_alum.config.cli import format_config
 from megatron_alum.config.run import RunConfig
-from megatron_alum.data.loader import BatchLoader, BatchPlan
+from megatron_alum.data.loader import BatchLoader, IterationBatches
 from megatron_alum.parallel import initialize, shutdown
-from megatron_alum.training.control import Agreement, Control
+from megatron_alum.training.control import Control
 from megatron_alum.training.metrics import (
     METRICS_FILE,
     PERFORMANCE_FILE,
@@ -28,9 +27,10 @@ from megatron_alum.training.metrics import (
     finite,
     metrics_row,
 )
-from megatron_alum.training.objective import MicroBatch, global_counts, local_counts
+from megatron_alum.training.micro_batch import batch_plan, load_all
 from megatron_alum.training.performance import Stopwatch
 from megatron_alum.training.resume import Resume, check_save_folder, find_resume
+from megatron_alum.training.schedule import phase_of
 from megatron_alum.training.state import TrainState, build_state, checkpoint_content, load_into
 from megatron_alum.training.step import StepResult, train_step
 from megatron_alum.training.validation import validate
@@ -63,7 +63,7 @@ class Run:
         """Prepare folders, load the checkpoint to resume from, and open the outputs. Collective."""
         config, groups = state.config, state.groups
         self.state, self.config = state, config
-        self.control = Control(groups, timeout_seconds=60.0 * config.parallel.distributed_timeout_minutes)
+        self.control = Control(timeout_seconds=60.0 * config.parallel.distributed_timeout_minutes)
         assert config.checkpoint.save is not None
         self.saver = CheckpointSaver(
             config.checkpoint.save, keep_last=config.checkpoint.keep_last, in_background=config.checkpoint.async_save
@@ -71,9 +71,7 @@ class Run:
         self.saver.prepare()
         if resumed is not None:
             load_into(state, *resumed)
-        self.plan = BatchPlan(
-            config.training.micro_batch_size, config.training.global_batch_size, groups.dp_rank, groups.dp_size
-        )
+        self.plan = batch_plan(config, groups)
         self.is_leader = groups.world_rank == 0
         if self.is_leader:
             print(format_config(config), flush=True)
@@ -84,7 +82,7 @@ class Run:
         self.last_saved = state.iteration if resumed is not None else None
 
     def until_done(self) -> None:
-        """Iterate to the end of the run, then save; a SIGTERM amid it changes nothing (torchrun may send two)."""
+        """Iterate to the end of the run, then save; a second SIGTERM during the save changes nothing."""
         with self.control.signals():
             self._iterate()
             self.save()
@@ -106,16 +104,31 @@ class Run:
             ) as loader,
         ):
             self.stopwatch.restart()
-            while state.iteration < config.last_iteration:
-                micro_batches, agreement = self._fetch(loader)
-                if agreement.save and not agreement.stop:
-                    self.save()
+            pending = self.control.agree(save_failed=False)
+            while True:
+                state.watch.enter(f"agreeing on what follows iteration {state.iteration}")
+                agreement = pending.result()
+                if agreement.save_failed:
+                    self.saver.wait()  # raises
+                if state.iteration >= config.last_iteration:
+                    break
                 if agreement.stop:
                     self._say(f"SIGTERM: stopping after iteration {state.iteration}.")
                     break
-                result = train_step(state, micro_batches, global_counts(agreement.counts), state.iteration + 1)
-                state.iteration += 1
-                self._after_step(result, bar, loader.wait_seconds)
+                if agreement.save:
+                    self.save()
+                pending = self.control.agree(save_failed=self.saver.failed)  # read after the step
+                self._iteration(next(loader), bar, loader)
+
+    def _iteration(self, batches: IterationBatches, bar: Any, loader: BatchLoader) -> None:
+        """One step of the optimizer, and what is due after it."""
+        state, iteration = self.state, self.state.iteration + 1
+        is_adversarial = phase_of(iteration, self.config) == "alum"
+        micro_batches = load_all(batches.micro_batches, self.config, state.groups.device, is_adversarial=is_adversarial)
+        result = train_step(state, micro_batches, batches.counts, iteration)
+        state.iteration = iteration
+        self.stopwatch.count(result.phase, batches.counts, batches.imbalance)
+        self._after_step(result, bar, loader.wait_seconds)
 
     def save(self) -> None:
         """Save a checkpoint of the last finished iteration unless there is one already. Collective.
@@ -135,22 +148,10 @@ class Run:
         self.warned = False
         self.last_saved = state.iteration
 
-    def _fetch(self, loader: BatchLoader) -> tuple[list[MicroBatch], Agreement]:
-        """This rank's micro-batches of the next iteration, and what all ranks agree on."""
-        state = self.state
-        state.watch.enter(f"agreeing on iteration {state.iteration + 1}")
-        batches = itertools.islice(loader, self.plan.num_micro_batches)
-        micro_batches = [MicroBatch.load(batch, self.config.alum, state.groups.device) for batch in batches]
-        agreement = self.control.agree(local_counts(micro_batches), save_failed=self.saver.failed)
-        if agreement.save_failed:
-            self.saver.wait()
-        return micro_batches, agreement
-
     def _after_step(self, result: StepResult, bar: Any, loader_wait_seconds: float) -> None:
         """Log, validate and save where they are due."""
         iteration, options = self.state.iteration, self.config.training
         self.interval.add(result)
-        self.stopwatch.count(result.phase)
         if iteration % self.config.logging.log_interval == 0:
             self._log(result, bar, loader_wait_seconds)
         bar.update(1)
@@ -173,7 +174,7 @@ class Run:
             nonfinite_samples=means.get("nonfinite"),
             loss_scale=float(self.state.optimizer.get_loss_scale()),
         )
-        tokens_per_second = performance["samples_per_second"] * config.model.seq_length
+        tokens_per_second = performance["tokens_per_second"]
         first_sample = (iteration - 1) * config.training.global_batch_size
         row = metrics_row(
             iteration,

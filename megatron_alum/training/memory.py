@@ -8,9 +8,9 @@
                   straight into the buffer (models/accumulation.py)
 
 The peak lies at the start of the outer backward: both graphs are alive, the inner pass's is freed by then and was
-smaller (frozen parameters keep no inputs of linear layers). Letters: T tokens of a micro-batch, h hidden, f
-feed-forward, S sequence, N masked positions, Vp vocabulary rows of this rank. Not counted: the process itself (Python,
-torch, CUDA context), communication buffers and allocator fragmentation.
+smaller (frozen parameters keep no inputs of linear layers). Sizes are those of the real tokens. Letters: h hidden, f
+feed-forward. Not counted: the process itself (Python, torch, CUDA context), communication buffers and allocator
+fragmentation.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_alum.config.run import RunConfig
+from megatron_alum.training.flops import TextSize
 from megatron_alum.training.schedule import Phase
 
 
@@ -65,9 +66,12 @@ def _stage_parameters(config: RunConfig, stage: int, stages: int, *, padded_voca
 
 
 def estimate_memory(
-    config: RunConfig, phase: Phase, *, vocab_size: int, world_size: int, on_gpu: bool
+    config: RunConfig, phase: Phase, *, vocab_size: int, world_size: int, on_gpu: bool, text: TextSize
 ) -> MemoryEstimate:
-    """The peak of a step of `phase` on one of `world_size` processes; of pipeline stages, on the fullest one."""
+    """The peak of a step of `phase` on one of `world_size` processes; of pipeline stages, on the fullest one.
+
+    `text` is an average global batch: placement by length gives every micro-batch nearly the same number of tokens.
+    """
     tp, stages = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
     padded = -(-vocab_size // config.model.make_vocab_size_divisible_by) * config.model.make_vocab_size_divisible_by
     bytes_each = 4 if config.precision.dtype_name == "float32" else 2
@@ -75,7 +79,8 @@ def estimate_memory(
     sharing = copies if config.parallel.use_distributed_optimizer else 1
     needs_master = bytes_each == 2 or config.parallel.use_distributed_optimizer
     micro_batches = config.training.global_batch_size // (config.training.micro_batch_size * copies)
-    activations = _activations(config, phase, bytes_each, on_gpu) / stages
+    micro = text.scaled(config.training.micro_batch_size / config.training.global_batch_size)
+    activations = _activations(config, phase, micro, bytes_each, on_gpu) / stages
     autograd = on_gpu or bytes_each == 2 or config.compute.torch_compile or config.parallel.overlap_grad_reduce
     table = padded // tp * config.model.hidden_size * bytes_each if autograd else 0
 
@@ -87,36 +92,37 @@ def estimate_memory(
             gradients=parameters * 4,
             optimizer=parameters * (12 if needs_master else 8) / sharing,
             activations=activations * in_flight,
-            head=_head(config, phase, bytes_each, padded // tp, table) if stage == stages - 1 else 0.0,
+            head=_head(config, phase, micro, bytes_each, padded // tp, table) if stage == stages - 1 else 0.0,
         )
 
     return max((of_stage(stage) for stage in {0, stages - 1}), key=lambda estimate: estimate.total)
 
 
-def _activations(config: RunConfig, phase: Phase, bytes_each: int, on_gpu: bool) -> float:
+def _activations(config: RunConfig, phase: Phase, micro: TextSize, bytes_each: int, on_gpu: bool) -> float:
     """Of embedding and layers, both passes."""
     model, tp = config.model, config.parallel.tensor_model_parallel_size
-    tokens = config.training.micro_batch_size * model.seq_length
-    around = (
-        tp if config.parallel.sequence_parallel else 1
-    )  # residual stream and LayerNorm are split by tokens only then
+    tokens, layers = micro.tokens, model.num_layers
+    # The residual stream and LayerNorm are split by tokens under sequence parallelism only.
+    around = tp if config.parallel.sequence_parallel else 1
     embedding = 3 * tokens * model.hidden_size * 4 / around  # words, their sum with positions, the perturbation
-    layer = _layer(config, tokens, bytes_each, on_gpu)
-    passes = 1.0 if phase == "standard" else 1.0 + config.alum.batch_fraction
+    layer = _layer(config, micro, bytes_each, on_gpu)
+    rho = 0.0 if phase == "standard" else config.alum.batch_fraction
+    layer_passes = layers + rho * (layers - (config.alum.perturb_layer or 0))  # late layers: the upper ones twice
     if config.compute.recompute_granularity == "full":
         kept = tokens * model.hidden_size * bytes_each / around
         # One layer at a time is computed again, whichever pass it belongs to, and has its widest gradients beside it.
         gradients = tokens * (2 * model.ffn_hidden_size / tp + 2 * model.hidden_size / around) * bytes_each
-        return passes * (embedding + model.num_layers * kept) + layer + gradients
-    return passes * (embedding + model.num_layers * layer - _spared_by_the_last_mlp(config, tokens, bytes_each, on_gpu))
+        return (1 + rho) * embedding + layer_passes * kept + layer + gradients
+    spared = _spared_by_the_last_mlp(config, micro, bytes_each, on_gpu)
+    return (1 + rho) * (embedding - spared) + layer_passes * layer
 
 
-def _spared_by_the_last_mlp(config: RunConfig, tokens: int, bytes_each: int, on_gpu: bool) -> float:
+def _spared_by_the_last_mlp(config: RunConfig, micro: TextSize, bytes_each: int, on_gpu: bool) -> float:
     """What the last MLP, its LayerNorm and dropout would keep for the tokens that no head reads."""
     if not config.encodes_rows:
         return 0.0
     model, tp = config.model, config.parallel.tensor_model_parallel_size
-    unread = tokens * (1 - max(config.data.mask_rates)) - config.training.micro_batch_size * model.has_nsp_head
+    unread = micro.tokens * (1 - max(config.data.mask_rates)) - micro.sequences * model.has_nsp_head
     residual = 2 * model.hidden_size * bytes_each + model.hidden_size * _keeps_masks(config, on_gpu)
     return unread * (residual + 2 * model.ffn_hidden_size / tp * bytes_each)
 
@@ -126,7 +132,7 @@ def _keeps_masks(config: RunConfig, on_gpu: bool) -> bool:
     return on_gpu and config.model.hidden_dropout > 0
 
 
-def _layer(config: RunConfig, tokens: int, bytes_each: int, on_gpu: bool) -> float:
+def _layer(config: RunConfig, micro: TextSize, bytes_each: int, on_gpu: bool) -> float:
     """What one layer keeps for its backward."""
     model, tp = config.model, config.parallel.tensor_model_parallel_size
     h, f = model.hidden_size, model.ffn_hidden_size
@@ -134,16 +140,16 @@ def _layer(config: RunConfig, tokens: int, bytes_each: int, on_gpu: bool) -> flo
     residual = 4 * h * bytes_each + 2 * h * _keeps_masks(config, on_gpu)  # two LayerNorms, in and out; two masks
     inside = (5 * h + 2 * f) / tp * bytes_each  # q, k, v, context twice; before and after the GELU
     attention = 0.0
-    fused_attention = on_gpu or model.attention_dropout == 0.0  # keeps no S x S matrices
+    fused_attention = on_gpu or model.attention_dropout == 0.0  # keeps no matrices of query x key
     if not fused_attention and config.compute.recompute_granularity == "none":
-        attention = model.num_attention_heads / tp * model.seq_length * 2 * bytes_each  # softmax, dropped
-    return tokens * (residual / around + inside + attention)
+        attention = model.num_attention_heads / tp * micro.squared_lengths * 2 * bytes_each  # softmax, dropped
+    return micro.tokens * (residual / around + inside) + attention
 
 
-def _head(config: RunConfig, phase: Phase, bytes_each: int, rows: int, table: int) -> float:
+def _head(config: RunConfig, phase: Phase, micro: TextSize, bytes_each: int, rows: int, table: int) -> float:
     """Logits and the gradients of the vocabulary table at the start of backward, `table` bytes each."""
     model, alum = config.model, config.alum
-    masked = config.training.micro_batch_size * model.seq_length * max(config.data.mask_rates)
+    masked = micro.tokens * max(config.data.mask_rates)
     if phase == "standard":
         return 2 * masked * rows * bytes_each + table
     adversarial = masked * alum.batch_fraction

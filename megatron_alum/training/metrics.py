@@ -21,8 +21,9 @@ from torch import Tensor
 from megatron_alum.checkpoint.agreement import reason
 from megatron_alum.checkpoint.folder import write_durably
 from megatron_alum.config.run import RunConfig
+from megatron_alum.ops import perturbation_statistics
 from megatron_alum.parallel import ProcessGroups
-from megatron_alum.training.step import STATISTICS, StepResult
+from megatron_alum.training.step import StepResult
 
 COLUMNS = (
     "iteration",
@@ -43,16 +44,9 @@ COLUMNS = (
 )
 WANDB_FILE = "wandb_run.txt"
 METRICS_FILE, PERFORMANCE_FILE, VALIDATION_FILE = "metrics.jsonl", "performance.jsonl", "validation.jsonl"
-_REDUCED = (
-    "lm_loss",
-    "nsp_loss",
-    "alum_kl",
-    "alum_nsp_kl",
-    "effective_perturbation",
-    "ascent_ratio",
-    "kl_gain",
-    "nonfinite",
-)
+_LOSSES = ("lm_loss", "nsp_loss", "alum_kl", "alum_nsp_kl", "kl_gain", "nonfinite")
+_SUMS, _NUM_SUMS = "perturbation_sums", 6
+"""from which effective_perturbation and ascent_ratio are formed"""
 
 
 class Interval:
@@ -93,22 +87,25 @@ class Interval:
         """Means over the interval's iterations and all ranks of what these logged, None where not finite; then start
         anew. Collective.
         """
-        zero = torch.zeros((), dtype=torch.float64, device=self._groups.device)
-        stacked = torch.stack([self._sums.get(name, zero) for name in _REDUCED])
-        dist.all_reduce(stacked, group=self._groups.world)
+        zeros = torch.zeros(_NUM_SUMS, dtype=torch.float64, device=self._groups.device)
+        losses = [self._sums.get(name, zeros[0]) for name in _LOSSES]
+        reduced = torch.cat((torch.stack(losses), self._sums.get(_SUMS, zeros)))
+        dist.all_reduce(reduced, group=self._groups.world)
         # Tensor-parallel ranks hold equal losses, so the sum over all ranks counts each tp times; of the pipeline's
-        # stages only the last one's are not 0.
-        stacked /= self._groups.tp_size
-        values = dict(zip(_REDUCED, stacked.tolist(), strict=True))
-        for name in STATISTICS:
-            values[name] /= self._groups.dp_size
-        means = {name: finite(values[name] / count) for name, count in self._iterations.items()}
+        # stages only the last one's are not 0. Sums over tokens are equal, too, unless the tokens are split, and their
+        # ratios do not mind.
+        values = dict(zip(_LOSSES, (reduced[: len(_LOSSES)] / self._groups.tp_size).tolist(), strict=True))
+        means = {name: finite(values[name] / self._iterations[name]) for name in _LOSSES if name in self._iterations}
+        if _SUMS in self._sums:
+            statistics = perturbation_statistics(reduced[len(_LOSSES) :])
+            for name in ("effective_perturbation", "ascent_ratio"):
+                means[name] = finite(float(getattr(statistics, name)))
         self._sums, self._iterations = {}, {}
         return means
 
 
 def finite(value: float | None) -> float | None:
-    """The value, or None (JSON null) for NaN and infinities, which JSON has not."""
+    """The value, or None (JSON null) for NaN and infinities, which JSON cannot write."""
     return value if value is not None and math.isfinite(value) else None
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from megatron_alum.config.run import RunConfig
+from megatron_alum.data.placement import Counts
 from megatron_alum.parallel import ProcessGroups
-from megatron_alum.training.flops import iteration_flops, peak_flops
+from megatron_alum.training.flops import TextSize, iteration_flops, peak_flops
 from megatron_alum.training.metrics import finite
 from megatron_alum.training.schedule import Phase
 
@@ -24,13 +25,13 @@ class Stopwatch:
         self._config, self._groups, self._vocab_size = config, groups, vocab_size
         self._world_size = groups.ranks_per_model * groups.dp_size
         self._waited_before = 0.0
-        self._flops = 0.0
-        self._iterations = 0
         self.restart()
 
     def restart(self) -> None:
-        """Begin to measure now."""
+        """Begin to measure now; nothing is counted yet."""
         self._since = time.perf_counter()
+        self._iterations = self._tokens = 0
+        self._flops = self._imbalance = 0.0
 
     def pause(self) -> float:
         """The moment from which `resume` leaves time out."""
@@ -40,30 +41,39 @@ class Stopwatch:
         """Leave out the time since `pause`."""
         self._since += time.perf_counter() - paused_at
 
-    def count(self, phase: Phase) -> None:
-        """One iteration of `phase` was done."""
+    def count(self, phase: Phase, counts: Counts, imbalance: float) -> None:
+        """One iteration of `phase` was done, on a global batch of these counts; `imbalance` as in IterationPlan."""
+        text = TextSize.of(counts, sequences=self._config.training.global_batch_size)
         self._iterations += 1
-        self._flops += iteration_flops(self._config, phase, vocab_size=self._vocab_size)
+        self._tokens += counts.tokens
+        self._imbalance = max(self._imbalance, imbalance)
+        self._flops += iteration_flops(self._config, phase, text, vocab_size=self._vocab_size)
 
     def row(self, iteration: int, *, loader_wait_seconds: float, **others: Any) -> dict[str, Any]:
         """Speeds since the last row, then begin anew.
 
-        samples_per_second over all processes; tflops_per_device by formula; mfu its share of the device's peak;
-        loader_wait the share of the time spent waiting for samples; memory_gb the largest so far on this process.
+        samples_per_second and tokens_per_second (real tokens) over all processes; tflops_per_device on real tokens, by
+        formula; mfu its share of the device's peak; fill the share of real tokens that rows of --seq-length would have;
+        imbalance the largest excess of a rank's tokens over the mean; loader_wait the share of the time spent waiting
+        for samples; memory_gb the largest so far on this process.
         """
         seconds = time.perf_counter() - self._since
         tflops = self._flops / seconds / self._world_size / 1e12
         peak = peak_flops(self._config, self._groups.device)
+        samples = self._iterations * self._config.training.global_batch_size
         row = {
             "iteration": iteration,
-            "samples_per_second": self._iterations * self._config.training.global_batch_size / seconds,
+            "samples_per_second": samples / seconds,
+            "tokens_per_second": self._tokens / seconds,
             "tflops_per_device": tflops,
             "mfu": None if peak is None else tflops * 1e12 / peak,
+            "fill": self._tokens / (samples * self._config.model.seq_length),
+            "imbalance": self._imbalance,
             "loader_wait": (loader_wait_seconds - self._waited_before) / seconds,
             "memory_gb": peak_memory_bytes(self._groups.device) / 1e9,
             **{name: finite(value) for name, value in others.items()},
         }
-        self._waited_before, self._flops, self._iterations = loader_wait_seconds, 0.0, 0
+        self._waited_before = loader_wait_seconds
         self.restart()
         return row
 

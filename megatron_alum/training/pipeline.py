@@ -1,8 +1,8 @@
 """The standard objective over pipeline stages, by megatron-core's 1F1B schedule.
 
 Every stage holds some consecutive layers, the first one the embedding, the last one the heads. Hidden states
-[S(/tp), B, H] travel forward and their gradients back; a stage runs as many forward passes ahead as there are stages
-after it. All stages load all micro-batches (each layer needs the padding mask), and only the last one has losses.
+[T(/tp), 1, H] travel forward and their gradients back; a stage runs as many forward passes ahead as there are stages
+after it. All stages load all micro-batches (each layer needs the lengths), and only the last one has losses.
 
 The adversarial phase is refused by RunConfig: its ascent would send delta's gradient through all stages and back once
 more for each micro-batch and step, which 1F1B cannot interleave.
@@ -18,7 +18,9 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel.schedules import forward_backward_pipelining_without_interleaving
 from torch import Tensor
 
-from megatron_alum.training.objective import Counts, MicroBatch, Objective
+from megatron_alum.data.placement import Counts
+from megatron_alum.training.micro_batch import MicroBatch
+from megatron_alum.training.objective import Objective
 
 
 def run_over_stages(
@@ -46,14 +48,13 @@ def run_over_stages(
         assert isinstance(hidden, Tensor), "stages encode every position"
         return hidden, losses
 
-    batch_size, length = micro_batches[0].batch.tokens.shape
     rows = forward_backward_pipelining_without_interleaving(
         forward_step_func=forward,
         data_iterator=iter(micro_batches),
         model=model,
         num_microbatches=len(micro_batches),
-        seq_length=length,
-        micro_batch_size=batch_size,
+        seq_length=micro_batches[0].whole.batch.tokens.numel(),  # of all of them: `load_all`
+        micro_batch_size=1,
         forward_only=scale is None,
     )
     names = ("lm_loss", "nsp_loss") if objective.has_pairs else ("lm_loss",)

@@ -12,6 +12,7 @@ from megatron_alum.checkpoint.folder import iteration_folder, list_iterations, r
 from megatron_alum.checkpoint.load import newest_valid
 from megatron_alum.config.cli import config_to_dict
 from megatron_alum.config.run import RunConfig
+from megatron_alum.convert.foreign import instead_of_a_run
 from megatron_alum.parallel import ProcessGroups
 from megatron_alum.training.state import data_fingerprint
 
@@ -25,6 +26,7 @@ MODEL_OPTIONS = (
     "num_attention_heads",
     "ffn_hidden_size",
     "max_position_embeddings",
+    "first_position",
     "layernorm_epsilon",
 )
 """decide the shapes and the function of the network: never different"""
@@ -59,7 +61,8 @@ def network_of_newest(load: str | None) -> dict[str, Any] | None:
             saved = read_run_config(iteration_folder(root, iteration))["run"]
         except ValueError:
             continue
-        return {name: saved[name] for name in (*MODEL_OPTIONS, "hidden_dropout", "attention_dropout")}
+        names = (*MODEL_OPTIONS, "hidden_dropout", "attention_dropout")
+        return {name: saved[name] for name in names if name in saved}
     return None
 
 
@@ -82,6 +85,9 @@ def find_resume(config: RunConfig, groups: ProcessGroups) -> Resume | None:
     """
     if config.checkpoint.load is None:
         return None
+    load = Path(config.checkpoint.load)
+    if load.exists() and not list_iterations(load) and (reason := instead_of_a_run(load)):
+        raise ValueError(f"--load: {reason}")
     folder = newest_valid(config.checkpoint.load, groups.world)
     if folder is None:
         if dist.get_rank(groups.world) == 0:
@@ -103,7 +109,7 @@ def check_compatible(config: RunConfig, stored: dict[str, Any], folder: Path) ->
         )
     options, saved = config_to_dict(config), stored["run"]
     for name in MODEL_OPTIONS:
-        if options[name] != saved[name]:
+        if options[name] != saved.get(name, options[name]):
             raise ValueError(
                 _differs(name, saved[name], options[name], folder) + " Another model needs another --load."
             )

@@ -24,8 +24,8 @@ from megatron_alum.data.dataset import Datasets, open_datasets
 from megatron_alum.data.shards import read_manifest, shard_paths
 from megatron_alum.models import SplitBert, build_model
 from megatron_alum.parallel import ProcessGroups, seed_everything
-from megatron_alum.training.ascents import build_objective
 from megatron_alum.training.control import Watch
+from megatron_alum.training.objective import Objective
 from megatron_alum.training.optimizer import build_optimizer, load_optimizer, prepare_for_loading, wrap_data_parallel
 from megatron_alum.training.rng import TrainingRng
 from megatron_alum.training.step import Trainable
@@ -98,7 +98,7 @@ def build_state(config: RunConfig, groups: ProcessGroups, *, stored: Mapping[str
         config=config,
         model=model,
         optimizer=build_optimizer(model, config),
-        objective=build_objective(network, config),
+        objective=Objective(network, config),
         watch=Watch(groups.world_rank),
         groups=groups,
         datasets=datasets,

@@ -2,7 +2,7 @@
 
     set the learning rate -> for each micro-batch: forward, loss, backward -> reduce gradients -> finite? clip, step
 
-No input or output, no argument parsing, no question which rank this is.
+No input or output, no argument parsing, no branches on the rank.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
 from megatron_alum.config.run import RunConfig
+from megatron_alum.data.placement import Counts
 from megatron_alum.training.control import Watch
-from megatron_alum.training.objective import Counts, MicroBatch, MicroLoss, Objective
+from megatron_alum.training.micro_batch import MicroBatch
+from megatron_alum.training.objective import MicroLoss, Objective
 from megatron_alum.training.optimizer import apply_gradients, set_learning_rate
 from megatron_alum.training.pipeline import run_over_stages
 from megatron_alum.training.schedule import Phase, phase_of
-
-STATISTICS = frozenset({"effective_perturbation", "ascent_ratio"})
-"""logged values that are means over micro-batches; all others are shares that add up"""
 
 
 @dataclass
@@ -51,7 +50,7 @@ class StepResult:
     phase: Phase
     """objective it trained on"""
     logged: dict[str, Tensor]
-    """0-dim device tensors of this rank: losses add up over data-parallel ranks, STATISTICS are means"""
+    """device tensors of this rank that add up over data-parallel ranks, as in MicroLoss"""
     learning_rate: float
     """of this iteration"""
     grad_norm: Tensor
@@ -90,8 +89,7 @@ def accumulate_gradients(
             result = micro_batch_loss(state, micro, counts, iteration)
             backward(result.loss, state.optimizer.get_loss_scale())
         for name, value in result.logged.items():
-            share = value / len(micro_batches) if name in STATISTICS else value
-            logged[name] = logged[name] + share if name in logged else share
+            logged[name] = logged[name] + value if name in logged else value
     return logged
 
 

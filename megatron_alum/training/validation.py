@@ -5,10 +5,14 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from megatron_alum.data.loader import BatchPlan
-from megatron_alum.training.objective import Counts, MicroBatch
+from megatron_alum.data.loader import draw
+from megatron_alum.data.placement import BatchPlan, Counts
+from megatron_alum.training.micro_batch import load_all
 from megatron_alum.training.pipeline import run_over_stages
 from megatron_alum.training.state import TrainState
+
+ONES = Counts(masked=1, labelled=1, adversarial_masked=1, adversarial_sequences=1, tokens=1, squared_lengths=1)
+"""denominators that leave the sums as they are"""
 
 
 @torch.no_grad()
@@ -23,24 +27,21 @@ def validate(state: TrainState, plan: BatchPlan) -> dict[str, float | None] | No
     if dataset is None:
         return None
     state.watch.enter(f"validating after iteration {state.iteration}")
-    device = state.groups.device
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
-    ones = Counts(1, 1, 1, 1)
+    device, pairs = state.groups.device, state.objective.has_pairs
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    masked = labelled = 0
     state.model.eval()
-    micro_batches = plan.micro_batches(0)
-    for _ in range(state.config.training.eval_iters * plan.num_micro_batches):
-        micro = MicroBatch.load(dataset.batch(next(micro_batches)), state.config.alum, device)
+    for number in range(state.config.training.eval_iters):
+        batches = draw(dataset, plan, number * plan.global_batch_size)
+        micro_batches = load_all(batches.micro_batches, state.config, device, is_adversarial=False)
         if state.groups.pp_size > 1:
-            logged = run_over_stages(state.objective, state.model, [micro], ones, scale=None)
+            rows = [run_over_stages(state.objective, state.model, micro_batches, ONES, scale=None)]
         else:
-            logged = state.objective.standard(micro, ones).logged
-        sums[0] += logged["lm_loss"]
-        sums[1] += logged.get("nsp_loss", 0.0)
-        if state.groups.is_last_stage:
-            sums[2] += micro.counts.masked
-            sums[3] += micro.counts.labelled
+            rows = [state.objective.standard(micro, ONES).logged for micro in micro_batches]
+        for row in rows:
+            sums += torch.stack((row["lm_loss"], row["nsp_loss"] if pairs else torch.zeros((), device=device)))
+        masked, labelled = masked + batches.counts.masked, labelled + batches.counts.labelled
     state.model.train()
-    dist.all_reduce(sums, group=state.groups.world)  # each value tp times, which cancels below
-    lm_sum, nsp_sum, masked, labelled = sums.tolist()
-    nsp_loss = nsp_sum / max(labelled, 1.0) if state.objective.has_pairs else None
-    return {"lm_loss": lm_sum / max(masked, 1.0), "nsp_loss": nsp_loss}
+    dist.all_reduce(sums, group=state.groups.world)
+    lm_sum, nsp_sum = (sums / state.groups.tp_size).tolist()  # tensor-parallel ranks hold equal sums
+    return {"lm_loss": lm_sum / masked, "nsp_loss": nsp_sum / labelled if pairs else None}

@@ -1,98 +1,40 @@
-"""Algorithm 1 on models whose gradients are known by hand, and one named test for each way it silently goes wrong.
-
-The sign, the KL's direction, the freeze and the pads are checked by a function each; every check is also run on a
-mutant with exactly that mistake and must fail there, so that no test can go blind.
-"""
-
-import dataclasses
-from types import SimpleNamespace
+"""`AlumRegularizer`, the library's door: its loss, its statistics, and what each sample's ascent must not depend on."""
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megatron_alum.alum import AlumConfig, AlumRegularizer, adversarial_count, frozen, reference_kernels
-from tests.alum.toy import BIG, EXACT, B, H, S, TokenModel, inputs
+from megatron_alum.alum import AlumConfig, AlumRegularizer, Samples, reference_divergence
+from tests.alum.toy import BIG, EXACT, B, C, H, PoisonedGradient, S, TokenModel, inputs, kl_rows
 
 
-def kl(clean, adversarial):
-    """Mean over rows of KL(clean || adversarial) by its definition."""
-    p, q = clean.softmax(-1), adversarial.softmax(-1)
-    return (p * (p / q).log()).sum(-1).mean()
+def symmetric_kl(clean, adversarial):
+    """Mean over rows of both directions, by definition."""
+    return (kl_rows(clean, adversarial) + kl_rows(adversarial, clean)).mean()
 
 
-def with_perturb(change):
-    """Reference kernels whose perturb sees arguments altered by `change(delta, grad, mask)`."""
-    base = reference_kernels()
-
-    def perturb(x, delta, grad, **options):
-        delta, grad, options["mask"] = change(delta, grad, options["mask"])
-        return base.perturb(x, delta, grad, **options)
-
-    return dataclasses.replace(base, perturb=perturb)
-
-
-FLIPPED_SIGN = with_perturb(lambda delta, grad, mask: (delta, None if grad is None else -grad, mask))
-PADS_PERTURBED = with_perturb(lambda delta, grad, mask: (delta, grad, None))
-SWAPPED_KL = dataclasses.replace(
-    reference_kernels(), divergence=lambda a, b, **options: reference_kernels().divergence(b, a, **options)
-)
-
-
-def check_linear_step(model, kernels=None):
-    """One step on a linear model: g = W^T (q - p) / rows, delta' = clamp(delta + eta g)."""
-    x, start, _ = inputs()
-    config = AlumConfig(epsilon=0.15, step_size=3.0)
-    ascent = AlumRegularizer(config, kernels).ascend(x, model(x), model, noise_key=start)
-    p, q = model(x).softmax(-1), model(x + start).softmax(-1)
-    g = (q - p) @ model.head.weight / (B * S)
-    torch.testing.assert_close(ascent.delta, (start + 3.0 * g).clamp(-0.15, 0.15).detach(), **EXACT)
-    torch.testing.assert_close(ascent.stats["inner_kl_start"], kl(model(x), model(x + start)).detach(), **EXACT)
-    expected_ratio = (3.0 * g).norm() / start.norm()
-    torch.testing.assert_close(ascent.stats["ascent_ratio"], expected_ratio.detach(), **EXACT)
-
-
-def check_kl_rises(num_ascent_steps, kernels=None, projection="normalized_gradient"):
-    """KL(delta_K) > KL(delta_0) on a two-layer network, for a start inside the ball."""
-    torch.manual_seed(3)
-    model = TokenModel(depth=2).double()
+def test_loss_and_statistics_by_their_definitions(model):
     x, start, mask = inputs()
     start = start.clamp(-0.1, 0.1)
-    changes = {**BIG, "projection": projection, "step_size": 500.0 if projection == "clamp" else 0.05}
-    config = AlumConfig(num_ascent_steps=num_ascent_steps, **changes)
-    out = AlumRegularizer(config, kernels)(x, model(x), model, noise_key=start, mask=mask)
-    masked_start = torch.where(mask.unsqueeze(-1), start, 0.0)
-    before, after = kl(model(x), model(x + masked_start)), kl(model(x), model(x + out.delta))
-    assert after > 1.2 * before, f"KL went from {before} to {after}"
-    torch.testing.assert_close(out.stats["kl_gain"], (after - before).detach(), **EXACT)
+    out = AlumRegularizer(AlumConfig(**BIG))(x, model(x), model, noise_key=start, mask=mask)
+    adversarial = model(x + out.delta)
+    torch.testing.assert_close(out.adversarial_outputs, adversarial, **EXACT)
+    torch.testing.assert_close(out.loss, symmetric_kl(model(x), adversarial), **EXACT)
+    before = kl_rows(model(x), model(x + torch.where(mask.unsqueeze(-1), start, 0.0))).mean()
+    torch.testing.assert_close(out.stats["inner_kl_start"], before.detach(), **EXACT)
+    gain = kl_rows(model(x), adversarial).mean() - before
+    torch.testing.assert_close(out.stats["kl_gain"], gain.detach(), **EXACT)
+    assert out.stats["kl_gain"] > 0.2 * before and out.stats["nonfinite"] == 0
+    assert out.stats["effective_perturbation"].item() == pytest.approx(1.0)
 
 
-def check_pads_untouched(model, kernels=None):
-    x, start, mask = inputs()
-    out = AlumRegularizer(AlumConfig(**BIG), kernels)(x, model(x), model, noise_key=start, mask=mask)
-    assert out.delta[~mask].abs().max() == 0, "a pad was perturbed"
-    assert (out.delta[mask] != 0).all()
-
-
-def test_linear_step_equals_the_gradient_worked_out_by_hand(model):
-    check_linear_step(model)
-
-
-def test_swapped_kl_arguments_are_noticed(model):
-    with pytest.raises(AssertionError):
-        check_linear_step(model, SWAPPED_KL)
-
-
-@pytest.mark.parametrize("projection", ["clamp", "normalized_gradient"])
-@pytest.mark.parametrize("num_ascent_steps", [1, 2, 3])
-def test_kl_rises_over_the_random_start(num_ascent_steps, projection):
-    check_kl_rises(num_ascent_steps, projection=projection)
-
-
-@pytest.mark.parametrize("num_ascent_steps", [1, 2, 3])
-def test_flipped_sign_is_noticed(num_ascent_steps):
-    with pytest.raises(AssertionError, match="KL went"):
-        check_kl_rises(num_ascent_steps, FLIPPED_SIGN)
+@pytest.mark.parametrize("inner_reduction", ["sample", "batch"])
+def test_statistics_are_means_whatever_is_climbed(model, inner_reduction):
+    x, start, _ = inputs()
+    regularizer = AlumRegularizer(AlumConfig(inner_reduction=inner_reduction))
+    out = regularizer(x, model(x), model, noise_key=start)
+    expected = kl_rows(model(x), model(x + start)).mean()
+    torch.testing.assert_close(out.stats["inner_kl_start"], expected.detach(), **EXACT)
 
 
 def test_more_steps_climb_higher():
@@ -107,145 +49,120 @@ def test_more_steps_climb_higher():
     assert 0 < gains[0] < gains[1] < gains[2]
 
 
-def test_pads_are_never_perturbed(model):
-    check_pads_untouched(model)
-
-
-def test_perturbed_pads_are_noticed(model):
-    with pytest.raises(AssertionError, match="pad"):
-        check_pads_untouched(model, PADS_PERTURBED)
-
-
-@pytest.mark.parametrize("plain_backward", [False, True])
-def test_parameters_are_frozen_in_the_ascent_and_restored(model, plain_backward):
-    x, start, _ = inputs()
-    x.requires_grad_(True)
-    model.head.bias.requires_grad_(False)
-    seen = []
-
-    def forward(embeddings):
-        seen.append([parameter.requires_grad for parameter in model.parameters()])
-        return model(embeddings)
-
-    regularizer = AlumRegularizer(AlumConfig(num_ascent_steps=2), plain_backward=plain_backward)
-    regularizer.ascend(x, model(x), forward, noise_key=start, parameters=model.parameters())
-    assert seen == [[False, False]] * 2
-    assert [parameter.requires_grad for parameter in model.parameters()] == [True, False]
-    assert x.grad is None and all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_missing_freeze_is_noticed(model):
-    """Without `parameters` the plain backward writes weight gradients: what the freeze is there to prevent."""
-    x, start, _ = inputs()
-    AlumRegularizer(AlumConfig(), plain_backward=True).ascend(x, model(x), model, noise_key=start)
-    assert model.head.weight.grad is not None and model.head.weight.grad.abs().max() > 0
-
-
-def test_frozen_restores_after_an_error(model):
-    with pytest.raises(RuntimeError), frozen(model.parameters()):
-        raise RuntimeError
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_plain_backward_and_reentrant_recompute_give_the_same_delta():
-    from torch.utils.checkpoint import checkpoint
-
-    torch.manual_seed(4)
-    model = TokenModel(depth=3).double()
+def test_no_step_perturbs_at_random_alone(model):
+    """K = 0: one forward, the divergence at the start, no statistics of an ascent that there was not."""
     x, start, mask = inputs()
-
-    def recomputed(embeddings):
-        return checkpoint(model, embeddings, use_reentrant=True)
-
-    call = {"mask": mask, "noise_key": start, "parameters": list(model.parameters())}
-    config = AlumConfig(**BIG, num_ascent_steps=2)
-    expected = AlumRegularizer(config).ascend(x, model(x), model, **call)
-    actual = AlumRegularizer(config, plain_backward=True).ascend(x, model(x), recomputed, **call)
-    torch.testing.assert_close(actual.delta, expected.delta, rtol=0, atol=0)
-    with pytest.raises(RuntimeError, match="checkpoint"):
-        AlumRegularizer(config).ascend(x, model(x), recomputed, **call)
-
-
-def test_gradient_scale_cancels(model):
-    x, start, mask = inputs()
-    config = AlumConfig(epsilon=0.2, step_size=1.0)
-    plain = AlumRegularizer(config).ascend(x, model(x), model, noise_key=start, mask=mask)
-    scaled = AlumRegularizer(config, gradient_scale=2.0**16).ascend(x, model(x), model, noise_key=start, mask=mask)
-    torch.testing.assert_close(scaled.delta, plain.delta, rtol=0, atol=0)
-
-
-class PoisonedGradient(torch.autograd.Function):
-    """Identity whose backward is NaN for sample 1."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad = grad.clone()
-        grad[1, 0, 0] = float("nan")
-        return grad
-
-
-def test_nonfinite_gradient_falls_back_to_the_random_start(model):
-    x, start, mask = inputs()
-    config = AlumConfig(**{**BIG, "num_ascent_steps": 2})
-    poisoned = lambda e: model(PoisonedGradient.apply(e))  # noqa: E731
-    bad = AlumRegularizer(config).ascend(x, model(x), poisoned, noise_key=start, mask=mask)
-    good = AlumRegularizer(config).ascend(x, model(x), model, noise_key=start, mask=mask)
-    assert bad.finite.tolist() == [True, False, True] and bad.stats["nonfinite"] == 1
-    torch.testing.assert_close(bad.delta[1], torch.where(mask.unsqueeze(-1), start, 0.0)[1], rtol=0, atol=0)
-    torch.testing.assert_close(bad.delta[[0, 2]], good.delta[[0, 2]], rtol=0, atol=0)
-
-
-def test_nonfinite_gradient_leaves_the_standard_loss_alone(model):
-    """The divergence is 0 and its gradient exactly 0, although a NaN was met: 0 * NaN would not be."""
-    x, start, _ = inputs()
     calls = []
+    forward = lambda e: (calls.append(1), model(e))[1]  # noqa: E731
+    out = AlumRegularizer(AlumConfig(num_ascent_steps=0))(x, model(x), forward, noise_key=start, mask=mask)
+    torch.testing.assert_close(out.delta, torch.where(mask.unsqueeze(-1), start, 0.0), rtol=0, atol=0)
+    torch.testing.assert_close(out.loss, symmetric_kl(model(x), model(x + out.delta)), **EXACT)
+    assert len(calls) == 1 and set(out.stats) == {"effective_perturbation", "ascent_ratio", "nonfinite"}
+    out.loss.backward()
+    assert model.head.weight.grad.abs().max() > 0
+
+
+class Mixer(torch.nn.Module):
+    """Tokens of one sequence see each other through their mean; no operation's rounding depends on the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = torch.nn.Linear(H, H)
+        self.head = torch.nn.Linear(H, C)
+
+    def forward(self, x):
+        return torch.stack([self.head(torch.tanh(self.token(one) + one.mean(0))) for one in x])
+
+
+def climb(model, x, start, reduction, eta=20.0):
+    """g of each sample, from a step that is not projected."""
+    config = AlumConfig(epsilon=1e6, step_size=eta, inner_reduction=reduction)
+    return (AlumRegularizer(config)(x, model(x), model, noise_key=start).delta - start) / eta
+
+
+def sixty_four(dtype):
+    torch.manual_seed(0)
+    return Mixer().to(dtype), torch.randn(64, S, H, dtype=dtype), 0.1 * torch.randn(64, S, H, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_gradient_of_a_sample_is_the_same_whatever_else_is_in_the_batch(dtype):
+    """Bit for bit: alone, among 7 others, among 7 different ones, at batch 8 and 64."""
+    model, x, start = sixty_four(dtype)
+    whole = climb(model, x, start, "sample")
+    assert whole.abs().amin() > 0
+    for batch in (slice(0, 1), slice(0, 8), torch.tensor([0, *range(50, 57)])):
+        assert torch.equal(climb(model, x[batch], start[batch], "sample")[0], whole[0])
+
+
+def test_reduction_over_the_batch_is_noticed():
+    """The mutant of the last test: a mean over all rows makes g fall with the batch, 8 times from 8 to 64."""
+    model, x, start = sixty_four(torch.float64)
+    small, large = (climb(model, x[:n], start[:n], "batch")[0] for n in (8, 64))
+    torch.testing.assert_close(small, 8 * large, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(climb(model, x, start, "sample")[0], 64 * large, rtol=1e-9, atol=1e-12)
+
+
+def test_masked_rows_are_a_mean_over_each_samples_own():
+    """Sample 0 has three rows, sample 1 one, sample 2 none; two more rows count nowhere; NSP rows add one term each."""
+    torch.manual_seed(5)
+    model, pairs = TokenModel(depth=2).double(), torch.nn.Linear(H, 2).double()
+    x, start, _ = inputs()
+    place, owner = torch.tensor([0, 2, 3, 5, 9, 11]), torch.tensor([0, 0, 0, 1, B, B])
+
+    def forward(e):
+        return model(e).flatten(0, 1)[place], pairs(e[:, 0])
+
+    of_tokens = torch.arange(B)[:, None].expand(B, S)
+    samples = Samples(B, of_tokens, (owner, torch.arange(B)))
+    config = AlumConfig(epsilon=1e6, step_size=20.0)
+    out = AlumRegularizer(config)(x, forward(x), forward, noise_key=start, samples=samples)
+    (rows, nsp), (adversarial_rows, adversarial_nsp) = forward(x), forward(x + out.delta)
+    expected = symmetric_kl(rows[:4], adversarial_rows[:4]) + symmetric_kl(nsp, adversarial_nsp)
+    torch.testing.assert_close(out.loss, expected, **EXACT)
+    for b in range(B):
+        delta = start.clone().requires_grad_(True)
+        moved_rows, moved_nsp = forward(x + delta)
+        loss = kl_rows(nsp[b].detach(), moved_nsp[b])
+        if (owner == b).any():
+            loss = loss + kl_rows(rows.detach(), moved_rows)[owner == b].mean()
+        (g,) = torch.autograd.grad(loss, delta)
+        torch.testing.assert_close(out.delta[b], start[b] + 20.0 * g[b], **EXACT)
+
+
+def test_rows_without_their_samples_are_refused(model):
+    x, start, _ = inputs()
+    forward = lambda e: model(e).flatten(0, 1)[:7]  # noqa: E731
+    with pytest.raises(ValueError, match=r"`samples` must be given .*\(3\), but they are \[7\] instead"):
+        AlumRegularizer(AlumConfig())(x, forward(x), forward, noise_key=start)
+
+
+def test_candidates_of_a_choice_are_one_sample():
+    """Four sequences, two samples of two candidates: the logits' batch counts."""
+    x, logits = torch.zeros(4, S, H), torch.zeros(2, 2)
+    samples = Samples.batch_first(x, logits)
+    assert samples.count == 2 and samples.of_rows[0].tolist() == [0, 1]
+    assert samples.of_tokens.tolist() == [[0] * S, [0] * S, [1] * S, [1] * S]
+
+
+def test_a_nonfinite_sample_leaves_the_loss_and_the_others_stay(model):
+    """Its rows add an exact 0 to the divergence and its gradient, although a NaN was met: 0 * NaN would not."""
+    x, start, _ = inputs()
+    where, calls = torch.zeros(B, S, dtype=torch.bool), []
+    where[1, 0] = True
 
     def forward(embeddings):
         calls.append(embeddings)
-        return model(PoisonedGradient.apply(embeddings)) if len(calls) == 1 else model(embeddings)
+        return model(PoisonedGradient.apply(embeddings, where) if len(calls) == 1 else embeddings)
 
     out = AlumRegularizer(AlumConfig(**BIG))(x, model(x), forward, noise_key=start)
-    out.loss.backward()
-    assert out.loss == 0 and model.head.weight.grad.abs().max() == 0
-
-
-def test_ranks_agree_on_finite_flags(model):
-    """Under sequence parallelism another rank may hold the bad part of a sample."""
-    x, start, _ = inputs()
-    other_rank = torch.tensor([True, True, False])
-    kernels = dataclasses.replace(reference_kernels(), agree=lambda finite: finite & other_rank)
-    ascent = AlumRegularizer(AlumConfig(**BIG), kernels).ascend(x, model(x), model, noise_key=start)
-    assert ascent.finite.tolist() == [True, True, False]
-    torch.testing.assert_close(ascent.delta[2], start[2], rtol=0, atol=0)
-
-
-def test_sequence_first_embeddings_give_the_same_result(model):
-    x, _, mask = inputs()
-    config = AlumConfig(**BIG)
-    key = SimpleNamespace(seed=1, iteration=2, std=0.1, batch_first=False)
-    poisoned = lambda e: model(PoisonedGradient.apply(e.transpose(0, 1)).transpose(0, 1))  # noqa: E731
-    ascent = AlumRegularizer(config).ascend(
-        x.transpose(0, 1), model(x.transpose(0, 1)), poisoned, noise_key=key, mask=mask.T
-    )
-    assert ascent.finite.tolist() == [True, False, True]
-    assert ascent.delta.shape == (S, B, H) and ascent.delta[2:, 1].abs().max() == 0
-
-
-def test_noise_key_names_the_start(model):
-    x, _, _ = inputs()
-    config = AlumConfig(epsilon=10.0, step_size=0.0, noise_std=0.5)
-    deltas = [
-        AlumRegularizer(config)
-        .ascend(x, model(x), model, noise_key=SimpleNamespace(seed=7, iteration=i, std=0.5))
-        .delta
-        for i in (3, 3, 4)
-    ]
-    torch.testing.assert_close(deltas[0], deltas[1], rtol=0, atol=0)
-    assert not torch.equal(deltas[0], deltas[2])
+    assert out.stats["nonfinite"] == 1 and torch.equal(out.delta[1], start[1])
+    others = [0, 2]
+    rows = reference_divergence(model(x[others]), model((x + out.delta)[others]), symmetric=True, detach_targets=True)
+    expected = rows.sum() / (B * S)  # the mean is one over all rows
+    torch.testing.assert_close(out.loss, expected, **EXACT)
+    found, wanted = (torch.autograd.grad(loss, model.head.weight)[0] for loss in (out.loss, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_loss_gradient_equals_finite_differences(model):
@@ -269,6 +186,24 @@ def test_loss_gradient_equals_finite_differences(model):
         assert analytic[index].item() == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-6)
 
 
+def test_the_divergence_of_the_caller_is_the_one_that_counts(model):
+    x, start, _ = inputs()
+    doubled = lambda a, b, **options: 2 * reference_divergence(a, b, **options)  # noqa: E731
+    losses = [
+        AlumRegularizer(AlumConfig(num_ascent_steps=0), divergence=d)(x, model(x), model, noise_key=start).loss.item()
+        for d in (reference_divergence, doubled)
+    ]
+    assert losses[1] == pytest.approx(2 * losses[0])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("ascent", "label"), ("nsp", False), ("batch_fraction", 0.5), ("head_chunk_rows", 4)]
+)
+def test_settings_of_the_pre_training_loop_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"`{field}` must be .* for AlumRegularizer"):
+        AlumRegularizer(AlumConfig(**{field: value}))
+
+
 class NoHostSync(TorchDispatchMode):
     """Refuses every operation that would make the host wait for the device."""
 
@@ -284,8 +219,3 @@ def test_nothing_waits_for_the_device(model):
         AlumRegularizer(AlumConfig(num_ascent_steps=2))(x, model(x), model, noise_key=start, mask=mask).loss.backward()
     with pytest.raises(AssertionError, match="waits"), NoHostSync():
         x.sum().item()
-
-
-def test_adversarial_count():
-    cases = {(8, 1.0): 8, (8, 0.5): 4, (8, 0.01): 1, (7, 0.5): 4, (3, 0.34): 1}
-    assert {case: adversarial_count(*case) for case in cases} == cases

@@ -1,4 +1,4 @@
-"""The small model, its inputs and the tolerance that the tests of Algorithm 1 share."""
+"""The small models, their inputs and the tolerance that the tests of Algorithm 1 share."""
 
 import torch
 from torch import nn
@@ -29,3 +29,23 @@ def inputs(seed=1):
     mask = torch.ones(B, S, dtype=torch.bool)
     mask[1, 2:] = False
     return x, delta, mask
+
+
+def kl_rows(clean, adversarial):
+    """KL(clean || adversarial) of every row by its definition."""
+    p, q = clean.softmax(-1), adversarial.softmax(-1)
+    return (p * (p / q).log()).sum(-1)
+
+
+class PoisonedGradient(torch.autograd.Function):
+    """Identity whose backward is NaN at the tokens where `where` (bool, the leading shape) is true."""
+
+    @staticmethod
+    def forward(ctx, x, where):
+        ctx.save_for_backward(where)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (where,) = ctx.saved_tensors
+        return torch.where(where.unsqueeze(-1), float("nan"), grad), None

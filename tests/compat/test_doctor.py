@@ -24,7 +24,17 @@ def test_prints_everything_with_advice_and_runs_a_step(tmp_path):
     process = _run(PYTHONPATH=str(tmp_path))
     assert process.stderr == ""
     lines = process.stdout.splitlines()
-    for name in ("python", "torch", "megatron-core", "CUDA", "apex", "Transformer Engine", "fused ops", "sampler"):
+    for name in (
+        "python",
+        "torch",
+        "megatron-core",
+        "CUDA",
+        "apex",
+        "Transformer Engine",
+        "fused ops",
+        "sampler",
+        "attention",
+    ):
         assert any(line.startswith(name) for line in lines), name
     assert any("not NVIDIA's (ignored)" in line for line in lines)
     assert any(line.strip().startswith("-> pip uninstall apex") for line in lines)

@@ -13,7 +13,8 @@ init_from micro_batch_size global_batch_size train_iters lr min_lr lr_warmup_fra
 clip_grad seed hidden_dropout attention_dropout tensor_model_parallel_size sequence_parallel use_distributed_optimizer
 bf16 fp16 recompute_granularity eval_interval eval_iters split load save save_interval exit_interval log_interval
 tensorboard_dir dry_run override_schedule alum_start_fraction alum_alpha alum_epsilon alum_step_size alum_noise_std
-alum_num_ascent_steps alum_projection alum_perturb alum_dropout alum_inner_divergence alum_detach_targets
+alum_num_ascent_steps alum_projection alum_perturb alum_perturb_layer alum_ascent alum_dropout alum_inner_divergence
+alum_inner_reduction alum_detach_targets
 alum_detach_embeddings alum_nsp alum_batch_fraction alum_head_chunk_rows mask_rate_start mask_rate_end
 mask_rate_steps""".split()
 
@@ -51,8 +52,7 @@ def test_the_papers_defaults():
     [
         ("--num-attention-heads 2 --tensor-model-parallel-size 4", "--num-attention-heads must be a multiple of"),
         ("--tensor-model-parallel-size 2 --sequence-parallel --seq-length 33", "--seq-length must be a multiple of"),
-        ("--alum-ascent free --alum-num-ascent-steps 2", "--alum-num-ascent-steps must be 1 with --alum-ascent free"),
-        ("--alum-ascent free --overlap-grad-reduce", "--overlap-grad-reduce must be false with --alum-ascent free"),
+        ("--alum-perturb layer --alum-perturb-layer 2", r"--alum-perturb-layer must be below --num-layers \(2\)"),
         ("--alum-ascent label --alum-head-chunk-rows 8", "--alum-head-chunk-rows must be 0 with --alum-ascent label"),
         (
             "--alum-dropout shared --alum-batch-fraction 0.5",

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from megatron_alum.config.model import ModelConfig
 from megatron_alum.convert import hf_vocab_size, load_hf_into_model, model_config_from_hf, model_flags_from_hf
+from megatron_alum.convert.verify import without_padding
 from megatron_alum.models import build_model
 from megatron_alum.parallel import initialize, seed_everything
 from tests.convert.models import VOCAB_SIZE, batch
@@ -30,12 +31,12 @@ def build(hf_dir, tp, *, load=True, dtype=torch.float32):
 @torch.no_grad()
 def outputs(model):
     """As `models.hf_outputs`, the vocabulary gathered from the tensor-parallel group and unpadded."""
-    tokens, types, mask = batch(model.model_config.model_type)
-    hidden = model.encode(model.embed(tokens, token_types=types), token_types=types, padding_mask=mask)
-    logits, nsp = model.heads(hidden, mask.flatten().nonzero().flatten())
+    inputs = without_padding(*batch(model.model_config.model_type))
+    hidden = model.encode(model.embed(inputs), inputs)
+    logits, nsp = model.heads(hidden, inputs)
     parts = [torch.empty_like(logits) for _ in range(model.groups.tp_size)]
     dist.all_gather(parts, logits, group=model.groups.tp)
-    return torch.cat(parts, -1)[:, : model.real_vocab_size], nsp, hidden.transpose(0, 1)[mask]
+    return torch.cat(parts, -1)[:, : model.real_vocab_size], nsp, hidden.squeeze(1)
 
 
 def outputs_after_import(rank, world_size, hf_dir, tp):

@@ -21,7 +21,12 @@ EXACT = {
     "Yoso": {},
     "Mra": {},
     "XLMRoberta": {},
-    "DebertaV2": {},
+    "DebertaV2": {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "conv_kernel_size": 3,
+        "conv_act": "gelu",
+    },
     "Albert": {"embedding_size": 8},
 }
 # Canine has no word embeddings, Longformer pads by its token ids, IBert returns pairs, ESM leaves positions out.
@@ -54,9 +59,11 @@ def assert_exact(model, level, inputs):
     model.eval()
     split = EmbeddingSplit(model, level)
     with torch.no_grad():
-        expected = model(**inputs).logits
-        found = split.forward(split.embed(inputs), inputs).logits
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        with split.clean_pass(inputs) as entered:
+            found = model(**entered.inputs).logits
+        again = split.forward(entered.x, inputs, entered.noted).logits
+        for logits in (found, again):
+            torch.testing.assert_close(logits, model(**inputs).logits, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -71,6 +78,73 @@ def test_the_encoders_input_gives_the_logits_of_the_token_ids(name):
     assert_exact(model, "encoder_input", padded(model))
 
 
+# Those whose layers get more than the hidden state: relative positions, rotary embeddings, a convolution beside them.
+LAYERED = {
+    "Bert": {},
+    "Roberta": {},
+    "Electra": {},
+    "MPNet": {},
+    "DebertaV2": EXACT["DebertaV2"],
+    "IBert": {},
+    "Longformer": {"attention_window": 4, "max_position_embeddings": 64, "sep_token_id": 2},
+    "ModernBert": dict.fromkeys(("pad_token_id", "bos_token_id", "cls_token_id"), 0) | {"eos_token_id": 2},
+    "DistilBert": {"dim": 16, "hidden_dim": 32},
+}
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_a_layer_gives_the_logits_of_the_token_ids(name):
+    model = encoder(name, **{**LAYERED[name], "num_hidden_layers": 3})
+    for layer in (1, 2):
+        assert_exact(model, layer, padded(model))
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_the_upper_layers_run_as_those_of_an_independent_implementation(layer):
+    """BERT's own modules called one by one from a hidden state of ours; the lower ones are not called at all."""
+    model = encoder("Bert", num_hidden_layers=3).eval()
+    inputs = padded(model)
+    split = EmbeddingSplit(model, layer)
+    with split.clean_pass(inputs) as entered:
+        hidden = model(**entered.inputs, output_hidden_states=True).hidden_states[layer]
+    torch.testing.assert_close(entered.x, hidden, rtol=0, atol=0)
+    x = torch.randn(hidden.shape)
+    blank = (1.0 - inputs["attention_mask"][:, None, None, :]) * torch.finfo(torch.float32).min
+    expected = x
+    for module in model.bert.encoder.layer[layer:]:
+        expected = module(expected, blank)
+    expected = model.classifier(model.bert.pooler(expected))
+    calls = []
+    handles = [
+        m.register_forward_pre_hook(lambda *_: calls.append(1))
+        for m in model.bert.encoder.layer[:layer].modules()
+        if isinstance(m, torch.nn.Linear)
+    ]
+    found = split.forward(x, inputs, entered.noted).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert not calls, "a lower layer ran"
+    with torch.no_grad():
+        model(**inputs)
+    assert len(calls) == len(handles), "the model is as it was"
+
+
+def test_an_output_that_does_not_come_from_the_level_is_refused():
+    model = encoder("Bert", num_hidden_layers=3)
+    model.bert.pooler.forward = lambda hidden: torch.zeros(len(hidden), 16)
+    with pytest.raises(ValueError, match="does not compute them from there"):
+        EmbeddingSplit(model, 1)
+
+
+def test_lengths_that_a_model_pads_inside_are_refused_when_they_come():
+    """Longformer rounds up to its window: 8 tokens fit windows of 4, 9 do not."""
+    model = encoder("Longformer", **LAYERED["Longformer"]).eval()
+    split = EmbeddingSplit(model, 1)
+    inputs = padded(model, (9, 5))
+    with pytest.raises(ValueError, match=r"one for each of \[2, 9\] tokens, but .* with \[2, 12, 16\] instead"):
+        with split.clean_pass(inputs) as entered:
+            model(**entered.inputs)
+
+
 def test_choices_of_a_model_that_counts_from_the_pads():
     model = encoder("MPNet", "ForMultipleChoice")
     inputs = {name: value.view(2, 2, -1) for name, value in padded(model, (12, 8, 5, 7)).items()}
@@ -83,9 +157,21 @@ def test_models_whose_two_passes_differ_are_refused(name):
         EmbeddingSplit(encoder(name, **REFUSED[name]), "word")
 
 
-def test_a_level_that_the_model_lacks_is_refused():
-    with pytest.raises(ValueError, match=r"from encoder_input embeddings .* Try --alum-perturb word"):
-        EmbeddingSplit(encoder("Luke", **EXACT["Luke"]), "encoder_input")
+@pytest.mark.parametrize(
+    ("name", "level", "message"),
+    [
+        ("Canine", "encoder_input", "must have an `embeddings` module to perturb the encoder's input"),
+        ("Albert", 1, "must have one list of its layers .* but AlbertForSequenceClassification has none or several"),
+        ("XLM", 1, "must have one list of its layers .* but XLMForSequenceClassification has none or several"),
+        ("SqueezeBert", 1, "must put out the hidden state after layer 1 once, one for each of"),  # [B, H, S] inside
+        ("MPNet", 0, r"--alum-perturb-layer must be at least 1 and below the number of layers \(2\), but is 0"),
+        ("MPNet", 2, r"--alum-perturb-layer must be at least 1 and below the number of layers \(2\), but is 2"),
+    ],
+)
+def test_a_level_that_the_model_lacks_is_refused(name, level, message):
+    changes = {"XLM": {"emb_dim": 16, "n_layers": 2, "n_heads": 2}, "SqueezeBert": {"embedding_size": 16}}
+    with pytest.raises(ValueError, match=message):
+        EmbeddingSplit(encoder(name, **{**EXACT, **REFUSED, **changes}.get(name, {})), level)
 
 
 def test_the_trial_leaves_mode_and_random_state_alone():

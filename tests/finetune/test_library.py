@@ -52,7 +52,8 @@ def test_a_loss_function_of_the_caller_gives_the_same_steps(tmp_path, plan):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("start_fraction", 0.9), ("batch_fraction", 0.25), ("head_chunk_rows", 8), ("nsp", False)]
+    ("field", "value"),
+    [("start_fraction", 0.9), ("ascent", "label"), ("batch_fraction", 0.25), ("head_chunk_rows", 8), ("nsp", False)],
 )
 def test_settings_of_pre_training_are_refused(field, value):
     with pytest.raises(ValueError, match=f"`{field}` must be .* in fine-tuning, which does not use it"):

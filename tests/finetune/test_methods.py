@@ -16,6 +16,7 @@ def parsed(*flags):
 
 
 BREGMAN = ("--method", "none", "--bregman-weight", 5.0)
+FAR = ("--alum-noise-std", 0.1)  # where a step is seen
 CHANGES = {  # flag and value -> the flags it is added to
     ("--freelb-num-steps", 1): ("--method", "freelb"),
     ("--freelb-step-size", 0.9): ("--method", "freelb"),
@@ -27,6 +28,8 @@ CHANGES = {  # flag and value -> the flags it is added to
     ("--alum-perturb", "encoder_input"): ("--method", "r-drop"),
     ("--alum-detach-targets", "true"): ("--method", "r-drop"),
     ("--alum-epsilon", 0.5): ("--method", "smart"),
+    ("--alum-num-ascent-steps", 0): (*FAR, "--method", "alum"),
+    ("--alum-inner-reduction", "batch"): (*FAR, "--method", "alum", "--alum-step-size", 10, "--alum-epsilon", 1),
 }
 
 
@@ -66,12 +69,27 @@ def test_without_flags_a_method_is_its_preset(name):
         (("--alum", "--freelb-num-steps", 2), "--freelb-num-steps must be left out .* --method alum"),
         (("--method", "freelb", "--freelb-num-steps", 0), "--freelb-num-steps must be at least 1"),
         (("--method", "freelb", "--freelb-step-size", "nan"), "--freelb-step-size must be at least 0 and finite"),
-        (("--alum", "--alum-num-ascent-steps", 0), "--alum-num-ascent-steps must be at least 1"),
+        (("--alum", "--alum-num-ascent-steps", -1), "--alum-num-ascent-steps must be at least 0"),
+        (("--alum", "--alum-num-ascent-steps", 0, "--alum-step-size", 1), "--alum-step-size must be 0.001 with"),
+        (("--alum", "--alum-perturb-layer", 1), "--alum-perturb must be layer with --alum-perturb-layer 1"),
+        (("--alum", "--alum-perturb", "layer"), "--alum-perturb-layer must be given with --alum-perturb layer"),
+        (("--method", "freelb", "--alum-perturb-layer", 1), "--alum-perturb"),
+        (("--method", "r-drop", "--alum-inner-reduction", "batch"), "--alum-inner-reduction must be left out"),
+        (
+            ("--alum", "--alum-projection", "normalize", "--alum-epsilon", 1),
+            "--alum-epsilon must be 1e-05 with --alum-projection normalize",
+        ),
     ],
 )
 def test_a_flag_without_effect_or_out_of_range_is_refused(flags, message):
     with pytest.raises(ValueError, match=message):
         parsed(*flags)
+
+
+def test_the_layer_is_named_by_two_flags():
+    for name in ("alum", "smart", "r-drop"):
+        flags = ("--method", name, "--alum-perturb", "layer", "--alum-perturb-layer", 1)
+        assert method_of(parsed(*flags)).config.level == 1
 
 
 def test_the_library_refuses_freelb_with_an_average():
@@ -137,8 +155,8 @@ def test_a_regression_on_several_targets_compares_by_squares(tmp_path):
     data = with_labels([1.0, 0.5, -1.0])
     trainer = AlumTrainer(model=model, args=arguments(tmp_path), train_dataset=data, method="alum")
     assert trainer.kind == "regression"
-    kernels = trainer._regularizer({"labels": data[0]["labels"]}).kernels
     clean, moved = torch.zeros(2, 3), torch.full((2, 3), 0.5)
-    assert kernels.divergence(clean, moved, symmetric=True, detach_targets=True).item() == pytest.approx(0.5)
+    rows = trainer.regularizer.row_divergence(clean, moved, symmetric=True, detach_targets=True)
+    torch.testing.assert_close(rows, torch.tensor([0.5, 0.5]))
     trainer.train()
     assert all(row["alum_kl"] > 0 for row in trainer.state.log_history if "loss" in row)

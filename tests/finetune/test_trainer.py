@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import RobertaConfig, RobertaForSequenceClassification, Trainer, TrainingArguments
 
-from megatron_alum.finetune.divergence import KINDS, comparable
+from megatron_alum.finetune.divergence import KINDS, comparable, samples_of
 from megatron_alum.finetune.embeddings import EmbeddingSplit, perturbable
 from megatron_alum.finetune.fast_dropout import fast_dropout
 from megatron_alum.finetune.methods import METHODS, method
@@ -75,6 +75,15 @@ def test_every_method_trains_every_kind_and_changes_the_result(tmp_path, kind, n
         assert all(row.get("nonfinite", 0) == 0 for row in logged)
 
 
+def second_pass(trainer, model, inputs):
+    """The divergence that the trainer adds for a batch, clean pass included."""
+    with trainer.split.clean_pass(inputs) as entered:
+        outputs = model(**entered.inputs)
+    clean = comparable(outputs, trainer.kind, perturbable(inputs))
+    samples = samples_of(entered.x, clean, trainer.kind, inputs.get("labels"))
+    return trainer._divergence(entered, clean, inputs, samples)
+
+
 def divergence_of(kind, name, **changes):
     """(loss, gradients) of one divergence, dropout masks of the second pass fixed by the seed."""
     model = tiny_model(kind)
@@ -82,17 +91,14 @@ def divergence_of(kind, name, **changes):
     inputs = batch(kind)
     model.train()
     torch.manual_seed(1)
-    regularizer = trainer._regularizer(inputs)
-    outputs = model(**inputs)
-    clean = comparable(outputs, kind, perturbable(inputs))
     forward = trainer.split.forward
 
-    def seeded(x, inputs):
+    def seeded(*arguments):
         torch.manual_seed(2)
-        return forward(x, inputs)
+        return forward(*arguments)
 
     trainer.split.forward = seeded
-    out = trainer._divergence(regularizer, trainer.split.embed(inputs), clean, inputs, None)
+    out = second_pass(trainer, model, inputs)
     out.loss.backward()
     return out.loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -113,13 +119,13 @@ def test_gradient_of_the_regulariser_equals_finite_differences(kind):
     fixed = method("alum", **{**BIG, "step_size": 0.0, "detach_targets": False})
     trainer = AlumTrainer(model=model, args=arguments("unused"), train_dataset=[], method=fixed)
     inputs = batch(kind)
-    embeddings_shape = trainer.split.embed(inputs).shape
-    start = 0.1 * torch.randn(embeddings_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    start = 0.1 * torch.randn(
+        trainer.split.embed(inputs).shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     trainer._noise_key = lambda embeddings: start
 
     def loss():
-        clean = comparable(model(**inputs), kind, perturbable(inputs))
-        return trainer._divergence(trainer._regularizer(inputs), trainer.split.embed(inputs), clean, inputs, None).loss
+        return second_pass(trainer, model, inputs).loss
 
     names = (
         "embeddings.word_embeddings.weight",
@@ -146,8 +152,7 @@ def test_ascent_raises_the_divergence_of_each_kind(kind):
     model = tiny_model(kind, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).double()
     trainer = AlumTrainer(model=model, args=arguments("unused"), train_dataset=[], method=method("alum", **BIG))
     inputs = batch(kind)
-    clean = comparable(model(**inputs), kind, perturbable(inputs))
-    out = trainer._divergence(trainer._regularizer(inputs), trainer.split.embed(inputs), clean, inputs, None)
+    out = second_pass(trainer, model, inputs)
     assert out.stats["kl_gain"] > 0.1 * out.stats["inner_kl_start"] > 0
     assert out.delta[~perturbable(inputs)].abs().max() == 0
 
@@ -160,8 +165,7 @@ def test_more_ascent_steps_climb_higher(kind):
     for steps in (1, 2, 3, 6):
         far = {**BIG, "epsilon": 0.5, "noise_std": 0.05, "step_size": 0.05, "num_ascent_steps": steps}
         trainer = AlumTrainer(model=model, args=arguments("unused"), train_dataset=[], method=method("alum", **far))
-        clean = comparable(model(**inputs), kind, perturbable(inputs))
-        out = trainer._divergence(trainer._regularizer(inputs), trainer.split.embed(inputs), clean, inputs, None)
+        out = second_pass(trainer, model, inputs)
         gains.append(out.stats["kl_gain"].item())
         starts.append(out.stats["inner_kl_start"].item())
     assert len(set(starts)) == 1, "the same random start"
@@ -209,7 +213,7 @@ def encoders():
     }
 
 
-@pytest.mark.parametrize("level", ["word", "encoder_input"])
+@pytest.mark.parametrize("level", ["word", "encoder_input", 1])
 @pytest.mark.parametrize("name", list(encoders()))
 def test_forward_from_embeddings_equals_forward_from_tokens(name, level):
     model = encoders()[name]().eval()
@@ -218,8 +222,11 @@ def test_forward_from_embeddings_equals_forward_from_tokens(name, level):
     if name == "roberta":  # pad id 1
         inputs["input_ids"] = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], 1)
     split = EmbeddingSplit(model, level)
-    expected = model(**inputs).logits
-    torch.testing.assert_close(split.forward(split.embed(inputs), inputs).logits, expected, rtol=0, atol=0)
+    with split.clean_pass(inputs) as entered:
+        found = model(**entered.inputs).logits
+    again = split.forward(entered.x, inputs, entered.noted).logits
+    for logits in (found, again):
+        torch.testing.assert_close(logits, model(**inputs).logits, rtol=0, atol=0)
 
 
 def test_models_that_cannot_run_from_embeddings_are_refused():
@@ -252,14 +259,20 @@ def test_bfloat16_autocast_trains(tmp_path, name):
     assert all(torch.isfinite(torch.tensor(row["loss"])) for row in trainer.state.log_history if "loss" in row)
 
 
-def test_torch_compile_gives_the_eager_result(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "level",
+    [{}, {"perturb": "encoder_input"}, {"perturb": "layer", "perturb_layer": 1}],
+    ids=["word", "input", "layer"],
+)
+def test_torch_compile_gives_the_eager_result(tmp_path, monkeypatch, level):
     """Every pass goes through the compiled module; the eager backend of dynamo needs no compiler."""
     monkeypatch.setattr(AlumTrainer, "_dropout", lambda trainer: nullcontext())  # torch's masks, as compiled code draws
-    eager, _ = train(tmp_path, "classification", method=method("alum", **BIG))
+    plan = method("alum", **BIG, **level)
+    eager, _ = train(tmp_path, "classification", method=plan)
     compiled, _ = train(
         tmp_path,
         "classification",
-        method=method("alum", **BIG),
+        method=plan,
         arguments_changes={"torch_compile": True, "torch_compile_backend": "eager"},
     )
     losses = [[row["loss"] for row in t.state.log_history if "loss" in row] for t in (eager, compiled)]

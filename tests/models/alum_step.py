@@ -1,14 +1,14 @@
 """One ALUM step of a SplitBert through megatron-core's DDP, with gradients put together from all ranks.
 
-The divergence is the vocab-parallel reference of `ops`; the step itself is `alum.AlumRegularizer`, which also drives
-the transformers models it is compared with.
+The divergence is the vocab-parallel reference of `ops`; the ascent is `alum.ascend`, which also drives the transformers
+models that it is compared with.
 """
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from torch.nn import functional as F
 
-from megatron_alum.alum import AlumRegularizer, Kernels
+from megatron_alum.alum import ascend
 from megatron_alum.config.alum import AlumConfig
 from megatron_alum.models import build_model
 from megatron_alum.ops import NoiseKey, kl_divergence, mlm_symmetric_kl, perturb_embeddings, symmetric_kl
@@ -21,40 +21,24 @@ ALPHA = 10.0
 ALUM = AlumConfig(epsilon=0.05, noise_std=0.05, step_size=0.02, projection="normalized_gradient")
 
 
-def noise_key(
-    batch, *, first_position: int = 0, num_positions: int | None = None, batch_first: bool = False
-) -> NoiseKey:
-    """The random start of this batch; the same values on every layout."""
-    num_positions = num_positions or batch.tokens.size(1)
-    return NoiseKey(
-        seed=3,
-        iteration=1,
-        sample_index=torch.arange(batch.tokens.size(0)) + 100,
-        position=torch.arange(num_positions) + first_position,
-        std=ALUM.noise_std,
-        batch_first=batch_first,
-    )
+def noise_key(sample, position) -> NoiseKey:
+    """The random start of tokens by their sequence and place; the same values on every layout."""
+    return NoiseKey(seed=3, iteration=1, sample_index=sample + 100, position=position, std=ALUM.noise_std)
 
 
-def kernels(group, vocab_size) -> Kernels:
-    """The fused operators' reference, vocab-parallel over `group`."""
-
-    def divergence(clean, adversarial, *, symmetric, detach_targets):
-        kl = symmetric_kl if symmetric else kl_divergence
-        options = {"detach_targets": detach_targets, "impl": "reference"}
-        mlm = kl(clean.mlm_logits, adversarial.mlm_logits, valid_vocab_size=vocab_size, group=group, **options).mean()
-        if clean.nsp_logits is None:
-            return mlm
-        return mlm + kl(clean.nsp_logits, adversarial.nsp_logits, **options).mean()
-
-    return Kernels(perturb=perturb_embeddings, divergence=divergence, agree=lambda finite: finite)
+def divergence(clean, adversarial, kl, *, vocab_size=None, group=None):
+    """Mean over masked tokens and, where there are pairs, mean over sequences."""
+    mlm = kl(clean.mlm_logits, adversarial.mlm_logits, valid_vocab_size=vocab_size, group=group, impl="reference")
+    if clean.nsp_logits is None:
+        return mlm.mean()
+    return mlm.mean() + kl(clean.nsp_logits, adversarial.nsp_logits, impl="reference").mean()
 
 
 def gradients(rank, world_size, config, batch, options):
-    """{parameter name: whole gradient}, losses and main_grad after the ascent; `options` see the first lines."""
+    """{parameter name: whole gradient}, losses, main_grad after the ascent and delta; `options` see the first lines."""
     sequence_parallel, level = options.get("sequence_parallel", False), options.get("level", "word")
     recompute, adversarial = options.get("recompute", "none"), options.get("adversarial", True)
-    dtype = options.get("dtype", torch.float32)
+    dtype, rows = options.get("dtype", torch.float32), options.get("rows", False)
     groups = initialize(tensor_parallel_size=world_size, sequence_parallel=sequence_parallel)
     seed_everything(11, groups)
     model = build_model(config, vocab_size=VOCAB_SIZE, groups=groups, recompute=recompute)
@@ -62,37 +46,49 @@ def gradients(rank, world_size, config, batch, options):
     model.to(dtype)
     ddp = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)
     ddp.zero_grad_buffer()
-    x = model.embed(batch.tokens, token_types=batch.token_types, level=level)
+    inputs = batch.inputs
+    x = model.embed(inputs, level=level)
 
-    def forward(embeddings):
-        hidden = model.encode(embeddings, token_types=batch.token_types, padding_mask=batch.padding_mask, level=level)
-        return model.heads(hidden, batch.masked_positions)
+    def forward(x):
+        return model.heads((model.encode_rows if rows else model.encode)(x, inputs, level=level), inputs)
 
     clean = forward(x)
     losses = _standard_losses(clean, batch, groups)
-    inner_main_grad = 0.0
+    inner_main_grad, delta = 0.0, None
     if adversarial:
-        step = _adversarial_loss(
-            model, x, clean, forward, batch=batch, groups=groups, plain_backward=recompute != "none"
-        )
+        delta = _ascent(model, x, clean, forward, batch=batch, plain_backward=recompute != "none")
         inner_main_grad = max(p.main_grad.abs().max().item() for p in model.parameters())
-        losses["kl"], delta = step.loss, step.delta
+        losses["kl"] = divergence(clean, forward(x + delta), symmetric_kl, vocab_size=VOCAB_SIZE, group=groups.tp)
     total = sum(losses[name] * (ALPHA if name == "kl" else 1.0) for name in losses)
     total.backward()
     ddp.finish_grad_sync()
     finalize_model_grads([ddp])
     whole = {name: _whole(p.main_grad, p, groups) for name, p in model.named_parameters()}
     result = {name: loss.item() for name, loss in losses.items()}
-    return whole, result, inner_main_grad, delta if adversarial else None
+    return whole, result, inner_main_grad, delta
 
 
-def _adversarial_loss(model, x, clean, forward, *, batch, groups, plain_backward):
-    length = x.size(0)
-    first = groups.tp_rank * length if groups.sequence_parallel else 0
-    mask = batch.padding_mask.transpose(0, 1)[first : first + length]
-    regularizer = AlumRegularizer(ALUM, kernels(groups.tp, VOCAB_SIZE), plain_backward=plain_backward)
-    key = noise_key(batch, first_position=first, num_positions=length)
-    return regularizer(x, clean, forward, mask=mask, noise_key=key, parameters=model.parameters())
+def _ascent(model, x, clean, forward, *, batch, plain_backward):
+    """delta of this rank's tokens."""
+    local = model.groups.local_tokens
+    group = model.groups.tp
+
+    def inner_loss(x_adv):
+        detached = type(clean)(*(None if logits is None else logits.detach() for logits in clean))
+        return divergence(detached, forward(x_adv), kl_divergence, vocab_size=VOCAB_SIZE, group=group)
+
+    return ascend(
+        x,
+        inner_loss,
+        start=noise_key(local(batch.sequence), local(batch.position)),
+        config=ALUM,
+        perturb=perturb_embeddings,
+        segments=local(batch.sequence)[:, None],
+        num_segments=len(batch.lengths),
+        mask=local(batch.is_real)[:, None],
+        parameters=model.parameters(),
+        plain_backward=plain_backward,
+    ).delta
 
 
 def _standard_losses(clean, batch, groups):

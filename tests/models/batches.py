@@ -1,33 +1,97 @@
-"""Small batches with pairs and padding, shared by the model tests."""
+"""Small batches of pairs, back to back and padded, shared by the model tests."""
 
 import dataclasses
 
 import torch
 
+from megatron_alum.models import ModelInputs
+
 VOCAB_SIZE = 77
+LENGTHS = (16, 13, 10)
+"""39 tokens, which are filled up to 40"""
+PAD = {"megatron-bert": 0, "bert": 0, "roberta": 1}
+MASKED_COLUMNS = (1, 4, 6)
 
 
 @dataclasses.dataclass
 class Batch:
+    """Sequences back to back; `sequence` numbers them, and the tail after them."""
+
+    model_type: str
     tokens: torch.Tensor
     token_types: torch.Tensor
-    padding_mask: torch.Tensor
+    position: torch.Tensor
+    sequence: torch.Tensor
+    lengths: tuple[int, ...]
     masked_positions: torch.Tensor
     labels: torch.Tensor
 
+    @property
+    def inputs(self) -> ModelInputs:
+        return ModelInputs.of(
+            tokens=self.tokens,
+            token_types=self.token_types,
+            position=self.position,
+            lengths=self.lengths,
+            masked_positions=self.masked_positions,
+            device=torch.device("cpu"),
+        )
 
-def make_batch(model_type: str, *, batch_size: int = 3, length: int = 16, padded: bool = True) -> Batch:
-    """Random tokens; row i ends in 3 i padding tokens, its second half has token type 1 (but for RoBERTa)."""
-    generator = torch.Generator().manual_seed(5)
-    pad_id = 1 if model_type == "roberta" else 0
-    tokens = torch.randint(5, VOCAB_SIZE, (batch_size, length), generator=generator)
-    mask = torch.ones(batch_size, length, dtype=torch.bool)
-    for row in range(batch_size if padded else 0):
-        mask[row, length - 3 * row :] = False
-    tokens = torch.where(mask, tokens, pad_id)
-    types = torch.zeros_like(tokens)
-    if model_type != "roberta":
-        types[:, length // 2 :] = 1
-    positions = torch.tensor([row * length + column for row in range(batch_size) for column in (1, 4, 6)])
-    labels = torch.randint(5, VOCAB_SIZE, positions.shape, generator=generator)
-    return Batch(tokens, types, mask, positions, labels)
+    @property
+    def is_real(self) -> torch.Tensor:
+        """bool [T]: False in the tail."""
+        return self.sequence < len(self.lengths)
+
+    def alone(self, index: int, multiple: int = 8) -> "Batch":
+        """The sequence `index` as a batch of its own."""
+        start = sum(self.lengths[:index])
+        own = slice(start, start + self.lengths[index])
+        labels = self.labels[index * len(MASKED_COLUMNS) : (index + 1) * len(MASKED_COLUMNS)]
+        return flat(self.model_type, [self.tokens[own]], [self.token_types[own]], labels, multiple)
+
+    def padded(self, values: torch.Tensor | None = None, fill: int | None = None) -> torch.Tensor:
+        """`values` [T, ...], the tokens by default, as rows [B, S, ...] filled up at the right."""
+        values = self.tokens if values is None else values
+        fill = (PAD[self.model_type] if values is self.tokens else 0) if fill is None else fill
+        rows = torch.full((len(self.lengths), max(self.lengths), *values.shape[1:]), fill, dtype=values.dtype)
+        for row, part in zip(rows, values.split([*self.lengths, len(values) - sum(self.lengths)]), strict=False):
+            row[: len(part)] = part
+        return rows
+
+    @property
+    def padding_mask(self) -> torch.Tensor:
+        """bool [B, S]: True for the real tokens of `padded`."""
+        return torch.arange(max(self.lengths)) < torch.tensor(self.lengths)[:, None]
+
+    @property
+    def padded_positions(self) -> torch.Tensor:
+        """int64 [N], row * S + column of the masked positions in `padded`."""
+        sequence, column = self.sequence[self.masked_positions], self.position[self.masked_positions]
+        return sequence * max(self.lengths) + column
+
+
+def flat(model_type, tokens, token_types, labels, multiple=8) -> Batch:
+    """The sequences (lists of tensors) back to back, with a tail up to a multiple of `multiple`."""
+    lengths = tuple(len(one) for one in tokens)
+    tail = -sum(lengths) % multiple
+    pieces = [*lengths, tail]
+    starts = [sum(lengths[:row]) for row in range(len(lengths))]
+    return Batch(
+        model_type,
+        tokens=torch.cat([*tokens, torch.full((tail,), PAD[model_type])]),
+        token_types=torch.cat([*token_types, torch.zeros(tail, dtype=torch.int64)]),
+        position=torch.cat([torch.arange(length) for length in lengths] + [torch.zeros(tail, dtype=torch.int64)]),
+        sequence=torch.repeat_interleave(torch.arange(len(pieces)), torch.tensor(pieces)),
+        lengths=lengths,
+        masked_positions=torch.tensor([start + column for start in starts for column in MASKED_COLUMNS]),
+        labels=labels,
+    )
+
+
+def make_batch(model_type: str, lengths: tuple[int, ...] = LENGTHS, multiple: int = 8, seed: int = 5) -> Batch:
+    """Random tokens; the second half of each sequence has token type 1 (but for RoBERTa)."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = [torch.randint(5, VOCAB_SIZE, (length,), generator=generator) for length in lengths]
+    types = [torch.arange(length) // (-(-length // 2)) * (model_type != "roberta") for length in lengths]
+    labels = torch.randint(5, VOCAB_SIZE, (len(lengths) * len(MASKED_COLUMNS),), generator=generator)
+    return flat(model_type, tokens, types, labels, multiple)

@@ -63,6 +63,25 @@ def twin(model: SplitBert) -> torch.nn.Module:
     return hf.eval()
 
 
+def load_renamed(config, model, weights):
+    """Gives `model` the `weights` of a transformers state dict; rows of padded words become zero.
+
+    `renamed` is linear and each of its values lies in one place, so numbering the places turns it round.
+    """
+    with torch.no_grad():
+        own = dict(model.named_parameters())
+        places, count = {}, 0
+        for name, parameter in own.items():
+            places[name] = torch.arange(count, count + parameter.numel()).view(parameter.shape)
+            count += parameter.numel()
+        flat = torch.zeros(count, dtype=torch.float64)
+        for name, place in renamed(config, places, model.real_vocab_size):
+            if name in weights:  # the decoder's bias has two names
+                flat[place.flatten()] = weights[name].double().flatten()
+        for name, parameter in own.items():
+            parameter.copy_(flat[places[name]])
+
+
 def renamed(config, ours, vocab_size):
     """(transformers' name, tensor) for whole tensors by SplitBert's names: weights, or anything linear in them."""
     root = "roberta" if config.model_type == "roberta" else "bert"

@@ -1,36 +1,73 @@
-"""Logits equal those of transformers' implementations of the same networks, on padded batches of pairs."""
+"""Hidden states, logits and gradients equal those of transformers' implementations, which pad what stands back to back
+here.
+"""
 
 import pytest
 import torch
 
-from megatron_alum.config.model import ModelConfig
 from megatron_alum.models import build_model
 from tests.models.batches import VOCAB_SIZE, make_batch
 from tests.models.huggingface import randomize_whole, twin
-from tests.models.tolerances import LOGITS_ATOL
+from tests.models.test_gradients import small_config
+from tests.models.tolerances import GRADIENT_RTOL, HIDDEN_ATOL, LOGITS_ATOL
 
 
-@pytest.mark.parametrize("padded", [True, False])
-@pytest.mark.parametrize("level", ["word", "encoder_input"])
+def transformers_outputs(hf, batch, embeddings=None):
+    """Outputs of the padded rows, with all hidden states."""
+    where = {"input_ids": batch.padded()} if embeddings is None else {"inputs_embeds": embeddings}
+    if batch.model_type == "roberta" and embeddings is not None:
+        where["position_ids"] = (batch.padded(batch.position) + 2) * batch.padding_mask + ~batch.padding_mask
+    types = batch.padded(batch.token_types)
+    mask = batch.padding_mask.long()
+    return hf(**where, token_type_ids=types, attention_mask=mask, output_hidden_states=True)
+
+
+@pytest.mark.parametrize("attention", ["blocks", "jagged"])
+@pytest.mark.parametrize("level", ["word", "encoder_input", 1])
 @pytest.mark.parametrize("model_type", ["megatron-bert", "bert", "roberta"])
-def test_logits_equal(groups, model_type, level, padded):
-    config = ModelConfig(model_type=model_type, num_layers=2, hidden_size=24, num_attention_heads=3, seq_length=16)
-    model = build_model(config, vocab_size=VOCAB_SIZE, groups=groups).eval()
+def test_hidden_states_and_logits_equal(groups, model_type, level, attention):
+    model = build_model(small_config(model_type), vocab_size=VOCAB_SIZE, groups=groups, attention=attention).eval()
     randomize_whole(model, groups)
-    batch = make_batch(model_type, padded=padded)
+    batch = make_batch(model_type)
     with torch.no_grad():
-        expected = twin(model)(
-            input_ids=batch.tokens, token_type_ids=batch.token_types, attention_mask=batch.padding_mask.long()
+        expected = transformers_outputs(twin(model), batch)
+        x = model.embed(batch.inputs, level=level)
+        hidden = model.encode(x, batch.inputs, level=level)
+        mlm_logits, nsp_logits = model.heads(hidden, batch.inputs)
+    assert x.dtype == torch.float32 and x.shape == (40, 1, 24)
+    if isinstance(level, int):
+        torch.testing.assert_close(
+            x[batch.is_real, 0], expected.hidden_states[level][batch.padding_mask], atol=HIDDEN_ATOL, rtol=0
         )
-        x = model.embed(batch.tokens, token_types=batch.token_types, level=level)
-        hidden = model.encode(x, token_types=batch.token_types, padding_mask=batch.padding_mask, level=level)
-        mlm_logits, nsp_logits = model.heads(hidden, batch.masked_positions)
-    assert x.dtype == torch.float32 and x.shape == (16, 3, 24)
+    torch.testing.assert_close(
+        hidden[batch.is_real, 0], expected.hidden_states[-1][batch.padding_mask], atol=HIDDEN_ATOL, rtol=0
+    )
     mlm_expected = expected.logits if model_type == "roberta" else expected.prediction_logits
     torch.testing.assert_close(
-        mlm_logits[:, :VOCAB_SIZE], mlm_expected.flatten(0, 1)[batch.masked_positions], atol=LOGITS_ATOL, rtol=0
+        mlm_logits[:, :VOCAB_SIZE], mlm_expected.flatten(0, 1)[batch.padded_positions], atol=LOGITS_ATOL, rtol=0
     )
     if model_type == "roberta":
         assert nsp_logits is None
     else:
         torch.testing.assert_close(nsp_logits, expected.seq_relationship_logits, atol=LOGITS_ATOL, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["blocks", "jagged"])
+@pytest.mark.parametrize("model_type", ["megatron-bert", "bert", "roberta"])
+def test_gradients_in_x_equal(groups, model_type, attention):
+    """At the word vectors and at the hidden state of layer 1, for a function of every real token's hidden state."""
+    model = build_model(small_config(model_type), vocab_size=VOCAB_SIZE, groups=groups, attention=attention)
+    randomize_whole(model, groups)
+    hf, batch = twin(model), make_batch(model_type)
+    words = hf.get_input_embeddings()(batch.padded()).detach().requires_grad_()
+    states = transformers_outputs(hf, batch, words).hidden_states
+    layer = states[1]
+    expected = torch.autograd.grad(states[-1][batch.padding_mask].sin().sum(), [words, layer])
+    for level, gradient in zip(("word", 1), expected, strict=True):
+        x = model.embed(batch.inputs, level=level).detach().requires_grad_()
+        hidden = model.encode(x, batch.inputs, level=level)
+        (ours,) = torch.autograd.grad(hidden[batch.is_real].sin().sum(), x)
+        theirs = gradient[batch.padding_mask]
+        worst = (ours[batch.is_real, 0] - theirs).abs().max()
+        assert worst < GRADIENT_RTOL * theirs.abs().max(), level
+        assert (ours[~batch.is_real] == 0).all()

@@ -47,9 +47,10 @@ def test_heads_equal_the_stock_model_with_the_same_state_dict(groups):
     stock.load_state_dict(ours.state_dict())  # strict: the names are BertModel's
     batch = make_batch("megatron-bert")
     with torch.no_grad():
-        mlm, nsp = ours(batch.tokens, batch.token_types, batch.padding_mask, batch.masked_positions)
-        all_mlm, stock_nsp = stock(batch.tokens, batch.padding_mask.long(), tokentype_ids=batch.token_types)
-    torch.testing.assert_close(mlm, all_mlm.flatten(0, 1)[batch.masked_positions], atol=LOGITS_ATOL, rtol=0)
+        mlm, nsp = ours(batch.inputs)
+        types = batch.padded(batch.token_types)
+        all_mlm, stock_nsp = stock(batch.padded(), batch.padding_mask.long(), tokentype_ids=types)
+    torch.testing.assert_close(mlm, all_mlm.flatten(0, 1)[batch.padded_positions], atol=LOGITS_ATOL, rtol=0)
     torch.testing.assert_close(nsp, stock_nsp, atol=LOGITS_ATOL, rtol=0)
 
 

@@ -12,7 +12,7 @@ from tests.models.test_gradients import small_config
 from tests.models.tolerances import GRADIENT_TOLERANCE, LOGITS_ATOL
 
 
-def heads_both_ways(rank, world_size, model_type, recompute, num_masked):
+def heads_both_ways(rank, world_size, model_type, recompute, num_masked, level):
     """[(outputs, gradients)] of all positions and of the rows alone."""
     from megatron_alum.parallel import initialize
 
@@ -20,14 +20,15 @@ def heads_both_ways(rank, world_size, model_type, recompute, num_masked):
     config = small_config(model_type)
     model = build_model(config, vocab_size=VOCAB_SIZE, groups=groups, dtype=torch.float32, recompute=recompute).train()
     batch = make_batch(model_type)
-    positions = batch.masked_positions[:num_masked]
-    inputs = {"token_types": batch.token_types, "padding_mask": batch.padding_mask}
+    batch.masked_positions = batch.masked_positions[:num_masked]
     results = []
     for of_rows in (False, True):
         model.zero_grad()
-        x = model.embed(batch.tokens, token_types=batch.token_types)
-        hidden = model.encode_rows(x, positions, **inputs) if of_rows else model.encode(x, **inputs)
-        outputs = [output for output in model.heads(hidden, positions) if output is not None]
+        x = model.embed(batch.inputs, level=level)
+        hidden = (model.encode_rows if of_rows else model.encode)(x, batch.inputs, level=level)
+        parts = [model.heads(hidden, batch.inputs, masked=part) for part in (slice(None, 2), slice(2, None))]
+        outputs = [*(part.mlm_logits for part in parts), *(part.nsp_logits for part in parts)]
+        outputs = [output for output in outputs if output is not None]
         sum(output.square().sum() for output in outputs).backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         results.append(([output.detach() for output in outputs], gradients))
@@ -35,20 +36,21 @@ def heads_both_ways(rank, world_size, model_type, recompute, num_masked):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "world_size", "recompute", "num_masked"),
+    ("model_type", "world_size", "recompute", "num_masked", "level"),
     [
-        ("megatron-bert", 1, "none", 9),
-        ("bert", 1, "none", 9),
-        ("roberta", 1, "none", 9),
-        ("megatron-bert", 2, "none", 9),
-        ("bert", 2, "full", 9),
-        ("megatron-bert", 1, "full", 4),
-        ("bert", 1, "selective", 1),
-        ("bert", 1, "none", 0),
+        ("megatron-bert", 1, "none", 9, "word"),
+        ("bert", 1, "none", 9, "encoder_input"),
+        ("roberta", 1, "none", 9, "word"),
+        ("megatron-bert", 1, "none", 9, 1),
+        ("megatron-bert", 2, "none", 9, "word"),
+        ("bert", 2, "full", 9, 1),
+        ("megatron-bert", 1, "full", 4, "word"),
+        ("bert", 1, "selective", 1, "word"),
+        ("bert", 1, "none", 0, "word"),
     ],
 )
-def test_equals_the_whole_encoder(model_type, world_size, recompute, num_masked):
-    for whole, rows in run_ranks(world_size, heads_both_ways, model_type, recompute, num_masked):
+def test_equals_the_whole_encoder(model_type, world_size, recompute, num_masked, level):
+    for whole, rows in run_ranks(world_size, heads_both_ways, model_type, recompute, num_masked, level):
         for expected, found in zip(whole[0], rows[0], strict=True):
             torch.testing.assert_close(found, expected, rtol=0, atol=LOGITS_ATOL)
         assert whole[1].keys() == rows[1].keys()
@@ -67,9 +69,7 @@ def forward_with_dropout(rank, world_size, recompute):
     model = build_model(config, vocab_size=VOCAB_SIZE, groups=groups, dtype=torch.float32, recompute=recompute).train()
     seed_everything(11, groups)
     batch = make_batch("bert")
-    x = model.embed(batch.tokens, token_types=batch.token_types)
-    inputs = {"token_types": batch.token_types, "padding_mask": batch.padding_mask}
-    logits, _ = model.heads(model.encode_rows(x, batch.masked_positions, **inputs), batch.masked_positions)
+    logits, _ = model.heads(model.encode_rows(model.embed(batch.inputs), batch.inputs), batch.inputs)
     logits.square().sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 

@@ -34,7 +34,7 @@ def _one_rank(model_type, **options):
     return run_ranks(1, gradients, small_config(model_type), make_batch(model_type), options)[0]
 
 
-@pytest.mark.parametrize("level", ["word", "encoder_input"])
+@pytest.mark.parametrize("level", ["word", "encoder_input", 1])
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 @pytest.mark.parametrize("model_type", TYPES)
 def test_alum_step_equals_one_rank(model_type, sequence_parallel, level):

@@ -1,6 +1,6 @@
 """One ALUM step moves our network and transformers' the same way: every gradient, TP = 1 and 2.
 
-Both are driven by the same AlumRegularizer (perturb = word, epsilon = sigma = 0.05, dropout 0). The transformers side
+Both are driven by the same ascent (perturb = word, epsilon = sigma = 0.05, dropout 0). The transformers side pads, and
 takes its divergence from the float64 reference of `alum`, ours from the vocab-parallel one of `ops`.
 """
 
@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from megatron_alum.alum import AlumRegularizer, Kernels, reference_kernels
+from megatron_alum.alum import ascend, reference_divergence
 from megatron_alum.models import HeadOutputs, build_model
-from megatron_alum.ops import perturb_embeddings
+from megatron_alum.reference.tokens import perturb
 from tests.helpers.distributed import run_ranks
 from tests.models.alum_step import ALPHA, ALUM, gradients, noise_key
 from tests.models.batches import VOCAB_SIZE, make_batch
 from tests.models.huggingface import randomize_whole, renamed, twin
+from tests.models.test_against_transformers import transformers_outputs
 from tests.models.test_gradients import small_config
 from tests.models.tolerances import GRADIENT_RTOL, KEY_BIAS_ATOL, LOSS_RTOL
 
@@ -22,29 +23,38 @@ from tests.models.tolerances import GRADIENT_RTOL, KEY_BIAS_ATOL, LOSS_RTOL
 def _transformers_step(hf, model_type, batch):
     """Losses by name; gradients are left in `hf`."""
     is_roberta = model_type == "roberta"
-    real = batch.padding_mask.long()
-    extra = {"position_ids": torch.cumsum(real, 1) * real + 1} if is_roberta else {"token_type_ids": batch.token_types}
 
     def forward(embeddings):
-        outputs = hf(inputs_embeds=embeddings, attention_mask=real, **extra)
-        logits = (outputs.logits if is_roberta else outputs.prediction_logits).flatten(0, 1)[batch.masked_positions]
+        outputs = transformers_outputs(hf, batch, embeddings)
+        logits = (outputs.logits if is_roberta else outputs.prediction_logits).flatten(0, 1)[batch.padded_positions]
         return HeadOutputs(logits, None if is_roberta else outputs.seq_relationship_logits)
 
-    x = hf.get_input_embeddings()(batch.tokens)
+    x = hf.get_input_embeddings()(batch.padded())
     clean = forward(x)
-    reference = reference_kernels()
-    kernels = Kernels(perturb=perturb_embeddings, divergence=reference.divergence, agree=reference.agree)
-    step = AlumRegularizer(ALUM, kernels)(
+
+    def divergence(adversarial, *, symmetric):
+        """Mean over masked tokens and over sequences."""
+        pairs = [(a, b) for a, b in zip(clean, adversarial, strict=True) if a is not None]
+        options = {"symmetric": symmetric, "detach_targets": True}
+        return sum(reference_divergence(a if symmetric else a.detach(), b, **options).mean() for a, b in pairs)
+
+    rows = torch.arange(len(batch.lengths))[:, None].expand(batch.padding_mask.shape)
+    position = torch.arange(batch.padding_mask.size(1)).expand(batch.padding_mask.shape)
+    ascent = ascend(
         x,
-        clean,
-        forward,
+        lambda x_adv: divergence(forward(x_adv), symmetric=False),
+        start=noise_key(rows.flatten(), position.flatten()),
+        config=ALUM,
+        perturb=perturb,
+        segments=rows,
+        num_segments=len(rows),
         mask=batch.padding_mask,
-        noise_key=noise_key(batch, batch_first=True),
         parameters=hf.parameters(),
     )
-    losses = {"mlm": F.cross_entropy(clean.mlm_logits, batch.labels), "kl": step.loss}
+    kl = divergence(forward(x + ascent.delta), symmetric=True)
+    losses = {"mlm": F.cross_entropy(clean.mlm_logits, batch.labels), "kl": kl}
     if not is_roberta:
-        losses["nsp"] = F.cross_entropy(clean.nsp_logits, torch.arange(len(batch.tokens)) % 2)
+        losses["nsp"] = F.cross_entropy(clean.nsp_logits, torch.arange(len(rows)) % 2)
     sum(loss * (ALPHA if name == "kl" else 1.0) for name, loss in losses.items()).backward()
     return {name: loss.item() for name, loss in losses.items()}
 

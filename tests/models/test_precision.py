@@ -32,19 +32,19 @@ def _model(groups, model_type, dtype):
 
 
 def _forward(model, batch, delta, level="word"):
-    x = model.embed(batch.tokens, token_types=batch.token_types, level=level)
+    x = model.embed(batch.inputs, level=level)
     assert x.dtype == torch.float32
-    hidden = model.encode(x + delta, token_types=batch.token_types, padding_mask=batch.padding_mask, level=level)
-    return hidden, model.heads(hidden, batch.masked_positions)
+    hidden = model.encode(x + delta, batch.inputs, level=level)
+    return hidden, model.heads(hidden, batch.inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
-@pytest.mark.parametrize("level", ["word", "encoder_input"])
+@pytest.mark.parametrize("level", ["word", "encoder_input", 1])
 @pytest.mark.parametrize("model_type", TYPES)
 def test_no_perturbation_means_no_divergence(groups, model_type, level, dtype):
     model, batch = _model(groups, model_type, dtype), make_batch(model_type)
     hidden, clean = _forward(model, batch, 0.0, level)
-    _, adversarial = _forward(model, batch, torch.zeros(16, 3, 24), level)
+    _, adversarial = _forward(model, batch, torch.zeros(40, 1, 24), level)
     assert hidden.dtype == dtype and clean.mlm_logits.dtype == dtype
     for a, b in zip(clean, adversarial, strict=True):
         if a is not None:
@@ -61,34 +61,36 @@ def test_logits_are_those_of_float32_within_rounding(groups, model_type, dtype):
 
 
 @pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("level", ["encoder_input", 1])
 @pytest.mark.parametrize(
     ("model_type", "reader"), [("megatron-bert", "input_layernorm"), ("bert", "self_attention.linear_qkv")]
 )
-def test_first_reader_sees_a_perturbation_below_16_bit_resolution(groups, model_type, reader, dtype):
+def test_first_reader_sees_a_perturbation_below_16_bit_resolution(groups, model_type, reader, level, dtype):
     """x is about 1, where bfloat16 steps by 2^-8 and float16 by 2^-11; a shift of 1e-4 of one channel must still
     arrive.
     """
     model, batch = _model(groups, model_type, dtype), make_batch(model_type)
     seen = []
-    first = model.encoder.layers[0].get_submodule(reader)
+    first = model.encoder.layers[level if isinstance(level, int) else 0].get_submodule(reader)
     first.register_forward_pre_hook(lambda _module, args: seen.append(args[0].detach().clone()))
-    delta = torch.zeros(16, 3, 24)
+    delta = torch.zeros(40, 1, 24)
     delta[..., 0] = 1e-4
-    _forward(model, batch, 0.0, "encoder_input")
-    _forward(model, batch, delta, "encoder_input")
+    _forward(model, batch, 0.0, level)
+    _forward(model, batch, delta, level)
     assert seen[0].dtype == torch.float32
     torch.testing.assert_close(seen[1] - seen[0], delta, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("level", ["word", 1])
 @pytest.mark.parametrize("model_type", TYPES)
-def test_first_reader_computes_in_float32(groups, model_type, dtype):
+def test_first_reader_computes_in_float32(groups, model_type, level, dtype):
     """The gradient of its input equals the float32 network's to 16-bit rounding of what follows, and is itself
     float32.
     """
     model, batch = _model(groups, model_type, dtype), make_batch(model_type)
-    delta = torch.zeros(16, 3, 24, requires_grad=True)
-    _, outputs = _forward(model, batch, delta)
+    delta = torch.zeros(40, 1, 24, requires_grad=True)
+    _, outputs = _forward(model, batch, delta, level)
     outputs.mlm_logits.float().logsumexp(-1).sum().backward()
     assert delta.grad is not None and delta.grad.dtype == torch.float32
     assert (delta.grad.to(dtype).float() != delta.grad).any(), "the gradient passed through 16 bits on its way to delta"

@@ -20,3 +20,10 @@ ATTENTION_ATOL = 1e-6
 BFLOAT16_LOSS_RTOL = 0.03
 # Logits of a 16-bit network against float32: 2 layers of roundings of 2^-9 (bfloat16) and 2^-12 of values of order 1.
 HALF_LOGITS_ATOL = {torch.bfloat16: 0.1, torch.float16: 0.02}
+# Hidden states of two implementations, or of two shapes of a product: 2 layers, the last LayerNorm's values of order 1.
+HIDDEN_ATOL = 5e-6
+# A sequence alone and in a batch through nested tensors, relative to its largest entry: the products of the attention
+# have other shapes.
+JAGGED_RTOL = 3e-6
+# One gradient whose four parts are added up in another order, relative to its largest entry.
+ORDER_RTOL = 1e-6

@@ -209,13 +209,13 @@ def test_constants_for_logs_come_with_the_pass(device, impl, divergence):
     rows = ops.row_losses(clean, adv, labels, **call)
     exact = [x[:, :VALID].double() for x in (clean, adv)]
     one_way = oracle.one_sided_kl(*exact).where(labels != -100, 0.0)
-    assert (rows.one_way - one_way).abs().max() <= 1e-7 and torch.equal(rows.unweighted_kl, rows.kl)
+    assert (rows.logged_one_way - one_way).abs().max() <= 1e-7 and torch.equal(rows.logged_kl, rows.kl)
     weights = {"mlm_weight": mlm_weight, "kl_weight": kl_weight}
     for a, b in ((clean.requires_grad_(), adv), (clean.detach(), adv)):  # with and without a gradient
         sums = ops.row_losses(a, b, labels, **weights, **call)
-        assert sums.one_way.item() == pytest.approx(one_way.sum().item(), rel=1e-4)
-        assert sums.unweighted_kl.item() == pytest.approx(rows.kl.sum().item(), rel=1e-6)
-        assert not sums.one_way.requires_grad and not sums.unweighted_kl.requires_grad
+        assert sums.logged_one_way.item() == pytest.approx(one_way.sum().item(), rel=1e-4)
+        assert sums.logged_kl.item() == pytest.approx(rows.kl.sum().item(), rel=1e-6)
+        assert not sums.logged_one_way.requires_grad and not sums.logged_kl.requires_grad
 
 
 def test_a_loss_and_its_weight_come_together(device, impl):
@@ -259,7 +259,7 @@ def test_a_step_passes_over_logit_tensors_seven_times(device, kernel_only):
             a, b, labels, mlm_weight=mlm_weight, kl_weight=kl_weight, detach_targets=True, overwrite_logits=True
         )
         torch.autograd.grad(outer.mlm + outer.kl, (clean, adv))
-    assert torch.isfinite(outer.one_way) and passes.total == 7
+    assert torch.isfinite(outer.logged_one_way) and passes.total == 7
     with Passes() as passes:
         loss = ops.row_losses(clean * 1.0, None, labels, mlm_weight=mlm_weight, overwrite_logits=True).mlm
         torch.autograd.grad(loss, clean)

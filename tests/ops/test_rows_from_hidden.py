@@ -111,14 +111,14 @@ def test_nearly_equal_logits_keep_their_digits(device, impl, symmetric):
 
 @pytest.mark.parametrize("differentiated", [True, False])
 def test_constants_for_logs_come_with_the_chunks(device, impl, differentiated):
-    """They are those of whole logits, every row counted once."""
+    """They are those of whole logits, with the same weights."""
     leaves, labels, (mlm_weight, kl_weight) = inputs(device)
-    weights = {"mlm_weight": mlm_weight, "kl_weight": kl_weight, "impl": impl}
+    weights = {"mlm_weight": mlm_weight, "kl_weight": kl_weight, "log_weight": kl_weight.flip(0), "impl": impl}
     with torch.set_grad_enabled(differentiated):
         found = ops.row_losses_from_hidden(*leaves, labels, chunk_rows=7, **weights)
         logits = [torch.nn.functional.linear(hidden, *leaves[2:]) for hidden in leaves[:2]]
         expected = ops.row_losses(*logits, labels, **weights)
-    assert not found.one_way.requires_grad and not found.unweighted_kl.requires_grad
+    assert not found.logged_one_way.requires_grad and not found.logged_kl.requires_grad
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.item() == pytest.approx(theirs.item(), rel=10 * tolerances.CHUNKED)
 

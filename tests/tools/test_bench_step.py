@@ -3,19 +3,32 @@
 import csv
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
-from megatron_alum.training.flops import passes
-from tools import bench_step
+from benchmarks import bench_step
+from benchmarks.batches import one_micro_batch, padded_rows
 
+ROOT = Path(__file__).parents[2]
 TINY = "--model-size tiny --seq-length 16 --micro-batch-size 4 --vocab-size 300 --steps 1 --rounds 1".split()
 
 
 def test_table_of_a_tiny_network(tmp_path):
     output = tmp_path / "steps.csv"
-    command = [sys.executable, bench_step.__file__, *TINY, "--only", "standard, 2", "K=1", "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.bench_step",
+        *TINY,
+        "--only",
+        "standard, 2",
+        "K=1",
+        "--output",
+        str(output),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     with output.open(newline="") as stream:
         rows = {row["step"]: row for row in csv.DictReader(stream)}
@@ -32,20 +45,29 @@ def test_table_of_a_tiny_network(tmp_path):
     assert alum["ratio_to_standard"] == "", "the standard step was not asked for"
 
 
-def test_operations_of_a_row_follow_its_options():
+def test_the_batch_of_full_rows_is_what_it_says():
     arguments = bench_step.parse_arguments(list(TINY))
-    config = bench_step._config(arguments, bench_step.VARIANTS["standard"])
-    hidden, layers, tokens, ffn = 128, 2, 16, 512  # preset tiny
-    layer = 2 * tokens * (4 * hidden * hidden + 2 * hidden * ffn) + 4 * tokens * tokens * hidden
-    head = 2 * 0.15 * tokens * (hidden * hidden + hidden * 300)
-    unread = tokens - 0.15 * tokens - 1  # by the heads: the last MLP leaves them out
-    spared = 2 * unread * 2 * hidden * ffn
-    assert bench_step.step_flops(arguments, config) == pytest.approx(4 * (layers * layer - spared + head))
-    counts = {name: passes(bench_step._config(arguments, bench_step.VARIANTS[name]), "alum") for name in ALUM_PASSES}
-    assert counts == ALUM_PASSES
+    config = bench_step._config(arguments, bench_step.VARIANTS["alum half of the batch"])
+    batches = one_micro_batch(arguments, config)
+    (batch,) = batches.micro_batches
+    assert batch.lengths == (16,) * 4 and batch.num_adversarial == 2
+    counts = batches.counts
+    assert (counts.tokens, counts.squared_lengths, counts.masked, counts.adversarial_masked) == (64, 1024, 8, 4)
+    tokens, types, is_real, labels = padded_rows(batch, 16)
+    assert torch.equal(tokens.flatten(), batch.tokens) and bool(is_real.all())
+    assert torch.equal(labels.flatten()[batch.masked_positions], batch.masked_labels)
+    assert int((labels >= 0).sum()) == 8 and torch.equal(types.flatten(), batch.token_types)
 
 
-ALUM_PASSES = {"alum K=1": 8, "alum K=2": 10, "alum half of the batch": 5.5, "alum free": 6}
+def test_real_text_is_one_of_sixteen_equal_micro_batches(prefix):
+    """All contestants get the same samples: stock as padded rows, ours without padding."""
+    arguments = bench_step.parse_arguments([*TINY[:2], "--seq-length", "48", "--data", prefix])
+    config = bench_step._config(arguments, bench_step.VARIANTS["alum K=1"])
+    (batch,) = one_micro_batch(arguments, config).micro_batches
+    assert 12 <= batch.num_sequences <= 20 and max(batch.lengths) <= 48
+    tokens, _, is_real, _ = padded_rows(batch, 48)
+    assert is_real.sum(1).tolist() == list(batch.lengths)
+    assert torch.equal(tokens[is_real.bool()], batch.tokens[: batch.num_tokens])
 
 
 def test_words_choose_rows_and_stock_is_always_there():
@@ -59,7 +81,7 @@ def test_words_choose_rows_and_stock_is_always_there():
 
 def test_the_fastest_round_counts(tmp_path, monkeypatch):
     """Two rounds: 3 s and 2 s, of which 2 s is written, with the memory of that round."""
-    measured = iter([bench_step.Measured(seconds, 1e6 * seconds, 2, None) for seconds in (8.0, 3.0, 5.0, 2.0)])
+    measured = iter([bench_step.Measured(seconds, 1e6 * seconds, 2, None, 1.0) for seconds in (8.0, 3.0, 5.0, 2.0)])
     monkeypatch.setattr(bench_step, "run_variant", lambda *_: next(measured))
     output = tmp_path / "steps.csv"
     monkeypatch.setattr(sys, "argv", ["bench_step.py", "--rounds", "2", "--only", "K=1", "--output", str(output)])

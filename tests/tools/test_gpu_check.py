@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools import bench_ops, bench_step, gpu_check
+from benchmarks import bench_step
+from tools import bench_ops, gpu_check
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: make gpu-check")

@@ -9,30 +9,43 @@ import json
 import sys
 import threading
 import time
+from functools import partial
 
 import psutil
 
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
+from megatron_alum.data.loader import draw
 from megatron_alum.parallel import initialize
+from megatron_alum.training.flops import TextSize
 from megatron_alum.training.memory import estimate_memory
-from megatron_alum.training.objective import MicroBatch
+from megatron_alum.training.micro_batch import batch_plan, load_all
 from megatron_alum.training.state import build_state
 from megatron_alum.training.step import train_step
 
-SMALL = ["--num-layers", "1", "--hidden-size", "32", "--num-attention-heads", "4", "--micro-batch-size", "2"]
+SMALL = [
+    "--num-layers",
+    "1",
+    "--hidden-size",
+    "32",
+    "--num-attention-heads",
+    "4",
+    "--micro-batch-size",
+    "2",
+]  # of the same global batch
 
 
 def steps_of(config, groups):
     """{phase: a function that takes one step}, on the last samples of the run, where most tokens are masked."""
     state = build_state(config, groups)
-    size, last = config.training.micro_batch_size, config.training.train_iters
-    end = last * config.training.global_batch_size
-    micro = MicroBatch.load(state.datasets.train.batch(range(end - size, end)), config.alum, groups.device)
-    return {
-        phase: lambda iteration=iteration: train_step(state, [micro], micro.counts, iteration)
-        for phase, iteration in (("standard", 1), ("alum", last))
-    }, state
+    last = config.training.train_iters
+    first_sample = (last - 1) * config.training.global_batch_size
+    drawn = draw(state.datasets.train, batch_plan(config, groups), first_sample)
+    steps = {}
+    for phase, iteration in (("standard", 1), ("alum", last)):
+        micro_batches = load_all(drawn.micro_batches, config, groups.device, is_adversarial=phase == "alum")
+        steps[phase] = partial(train_step, state, micro_batches, drawn.counts, iteration)
+    return steps, state, TextSize.of(drawn.counts, sequences=config.training.global_batch_size)
 
 
 def peak_of(process, action):
@@ -54,7 +67,7 @@ def peak_of(process, action):
 def main():
     """Load every library with a small network first, so that the difference is the network's alone."""
     groups = initialize(tensor_parallel_size=1, timeout_seconds=60)
-    steps, state = steps_of(parse_config(RunConfig, [*sys.argv[1:], *SMALL]), groups)
+    steps, state, _ = steps_of(parse_config(RunConfig, [*sys.argv[1:], *SMALL]), groups)
     for step in steps.values():
         step()
     del steps, state
@@ -63,12 +76,12 @@ def main():
     process = psutil.Process()
     before = process.memory_info().rss
     config = parse_config(RunConfig, sys.argv[1:])
-    steps, state = steps_of(config, groups)
+    steps, state, text = steps_of(config, groups)
     found = {}
     for phase, step in steps.items():
         step()
         vocab = state.network.real_vocab_size
-        estimate = estimate_memory(config, phase, vocab_size=vocab, world_size=1, on_gpu=False)
+        estimate = estimate_memory(config, phase, vocab_size=vocab, world_size=1, on_gpu=False, text=text)
         found[phase] = [peak_of(process, step) - before, estimate.total]
     print(json.dumps(found))
 

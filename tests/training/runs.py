@@ -33,6 +33,8 @@ TINY = {
 """a network that takes milliseconds a step"""
 EXACT = {"hidden-dropout": 0.0, "attention-dropout": 0.0, "alum-epsilon": 0.05, "alum-noise-std": 0.05}
 """where layouts can be compared: at the paper's 1e-5 rounding alone moves the divergence by 1 %"""
+ASCENT = {"alum_step_size": 0.5, "alum_epsilon": 0.1, "alum_noise_std": 0.05}
+"""an ascent that moves delta as far as its random start"""
 
 
 def build_corpus(folder: Path) -> str:
@@ -108,6 +110,29 @@ def train_with_small_files(rank, world_size, argv):
         return train_quietly(rank, world_size, argv)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def adversarial_setup(argv: list[str]):
+    """(config, state, a micro-batch of the run's first 8 samples, their counts), with weights four times as large as
+    fresh ones, of which every divergence would drown in rounding."""
+    import torch
+
+    from megatron_alum.data.loader import draw
+    from megatron_alum.parallel import initialize
+    from megatron_alum.training.micro_batch import batch_plan, load_all
+    from megatron_alum.training.state import build_state
+
+    config = parse_config(RunConfig, [*argv, "--micro-batch-size", "8", "--global-batch-size", "8"])
+    tp, split = config.parallel.tensor_model_parallel_size, config.parallel.sequence_parallel
+    groups = initialize(tensor_parallel_size=tp, sequence_parallel=split, timeout_seconds=60)
+    state = build_state(config, groups)
+    drawn = draw(state.datasets.train, batch_plan(config, groups), 0)
+    with torch.no_grad():
+        for parameter in state.network.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(4.0)
+    (micro,) = load_all(drawn.micro_batches, config, groups.device, is_adversarial=True)
+    return config, state, micro, drawn.counts
 
 
 def train_and_keep_stderr(rank: int, world_size: int, argv: list[str]) -> Exception | None:

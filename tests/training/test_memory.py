@@ -10,6 +10,7 @@ import pytest
 
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
+from megatron_alum.training.flops import TextSize
 from megatron_alum.training.memory import estimate_memory
 from tests.training.runs import arguments
 
@@ -22,6 +23,7 @@ CASES = {
     "no-dropout": {"hidden_dropout": 0, "attention_dropout": 0},
     "recompute-full": {"recompute_granularity": "full"},
     "half-of-the-batch": {"alum_batch_fraction": 0.5},
+    "late-layer": {"alum_perturb": "layer", "alum_perturb_layer": 2},
     "wide": {"num_layers": 8, "hidden_size": 512, "micro_batch_size": 4, "global_batch_size": 4},
 }
 
@@ -50,7 +52,8 @@ def config_of(*words):
 
 
 def estimate(config, world_size):
-    return estimate_memory(config, "standard", vocab_size=30_522, world_size=world_size, on_gpu=True)
+    text = TextSize.full(config)
+    return estimate_memory(config, "standard", vocab_size=30_522, world_size=world_size, on_gpu=True, text=text)
 
 
 def test_pipeline_stages_by_hand():

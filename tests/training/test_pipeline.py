@@ -100,5 +100,8 @@ def test_the_standard_phase_runs_in_stages_and_the_adversarial_one_without(prefi
 def test_a_dry_run_counts_the_stages(prefix, tmp_path):
     argv = arguments(prefix, None, **STANDARD, **STAGES, dry_run=True)
     printed, nothing = run_ranks(2, dry_run_output, argv)
-    assert "8 sequences = 2 a micro-batch x 4 micro-batches x 1 data-parallel replica(s) of 2 process(es)" in printed
+    assert (
+        "8 sequences = 2 a micro-batch on average x 4 micro-batches x 1 data-parallel replica(s) of 2 process(es)"
+        in printed
+    )
     assert "standard    20 iterations" in printed and nothing == ""

@@ -193,13 +193,13 @@ def test_a_run_of_another_kind_of_device_continues_with_new_random_states(prefix
 
 def train_noting_samples(rank, world_size, argv):
     """One rank; returns the global samples of its micro-batches in order."""
-    from megatron_alum.training.objective import MicroBatch
+    from megatron_alum.training.micro_batch import MicroBatch
 
     load, seen = MicroBatch.load.__func__, []
 
-    def noting(cls, batch, *args):
+    def noting(cls, batch, *args, **kwargs):
         seen.extend(batch.sample_index.tolist())
-        return load(cls, batch, *args)
+        return load(cls, batch, *args, **kwargs)
 
     MicroBatch.load = classmethod(noting)
     try:

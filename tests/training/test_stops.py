@@ -12,7 +12,8 @@ OPTIONS = {"train_iters": 4}
 
 
 def train_with_a_second_sigterm(rank, world_size, argv):
-    """Every rank is told to stop after iteration 2, and once more amid the save that follows."""
+    """Every rank is told to stop after iteration 2, when the agreement on what follows is on its way: it stops after
+    iteration 3. And it is told once more during the save."""
     from megatron_alum.training.loop import CheckpointSaver, Run
 
     after_step, write = Run._after_step, CheckpointSaver._write_tensors
@@ -37,26 +38,26 @@ def train_with_a_second_sigterm(rank, world_size, argv):
 def test_a_second_sigterm_does_not_cut_the_last_save_short(prefix, tmp_path, async_save):
     run = tmp_path / "run"
     launch_prepared(2, prefix, run, train_with_a_second_sigterm, async_save=async_save, **OPTIONS)
-    assert list_iterations(run) == [2] and find_checkpoint(run).name == "iter_0000002"
+    assert list_iterations(run) == [3] and find_checkpoint(run).name == "iter_0000003"
     assert not leftovers(run)
 
 
 def train_told_at_once(rank, world_size, argv, number):
-    """Signal `number` arrives while the samples of iteration 1 are prepared."""
+    """Signal `number` arrives before iteration 1."""
     from megatron_alum.training.loop import Run
 
-    fetch = Run._fetch
+    iterate = Run._iterate
 
-    def told(self, loader):
+    def told(self):
         if self.state.iteration == 0:
             os.kill(os.getpid(), number)
-        return fetch(self, loader)
+        return iterate(self)
 
-    Run._fetch = told
+    Run._iterate = told
     try:
         return train_and_keep_stderr(rank, world_size, argv)
     finally:
-        Run._fetch = fetch
+        Run._iterate = iterate
 
 
 def train_stopped_at_once(rank, world_size, argv):

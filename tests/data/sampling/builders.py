@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,52 @@ def open_train(prefix, *, model_type="bert", seq_length=128, train_samples=10_00
     return open_datasets(
         options, model_type=model_type, seq_length=seq_length, train_samples=train_samples, seed=seed
     ).train
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One sequence of a batch, taken out by the tensors alone."""
+
+    tokens: list[int]
+    """as the network sees them"""
+    originals: list[int]
+    """before masking"""
+    token_types: list[int]
+    masked: list[int]
+    """places in the sequence"""
+    labels: list[int]
+    nsp_label: int
+
+
+def sequences(batch) -> list[Sequence]:
+    """The sequences of a batch, found by looking at each token's `sequence`."""
+    originals = batch.tokens.clone()
+    originals[batch.masked_positions] = batch.masked_labels
+    owner = batch.sequence[batch.masked_positions]
+    found = []
+    for b, label in enumerate(batch.nsp_labels.tolist()):
+        own, masked = batch.sequence == b, owner == b
+        found.append(
+            Sequence(
+                tokens=batch.tokens[own].tolist(),
+                originals=originals[own].tolist(),
+                token_types=batch.token_types[own].tolist(),
+                masked=batch.position[batch.masked_positions[masked]].tolist(),
+                labels=batch.masked_labels[masked].tolist(),
+                nsp_label=label,
+            )
+        )
+    return found
+
+
+def assert_same_batches(a, b) -> None:
+    """Bit-equal tensors of equal types, and equal host facts."""
+    assert a.tensors().keys() == b.tensors().keys()
+    for name, x in a.tensors().items():
+        y = getattr(b, name)
+        assert x.dtype == y.dtype and torch.equal(x, y), name
+    for name in ("lengths", "masked_counts", "pad_token", "num_adversarial"):
+        assert getattr(a, name) == getattr(b, name), name
 
 
 def wikipedia_documents(shared_data: Path, num_files: int = 4) -> list[list[str]]:

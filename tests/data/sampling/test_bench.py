@@ -30,12 +30,14 @@ def test_table_and_csv(tmp_path):
         "--seq-length",
         "128",
     )
-    assert [row["case"] for row in rows] == ["megatron-core", "python", "cpp", "cpp", "cpp index"] + ["cpp"] * 4
+    assert [row["case"] for row in rows] == ["megatron-core", "python", "cpp", "cpp", "placement", "cpp index"] + [
+        "cpp"
+    ] * 4
     assert [row["threads"] for row in rows[2:4]] == ["1", "2"]
     for row in rows:
         assert float(row["samples_per_second"]) > 0 and row["processor"] and row["commit"]
     assert float(rows[0]["times_megatron_core"]) == 1.0
-    assert "pair index: 1,000 documents" in printed and "samples/s" in printed
+    assert "pair index: 1,000 documents" in printed and "samples/s" in printed and "placement: 4,096" in printed
 
 
 def test_a_missing_shard_is_one_sentence(tmp_path):

@@ -1,5 +1,9 @@
 """Samples by global index: options and their errors, splits, blends, epochs, and layouts of BERT and RoBERTa."""
 
+import hashlib
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +15,14 @@ from tests.data.sampling.builders import (
     epoch_rows,
     open_train,
     random_documents,
+    sequences,
     toy_bert_tokenizer,
     toy_roberta_tokenizer,
     write_shards,
 )
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "sampling" / "samples.json").read_text())
+"""Samples drawn before rows lost their padding; its first field says how."""
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +127,7 @@ def test_held_out_masks_keep_one_rate_and_differ_from_training(prefix):
     assert {opened.valid.settings.mask_rate(g) for g in (0, 50, 98, 500)} == {0.15}
     assert opened.test is None
     batch = opened.valid.batch(range(64))
-    assert batch.num_masked_tokens == sum(max(1, round(n * 0.15)) for n in batch.padding_mask.sum(1).tolist())
+    assert batch.masked_counts == tuple(max(1, round(n * 0.15)) for n in batch.lengths)
 
 
 def test_one_document_cannot_have_a_random_next(tmp_path, caplog):
@@ -176,7 +184,7 @@ def test_each_sample_comes_once_an_epoch(prefix, sampler):
     second = len(shard.epochs[1].rows)
     assert {shard.locate(size + i)[1] for i in range(second)} == set(range(second))
     # What the batches hold is what the rows say: as many tokens as one pass over the index.
-    tokens = sum(int(dataset.batch(range(i, min(i + 64, size))).padding_mask.sum()) for i in range(0, size, 64))
+    tokens = sum(dataset.batch(range(i, min(i + 64, size))).num_tokens for i in range(0, size, 64))
     lengths = shard.epochs[0].rows
     assert tokens == int(lengths["a_length"].sum()) + int(lengths["b_length"].sum()) + 3 * size
 
@@ -224,15 +232,10 @@ def test_layout_of_bert_pairs(prefix):
     batch = open_train(prefix, seq_length=32, mask_rate_start=0.01, mask_rate_end=0.01, mask_rate_steps=1).batch(
         range(20)
     )
-    tokens = batch.tokens.view(-1).clone()
-    tokens[batch.masked_positions] = batch.masked_labels
-    for row, types, real in zip(
-        tokens.view(20, 32).tolist(), batch.token_types.tolist(), batch.padding_mask, strict=True
-    ):
-        n = int(real.sum())
-        first = row.index(3)
-        assert row[0] == 2 and row[n - 1] == 3 and row[:n].count(3) == 2 and row[n:] == [0] * (32 - n)
-        assert types == [0] * (first + 1) + [1] * (n - first - 1) + [0] * (32 - n)
+    for row in sequences(batch):
+        ids, first = row.originals, row.originals.index(3)
+        assert ids[0] == 2 and ids[-1] == 3 and ids.count(3) == 2 and len(ids) <= 32
+        assert row.token_types == [0] * (first + 1) + [1] * (len(ids) - first - 1)
 
 
 def test_layout_of_roberta_pairs_and_full_sentences(tmp_path):
@@ -242,25 +245,72 @@ def test_layout_of_roberta_pairs_and_full_sentences(tmp_path):
     assert (dataset.special.cls, dataset.special.sep, dataset.special.pad, dataset.special.mask) == (0, 2, 1, 604)
     batch = dataset.batch(range(20))
     assert batch.token_types.sum() == 0
-    for row, real in zip(batch.tokens.tolist(), batch.padding_mask, strict=True):
-        n = int(real.sum())
-        middle = row.index(2)
-        assert row[0] == 0 and row[middle + 1] == 2 and row[n - 1] == 2 and row.count(2) == 3
-        assert row[n:] == [1] * (32 - n)
-    batch = open_train(prefix, model_type="roberta", seq_length=128).batch(range(150))  # auto: full sentences
-    closed = [row.count(2) for row in batch.tokens.tolist()]
+    for row in sequences(batch):
+        ids, middle = row.originals, row.originals.index(2)
+        assert ids[0] == 0 and ids[middle + 1] == 2 and ids[-1] == 2 and ids.count(2) == 3
+    packed = open_train(prefix, model_type="roberta", seq_length=128)  # auto: full sentences
+    batch = packed.batch(range(150), multiple=1024)
+    closed = [row.originals.count(2) for row in sequences(batch)]
     assert min(closed) == 1 and max(closed) > 1 and set(batch.nsp_labels.tolist()) == {-100}
-    assert (batch.tokens[~batch.padding_mask] == 1).all() and (batch.tokens[batch.padding_mask] != 1).all()
+    tail = batch.sequence == 150
+    assert tail.any() and (batch.tokens[tail] == 1).all() and (batch.tokens[~tail] != 1).all()
+    assert max(batch.lengths) <= 128 and np.mean(batch.lengths) > 90  # full rows: the packing wants no placement
 
 
 def test_batch_has_the_promised_shapes_and_types(prefix):
-    batch = open_train(prefix, seq_length=64).batch([5, 3, 9])
-    for name in ("tokens", "token_types", "padding_mask"):
-        assert getattr(batch, name).shape == (3, 64)
-    assert batch.padding_mask.dtype == torch.bool
-    for name in ("tokens", "token_types", "masked_positions", "masked_labels", "nsp_labels", "sample_index"):
+    batch = open_train(prefix, seq_length=64).batch([5, 3, 9], multiple=40)
+    num_tokens = batch.num_tokens + (-batch.num_tokens) % 40
+    for name in ("tokens", "token_types", "position", "sequence"):
+        assert getattr(batch, name).shape == (num_tokens,)
+    assert batch.cu_seqlens.dtype == torch.int32 and batch.cu_seqlens.shape == (4,)
+    for name in batch.tensors().keys() - {"cu_seqlens"}:
         assert getattr(batch, name).dtype == torch.int64
     assert batch.sample_index.tolist() == [5, 3, 9] and batch.num_sequences == 3
     assert batch.masked_positions.shape == batch.masked_labels.shape == (batch.num_masked_tokens,)
-    moved = batch.to("meta")
-    assert moved.tokens.device.type == "meta" and moved.nsp_labels.device.type == "meta"
+
+
+@pytest.mark.parametrize("sampler", ["cpp", "python"])
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+@pytest.mark.parametrize("objective", ["nsp", "sop", "none"])
+@pytest.mark.parametrize("masking", ["token", "whole_word", "ngram"])
+def test_samples_are_those_of_padded_rows(golden_shards, tmp_path, sampler, model_type, objective, masking):
+    """What a sample holds is what it held when rows were padded: tokens, types, masked positions, labels."""
+    cases = {"model_type": model_type, "objective": objective, "masking": masking}
+    digests = golden_digests(open_golden(golden_shards[model_type], tmp_path, sampler=sampler, **cases))
+    assert digests == GOLDEN["digests"][f"{model_type} {objective} {masking}"]
+
+
+@pytest.mark.parametrize("sampler", ["cpp", "python"])
+def test_samples_of_a_blend_are_those_of_padded_rows(golden_shards, tmp_path, sampler):
+    path = ("1", golden_shards["bert"], "2.5", golden_shards["second"])
+    assert golden_digests(open_golden(path, tmp_path, sampler=sampler)) == GOLDEN["digests"]["blend"]
+
+
+def test_two_samples_to_read(golden_shards, tmp_path):
+    rows = sequences(open_golden(golden_shards["bert"], tmp_path).batch([600, 601]))
+    assert [golden_row(row) for row in rows] == GOLDEN["first_two_of_bert_nsp_token"]
+
+
+@pytest.fixture(scope="module")
+def golden_shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("golden")
+    bert, roberta = toy_bert_tokenizer(), toy_roberta_tokenizer()
+    return {
+        "bert": write_shards(folder / "bert", random_documents(40, seed=16), bert),
+        "roberta": write_shards(folder / "roberta", random_documents(40, seed=16), roberta),
+        "second": write_shards(folder / "second", random_documents(15, seed=9), bert),
+    }
+
+
+def open_golden(path, folder, **options):
+    return open_train(path, seq_length=64, train_samples=700, data_cache_path=str(folder / "cache"), **options)
+
+
+def golden_digests(dataset):
+    rows = sequences(dataset.batch(range(600, 632)))
+    texts = [json.dumps(golden_row(row), separators=(",", ":")) for row in rows]
+    return [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
+
+
+def golden_row(row):
+    return [row.tokens, row.token_types, row.masked, row.labels, row.nsp_label]

@@ -1,4 +1,4 @@
-"""Micro-batches by rank: shards of data parallelism, exact resume, and a threads that never hang."""
+"""Micro-batches by rank: shards of data parallelism, exact resume, and threads that never hang."""
 
 import threading
 import time
@@ -6,8 +6,15 @@ import time
 import pytest
 import torch
 
-from megatron_alum.data.loader import BatchLoader, BatchPlan
-from tests.data.sampling.builders import open_train, random_documents, toy_bert_tokenizer, write_shards
+from megatron_alum.data.loader import BatchLoader
+from megatron_alum.data.placement import BatchPlan
+from tests.data.sampling.builders import (
+    assert_same_batches,
+    open_train,
+    random_documents,
+    toy_bert_tokenizer,
+    write_shards,
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +32,24 @@ def indices(batches):
     return [batch.sample_index.tolist() for batch in batches]
 
 
-def test_worked_example(dataset):
+def flat(iterations):
+    return [g for one in iterations for group in indices(one.micro_batches) for g in group]
+
+
+def assert_same_iterations(a, b):
+    assert (a.counts, a.imbalance) == (b.counts, b.imbalance)
+    for x, y in zip(a.micro_batches, b.micro_batches, strict=True):
+        assert_same_batches(x, y)
+
+
+def test_iterations_follow_each_other(dataset):
+    """Global batches of 8 from sample 0 on, two micro-batches of each on either rank, as the plan says."""
     plans = [BatchPlan(micro_batch_size=2, global_batch_size=8, dp_rank=r, dp_size=2) for r in range(2)]
-    assert indices(take(dataset, plans[0], 3)) == [[0, 1], [2, 3], [8, 9]]
-    assert indices(take(dataset, plans[1], 3)) == [[4, 5], [6, 7], [12, 13]]
+    for plan in plans:
+        for i, iteration in enumerate(take(dataset, plan, 3)):
+            planned = plan.iteration(dataset, 8 * i)
+            assert indices(iteration.micro_batches) == [list(group) for group in planned.micro_batches]
+            assert (iteration.counts, iteration.imbalance) == (planned.counts, planned.imbalance)
 
 
 @pytest.mark.parametrize(("dp_size", "micro"), [(1, 4), (1, 24), (2, 6), (3, 4), (4, 2), (6, 4)])
@@ -36,18 +57,16 @@ def test_an_iteration_has_the_same_samples_on_every_layout(dataset, dp_size, mic
     found = []
     for rank in range(dp_size):
         plan = BatchPlan(micro, 24, dp_rank=rank, dp_size=dp_size)
-        batches = take(dataset, plan, 2 * plan.num_micro_batches, consumed_samples=48)
-        found += [g for batch in batches for g in batch.sample_index.tolist()]
+        found += flat(take(dataset, plan, 2, consumed_samples=48))
     assert sorted(found) == list(range(48, 96))
 
 
 def test_resume_equals_an_uninterrupted_run(dataset):
-    plan = BatchPlan(4, 8)
-    whole = take(dataset, plan, 12)
-    resumed = take(dataset, plan, 8, consumed_samples=16)
-    for a, b in zip(whole[4:], resumed, strict=True):
-        for name in ("tokens", "masked_positions", "masked_labels", "nsp_labels", "sample_index"):
-            assert torch.equal(getattr(a, name), getattr(b, name))
+    plan = BatchPlan(4, 8, alum_batch_fraction=0.5)
+    whole = take(dataset, plan, 6)
+    resumed = take(dataset, plan, 4, consumed_samples=16)
+    for a, b in zip(whole[2:], resumed, strict=True):
+        assert_same_iterations(a, b)
 
 
 def test_resume_on_another_number_of_ranks_sees_each_sample_once_an_epoch(dataset):
@@ -55,13 +74,11 @@ def test_resume_on_another_number_of_ranks_sees_each_sample_once_an_epoch(datase
     (size,) = dataset.samples_per_epoch()
     found = []
     for rank in range(2):
-        found += [
-            g for b in take(dataset, BatchPlan(4, 8, dp_rank=rank, dp_size=2), 3) for g in b.sample_index.tolist()
-        ]
+        found += flat(take(dataset, BatchPlan(4, 8, dp_rank=rank, dp_size=2), 3))
     iterations = (size - 24) // 16 + 1
     for rank in range(4):
         plan = BatchPlan(4, 16, dp_rank=rank, dp_size=4)
-        found += [g for b in take(dataset, plan, iterations, consumed_samples=24) for g in b.sample_index.tolist()]
+        found += flat(take(dataset, plan, iterations, consumed_samples=24))
     assert sorted(found) == list(range(24 + 16 * iterations))
     rows = [dataset.shards[0].locate(g) for g in sorted(found)[:size]]
     assert sorted(rows) == [(0, row) for row in range(size)]
@@ -94,20 +111,29 @@ class Slow:
     def __init__(self, dataset, seconds):
         self.dataset, self.seconds, self.batches = dataset, seconds, 0
 
-    def batch(self, samples):
+    def measure(self, samples):
+        return self.dataset.measure(samples)
+
+    @property
+    def has_pairs(self):
+        return self.dataset.has_pairs
+
+    def batch(self, samples, **options):
         time.sleep(self.seconds)
         self.batches += 1
-        return self.dataset.batch(samples)
+        return self.dataset.batch(samples, **options)
 
 
-def test_batches_are_prepared_ahead_and_no_further(dataset):
+@pytest.mark.parametrize(("global_batch_size", "ahead"), [(1, 3), (2, 4), (5, 5)])
+def test_batches_are_prepared_ahead_and_no_further(dataset, global_batch_size, ahead):
+    """Three micro-batches of one sample, or the whole iterations that they lie in."""
     slow = Slow(dataset, 0.0)
-    with BatchLoader(slow, BatchPlan(1, 1), prefetch_batches=3) as loader:
+    with BatchLoader(slow, BatchPlan(1, global_batch_size), prefetch_batches=3) as loader:
         deadline = time.time() + 10
-        while slow.batches < 3 and time.time() < deadline:
+        while slow.batches < ahead and time.time() < deadline:
             time.sleep(0.01)
         time.sleep(0.1)
-        assert slow.batches == 3
+        assert slow.batches == ahead
         assert loader.wait_seconds == 0.0
 
 
@@ -119,11 +145,10 @@ def test_many_threads_deliver_the_same_batches_in_order(tmp_path, sampler):
     for threads in (1, 4):
         folder = str(tmp_path / f"cache{threads}")
         dataset = open_train(prefix, seq_length=32, sampler=sampler, data_cache_path=folder)
-        found.append(take(dataset, BatchPlan(16, 16), 60, num_threads=threads))
+        found.append(take(dataset, BatchPlan(4, 16), 60, num_threads=threads))
         assert len(dataset.shards[0].epochs) > 2
     for a, b in zip(*found, strict=True):
-        for name in ("tokens", "masked_positions", "masked_labels", "nsp_labels", "sample_index"):
-            assert torch.equal(getattr(a, name), getattr(b, name))
+        assert_same_iterations(a, b)
 
 
 def test_waiting_is_measured(dataset):
@@ -135,21 +160,36 @@ def test_waiting_is_measured(dataset):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a CUDA device")
 def test_batches_are_pinned_for_a_gpu(dataset):
-    (batch,) = take(dataset, BatchPlan(4, 4), 1, pin_memory=True)
+    (iteration,) = take(dataset, BatchPlan(4, 4), 1, pin_memory=True)
+    (batch,) = iteration.micro_batches
     assert batch.tokens.is_pinned() and batch.masked_labels.is_pinned()
     assert torch.equal(batch.to("cuda", non_blocking=True).tokens.cpu(), dataset.batch(range(4)).tokens)
 
 
-class Broken:
-    def batch(self, samples):
-        if 3 in samples:
+class Broken(Slow):
+    """Fails at sample 3, where it is measured or where it is drawn."""
+
+    def __init__(self, dataset, where):
+        super().__init__(dataset, 0.0)
+        self.where = where
+
+    def measure(self, samples):
+        return self._unless_broken("measure", samples, super().measure)
+
+    def batch(self, samples, **options):
+        return self._unless_broken("batch", samples, super().batch, **options)
+
+    def _unless_broken(self, name, samples, call, **options):
+        if self.where == name and 3 in samples:
             raise OSError("the disk is gone")
-        return list(samples)
+        return call(samples, **options)
 
 
-def test_an_error_of_a_thread_reaches_the_caller():
-    loader = BatchLoader(Broken(), BatchPlan(1, 1))
-    assert [next(loader) for _ in range(3)] == [[0], [1], [2]]
+@pytest.mark.parametrize("where", ["measure", "batch"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_of_a_thread_reaches_the_caller(dataset, where, threads):
+    loader = BatchLoader(Broken(dataset, where), BatchPlan(1, 1), num_threads=threads)
+    assert flat([next(loader) for _ in range(3)]) == [0, 1, 2]
     with pytest.raises(OSError, match="the disk is gone"):
         next(loader)
     with pytest.raises(StopIteration):

@@ -12,6 +12,7 @@ from tests.data.sampling.builders import (
     WORDS,
     open_train,
     random_documents,
+    sequences,
     toy_bert_tokenizer,
     toy_roberta_tokenizer,
     write_shards,
@@ -50,10 +51,17 @@ def pieces(tmp_path_factory):
 
 
 def originals(batch):
-    """Token ids before masking, [B, S]."""
-    tokens = batch.tokens.clone().view(-1)
+    """Token ids before masking, [T]."""
+    tokens = batch.tokens.clone()
     tokens[batch.masked_positions] = batch.masked_labels
-    return tokens.view(batch.tokens.shape)
+    return tokens
+
+
+def is_masked(batch):
+    """bool [T]."""
+    masked = torch.zeros(len(batch.tokens), dtype=torch.bool)
+    masked[batch.masked_positions] = True
+    return masked
 
 
 @pytest.mark.parametrize(
@@ -116,22 +124,20 @@ def test_replacement_bounds():
 def test_only_text_is_masked_and_labels_are_the_originals(pieces, mode):
     dataset = open_train(pieces, masking=mode, seq_length=64)
     batch = dataset.batch(range(256))
-    masked = torch.zeros(batch.tokens.numel(), dtype=torch.bool)
-    masked[batch.masked_positions] = True
+    masked, real = is_masked(batch), originals(batch)
     assert masked.sum() == batch.num_masked_tokens  # distinct
     assert (batch.masked_positions.diff() > 0).all()
-    real = originals(batch)
-    special = (real == 2) | (real == 3) | ~batch.padding_mask
-    assert not (masked.view(real.shape) & special).any()
-    assert (masked.view(real.shape).sum(1) >= 1).all()
-    assert (batch.tokens == real)[~masked.view(real.shape)].all()
+    special = (real == 2) | (real == 3) | (batch.sequence == 256)
+    assert not (masked & special).any()
+    assert set(batch.sequence[masked].tolist()) == set(range(256))
+    assert (batch.tokens == real)[~masked].all()
     assert not torch.isin(batch.masked_labels, torch.tensor([0, 2, 3, 4])).any()
 
 
 def test_eighty_ten_ten(pieces):
     dataset = open_train(pieces, mask_rate_start=0.25)
     batch = dataset.batch(range(4000))
-    given, label = batch.tokens.view(-1)[batch.masked_positions], batch.masked_labels
+    given, label = batch.tokens[batch.masked_positions], batch.masked_labels
     to_mask, kept = given == 4, given == label
     regular = WORDS + WORDS // 2
     counts = [int(to_mask.sum()), int(kept.sum()), int((~to_mask & ~kept).sum())]
@@ -145,33 +151,27 @@ def test_eighty_ten_ten(pieces):
 def test_masked_positions_are_uniform(pieces):
     """Full rows of 64: each of the 61 text positions is masked equally often, whatever its place."""
     batch = open_train(pieces, seq_length=64, short_seq_prob=0.0).batch(range(6000))
-    full = batch.padding_mask.all(1) & (originals(batch) == 3).sum(1).eq(2)
-    counts = torch.zeros(batch.tokens.shape, dtype=torch.int64).view(-1)
-    counts[batch.masked_positions] = 1
-    counts, real = counts.view(batch.tokens.shape)[full], originals(batch)[full]
-    second = torch.arange(64)[None].expand(real.shape)
-    separator = (real == 3).int().argmax(1, keepdim=True)
-    index = torch.where(second > separator, second - 2, second - 1)  # position among the candidates
-    hits = np.bincount(index[counts.bool()].numpy(), minlength=61)
-    assert full.sum() > 1000 and hits.sum() > 5000 and chisquare(hits).pvalue > P_VALUE
+    hits, num_full = np.zeros(61), 0
+    for row in sequences(batch):
+        if len(row.tokens) == 64:
+            num_full += 1
+            separator = row.originals.index(3)
+            for place in row.masked:
+                hits[place - 1 if place < separator else place - 2] += 1  # place among the candidates
+    assert num_full > 1000 and hits.sum() > 5000 and chisquare(hits).pvalue > P_VALUE
 
 
 @pytest.mark.parametrize("mode", ["whole_word", "ngram"])
 def test_words_are_masked_whole(pieces, mode):
     batch = open_train(pieces, masking=mode, mask_rate_start=0.2).batch(range(500))
-    real = originals(batch)
-    masked = torch.zeros(real.numel(), dtype=torch.bool)
-    masked[batch.masked_positions] = True
-    masked = masked.view(real.shape)
-    continues = (real >= 5 + WORDS) & batch.padding_mask
-    continues[:, 0] = False
-    after_special = torch.zeros_like(continues)
-    after_special[:, 1:] = (real[:, :-1] == 2) | (real[:, :-1] == 3)
-    inner = continues & ~after_special  # truncation may begin a text inside a word: that piece is a word of its own
+    real, masked = originals(batch), is_masked(batch)
+    after_special = torch.isin(real, torch.tensor([2, 3])).roll(1)
+    # Truncation may begin a text inside a word: that piece is a word of its own.
+    inner = (real >= 5 + WORDS) & ~after_special
     assert inner.sum() > 5000
-    assert (masked[:, 1:] == masked[:, :-1])[inner[:, 1:]].all()
-    lengths, numbers = batch.padding_mask.sum(1), masked.sum(1)
-    wanted = torch.tensor([num_to_mask(int(n), 0.2, int(n)) for n in lengths])
+    assert (masked == masked.roll(1))[inner].all()
+    numbers = torch.bincount(batch.sequence[masked], minlength=500)
+    wanted = torch.tensor([num_to_mask(n, 0.2, n) for n in batch.lengths])
     assert (numbers <= wanted).float().mean() > 0.99  # more only where a single word is longer
     assert numbers.sum() > 0.97 * wanted.sum()
 
@@ -183,10 +183,8 @@ def test_ngrams_mask_neighbours_more_often(pieces):
         batch = open_train(pieces, masking=mode, mask_rate_start=0.15, mask_rate_end=0.15, mask_rate_steps=1).batch(
             range(500)
         )
-        masked = torch.zeros(batch.tokens.numel(), dtype=torch.bool)
-        masked[batch.masked_positions] = True
-        starts = masked.view(batch.tokens.shape) & (originals(batch) < 5 + WORDS)
-        return float((starts[:, :-1] & starts[:, 1:]).sum() / starts.sum())
+        starts = is_masked(batch) & (originals(batch) < 5 + WORDS)
+        return float((starts[:-1] & starts[1:]).sum() / starts.sum())
 
     # Mean of 1/n-weighted runs of 1..3 is 18/11 words: 7 of 18 words have a successor in their own run.
     assert share("ngram") > 2.5 * share("whole_word")
@@ -199,12 +197,9 @@ def test_byte_level_words_begin_with_a_space(tmp_path):
     dataset = open_train(prefix, model_type="roberta", masking="whole_word", seq_length=64)
     assert dataset.special.word_start[[0, 4, 5, 404]].tolist() == [True, True, True, False]
     batch = dataset.batch(range(64))
-    real, masked = originals(batch), torch.zeros(batch.tokens.numel(), dtype=torch.bool)
-    masked[batch.masked_positions] = True
-    masked = masked.view(real.shape)
-    continues = (real >= 404) & (real < 604)
-    continues[:, 1] = False
-    assert (masked[:, 1:] == masked[:, :-1])[continues[:, 1:]].all()
+    real, masked = originals(batch), is_masked(batch)
+    continues = (real >= 404) & (real < 604) & (batch.position != 1)
+    assert continues.sum() > 500 and (masked == masked.roll(1))[continues].all()
 
 
 @pytest.mark.parametrize("sampler", ["cpp", "python"])
@@ -214,8 +209,7 @@ def test_mask_rate_of_every_fifth_of_training(pieces, sampler):
     for fifth, rate in enumerate((0.05, 0.10, 0.15, 0.20, 0.25)):
         samples = range(fifth * num // 5, (fifth + 1) * num // 5)
         batch = dataset.batch(samples)
-        lengths = batch.padding_mask.sum(1).tolist()
-        assert batch.num_masked_tokens == sum(max(1, round(n * rate)) for n in lengths)
+        assert batch.masked_counts == tuple(max(1, round(n * rate)) for n in batch.lengths)
         assert {dataset.settings.mask_rate(g) for g in samples} == {rate}
     assert dataset.settings.mask_rate(num + 10) == 0.25  # beyond the end
 
@@ -223,8 +217,6 @@ def test_mask_rate_of_every_fifth_of_training(pieces, sampler):
 def test_masks_depend_on_the_global_sample_index_alone(pieces):
     dataset = open_train(pieces)
     whole, alone = dataset.batch(range(40)), dataset.batch([17])
-    inside = whole.masked_positions // 128 == 17
-    assert torch.equal(whole.masked_positions[inside] - 17 * 128, alone.masked_positions)
-    assert torch.equal(whole.tokens[17], alone.tokens[0])
+    assert sequences(whole)[17] == sequences(alone)[0]
     # The same text comes back in the next epoch under another mask.
     assert not torch.equal(dataset.batch([18]).masked_positions, alone.masked_positions)

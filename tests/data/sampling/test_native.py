@@ -11,21 +11,16 @@ from megatron_alum.data.masking import mask_words
 from megatron_alum.data.native import BatchBuffers, choose_sampler
 from megatron_alum.data.sample import build_sample
 from tests.data.sampling.builders import (
+    assert_same_batches,
     open_train,
     random_documents,
+    sequences,
     toy_bert_tokenizer,
     toy_roberta_tokenizer,
     write_shards,
 )
 
 TOKENIZERS = {"bert": toy_bert_tokenizer, "roberta": toy_roberta_tokenizer}
-FIELDS = ("tokens", "token_types", "padding_mask", "masked_positions", "masked_labels", "nsp_labels", "sample_index")
-
-
-def assert_same_batches(a, b):
-    for name in FIELDS:
-        x, y = getattr(a, name), getattr(b, name)
-        assert x.dtype == y.dtype and torch.equal(x, y), name
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +48,29 @@ def test_batches_are_bit_equal(shards, tmp_path, dtype, model_type, objective, m
     common = {"model_type": model_type, "objective": objective, "masking": masking}
     for seq_length in (16, 129):
         cpp, python = both(shards[model_type, dtype], tmp_path, **common, seq_length=seq_length, train_samples=700)
-        for begin in range(0, 800, 160):
-            assert_same_batches(cpp.batch(range(begin, begin + 16)), python.batch(range(begin, begin + 16)))
+        for begin, multiple in ((0, 8), (160, 1), (320, 512), (480, 24), (640, 8)):
+            samples, options = range(begin, begin + 16), {"num_adversarial": 5, "multiple": multiple}
+            assert_same_batches(cpp.batch(samples, **options), python.batch(samples, **options))
+            for a, b in zip(cpp.measure(samples), python.measure(samples), strict=True):
+                assert a.dtype == b.dtype == np.int64 and np.array_equal(a, b)
         for a, b in zip(cpp.shards[0].epochs, python.shards[0].epochs, strict=True):
             assert a.rows.tobytes() == b.rows.tobytes()
+
+
+@pytest.mark.parametrize("objective", ["nsp", "none"])
+def test_no_more_is_masked_than_there_is_text(shards, tmp_path, objective):
+    """At a rate of 99 %, where special tokens would be counted in, the number stops at the text."""
+    rates = {"mask_rate_start": 0.99, "mask_rate_end": 0.99, "mask_rate_steps": 1}
+    special = 3 if objective == "nsp" else 2
+    for dataset in both(shards["bert", np.uint16], tmp_path, objective=objective, seq_length=24, **rates):
+        batch = dataset.batch(range(200))
+        lengths, masked = dataset.measure(range(200))
+        assert tuple(lengths.tolist()) == batch.lengths and tuple(masked.tolist()) == batch.masked_counts
+        inner = [row.originals[1:-1].count(3) for row in sequences(batch)]  # separators between texts
+        text = [
+            n - special - (ends if objective == "none" else 0) for n, ends in zip(lengths.tolist(), inner, strict=True)
+        ]
+        assert masked.tolist() == text
 
 
 def both(prefix, folder, **options):
@@ -123,8 +137,35 @@ def test_a_row_that_points_nowhere_is_refused(shards, tmp_path, objective, chang
     rows[change[0]] = np.array(change[1]).astype(rows.dtype[change[0]])
     np.save(path, rows)
     dataset = open_train(shards["bert", np.uint16], **options)
-    with pytest.raises(ValueError, match="Delete the index-cache folder"):
-        dataset.batch(range(8))
+    for ask in (dataset.batch, dataset.measure):
+        with pytest.raises(ValueError, match="Delete the index-cache folder"):
+            ask(range(8))
+
+
+@pytest.mark.parametrize("sampler", ["cpp", "python"])
+@pytest.mark.parametrize("objective", ["nsp", "none"])
+@pytest.mark.parametrize(("dtype", "wrong"), [(np.uint16, 605), (np.uint16, 65535), (np.int32, 605), (np.int32, -1)])
+def test_an_id_outside_the_vocabulary_is_refused(tmp_path, dtype, wrong, objective, sampler):
+    """The right size and the wrong content: file, document (empty ones counted) and remedy are named; ids up to the
+    last of the vocabulary (604) pass."""
+    documents = [[], *random_documents(6), [], [[9] * 20] * 3, *random_documents(4, seed=1)]
+    prefix = write_shards(tmp_path / "corpus", documents, toy_bert_tokenizer(), dtype=dtype)
+    place = sum(len(sentence) for document in documents[:8] for sentence in document) + 25
+    ids = np.memmap(f"{prefix}.bin", dtype, mode="r+")
+    ids[place] = 604
+    ids.flush()
+    options = {"objective": objective, "sampler": sampler, "seq_length": 64, "masking": "whole_word"}
+    dataset = open_train(prefix, **options)
+    (size,) = dataset.samples_per_epoch()
+    assert 604 in {token for g in range(size) for text in dataset.texts(g) for token in text.tolist()}
+    dataset.batch(range(size))
+    ids[place] = wrong
+    ids.flush()
+    words = rf"corpus.bin. must hold token ids from 0 to 604, but holds {wrong} at token {place}, in document 8\. .*"
+    words += r"tools/inspect_shards.py \S*corpus --verify"
+    for ask in (dataset.batch, dataset.measure):
+        with pytest.raises(ValueError, match=words):
+            ask(range(size))
 
 
 def test_arguments_of_the_wrong_shape_are_refused(shards):
@@ -132,6 +173,8 @@ def test_arguments_of_the_wrong_shape_are_refused(shards):
     small = BatchBuffers(2, 128)
     with pytest.raises(ValueError, match="room for 384 elements, but has 256"):
         dataset.native.fill(np.arange(3), small)
+    with pytest.raises(ValueError, match="room for 1000 elements, but has 256"):
+        dataset.native.fill(np.arange(2), small, multiple=1000)
     small.tokens = small.tokens.astype(np.int32)
     with pytest.raises(TypeError):
         dataset.native.fill(np.arange(2), small)

@@ -1,10 +1,12 @@
 """Time of whole training steps beside stock megatron-core's BertModel, in one run on one machine.
 
-    python tools/bench_step.py                                   4 layers of 256, as in benchmarks/results/step_cpu.csv
-    python tools/bench_step.py --model-size base --seq-length 512 --micro-batch-size 64 --bf16 --only standard "K=1"
+    python -m benchmarks.bench_step --data PREFIX                     4 layers of 256 on real text, rows of 128
+    python -m benchmarks.bench_step --data PREFIX --seq-length 512    benchmarks/results/step_cpu_512.csv
+    python -m benchmarks.bench_step --model-size base --seq-length 512 --micro-batch-size 64 --bf16 --only "K=1"
 
-Every row is a forward, backward and optimizer step on one micro-batch a process, with random tokens without padding,
-in a process of its own. Stock is BertModel with its local layer spec, as megatron-core ships it: logits on all
+Every row is a forward, backward and optimizer step on one micro-batch a process, in a process of its own: with --data
+the first one that placement by length makes of a global batch of real text, else random tokens in full rows. Stock is
+BertModel with its local layer spec, as megatron-core ships it, on the same samples as padded rows: logits on all
 positions, its own attention, dropout and cross-entropy, on a GPU with its compiled fusions; wrapped and stepped as
 ours. The rows take turns --rounds times, since a machine may be slow for minutes, and the fastest counts. The two rows
 of data parallelism take one thread a process. Memory is the peak above that before the model was built; tflops are
@@ -28,6 +30,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.batches import one_micro_batch, padded_rows
 from megatron_alum.compat.machine import current_commit, processor_name
 from megatron_alum.config.cli import build_config, main_guard
 from megatron_alum.config.run import RunConfig
@@ -53,8 +56,9 @@ VARIANTS = {
     "standard": Variant(STANDARD),
     "alum K=1": Variant({}),
     "alum K=2": Variant({"alum_num_ascent_steps": 2}),
+    "alum K=0": Variant({"alum_num_ascent_steps": 0}),
+    "alum late layer": Variant({"alum_perturb": "layer", "alum_perturb_layer": "half"}),
     "alum half of the batch": Variant({"alum_batch_fraction": 0.5}),
-    "alum free": Variant({"alum_ascent": "free"}),
     "alum label": Variant({"alum_ascent": "label"}),
     "alum chunked head": Variant({"alum_head_chunk_rows": 128}),
     "alum recompute full": Variant({"recompute_granularity": "full"}),
@@ -64,7 +68,7 @@ VARIANTS = {
 }
 COLUMNS = (
     *("step", "seconds", "samples_per_second", "tflops", "ratio_to_standard", "ratio_to_stock", "peak_memory_mb"),
-    *("processes", "threads", "device", "torch", "commit"),
+    *("seq_length", "fill", "processes", "threads", "device", "torch", "commit"),
 )
 
 
@@ -75,6 +79,8 @@ class Measured(NamedTuple):
     bytes: float
     threads: int
     tflops: float | None
+    fill: float
+    """real tokens over those of padded rows"""
 
 
 def main() -> None:
@@ -130,32 +136,29 @@ def _rank_of_variant(
     if variant.threads is not None:
         torch.set_num_threads(variant.threads)
     from megatron_alum.parallel import initialize, seed_everything, shutdown
-    from megatron_alum.training.flops import passes
+    from megatron_alum.training.flops import TextSize, iteration_flops
     from megatron_alum.training.schedule import phase_of
 
     groups = initialize(tensor_parallel_size=1, timeout_seconds=600)
     seed_everything(1234, groups)
     config = _config(arguments, variant)
+    batches = one_micro_batch(arguments, config)
     build = _stock_step if variant.is_stock else _our_step
     try:
-        seconds, peak = measure(lambda: build(arguments, config, groups), arguments.steps)
+        seconds, peak = measure(lambda: build(arguments, config, groups, batches), arguments.steps)
     finally:
         shutdown()
-    phase = phase_of(2, config)
-    tflops = None if variant.is_stock else passes(config, phase) * step_flops(arguments, config) / seconds / 1e12
-    return Measured(seconds, peak, torch.get_num_threads(), tflops)
-
-
-def step_flops(arguments: argparse.Namespace, config: RunConfig) -> float:
-    """Operations of one forward pass over a micro-batch."""
-    from megatron_alum.training.flops import forward_flops
-
-    return arguments.micro_batch_size * forward_flops(config, vocab_size=arguments.vocab_size)
+    text = TextSize.of(batches.counts, sequences=batches.micro_batches[0].num_sequences)
+    flops = iteration_flops(config, phase_of(2, config), text, vocab_size=arguments.vocab_size)
+    tflops = None if variant.is_stock else flops / seconds / 1e12
+    fill = text.tokens / (text.sequences * arguments.seq_length)
+    return Measured(seconds, peak, torch.get_num_threads(), tflops, fill)
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line above; `words` in place of this process's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="prefix of preprocessed shards (default: random tokens, full rows)")
     parser.add_argument("--model-size", default="mini", help="preset of pretrain_bert_alum.py (default: mini)")
     parser.add_argument("--seq-length", type=int, default=128, help="tokens of a sequence (default: 128)")
     parser.add_argument("--micro-batch-size", type=int, default=16, help="sequences (default: 16)")
@@ -179,7 +182,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 def _config(arguments: argparse.Namespace, variant: Variant) -> RunConfig:
     values = {
-        "data_path": ("random tokens",),
+        "data_path": (arguments.data or "random tokens",),
         "dry_run": True,
         "model_size": arguments.model_size,
         "seq_length": arguments.seq_length,
@@ -193,15 +196,18 @@ def _config(arguments: argparse.Namespace, variant: Variant) -> RunConfig:
         "mask_rate_end": arguments.mask_rate,
         "bf16": arguments.bf16,
     }
-    return build_config(RunConfig, [{**values, **variant.options}])
+    options = dict(variant.options)
+    if options.get("alum_perturb_layer") == "half":
+        options["alum_perturb_layer"] = build_config(RunConfig, [values]).model.num_layers // 2
+    return build_config(RunConfig, [{**values, **options}])
 
 
-def _our_step(arguments: argparse.Namespace, config: RunConfig, groups: Any) -> Callable[[], object]:
-    """`train_step` on one micro-batch of random tokens."""
+def _our_step(arguments: argparse.Namespace, config: RunConfig, groups: Any, batches: Any) -> Callable[[], object]:
+    """`train_step` on the micro-batch."""
     from megatron_alum.models import build_model
-    from megatron_alum.training.ascents import build_objective
     from megatron_alum.training.control import Watch
-    from megatron_alum.training.objective import MicroBatch
+    from megatron_alum.training.micro_batch import load_all
+    from megatron_alum.training.objective import Objective
     from megatron_alum.training.optimizer import build_optimizer, wrap_data_parallel
     from megatron_alum.training.step import Trainable, train_step
 
@@ -213,13 +219,13 @@ def _our_step(arguments: argparse.Namespace, config: RunConfig, groups: Any) -> 
         recompute=config.compute.recompute_granularity,
     ).train()
     model = wrap_data_parallel(network, config)
-    state = Trainable(config, model, build_optimizer(model, config), build_objective(network, config), Watch(0))
-    micro = MicroBatch.load(_random_batch(arguments), config.alum, groups.device)
-    return lambda: train_step(state, [micro], micro.counts, 2)
+    state = Trainable(config, model, build_optimizer(model, config), Objective(network, config), Watch(0))
+    micro_batches = load_all(batches.micro_batches, config, groups.device, is_adversarial=True)
+    return lambda: train_step(state, micro_batches, batches.counts, 2)
 
 
-def _stock_step(arguments: argparse.Namespace, config: RunConfig, groups: Any) -> Callable[[], object]:
-    """megatron-core's own BertModel with its local layer spec, data-parallel wrapper and optimizer as ours."""
+def _stock_step(arguments: argparse.Namespace, config: RunConfig, groups: Any, batches: Any) -> Callable[[], object]:
+    """megatron-core's own BertModel with its local layer spec on padded rows, wrapper and optimizer as ours."""
     from megatron.core.distributed.finalize_model_grads import finalize_model_grads
     from megatron.core.models.bert.bert_layer_specs import bert_layer_local_spec
     from megatron.core.models.bert.bert_model import BertModel
@@ -242,16 +248,13 @@ def _stock_step(arguments: argparse.Namespace, config: RunConfig, groups: Any) -
     _draw_weights(network)
     model = wrap_data_parallel(network.train(), config)
     optimizer = build_optimizer(model, config)
-    batch = _random_batch(arguments).to(groups.device)
-    labels, weights = batch.tokens.clone(), torch.zeros_like(batch.tokens, dtype=torch.float32)
-    labels.view(-1)[batch.masked_positions] = batch.masked_labels
-    weights.view(-1)[batch.masked_positions] = 1.0 / batch.num_masked_tokens
+    batch = batches.micro_batches[0].to(groups.device)
+    tokens, types, is_real, labels = padded_rows(batch, arguments.seq_length)
+    weights = (labels >= 0).float() / batch.num_masked_tokens
 
     def step() -> None:
         model.zero_grad_buffer()
-        losses, binary = network(
-            batch.tokens, batch.padding_mask.long(), tokentype_ids=batch.token_types, lm_labels=labels
-        )
+        losses, binary = network(tokens, is_real, tokentype_ids=types, lm_labels=labels.clamp(min=0))
         nsp = torch.nn.functional.cross_entropy(binary.float(), batch.nsp_labels)
         ((losses.float() * weights).sum() + nsp).backward()
         finalize_model_grads([model])
@@ -268,26 +271,6 @@ def _draw_weights(network: torch.nn.Module) -> None:
             parameter.normal_(0.0, 0.02)
         else:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-
-
-def _random_batch(arguments: argparse.Namespace) -> Any:
-    """Random tokens without padding."""
-    from megatron_alum.data.batch import PretrainingBatch
-
-    generator = torch.Generator().manual_seed(0)
-    shape = (arguments.micro_batch_size, arguments.seq_length)
-    num_tokens = shape[0] * shape[1]
-    masked = torch.randperm(num_tokens, generator=generator)[: int(arguments.mask_rate * num_tokens)].sort().values
-    draw = lambda *size: torch.randint(5, arguments.vocab_size, size, generator=generator)  # noqa: E731
-    return PretrainingBatch(
-        tokens=draw(*shape),
-        token_types=(torch.arange(shape[1]) > shape[1] // 2).long().expand(shape).contiguous(),
-        padding_mask=torch.ones(shape, dtype=torch.bool),
-        masked_positions=masked,
-        masked_labels=draw(len(masked)),
-        nsp_labels=torch.arange(shape[0]) % 2,
-        sample_index=torch.arange(shape[0]),
-    )
 
 
 def measure(build: Callable[[], Callable[[], object]], steps: int) -> tuple[float, float]:
@@ -361,6 +344,8 @@ def write(rows: dict[str, Measured], arguments: argparse.Namespace, output: Path
                 "ratio_to_standard": _ratio(row, rows.get("standard")) if alike else "",
                 "ratio_to_stock": _ratio(row, rows.get(STOCK)) if alike else "",
                 "peak_memory_mb": f"{row.bytes / 1e6:.0f}",
+                "seq_length": arguments.seq_length,
+                "fill": f"{row.fill:.2f}",
                 "processes": variant.processes,
                 "threads": row.threads,
                 "device": device,

@@ -1,0 +1,57 @@
+"""The stack of layers, megatron-core's TransformerBlock called by what BERT needs of it: a part of the layers, packed
+sequences, and a last MLP on chosen rows.
+
+Parameters, their names and sharded checkpoints are TransformerBlock's; so is what a pipeline stage receives
+(`set_input_tensor`). Full recomputation runs each layer again in the backward pass, reentrantly.
+"""
+
+import contextlib
+
+from megatron.core import tensor_parallel
+from megatron.core.transformer.transformer_block import TransformerBlock
+from torch import Tensor
+
+from megatron_alum.models.sequences import PackedSequences
+
+
+class Encoder(TransformerBlock):
+    """The layers of this pipeline stage and, in a pre-LayerNorm network's last stage, the LayerNorm after them."""
+
+    def forward(
+        self,
+        hidden: Tensor | None,
+        *,
+        sequences: PackedSequences,
+        begin: int = 0,
+        end: int | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """hidden [T(/tp), 1, H] through the layers [begin, end) of this stage; None means to the last.
+
+        `rows` (int64 [R]) asks the last layer for these tokens alone: [R, 1, H]. On a later pipeline stage `hidden` is
+        None: the schedule has set what the stage before sent.
+        """
+        num_layers = len(self.layers)
+        end = num_layers if end is None else end
+        hidden = hidden if self.pre_process else self.input_tensor
+        assert hidden is not None and 0 <= begin < end <= num_layers and (rows is None or end == num_layers)
+        # Under sequence parallelism every dropout of the layers is of this rank's tokens.
+        forks = self.config.sequence_parallel and self.training
+        with tensor_parallel.get_cuda_rng_tracker().fork() if forks else contextlib.nullcontext():
+            for index in range(begin, end):
+                hidden = self._run(index, hidden, sequences, rows if index == num_layers - 1 else None)
+        if end == num_layers and self.final_layernorm is not None:
+            hidden = self.final_layernorm(hidden)
+        return hidden
+
+    def _run(self, index: int, hidden: Tensor, sequences: PackedSequences, rows: Tensor | None) -> Tensor:
+        """One layer, with recomputation where it is asked for."""
+
+        def layer(hidden: Tensor) -> Tensor:
+            output: Tensor = self.layers[index](hidden, packed_seq_params=sequences, rows=rows)[0]
+            return output
+
+        if self.config.recompute_granularity == "full" and self.training:
+            output: Tensor = tensor_parallel.checkpoint(layer, False, hidden)
+            return output
+        return layer(hidden)

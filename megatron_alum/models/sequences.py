@@ -1,0 +1,53 @@
+"""Where the sequences of a micro-batch lie in its row of T tokens, in the form that megatron-core hands to attention.
+
+Sequences stand back to back from the first token on. What is left behind them, so that T is a multiple that ranks can
+share, is the tail: tokens that nothing reads. Kernels for packed sequences need every token to belong to one, so the
+tail counts as sequences of its own there, none longer than the longest real one.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+
+from megatron_alum.models.blocks import Block, cut_into_blocks
+
+
+class PackedSequences(PackedSeqParams):
+    """megatron-core's parameters of the `thd` layout, with what the host knows of the sequences."""
+
+    def __init__(self, lengths: Sequence[int], num_tokens: int, device: torch.device) -> None:
+        """`lengths` of the B sequences in their order, each at least 1, and T = `num_tokens` in all.
+
+        Raises ValueError when they do not fit.
+        """
+        if not lengths or min(lengths) < 1 or sum(lengths) > num_tokens:
+            raise ValueError(
+                f"`lengths` must be positive and add up to at most {num_tokens} tokens, but is {tuple(lengths)} "
+                "instead."
+            )
+        self.lengths, self.num_tokens = tuple(lengths), num_tokens
+        longest = max(lengths)
+        tail = num_tokens - sum(lengths)
+        pieces = [*lengths, *[longest] * (tail // longest), *([tail % longest] if tail % longest else [])]
+        self.shortest = min(pieces)
+        boundaries = torch.tensor([0, *accumulate(pieces)], dtype=torch.int32).to(device, non_blocking=True)
+        super().__init__(
+            qkv_format="thd",
+            cu_seqlens_q=boundaries,
+            cu_seqlens_kv=boundaries,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+        )
+
+    @property
+    def starts(self) -> list[int]:
+        """First token of each real sequence."""
+        return [0, *accumulate(self.lengths[:-1])]
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The real sequences, each side by side with others of its length."""
+        return cut_into_blocks(self.lengths)
