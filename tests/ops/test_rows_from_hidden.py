@@ -287,9 +287,9 @@ def test_wrong_shapes_are_refused(device, impl):
     rows = {"mlm_row_weight": mlm_weight, "kl_row_weight": kl_weight, "impl": impl}
     with pytest.raises(ValueError, match="`chunk_rows` must be >= 1, but is 0"):
         ops.mlm_symmetric_kl_from_hidden(*leaves, labels, **rows, chunk_rows=0)
-    with pytest.raises(ValueError, match="`kl_row_weight` must have shape"):
+    with pytest.raises(ValueError, match="`kl_weight` must have shape"):
         ops.mlm_symmetric_kl_from_hidden(*leaves, labels, **{**rows, "kl_row_weight": kl_weight[1:]}, chunk_rows=2)
-    with pytest.raises(ValueError, match="`row_weight` must have shape"):
+    with pytest.raises(ValueError, match="`kl_weight` must have shape"):
         weighted_kl(*leaves, row_weight=kl_weight[1:], chunk_rows=2, impl=impl)
     with pytest.raises(ValueError, match=r"two \[N, H\] alike and `weight` \[V, H\], but are .*float64 \[23, 32\]"):
         weighted_kl(leaves[0], leaves[1].double(), *leaves[2:], row_weight=kl_weight, chunk_rows=2)

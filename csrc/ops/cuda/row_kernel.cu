@@ -67,8 +67,9 @@ struct RowRole {
     const bool ignored = task.labels != nullptr && task.labels[row] == kIgnoredLabel;
     const float kl = !kPair || ignored ? 0.0f : task.kl_weight[row];
     const float mlm = ignored || task.mlm_weight == nullptr ? 0.0f : task.mlm_weight[row];
-    return RowFactors{kl * inverse_mass, mlm * inverse_mass,           kl != 0.0f,
-                      mlm != 0.0f,       sums.one_way * inverse_mass, sums.divergence * inverse_mass};
+    // Of a row that is not a number nothing is left where its weight is 0.
+    return RowFactors{kl == 0.0f ? 0.0f : kl * inverse_mass, mlm == 0.0f ? 0.0f : mlm * inverse_mass, kl != 0.0f, mlm != 0.0f,
+                      sums.one_way * inverse_mass, sums.divergence * inverse_mass};
   }
   // Of one column, and in `sums` what it adds to the divergence.
   template <bool kSums>
