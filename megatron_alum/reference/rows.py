@@ -55,7 +55,9 @@ def row_statistics(clean: Tensor, adv: Tensor, labels: Tensor | None, options: R
         maximum = a.amax(1)
         # Of the clean logits alone: the MLM loss survives bad adversarial ones.
         mass = torch.exp(a - maximum[:, None]).sum(1)
-        level = torch.logsumexp(b, dim=1) - torch.log(mass)
+        center = torch.logsumexp(a, dim=1) - torch.logsumexp(b, dim=1)
+        # Equal rows get the level m itself, and with it exactly 0; of a large centre the level must keep its digits.
+        level = torch.where(center.abs() < 1, maximum - center, torch.logsumexp(b, dim=1) - torch.log(mass))
         u = centred_difference(a, b, maximum, level)
         weight, difference = _weights(a, b, u, maximum, level, torch.zeros_like(level))
         log_ratio = torch.log1p(-difference.sum(1) / mass)

@@ -38,7 +38,7 @@ def exactly(a, b, one_way, detach):
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize("one_way", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(sizes=st.tuples(MAGNITUDES, MAGNITUDES), places=PLACES, sides=st.sampled_from(["clean", "adv", "both"]))
 def test_as_in_float64(device, impl, dtype, one_way, detach, sizes, places, sides):
     generator = torch.Generator().manual_seed(len(places))
@@ -61,7 +61,8 @@ def test_as_in_float64(device, impl, dtype, one_way, detach, sizes, places, side
     found, truth = rows.kl[held].double(), kl[held]
     scale = clean.detach().double().abs().where(clean.isfinite(), 0.0).amax(1)[held]
     tolerance = 2e-5 if dtype == torch.float32 else 1e-4
-    assert ((found - truth).abs() <= tolerance * truth.abs() + 1e-6 * (scale > 150) * one_way).all()
+    smallest = 1e-35 + 1e-6 * (scale > 150) * one_way  # of two numbers of 150 and more not even that is left
+    assert ((found - truth).abs() <= tolerance * truth.abs() + smallest).all()
     for mine, theirs in zip(grads, exact, strict=True):
         for x, y in zip(mine[held].double(), theirs[held], strict=True):
             if y.norm() < torch.finfo(dtype).max / 4:
