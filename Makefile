@@ -29,7 +29,7 @@ test-slow: $(STAMP)
 
 lint: $(STAMP)
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
-	$(PY) -m pytest -q -s -m "slow or not slow" tests/test_architecture.py tests/ops/test_cuda_roles.py -k "architecture or nvcc"
+	$(PY) -m pytest -q -s -m "slow or not slow" tests/test_architecture.py tests/ops/test_instructions.py
 
 bench: $(STAMP)
 	$(PY) tools/bench_ops.py --output benchmarks/results/ops_cpu.csv

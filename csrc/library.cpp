@@ -12,34 +12,27 @@ extern "C" __attribute__((visibility("default"), used)) const char megatron_alum
 TORCH_LIBRARY(megatron_alum, m) {
   m.def("instruction_set() -> str", [] { return std::string(cpu_kernels().name); });
 
-  // Records [N, 6] (7 with labels) of one shard.
-  m.def("row_statistics(Tensor clean, Tensor adv, Tensor? labels, int first_column, int valid_columns, bool one_sided) -> Tensor");
+  // Row ops. Everywhere: no adversarial logits = the MLM loss alone; records [N, 6] of one shard, 7 with labels.
+  m.def("row_statistics(Tensor clean, Tensor? adv, Tensor? labels, int first_column, int valid_columns, bool one_sided) -> Tensor");
   // [R, N, 6 or 7] -> [N, 6 or 7].
   m.def("merge_statistics(Tensor records, bool one_sided) -> Tensor");
-  // (MLM loss [N], divergence [N]) from merged records; differentiable in the logits (Python: ops/divergence.py).
+  // (MLM loss [N], divergence [N]) from merged records; differentiable in the logits (Python: ops/rows.py).
   m.def(
-      "row_losses(Tensor clean, Tensor adv, Tensor records, Tensor? labels, int first_column, int valid_columns, "
+      "row_losses(Tensor clean, Tensor? adv, Tensor records, Tensor? labels, int first_column, int valid_columns, "
       "bool one_sided, bool detach_targets, bool overwrite) -> (Tensor, Tensor)");
-  // Gradients to (clean, adv); one that is not needed is an empty tensor.
+  // Gradients from records that are final, or, for rows of one shard, records and gradients in one pass over the logits:
+  // (the new records or an empty tensor, to clean, to adv); a gradient that is not needed is an empty tensor.
   m.def(
-      "row_gradients(Tensor clean, Tensor adv, Tensor records, Tensor? labels, Tensor? mlm_weight, Tensor kl_weight, "
+      "row_gradients(Tensor clean, Tensor? adv, Tensor? records, Tensor? labels, Tensor? mlm_weight, Tensor kl_weight, "
       "int first_column, int valid_columns, bool one_sided, bool detach_targets, bool need_clean, bool need_adv) "
-      "-> (Tensor, Tensor)");
-  // The same, written over the logits that need them.
-  m.def(
-      "row_gradients_(Tensor(a!) clean, Tensor(b!) adv, Tensor records, Tensor? labels, Tensor? mlm_weight, "
-      "Tensor kl_weight, int first_column, int valid_columns, bool one_sided, bool detach_targets, bool need_clean, "
-      "bool need_adv) -> ()");
-  // Statistics and gradients in one pass, for logits that are not sharded: (records, to clean, to adv). The clean logits in
-  // both places ask for the MLM loss alone.
-  m.def(
-      "row_fused(Tensor clean, Tensor adv, Tensor? labels, Tensor? mlm_weight, Tensor kl_weight, int first_column, "
-      "int valid_columns, bool one_sided, bool detach_targets, bool need_clean, bool need_adv) "
       "-> (Tensor, Tensor, Tensor)");
-  // The same, written over the logits that need them; no adversarial ones = the MLM loss alone. Returns the records.
+  // The same, written over the logits that need them. Returns the new records or an empty tensor.
   m.def(
-      "row_fused_(Tensor(a!) clean, Tensor(b!)? adv, Tensor? labels, Tensor? mlm_weight, Tensor kl_weight, "
-      "int first_column, int valid_columns, bool one_sided, bool detach_targets, bool need_clean, bool need_adv) -> Tensor");
+      "row_gradients_(Tensor(a!) clean, Tensor(b!)? adv, Tensor? records, Tensor? labels, Tensor? mlm_weight, "
+      "Tensor kl_weight, int first_column, int valid_columns, bool one_sided, bool detach_targets, bool need_clean, "
+      "bool need_adv) -> Tensor");
+  // values *= factor, by a kernel that reads the factor where it is and stops where it is 1.
+  m.def("scale_(Tensor(a!) values, Tensor factor) -> ()");
 
   // [T, num_channels] float32 from one sample index and one position a token.
   m.def(

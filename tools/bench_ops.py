@@ -7,7 +7,7 @@ Every figure is a median over rounds in which all contestants of a table take tu
 does hits all alike; each ratio is between medians of the same run. The floor is the time that the bytes an op must
 move take at the bandwidth of a plain copy measured in the same rounds. "value and both gradients" is the symmetric KL
 of N rows, forward and backward: "row losses" as one gets them from ops.symmetric_kl, "weighted sum" as from
-ops.weighted_kl, which the training step uses, "one launch" the kernel by itself. Contestants marked "overwritten" write
+ops.row_losses with weights, which the training step uses, "one launch" the kernel by itself. "overwritten" ones write
 gradients over the logits (what the training step does); the others allocate them anew, which on CPU costs more than
 computing them, since the system hands out fresh pages for every call; that favours whatever allocates less. With
 --keep-memory the process keeps what is freed, and only the ops' own work is left to compare. "whole" is the unchunked
@@ -187,7 +187,7 @@ def divergence_contestants(
         return Prepared(refresh, run)
 
     def weighted(a: Tensor, b: Tensor, **options: bool) -> Tensor:
-        return ops.weighted_kl(a, b, row_weight=ones, **options)
+        return ops.row_losses(a, b, kl_weight=ones, **options).kl
 
     contestants: dict[str, Run] = {"copy": lambda: copy.copy_(source), "eager": both(eager_kl)}
     if not quick:
@@ -209,7 +209,8 @@ def divergence_contestants(
 
 def fused_launch(clean: Tensor, adv: Tensor, weight: Tensor) -> None:
     """The row kernel alone: symmetric divergence, targets detached, and both gradients over the logits."""
-    torch.ops.megatron_alum.row_fused_(clean, adv, None, None, weight, 0, clean.shape[1], False, True, True, True)
+    columns = 0, clean.shape[1]
+    torch.ops.megatron_alum.row_gradients_(clean, adv, None, None, None, weight, *columns, False, True, True, True)
 
 
 class _Handover(torch.autograd.Function):
@@ -237,7 +238,7 @@ def mlm_contestants(rows: int, vocab: int, dtype: torch.dtype, device: torch.dev
 
     def overwritten() -> None:
         logits = _Handover.apply(live, leaf)
-        loss = ops.weighted_mlm(logits, labels, row_weight=ones, overwrite_logits=True)
+        loss = ops.row_losses(logits, None, labels, mlm_weight=ones, overwrite_logits=True).mlm
         torch.autograd.grad(loss, logits)
 
     refreshed = Prepared(lambda: live.copy_(source), overwritten)
@@ -281,7 +282,7 @@ def head_contestants(rows: int, vocab: int, device: torch.device) -> dict[str, R
     leaves = [x.requires_grad_() for x in [*leaves, torch.zeros(vocab, device=device)]]
     labels = torch.randint(0, vocab, (rows,), device=device)
     weight = torch.full((rows,), 1.0 / rows, device=device)
-    weights = {"mlm_row_weight": weight, "kl_row_weight": weight}
+    weights = {"mlm_weight": weight, "kl_weight": weight}
 
     def logits() -> Iterator[Tensor]:
         return (torch.nn.functional.linear(x, *leaves[2:]) for x in leaves[:2])
@@ -292,13 +293,13 @@ def head_contestants(rows: int, vocab: int, device: torch.device) -> dict[str, R
         torch.autograd.grad(((mlm + eager_kl(a, b)) * weight).sum(), leaves)
 
     def whole() -> None:
-        sums = ops.weighted_mlm_symmetric_kl(*logits(), labels, **weights, overwrite_logits=True)
-        torch.autograd.grad(sum(sums), leaves)
+        losses = ops.row_losses(*logits(), labels, **weights, overwrite_logits=True)
+        torch.autograd.grad(losses.mlm + losses.kl, leaves)
 
     def chunked(chunk_rows: int) -> Run:
         def run() -> None:
-            sums = ops.mlm_symmetric_kl_from_hidden(*leaves, labels, **weights, chunk_rows=chunk_rows)
-            torch.autograd.grad(sum(sums), leaves)
+            losses = ops.row_losses_from_hidden(*leaves, labels, **weights, chunk_rows=chunk_rows)
+            torch.autograd.grad(losses.mlm + losses.kl, leaves)
 
         return run
 

@@ -34,14 +34,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CARRIED = ("csrc", "megatron_alum", "tests", "tools", "setup.py", "README.md")
-# Rows of one block, of a cluster of blocks, and tokens: what runs on the GPU, which test_cuda_roles.py only emulates.
+# Rows of one block, of a cluster of blocks, and tokens: what runs on the GPU, which test_simt.py runs on a CPU.
 SANITIZED = (
     "(test_identical_logits_give_exactly_zero or test_padded_columns or test_wide_rows or test_tokens_outside_the_mask)"
-    " and not cuda_roles and not reference"
+    " and not simt and not reference"
 )
 SANITIZERS = ("memcheck", "racecheck", "synccheck")  # bounds, shared memory, barriers
 # Our kernel alone, else torch's are instrumented, too; torch probes the driver with calls that may fail.
-SANITIZER_FLAGS = ("--kernel-name", "kns=alum_roles", "--report-api-errors", "no", "--error-exitcode", "9")
+SANITIZER_FLAGS = ("--kernel-name", "kns=alum_kernel", "--report-api-errors", "no", "--error-exitcode", "9")
 SECONDS_IN_ALL = 460
 LEAST_SECONDS = 20  # with less than this left a step is not started
 SHOWN = 6000  # characters of a step's output

@@ -1,5 +1,5 @@
-// The record of a row (or of a part of its columns) and the exact merge of two: shared by the column blocks of a CPU row, the
-// blocks of a CUDA row and the tensor-parallel shards. Formulas: megatron_alum/reference/rows.py.
+// The record of a row (or of a part of its columns) and the exact merge of two: shared by the column blocks of a CPU row and
+// the tensor-parallel shards of both devices. Formulas: megatron_alum/reference/rows.py.
 //
 // Every field is already normalised over the part, so a record means the same whichever way it was computed and no
 // later step has to know which branch a part took.
@@ -10,13 +10,28 @@
 struct RowRecord {
   float maximum;     // m  = max a
   float mass;        // Z  = sum exp(a - m); 0 for a part without columns
-  float center;      // c, the d = a - b of some column near the top of P
-  float log_ratio;   // t  = log E_P[exp(-u)], u = d - c
+  float level;       // n, a number near log-sum-exp of b less log Z; c = m - n, taken exactly, is near the d = a - b of the row
+  float log_ratio;   // t  = log E_P[exp(-u)], u = d - c; so that log-sum-exp of b = n + t + log Z
   float mean;        // E_P[u]
   float divergence;  // KL(P||Q) + KL(Q||P), or KL(P||Q) alone, of the part's own two distributions
 };
 
 MA_FUNCTION RowRecord empty_record() { return RowRecord{-MA_INFINITY, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f}; }
+
+// a - b rounded, and what rounding has lost (Knuth's TwoSum).
+MA_FUNCTION float two_difference(float a, float b, float* rest) {
+  const float difference = MA_ADD(a, -b);
+  const float back = MA_ADD(difference, -a);
+  *rest = MA_ADD(MA_ADD(a, -MA_ADD(difference, -back)), -MA_ADD(b, back));
+  return difference;
+}
+
+// The same; an infinite difference, of which nothing else is lost, stays one.
+MA_FUNCTION float finite_two_difference(float a, float b, float* rest) {
+  const float difference = two_difference(a, b, rest);
+  *rest = MA_MATH(fmaxf)(*rest, -3.4028234e38f);  // not a number: the other argument
+  return difference;
+}
 
 // sum_{n >= 2} (-h)^n / n! = h + exp(-h) - 1, whose mean under P is KL(P||Q).
 MA_FUNCTION float one_sided_term(float h) {
@@ -31,66 +46,74 @@ MA_FUNCTION float one_sided_term(float h) {
   return h * h * s;
 }
 
-// p - q from p, its logarithm and h = log(p / q) without overflow: the larger of the two times 1 - exp(-|h|). Where the other part
-// of a row holds all clean mass, p is 0 and its logarithm alone still knows q.
-MA_FUNCTION float probability_difference(float p, float log_p, float h) {
-  if (h >= 0.0f) return -p * MA_MATH(expm1f)(-h);
-  return MA_MATH(expf)(log_p - h) * MA_MATH(expm1f)(h);
+// A part's shares of the clean and the adversarial mass of the row, p and q, and h = log(p / q).
+struct PartShare {
+  float log_clean, log_adv, shift, u;
+};
+
+MA_FUNCTION PartShare share_of(const RowRecord& part, float top, float level, float center, float rest, float log_total) {
+  float own_rest;
+  const float own_center = finite_two_difference(part.maximum, part.level, &own_rest);
+  const float log_mass = MA_MATH(logf)(part.mass) - log_total;
+  PartShare share;
+  share.log_clean = (part.maximum - top) + log_mass;
+  share.log_adv = (part.level - level) + (part.log_ratio + log_mass);
+  share.shift = (own_center - center) + (own_rest - rest);
+  share.u = share.shift - part.log_ratio;
+  return share;
 }
 
-// p h + q - p, what a part adds to KL(P||Q) besides its own divergence.
-MA_FUNCTION float one_sided_share(float p, float log_p, float h) {
-  if (h < 0.25f && h > -0.25f) return p * one_sided_term(h);
-  return p * h - probability_difference(p, log_p, h);
+// What a part adds to the divergence of the row: its own one, and that of its share.
+MA_FUNCTION float divergence_of_part(const RowRecord& part, const PartShare& share, float ratio, bool one_sided) {
+  const float h = share.u + ratio, p = MA_MATH(expf)(share.log_clean), q = MA_MATH(expf)(share.log_adv - ratio);
+  const float moved = h >= 0.0f ? -p * MA_MATH(expm1f)(-h) : q * MA_MATH(expm1f)(h);  // p - q, without overflow
+  if (p == 0.0f && q == 0.0f) return 0.0f;
+  if (one_sided) {
+    const float of_share = h < 0.25f && h > -0.25f ? p * one_sided_term(h) : (p == 0.0f ? 0.0f : p * h) - moved;
+    return p == 0.0f ? of_share : p * part.divergence + of_share;
+  }
+  const float of_share = moved == 0.0f ? 0.0f : moved * (share.shift + part.mean + ratio);
+  return q == 0.0f ? of_share : of_share + (p - moved) * part.divergence;
 }
 
 MA_FUNCTION RowRecord merge(const RowRecord& x, const RowRecord& y, bool one_sided) {
   if (x.mass == 0.0f) return y;
   if (y.mass == 0.0f) return x;
   const bool x_leads = !(y.maximum > x.maximum);
-  const float top = x_leads ? x.maximum : y.maximum;
-  const float center = x_leads ? x.center : y.center;
-  const float scaled_x = x.mass * MA_MATH(expf)(x.maximum - top), scaled_y = y.mass * MA_MATH(expf)(y.maximum - top);
-  const float total = scaled_x + scaled_y;
-  const float share_x = scaled_x / total, share_y = scaled_y / total;
+  const float top = x_leads ? x.maximum : y.maximum, level = x_leads ? x.level : y.level;
+  float rest;
+  const float center = finite_two_difference(top, level, &rest);
+  const float total =
+      x.mass * MA_MATH(expf)(x.maximum - top) + y.mass * MA_MATH(expf)(y.maximum - top);
   const float log_total = MA_MATH(logf)(total);
-  const float log_share_x = (x.maximum - top) + (MA_MATH(logf)(x.mass) - log_total);
-  const float log_share_y = (y.maximum - top) + (MA_MATH(logf)(y.mass) - log_total);
-  const float shift_x = x.center - center, shift_y = y.center - center;
-  // Twins of u and t one level up: u_i is the log of the part's clean over its adversarial mass.
-  const float u_x = shift_x - x.log_ratio, u_y = shift_y - y.log_ratio;
-  const float low = u_x < u_y ? u_x : u_y, high = u_x < u_y ? u_y : u_x;
+  const PartShare of_x = share_of(x, top, level, center, rest, log_total);
+  const PartShare of_y = share_of(y, top, level, center, rest, log_total);
+  const float p_x = MA_MATH(expf)(of_x.log_clean), p_y = MA_MATH(expf)(of_y.log_clean);
+  const float low = of_x.u < of_y.u ? of_x.u : of_y.u, high = of_x.u < of_y.u ? of_y.u : of_x.u;
   float ratio;
   if (low > -1.0f && high < 1.0f) {
-    ratio = MA_MATH(log1pf)(share_x * MA_MATH(expm1f)(-u_x) + share_y * MA_MATH(expm1f)(-u_y));
+    ratio = MA_MATH(log1pf)(p_x * MA_MATH(expm1f)(-of_x.u) + p_y * MA_MATH(expm1f)(-of_y.u));
   } else {
-    const float log_x = log_share_x - u_x, log_y = log_share_y - u_y;
-    const float larger = log_x < log_y ? log_y : log_x;
-    ratio = larger + MA_MATH(logf)(MA_MATH(expf)(log_x - larger) + MA_MATH(expf)(log_y - larger));
+    const float larger = of_x.log_adv < of_y.log_adv ? of_y.log_adv : of_x.log_adv;
+    ratio = larger + MA_MATH(logf)(MA_MATH(expf)(of_x.log_adv - larger) + MA_MATH(expf)(of_y.log_adv - larger));
   }
-  const float h_x = u_x + ratio, h_y = u_y + ratio;
-  const float offset_x = shift_x + x.mean, offset_y = shift_y + y.mean;
-  float divergence;
-  if (one_sided) {
-    divergence = (share_x * x.divergence + one_sided_share(share_x, log_share_x, h_x)) +
-                 (share_y * y.divergence + one_sided_share(share_y, log_share_y, h_y));
-  } else {
-    const float moved_x = probability_difference(share_x, log_share_x, h_x);
-    const float moved_y = probability_difference(share_y, log_share_y, h_y);
-    divergence = moved_x * (offset_x + ratio) + moved_y * (offset_y + ratio) +
-                 ((share_x - moved_x) * x.divergence + (share_y - moved_y) * y.divergence);
-  }
-  return RowRecord{top, total, center, ratio, share_x * offset_x + share_y * offset_y, divergence};
+  const float mean = (p_x == 0.0f ? 0.0f : p_x * (of_x.shift + x.mean)) + (p_y == 0.0f ? 0.0f : p_y * (of_y.shift + y.mean));
+  const float divergence =
+      divergence_of_part(x, of_x, ratio, one_sided) + divergence_of_part(y, of_y, ratio, one_sided);
+  return RowRecord{top, total, level, ratio, mean, divergence};
 }
 
-// From the four sums of a part, relative to `scale` and to center: A = sum e^(a - scale), D = sum e^(b + c - scale) - A,
-// U = sum e^(a - scale) u, X = sum (e^(b + c - scale) - e^(a - scale)) u; one-sided X = sum e^(a - scale) (expm1(-u) + u).
-MA_FUNCTION RowRecord record_of_sums(float maximum, float scale, float center, const float sums[4], bool one_sided) {
+// Infinite as it may be exactly, a divergence that is no finite float32 is reported as not a number.
+MA_FUNCTION float reported(float divergence) { return divergence - divergence == 0.0f ? divergence : divergence - divergence; }
+
+// From the four sums of a part, relative to m and n: A = sum e^(a - m), D = sum e^(b - n) - A, U = sum e^(a - m) u,
+// X = sum (e^(b - n) - e^(a - m)) u; one-sided X = sum e^(a - m) (expm1(-u) + u).
+MA_FUNCTION RowRecord record_of_sums(float maximum, float level, const float sums[4], bool one_sided) {
   const float mass = sums[0], excess = sums[1] / mass, mean = sums[2] / mass, last = sums[3] / mass;
   const float ratio = MA_MATH(log1pf)(excess);
   // log1p(x) - x = -one_sided_term(log1p(x)) with the sign of its argument turned: exp(r) - 1 - r at r = log1p(x).
   const float divergence = one_sided ? last - one_sided_term(-ratio) : (mean * excess - last) / (1.0f + excess);
-  return RowRecord{maximum, mass * MA_MATH(expf)(scale - maximum), center, ratio, mean, divergence};
+  return RowRecord{maximum, mass, level, ratio, mean, reported(divergence)};
 }
 
 // Whether the centre was near enough to E_P[d] for the sums to keep their digits: the divergence is what is left of terms of the

@@ -4,7 +4,7 @@
 
 #include "common/checks.h"
 #include "common/large_pages.h"
-#include "ops/run.h"
+#include "ops/dropout.h"
 
 namespace {
 

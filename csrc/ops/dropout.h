@@ -27,3 +27,5 @@ MA_FUNCTION uint64_t splitmix64(uint64_t seed, uint64_t index) {
   z = (z ^ z >> 27) * 0x94D049BB133111EBu;
   return z ^ z >> 31;
 }
+
+void run_dropout_cpu(const DropoutTask& task);

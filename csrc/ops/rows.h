@@ -6,14 +6,17 @@
 // | clean, adv         | [rows, valid_columns], element | in; row strides in elements                                  |
 // | labels             | [rows] int64 or null           | in; global ids, -100 = ignored row                           |
 // | records            | [rows, width] float            | out of statistics, in of gradients (7th: label's clean logit)|
-// | mlm_weight         | [rows] float or null           | in; gradients only                                           |
-// | kl_weight          | [rows] float                   | in; gradients only                                           |
+// | mlm_weight         | [rows] float or null           | in; not of statistics                                        |
+// | kl_weight          | [rows] float                   | in; not of statistics                                        |
 // | clean_grad,adv_grad| [rows, columns], element       | out; null = not wanted; may be clean and adv themselves      |
 #pragma once
 
 #include <stdint.h>
 
 enum Element : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+// What a launch does with a row: its record; its gradients from a record that is final; both, where no shard is missing.
+enum RowPhase : int { kStatistics, kGradients, kFused };
 
 constexpr int kRecordFloats = 6;
 constexpr int64_t kIgnoredLabel = -100;
@@ -40,3 +43,14 @@ struct RowTask {
   bool one_sided;
   bool detach_targets;
 };
+
+// Adversarial logits that are the clean ones (one pointer) ask for the MLM loss alone.
+void run_rows_cpu(const RowTask& task, RowPhase phase);
+
+// The GPU's doors queue their work on `stream` (a cudaStream_t), wait for nothing and return the cudaError_t of the launch.
+int launch_rows(const RowTask& task, RowPhase phase, void* stream);
+// records [shards, rows, width] -> merged [rows, width].
+int launch_merge(const float* records, float* merged, int64_t shards, int64_t rows, int width, bool one_sided, void* stream);
+// values[i] *= *factor; the device reads the factor and leaves the values alone where it is 1.
+int launch_scale(void* values, int element, int64_t count, const float* factor, void* stream);
+const char* launch_error_text(int error);

@@ -1,4 +1,7 @@
-// Torch glue of the token role: checks the tensors, builds the TokenTask, hands it to the device, returns tensors.
+// The token ops: checks the tensors, builds the TokenTask, hands it to the device's kernel, returns tensors. The kernels are found
+// through ops/cpu/kernels.h and in ops/cuda/token_kernel.cu.
+#include "ops/tokens.h"
+
 #include <ATen/ATen.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
@@ -7,7 +10,9 @@
 
 #include "common/checks.h"
 #include "common/large_pages.h"
-#include "ops/run.h"
+#ifdef MEGATRON_ALUM_CUDA
+#include <c10/cuda/CUDAStream.h>
+#endif
 
 namespace {
 
@@ -29,7 +34,11 @@ void run(const TokenTask& task, const at::Device& device) {
   if (task.tokens == 0 || task.channels == 0) return;
 #ifdef MEGATRON_ALUM_CUDA
   const c10::OptionalDeviceGuard guard(device);
-  if (device.is_cuda()) return run_cuda(RowTask{}, kStatistics, task);
+  if (device.is_cuda()) {
+    const int error = launch_tokens(task, c10::cuda::getCurrentCUDAStream().stream());
+    TORCH_CHECK(error == 0, "the CUDA kernel could not be launched: ", launch_error_text(error));
+    return;
+  }
 #endif
   TORCH_CHECK_VALUE(device.is_cpu(), "the tensors must be on a device with a kernel, but are on ", device, ".");
   run_tokens_cpu(task);

@@ -38,3 +38,7 @@ struct TokenTask {
   int grad_element;
   int out_element;
 };
+
+void run_tokens_cpu(const TokenTask& task);
+// Queues the launch on `stream` (a cudaStream_t), waits for nothing and returns its cudaError_t.
+int launch_tokens(const TokenTask& task, void* stream);

@@ -1,16 +1,14 @@
 """Public doors of the fused operators: perturbation step and divergence of logits, with a pure-torch reference
 (megatron_alum/reference) behind each.
 
-Read in this order: divergence.py, weighted.py, perturbation.py, noise.py, chunked_head.py, cpu_dropout.py;
-dispatch.py chooses the implementation.
+Read in this order: rows.py, rows_from_hidden.py, perturbation.py, noise.py, cpu_dropout.py; row_autograd.py stands
+behind the first two, dispatch.py chooses the implementation.
 Importing this needs neither a GPU nor the compiled extension; the kernels are in csrc/ (csrc/README.md).
 """
 
 from megatron_alum.ops import registration  # noqa: F401  (hooks itself into the loading of the extension)
-from megatron_alum.ops.chunked_head import mlm_symmetric_kl_from_hidden, weighted_kl_from_hidden
 from megatron_alum.ops.cpu_dropout import attention_with_dropout, draw_seed, dropout, seeded_dropout
 from megatron_alum.ops.dispatch import build_info
-from megatron_alum.ops.divergence import kl_divergence, mlm_symmetric_kl, symmetric_kl
 from megatron_alum.ops.noise import NoiseKey, gaussian_noise
 from megatron_alum.ops.perturbation import (
     PerturbationStatistics,
@@ -18,11 +16,13 @@ from megatron_alum.ops.perturbation import (
     perturb_embeddings,
     perturbation_statistics,
 )
-from megatron_alum.ops.weighted import weighted_kl, weighted_mlm, weighted_mlm_symmetric_kl, weighted_sum
+from megatron_alum.ops.rows import RowLosses, kl_divergence, mlm_symmetric_kl, row_losses, symmetric_kl, weighted_sum
+from megatron_alum.ops.rows_from_hidden import mlm_symmetric_kl_from_hidden, row_losses_from_hidden
 
 __all__ = [
     "NoiseKey",
     "PerturbationStatistics",
+    "RowLosses",
     "ascend_and_project",
     "attention_with_dropout",
     "build_info",
@@ -34,11 +34,9 @@ __all__ = [
     "mlm_symmetric_kl_from_hidden",
     "perturb_embeddings",
     "perturbation_statistics",
+    "row_losses",
+    "row_losses_from_hidden",
     "seeded_dropout",
     "symmetric_kl",
-    "weighted_kl",
-    "weighted_kl_from_hidden",
-    "weighted_mlm",
-    "weighted_mlm_symmetric_kl",
     "weighted_sum",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_alum.ops import dispatch, divergence
+from megatron_alum.ops import dispatch, row_autograd
 from megatron_alum.reference.rows import STATISTICS
 from megatron_alum.reference.tokens import SUMS
 
@@ -19,16 +19,16 @@ def register() -> None:
     for name, fake in _FAKES.items():
         torch.library.register_fake(f"megatron_alum::{name}", fake)
     torch.library.register_autograd(
-        "megatron_alum::row_losses", _row_losses_backward, setup_context=divergence.setup_context
+        "megatron_alum::row_losses", _row_losses_backward, setup_context=row_autograd.setup_context
     )
-    torch.library.register_autograd("megatron_alum::row_gradients", divergence.refuse_double_backward)
+    torch.library.register_autograd("megatron_alum::row_gradients", row_autograd.refuse_double_backward)
 
 
 def _row_losses_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (*divergence.backward(ctx, *grads), *[None] * 7)
+    return (*row_autograd.backward(ctx, *grads), *[None] * 7)
 
 
-def _row_statistics(clean: Tensor, adv: Tensor, labels: Tensor | None, *_: int) -> Tensor:
+def _row_statistics(clean: Tensor, adv: Tensor | None, labels: Tensor | None, *_: int) -> Tensor:
     return clean.new_empty(clean.shape[0], STATISTICS + (labels is not None), dtype=torch.float32)
 
 
@@ -36,26 +36,26 @@ def _merge_statistics(records: Tensor, one_sided: bool) -> Tensor:
     return records.new_empty(records.shape[1:])
 
 
-def _row_losses(clean: Tensor, adv: Tensor, records: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _row_losses(clean: Tensor, adv: Tensor | None, records: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return records.new_empty(records.shape[0]), records.new_empty(records.shape[0])
 
 
-def _row_gradients(clean: Tensor, adv: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _row_gradients(
+    clean: Tensor, adv: Tensor | None, records: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     need_clean, need_adv = rest[-2:]
-    shape = clean.shape
-    return clean.new_empty(shape if need_clean else [0]), clean.new_empty(shape if need_adv else [0])
+    grads = [clean.new_empty(clean.shape if need else [0]) for need in (need_clean, need_adv and adv is not None)]
+    return _row_gradients_(clean, adv, records, *rest), grads[0], grads[1]
 
 
-def _row_gradients_(*_: Any) -> None:
+def _row_gradients_(
+    clean: Tensor, adv: Tensor | None, records: Tensor | None, labels: Tensor | None, *_: Any
+) -> Tensor:
+    return _row_statistics(clean, adv, labels) if records is None else clean.new_empty(0, dtype=torch.float32)
+
+
+def _scale_(values: Tensor, factor: Tensor) -> None:
     return None
-
-
-def _row_fused(clean: Tensor, adv: Tensor, labels: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _row_statistics(clean, adv, labels), *_row_gradients(clean, adv, *rest)
-
-
-def _row_fused_(clean: Tensor, adv: Tensor | None, labels: Tensor | None, *_: Any) -> Tensor:
-    return _row_statistics(clean, clean, labels)
 
 
 def _gaussian_noise(sample_index: Tensor, position: Tensor, num_channels: int, *_: float) -> Tensor:
@@ -81,8 +81,7 @@ _FAKES: dict[str, Any] = {
     "row_losses": _row_losses,
     "row_gradients": _row_gradients,
     "row_gradients_": _row_gradients_,
-    "row_fused": _row_fused,
-    "row_fused_": _row_fused_,
+    "scale_": _scale_,
     "gaussian_noise": _gaussian_noise,
     "ascend_and_project": _ascend_and_project,
     "perturb": _perturb,

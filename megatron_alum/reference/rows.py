@@ -3,13 +3,15 @@
 Letters: N rows, C columns held here, R shards. a, b: clean and adversarial logits; P, Q: their softmax; d = a - b;
 h = log(p / q), so that KL(P||Q) + KL(Q||P) = sum (p - q) h. Where ALUM works d is 1e-6 to 1e-3 and lse(a) - lse(b),
 known to 1e-6 only, would drown h. So every row is centred on some c near E_P[d]: u = d - c is formed without rounding
-error beyond its own, t = log E_P[exp(-u)] is as small as u, and h = u + t. Here c is the rounded lse(a) - lse(b), for
-which another pass is spent; the kernels take it from the logits near the maximum (csrc/README.md).
+error beyond its own, t = log E_P[exp(-u)] is as small as u, and h = u + t. A record keeps c as m - n, taken exactly, of
+the greatest clean logit m and a level n of the adversarial ones: unlike c both tell where a shard stands that lies far
+below the others. Here n is the rounded lse(b) - log Z, for which another pass is spent; the kernels take it from logits
+near the maximum (csrc/README.md).
 
 A record (one row of one shard) is STATISTICS floats, the same in C++ (csrc/common/row_statistics.h):
-    0 maximum    m  = max a                            3 log_ratio  t = log E_P[exp(-u)] = c - (lse(a) - lse(b))
-    1 mass       Z  = sum exp(a - m)                   4 mean       E_P[u]
-    2 center     c                                     5 divergence of the shard's own two softmax distributions
+    0 maximum    m  = max a                            3 log_ratio  t = log E_P[exp(-u)] = lse(b) - log Z - n
+    1 mass       Z  = sum exp(a - m)                   4 mean       E_P[u], so that mean + log_ratio = KL(P||Q)
+    2 level      n                                     5 divergence of the shard's own two softmax distributions
 and, with labels, 6: the clean logit of the label where this shard holds it, else 0. P and Q are normalised over the
 shard; `merge_statistics` gives the record of the whole row exactly, by the chain rule of the divergence over shards.
 """
@@ -51,22 +53,20 @@ def row_statistics(clean: Tensor, adv: Tensor, labels: Tensor | None, options: R
     a, b = (x[:, : options.valid_columns].to(dtype) for x in (clean, adv))
     if rows > 0:
         maximum = a.amax(1)
+        # Of the clean logits alone: the MLM loss survives bad adversarial ones.
+        mass = torch.exp(a - maximum[:, None]).sum(1)
         center = torch.logsumexp(a, dim=1) - torch.logsumexp(b, dim=1)
-        u = centred_difference(a, b, center)
-        weight, difference = _weights(a, b, u, maximum, center, torch.zeros_like(center))
-        mass = torch.exp(a - maximum[:, None]).sum(
-            1
-        )  # of the clean logits alone: the MLM loss survives bad adversarial ones
+        # Equal rows get the level m itself, and with it exactly 0; of a large centre the level must keep its digits.
+        level = torch.where(center.abs() < 1, maximum - center, torch.logsumexp(b, dim=1) - torch.log(mass))
+        u = centred_difference(a, b, maximum, level)
+        weight, difference = _weights(a, b, u, maximum, level, torch.zeros_like(level))
         log_ratio = torch.log1p(-difference.sum(1) / mass)
         h = u + log_ratio[:, None]
-        weight, difference = _weights(a, b, h, maximum, center, log_ratio)
-        terms = _one_sided_terms(weight, difference, h) if options.one_sided else difference * h
-        sums = (
-            torch.where(weight == 0, 0.0, weight * u).sum(1),
-            torch.where((weight == 0) & (difference == 0), 0.0, terms).sum(1),
-        )
-        divergence = torch.where(torch.isfinite(sums[1]), sums[1] / mass, torch.nan)
-        columns = torch.stack([maximum, mass, center, log_ratio, sums[0] / mass, divergence], dim=1)
+        weight, difference = (x / mass[:, None] for x in _weights(a, b, h, maximum, level, log_ratio))
+        terms = _one_sided_terms(weight, difference, h) if options.one_sided else _product(difference, h)
+        mean, divergence = _product(weight, u).sum(1), terms.sum(1)
+        divergence = torch.where(torch.isfinite(divergence), divergence, torch.nan)
+        columns = torch.stack([maximum, mass, level, log_ratio, mean, divergence], dim=1)
         masked = ((a == -torch.inf) & (b == -torch.inf)).all(1)
         record[:, :STATISTICS] = torch.where(masked[:, None], _EMPTY.to(columns), columns)
     if labels is not None:
@@ -79,26 +79,29 @@ def merge_statistics(records: Tensor, one_sided: bool) -> Tensor:
     """One record a row [N, 6 or 7] from those of R shards [R, N, 6 or 7]; exact, in any order."""
     if records.shape[0] == 1:
         return records[0]
-    maximum, mass, center, log_ratio, mean, divergence = (records[..., i] for i in range(STATISTICS))
+    maximum, mass, level, log_ratio, mean, divergence = (records[..., i] for i in range(STATISTICS))
     top, owner = maximum.max(dim=0)
     total = (mass * torch.exp(maximum - top)).sum(0)
     empty = mass == 0
-    chosen = center.gather(0, owner[None])[0]
-    shift = torch.where(empty, 0.0, center - chosen)
-    # Where another shard holds all clean mass the share is 0, and its logarithm alone knows the adversarial one.
-    log_share = (maximum - top) + (torch.log(mass) - torch.log(total))
-    share = torch.exp(log_share)
+    chosen = level.gather(0, owner[None])[0]
+    shift = torch.where(empty, 0.0, _difference_of_differences(maximum, level, top, chosen))
+    log_mass = torch.log(mass) - torch.log(total)
+    log_clean = (maximum - top) + log_mass
+    log_adv = torch.where(empty, -torch.inf, (level - chosen) + (log_ratio + log_mass))
+    share = torch.exp(log_clean)
     # Shard-level twins of u and t: u_i = shift_i - t_i is the log of the shard's clean over its adversarial mass.
     u = shift - log_ratio
-    ratio = _log_mean_exp(torch.where(empty, 0.0, -u), log_share)
+    small = torch.log1p((share * torch.expm1(torch.where(empty, 0.0, -u).clamp(-1, 1))).sum(0))
+    ratio = torch.where(((u.abs() < 1) | empty).all(0), small, torch.logsumexp(log_adv, dim=0))
     h = torch.where(empty, 0.0, u + ratio)
-    p_minus_q = torch.exp(log_share - h.clamp(max=0)) * torch.expm1(-h.abs()) * -torch.sign(h)
+    larger = torch.exp(torch.where(h < 0, log_adv - ratio, log_clean))
+    p_minus_q = larger * torch.expm1(-h.abs()) * -torch.sign(h)
     offset = shift + mean
     if one_sided:
-        merged = (share * divergence + _one_sided_terms(share, p_minus_q, h)).sum(0)
+        merged = (_product(share, divergence) + _one_sided_terms(share, p_minus_q, h)).sum(0)
     else:
-        merged = (p_minus_q * (offset + ratio)).sum(0) + ((share - p_minus_q) * divergence).sum(0)
-    columns = [top, total, chosen, ratio, (share * offset).sum(0), merged]
+        merged = (_product(p_minus_q, offset + ratio) + _product(share - p_minus_q, divergence)).sum(0)
+    columns = [top, total, chosen, ratio, _product(share, offset).sum(0), merged]
     if records.shape[-1] > STATISTICS:
         columns.append(records[..., STATISTICS].sum(0))
     return torch.stack(columns, dim=-1)
@@ -134,19 +137,19 @@ def row_gradients(
         return grads
     dtype = working_dtype(clean)
     a, b = (x[:, :columns].to(dtype) for x in (clean, adv))
-    maximum, mass, center, log_ratio, mean, divergence = (records[:, i : i + 1] for i in range(STATISTICS))
-    u = centred_difference(a, b, center[:, 0])
+    maximum, mass, level, log_ratio, mean, divergence = (records[:, i : i + 1] for i in range(STATISTICS))
+    u = centred_difference(a, b, maximum[:, 0], level[:, 0])
     h = u + log_ratio
-    p, p_minus_q = (x / mass for x in _weights(a, b, h, maximum[:, 0], center[:, 0], log_ratio[:, 0]))
+    p, p_minus_q = (x / mass for x in _weights(a, b, h, maximum[:, 0], level[:, 0], log_ratio[:, 0]))
     weight = kl_weight.to(dtype)[:, None]
     to_adv = -p_minus_q
     to_clean = torch.zeros_like(p) if options.one_sided else p_minus_q
     if not options.detach_targets:
         if options.one_sided:
-            to_clean = p * (h - divergence)
+            to_clean = _product(p, h, less=divergence)
         else:
-            to_clean = to_clean + p * (u - mean)
-            to_adv = to_adv - (p - p_minus_q) * (u - (mean - divergence))
+            to_clean = to_clean + _product(p, u, less=mean)
+            to_adv = to_adv - _product(p - p_minus_q, u, less=mean - divergence)
     ignored = torch.zeros_like(weight, dtype=torch.bool) if labels is None else (labels == IGNORED_LABEL)[:, None]
     skipped = ignored | (weight == 0)
     to_clean = torch.where(skipped, 0.0, weight * to_clean)
@@ -172,11 +175,22 @@ def two_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return difference, (a - (difference - back)) - (b + back)
 
 
-def centred_difference(a: Tensor, b: Tensor, center: Tensor) -> Tensor:
-    """u = a - b - c [N, C]; 0 in columns that are -inf on both sides (masked out: P and Q are 0 there)."""
-    difference, error = two_difference(a, b)
-    u = (difference - center[:, None]) + torch.where(torch.isfinite(error), error, 0.0)
+def centred_difference(a: Tensor, b: Tensor, maximum: Tensor, level: Tensor) -> Tensor:
+    """u = (a - b) - (m - n) [N, C]; 0 in columns that are -inf on both sides (masked out: P and Q are 0 there)."""
+    u = _difference_of_differences(a, b, maximum[:, None], level[:, None])
     return torch.where((a == -torch.inf) & (b == -torch.inf), 0.0, u)
+
+
+def _difference_of_differences(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """(a - b) - (c - d), rounded once; of an infinite difference nothing else is lost."""
+    (left, left_error), (right, right_error) = two_difference(a, b), two_difference(c, d)
+    errors = (torch.where(torch.isfinite(error), error, 0.0) for error in (left_error, right_error))
+    return (left - right) + (next(errors) - next(errors))
+
+
+def _product(weight: Tensor, value: Tensor, *, less: Tensor | float = 0.0) -> Tensor:
+    """weight * (value - less); a weight of 0 counts nothing, however far away the value is."""
+    return weight * (torch.where(weight == 0, 0.0, value) - less)
 
 
 def local_labels(labels: Tensor, options: RowOptions) -> tuple[Tensor, Tensor]:
@@ -186,18 +200,11 @@ def local_labels(labels: Tensor, options: RowOptions) -> tuple[Tensor, Tensor]:
     return torch.where(owned, local, 0), owned
 
 
-def _log_mean_exp(x: Tensor, log_share: Tensor) -> Tensor:
-    """log sum_i share_i exp(x_i) over dim 0, keeping the digits of small x."""
-    small = torch.log1p((torch.exp(log_share) * torch.expm1(x.clamp(-1, 1))).sum(0))
-    return torch.where((x.abs() < 1).all(0), small, torch.logsumexp(log_share + x, dim=0))
-
-
 def _weights(
-    a: Tensor, b: Tensor, h: Tensor, maximum: Tensor, center: Tensor, log_ratio: Tensor
+    a: Tensor, b: Tensor, h: Tensor, maximum: Tensor, level: Tensor, log_ratio: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(Z p, Z (p - q)), each [N, C], with h = log(p / q): the larger of p and q first, the smaller as e^-|h| of it."""
-    level, error = two_difference(maximum, center)
-    log_q = ((b - level[:, None]) - error[:, None]) - log_ratio[:, None]
+    log_q = (b - level[:, None]) - log_ratio[:, None]
     larger = torch.exp(torch.maximum(a - maximum[:, None], log_q))
     p = torch.where(h < 0, larger * torch.exp(-h.abs()), larger)
     return p, larger * torch.expm1(-h.abs()) * -torch.sign(h)
@@ -205,7 +212,7 @@ def _weights(
 
 def _one_sided_terms(p: Tensor, p_minus_q: Tensor, h: Tensor) -> Tensor:
     """p h + q - p = p (h + exp(-h) - 1) >= 0, whose sum is KL(P||Q); without overflow where p is far below q."""
-    return torch.where(h.abs() < _SERIES_LIMIT, p * h * h * _series(h), p * h - p_minus_q)
+    return torch.where(h.abs() < _SERIES_LIMIT, p * h * h * _series(h), _product(p, h) - p_minus_q)
 
 
 def _series(h: Tensor) -> Tensor:

@@ -10,20 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from megatron_alum.config.alum import AlumConfig
 from megatron_alum.models import EncodedRows, ModelInputs, SplitBert
-from megatron_alum.ops import (
-    kl_divergence,
-    mlm_symmetric_kl_from_hidden,
-    symmetric_kl,
-    weighted_kl,
-    weighted_kl_from_hidden,
-    weighted_mlm,
-    weighted_mlm_symmetric_kl,
-)
+from megatron_alum.ops import RowLosses as OpLosses
+from megatron_alum.ops import kl_divergence, row_losses, row_losses_from_hidden, symmetric_kl
 
 
 class Outputs(NamedTuple):
@@ -68,7 +60,7 @@ class WholeLogits:
 
     def mlm(self, logits: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:
         """Sum of weights [N] * MLM losses; gives the logits up to their gradient."""
-        return weighted_mlm(logits, labels, row_weight=weights, overwrite_logits=True, **self.vocabulary)
+        return row_losses(logits, None, labels, mlm_weight=weights, overwrite_logits=True, **self.vocabulary).mlm
 
     def divergence(self, clean: Tensor, adversarial: Tensor, *, weights: Tensor) -> Tensor:
         """Sum of weights [N] * what the ascent climbs, row by row; the targets `clean` are constants.
@@ -77,7 +69,7 @@ class WholeLogits:
         there. The adversarial rows are given up: the gradient may be written over them.
         """
         options: dict[str, Any] = {"detach_targets": False, "overwrite_logits": True, **self.vocabulary}
-        return weighted_kl(clean, adversarial, row_weight=weights, symmetric=self.alum.climbs_symmetric, **options)
+        return row_losses(clean, adversarial, kl_weight=weights, divergence=climbed(self.alum), **options).kl
 
     def mlm_and_divergence(
         self,
@@ -90,14 +82,10 @@ class WholeLogits:
         inner_weights: Tensor,
     ) -> RowLosses:
         """All losses of the rows, weights [N] each; the gradients are written over both logits."""
-        with torch.no_grad():
-            inner = (inner_divergence(self.alum)(clean, adversarial, **self.vocabulary) * inner_weights).sum()
+        weights: dict[str, Any] = {"mlm_weight": mlm_weights, "kl_weight": kl_weights, "log_weight": inner_weights}
         detach = self.alum.detach_targets
         options: dict[str, Any] = {"detach_targets": detach, "overwrite_logits": True, **self.vocabulary}
-        mlm, kl = weighted_mlm_symmetric_kl(
-            clean, adversarial, labels, mlm_row_weight=mlm_weights, kl_row_weight=kl_weights, **options
-        )
-        return RowLosses(mlm, kl, inner)
+        return with_inner(row_losses(clean, adversarial, labels, **weights, **options), self.alum)
 
 
 class ChunkedLogits:
@@ -114,16 +102,17 @@ class ChunkedLogits:
 
     def divergence(self, clean: Tensor, adversarial: Tensor, *, weights: Tensor) -> Tensor:
         """As WholeLogits.divergence."""
-        return weighted_kl_from_hidden(
+        losses = row_losses_from_hidden(
             clean,
             adversarial,
             *self._decoder(),
-            row_weight=weights,
+            kl_weight=weights,
             chunk_rows=self.alum.head_chunk_rows,
-            symmetric=self.alum.climbs_symmetric,
+            divergence=climbed(self.alum),
             detach_targets=False,
             **self.vocabulary,
         )
+        return losses.kl
 
     def mlm_and_divergence(
         self,
@@ -136,28 +125,32 @@ class ChunkedLogits:
         inner_weights: Tensor,
     ) -> RowLosses:
         """As WholeLogits.mlm_and_divergence."""
-        inner, row_divergence = torch.zeros((), device=clean.device), inner_divergence(self.alum)
-        chunks = iter(inner_weights.split(self.alum.head_chunk_rows))
-
-        def observe(a: Tensor, b: Tensor) -> None:
-            inner.add_((row_divergence(a, b, **self.vocabulary) * next(chunks)).sum())
-
-        mlm, kl = mlm_symmetric_kl_from_hidden(
+        losses = row_losses_from_hidden(
             clean,
             adversarial,
             *self._decoder(),
             labels,
-            mlm_row_weight=mlm_weights,
-            kl_row_weight=kl_weights,
+            mlm_weight=mlm_weights,
+            kl_weight=kl_weights,
+            log_weight=inner_weights,
             chunk_rows=self.alum.head_chunk_rows,
             detach_targets=self.alum.detach_targets,
-            observe=observe,
             **self.vocabulary,
         )
-        return RowLosses(mlm, kl, inner)
+        return with_inner(losses, self.alum)
 
     def _decoder(self) -> tuple[Tensor, Tensor]:
         return self.model.decoder_weight(), self.model.decoder_bias()
+
+
+def climbed(alum: AlumConfig) -> str:
+    """What the ascent climbs, by the name that the ops have for it."""
+    return "symmetric" if alum.climbs_symmetric else "one_way"
+
+
+def with_inner(losses: OpLosses, alum: AlumConfig) -> RowLosses:
+    """The losses, with the ascent's divergence that came with their pass."""
+    return RowLosses(losses.mlm, losses.kl, losses.logged_kl if alum.climbs_symmetric else losses.logged_one_way)
 
 
 def inner_divergence(alum: AlumConfig) -> Callable[..., Tensor]:

@@ -32,14 +32,14 @@ def test_opcheck_of_the_row_ops(kernel, device, with_labels):
     for arguments in ((clean, adv, labels, 0, V, False), (clean, adv, labels, 0, 150, True)):
         torch.library.opcheck(kernel.row_statistics, arguments)
     torch.library.opcheck(kernel.merge_statistics, (torch.stack([records, records]), False))
-    common = (records, labels, *weights, 0, V, False, True)
-    torch.library.opcheck(kernel.row_gradients, (clean, adv, *common, True, False))
-    torch.library.opcheck(kernel.row_gradients_, (clean.clone(), adv.clone(), *common, True, True))
-    fused = (labels, *weights, 0, V, False, True)
-    for needed in ((True, True), (False, True)):
-        torch.library.opcheck(kernel.row_fused, (clean, adv, *fused, *needed))
-        torch.library.opcheck(kernel.row_fused_, (clean.clone(), adv.clone(), *fused, *needed))
-    torch.library.opcheck(kernel.row_fused_, (clean.clone(), None, *fused, True, False))
+    for given in (records, None):
+        common = (given, labels, *weights, 0, V, False, True)
+        for needed in ((True, True), (False, True)):
+            torch.library.opcheck(kernel.row_gradients, (clean, adv, *common, *needed))
+            torch.library.opcheck(kernel.row_gradients_, (clean.clone(), adv.clone(), *common, *needed))
+        torch.library.opcheck(kernel.row_gradients, (clean, None, *common, True, False))
+        torch.library.opcheck(kernel.row_gradients_, (clean.clone(), None, *common, True, False))
+    torch.library.opcheck(kernel.scale_, (clean.clone(), torch.tensor(0.5, device=device)))
     a, b = logits(device, grad=True)
     torch.library.opcheck(kernel.row_losses, (a, b, records, labels, 0, V, False, False, False))
 
@@ -60,10 +60,10 @@ def test_only_needed_gradients_are_computed(kernel, device, monkeypatch):
     clean, adv = logits(device)
     records = kernel.row_statistics(clean, adv, None, 0, V, False)
     arguments = (clean, adv, records, None, None, torch.ones(N, device=device), 0, V, False, True)
-    to_clean, to_adv = kernel.row_gradients(*arguments, False, True)
+    _, to_clean, to_adv = kernel.row_gradients(*arguments, False, True)
     assert to_clean.numel() == 0 and to_adv.shape == (N, V)
     both = kernel.row_gradients(*arguments, True, True)
-    assert torch.equal(both[1], to_adv)
+    assert torch.equal(both[2], to_adv)
     adv.requires_grad_()
     ops.symmetric_kl(clean, adv).sum().backward()
     assert clean.grad is None and torch.equal(adv.grad, to_adv)

@@ -104,8 +104,11 @@ def test_merge_is_exact_in_any_order(device, impl, shards, one_sided):
         assert oracle.worst_row(merged[:, 5], whole[:, 5]) <= 2 * tolerances.FLOAT32
         lse = merged[:, 0] + merged[:, 1].log()
         assert torch.allclose(lse.double(), whole[:, 0] + whole[:, 1].log(), rtol=1e-6)
-        ratio = merged[:, 2] - merged[:, 3]  # lse(a) - lse(b), however it is centred
-        assert torch.allclose(ratio.double(), whole[:, 2] - whole[:, 3], rtol=1e-6, atol=1e-6)
+        level = merged[:, 2] + merged[:, 3]  # lse(b) - log Z, however it is split
+        mass = merged[:, 1].log()
+        assert torch.allclose(
+            (level + mass).double(), whole[:, 2] + whole[:, 3] + whole[:, 1].log(), rtol=1e-6, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("shards", [2, 4, 8])

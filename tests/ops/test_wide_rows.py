@@ -2,7 +2,7 @@
 and over the logits.
 
 On a GPU of compute capability 9.0 these are the rows that a cluster of blocks shares, 8 in float32 and 4 in 16 bits
-(`plan_of` in csrc/ops/cuda/kernel.cu); the other tests with labels have rows of one block. They are few, so that
+(`plan_of` in csrc/ops/cuda/row_kernel.cu); the other tests with labels have rows of one block. They are few, so that
 tools/gpu_check.py can run them under compute-sanitizer.
 """
 
@@ -32,7 +32,7 @@ def case(request, device, kernel_only):
 
 
 def row_op(name, logits, *arguments, detach=True):
-    """One of the row ops with both gradients, on the whole vocabulary."""
+    """One of the row ops with both gradients, on the whole vocabulary; arguments from the records on."""
     return getattr(torch.ops.megatron_alum, name)(*logits, *arguments, 0, VALID, False, detach, True, True)
 
 
@@ -44,9 +44,10 @@ def statistics(logits, labels):
 def test_one_pass_over_wide_rows_equals_two(device, case, detach):
     logits, *rest = case
     records = statistics(logits, rest[0])
-    found, *grads = row_op("row_fused", logits, *rest, detach=detach)
+    found, *grads = row_op("row_gradients", logits, None, *rest, detach=detach)
     assert torch.equal(found, records)
-    for mine, theirs in zip(grads, row_op("row_gradients", logits, records, *rest, detach=detach), strict=True):
+    expected = row_op("row_gradients", logits, records, *rest, detach=detach)[1:]
+    for mine, theirs in zip(grads, expected, strict=True):
         if device.type == "cpu" and not detach and mine.dtype == torch.float32:
             # Full gradients need u = a - b - c beside the weights, which one pass has kept. It rounds u once where two
             # passes, that know the centre to be small, round it twice (`small_shift` in csrc/ops/cpu/row_weights.h):
@@ -59,11 +60,11 @@ def test_one_pass_over_wide_rows_equals_two(device, case, detach):
 @pytest.mark.parametrize("detach", [True, False])
 def test_wide_rows_overwritten_get_the_same_bits(case, detach):
     logits, *rest = case
-    records, *expected = row_op("row_fused", logits, *rest, detach=detach)
+    records, *expected = row_op("row_gradients", logits, None, *rest, detach=detach)
     over = [x.clone() for x in logits]
-    assert torch.equal(row_op("row_fused_", over, *rest, detach=detach), records)
+    assert torch.equal(row_op("row_gradients_", over, None, *rest, detach=detach), records)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(over, expected, strict=True))
-    expected = row_op("row_gradients", logits, records, *rest, detach=detach)
+    expected = row_op("row_gradients", logits, records, *rest, detach=detach)[1:]
     over = [x.clone() for x in logits]
     row_op("row_gradients_", over, records, *rest, detach=detach)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(over, expected, strict=True))
@@ -72,10 +73,10 @@ def test_wide_rows_overwritten_get_the_same_bits(case, detach):
 def test_wide_rows_of_the_mlm_loss_alone(case):
     """No adversarial logits: one tensor is read, and overwritten, in both places."""
     (clean, _), labels, weight, _ = case
-    rest = labels, weight, torch.zeros_like(weight), 0, VALID, False, True, True, False
-    records, expected, _ = torch.ops.megatron_alum.row_fused(clean, clean, *rest)
+    rest = None, labels, weight, torch.zeros_like(weight), 0, VALID, False, True, True, False
+    records, expected, _ = torch.ops.megatron_alum.row_gradients(clean, None, *rest)
     over = clean.clone()
-    assert torch.equal(torch.ops.megatron_alum.row_fused_(over, None, *rest), records)
+    assert torch.equal(torch.ops.megatron_alum.row_gradients_(over, None, *rest), records)
     assert torch.equal(over, expected)
     exact = clean[:, :VALID].double().requires_grad_()
     mlm = torch.nn.functional.cross_entropy(exact, labels, reduction="none", ignore_index=-100)
@@ -86,7 +87,7 @@ def test_wide_rows_of_the_mlm_loss_alone(case):
 @pytest.mark.parametrize("detach", [True, False])
 def test_wide_rows_against_float64(case, detach):
     logits, labels, mlm_weight, kl_weight = case
-    records, *grads = row_op("row_fused", logits, labels, mlm_weight, kl_weight, detach=detach)
+    records, *grads = row_op("row_gradients", logits, None, labels, mlm_weight, kl_weight, detach=detach)
     exact = [x[:, :VALID].double().requires_grad_() for x in logits]
     kl = (oracle.detached_kl if detach else oracle.full_kl)(*exact).where(labels != -100, 0.0)
     mlm = torch.nn.functional.cross_entropy(exact[0], labels, reduction="none", ignore_index=-100)

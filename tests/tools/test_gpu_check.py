@@ -136,9 +136,9 @@ def test_the_sanitizer_runs_the_kernel_on_the_gpu_with_one_block_and_with_many()
         f"tests/ops/test_{name}.py" for name in ("divergence", "perturbation", "wide_rows")
     }
     assert len(chosen) <= 40 and not any("reference" in name for name in chosen)
-    text = (gpu_check.ROOT / "csrc" / "ops" / "cuda" / "kernel.cu").read_text()
+    text = (gpu_check.ROOT / "csrc" / "ops" / "cuda" / "alum_kernel.cuh").read_text()
     kernel = gpu_check.SANITIZER_FLAGS[1].removeprefix("kns=")
-    assert f"    {kernel}(const RowTask rows" in text, "the sanitizer looks at the kernel of this name alone"
+    assert f" {kernel}(const typename Role::Task task" in text, "the sanitizer looks at the kernel of this name alone"
 
 
 def test_tables_of_this_run_are_copied_to_the_folder_out(tmp_path, monkeypatch):
@@ -160,7 +160,7 @@ def test_tables_of_this_run_are_copied_to_the_folder_out(tmp_path, monkeypatch):
 def test_the_copy_holds_what_is_built_and_run(tmp_path):
     gpu_check.copy_tree(tmp_path)
     for name in (
-        "csrc/ops/cuda/kernel.cu",
+        "csrc/ops/cuda/row_kernel.cu",
         "tools/bench_step.py",
         "tests/ops/conftest.py",
         "megatron_alum/data/batch.py",

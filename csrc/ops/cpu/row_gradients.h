@@ -23,14 +23,14 @@ struct GradientPair {
   Vector clean, adv;
 };
 
-// The record around lse(a) - lse(b), up to rounding, where merged parts have left its centre far away: the adversarial weights
-// e^(b + c - m) would overflow.
+// The record around lse(a) - lse(b), up to rounding, where merged parts have left its level far away: the adversarial weights
+// e^(b - n) would overflow.
 inline RowRecord near_centre(RowRecord record) {
   if (record.log_ratio < 20.0f && record.log_ratio > -20.0f) return record;
-  const float center = record.center - record.log_ratio;
-  const float rest = (center - record.center) + record.log_ratio;
+  const float level = record.level + record.log_ratio;
+  const float rest = (record.level - level) + record.log_ratio;
   record.mean += record.log_ratio - rest;
-  record.center = center;
+  record.level = level;
   record.log_ratio = rest;
   return record;
 }
@@ -38,7 +38,7 @@ inline RowRecord near_centre(RowRecord record) {
 inline GradientRow gradient_row(const RowRecord& record, float kl_weight, float mlm_weight) {
   const float factor = MA_MATH(expf)(-record.log_ratio) / record.mass;
   GradientRow row;
-  row.scale = scale_of(record.maximum, record.center);
+  row.scale = scale_of(record.maximum, record.level);
   row.from_difference = broadcast(factor);
   row.from_clean = broadcast(-factor * MA_MATH(expm1f)(record.log_ratio));
   row.inverse_mass = broadcast(1.0f / record.mass);
@@ -59,14 +59,14 @@ inline GradientPair gradients_of(const Weights& w, const GradientRow& row) {
   const Vector adv = row.kl_weight * to_adv;
   if (kForm == Form::kDetached) return GradientPair{mlm - adv, adv};
   if (kForm == Form::kOneSidedDetached) return GradientPair{mlm, adv};
-  const Vector p = w.clean * row.inverse_mass;
+  const Vector p = w.clean * row.inverse_mass, u = zero_where_both(p, p, zero, w.u);
   if (kForm == Form::kOneSidedFull) {
-    const Vector h = w.u + row.log_ratio;
+    const Vector h = u + row.log_ratio;
     return GradientPair{fused(row.kl_weight, p * (h - row.divergence), mlm), adv};
   }
-  const Vector q = p + to_adv;
-  return GradientPair{fused(row.kl_weight, fused(p, w.u - row.mean, zero - to_adv), mlm),
-                      row.kl_weight * fused_negated(q, w.u - row.adv_mean, to_adv)};
+  const Vector q = p + to_adv, adv_u = zero_where_both(q, q, zero, w.u);
+  return GradientPair{fused(row.kl_weight, fused(p, u - row.mean, zero - to_adv), mlm),
+                      row.kl_weight * fused_negated(q, adv_u - row.adv_mean, to_adv)};
 }
 
 template <typename Element>
@@ -90,7 +90,7 @@ struct FromLogits {
   Scale scale;
   Weights operator()(int64_t i, int64_t count) const {
     const Vector clean = load_up_to(a + i, count, 0.0f);
-    if (kForm != Form::kMlm) return weights_of<kExact>(clean, load_up_to(b + i, count, 0.0f), scale);
+    if (kForm != Form::kMlm) return weights_of<kExact, true>(clean, load_up_to(b + i, count, 0.0f), scale);
     const Vector none = broadcast(0.0f);
     return Weights{exponential<true>(clean - scale.clean), none, none, none};
   }
@@ -99,14 +99,14 @@ struct FromLogits {
 template <Form kForm, typename Element>
 struct FromKept {
   const Element *a, *b;
-  Vector center;
+  Scale scale;
   KeptWeights kept;
   Weights operator()(int64_t i, int64_t count) const {
     const Vector none = broadcast(0.0f), clean = load(kept.clean + i);
     if (kForm == Form::kMlm) return Weights{clean, none, none, none};
     const Vector difference = load(kept.difference + i);
     if (kForm == Form::kDetached || kForm == Form::kOneSidedDetached) return Weights{clean, difference, none, none};
-    const Vector u = centred_difference<true>(load_up_to(a + i, count, 0.0f), load_up_to(b + i, count, 0.0f), center);
+    const Vector u = centred_difference<true>(load_up_to(a + i, count, 0.0f), load_up_to(b + i, count, 0.0f), scale);
     return Weights{clean, difference, zero_where_nan(u), none};
   }
 };
@@ -164,9 +164,10 @@ template <Form kForm, typename Element>
 void gradients_of_form(const RowPointers<Element>& at, int64_t columns, const RowRecord& record, const GradientRow& row,
                        const Label& label, const KeptWeights& kept) {
   // The square root of the divergence is the size of u where it matters.
-  const bool exact = !small_shift(record.center, __builtin_sqrtf(record.divergence));
+  const bool exact =
+      !small_shift(first_of(row.scale.center), __builtin_sqrtf(record.divergence)) || first_of(row.scale.center_rest) != 0.0f;
   if (kept.clean != nullptr) {
-    write_row<kForm>(at, columns, row, FromKept<kForm, Element>{at.a, at.b, row.scale.center, kept});
+    write_row<kForm>(at, columns, row, FromKept<kForm, Element>{at.a, at.b, row.scale, kept});
   } else if (exact && kForm != Form::kMlm) {
     write_row<kForm>(at, columns, row, FromLogits<kForm, true, Element>{at.a, at.b, row.scale});
   } else {

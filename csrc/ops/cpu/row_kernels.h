@@ -2,11 +2,12 @@
 // of them. Letters and formulas: common/row_statistics.h and megatron_alum/reference/rows.py.
 //
 // A row of clean and of adversarial logits stays in the second-level cache (2 x 122 KB in float32 at V = 30592) while it is
-//   surveyed   maximum of the clean logits and d near it: the scale m and the centre c
+//   surveyed   maximum of the clean logits and d near it: the scale m and the centre c, hence the level n = m - c
 //   summed     four sums, one exp and one expm1 an element -> the record; meanwhile the next row is prefetched. The gradients
 //              of the same call (row_fused) get the weights from here instead of forming them again.
 // The centre of the survey serves almost always; where it lies far from the bulk of the row, both log-sum-exps are formed and
-// the row is summed again around their difference, which is always a good centre.
+// the row is summed again around their difference, which is always a good centre. So it is where logits beyond 1e18 or infinite
+// ones have made the sums not a number: the second time they count as in float64.
 //
 // Adversarial logits that are the clean ones (same memory) ask for the MLM loss alone: half the reads, one exp an element.
 #pragma once
@@ -93,19 +94,26 @@ Survey survey(const Element* a, const Element* b, int64_t columns) {
   return survey_of_lanes(top, at_top);
 }
 
-// clean weight times (expm1(-u) + u), never negative.
-inline Vector one_sided_terms(const Weights& w) {
+// clean weight times (expm1(-u) + u), never negative; `moved` is clean weight times u.
+inline Vector one_sided_terms(const Weights& w, Vector moved) {
   const Vector magnitude = broadcast(0.0f) - negated_absolute(w.u);
-  return where_greater(magnitude, broadcast(0.34f), fused(w.clean, w.u, w.difference), w.clean * w.remainder);
+  return where_greater(magnitude, broadcast(0.34f), moved + w.difference, w.clean * w.remainder);
 }
 
-template <bool kOneSided, bool kExact>
+// kAny: for logits of any size; without it they make the sums not a number.
+template <bool kOneSided, bool kExact, bool kAny>
 inline Weights accumulate(Sums& sums, Vector a, Vector b, const Scale& scale) {
-  const Weights w = weights_of<kExact>(a, b, scale);
+  const Weights w = weights_of<kExact, kAny>(a, b, scale);
   sums.mass = sums.mass + w.clean;
   sums.excess = sums.excess + w.difference;
+  if (kAny) {
+    const Vector moved = weighed(w.clean, w.u);
+    sums.mean = sums.mean + moved;
+    sums.last = sums.last + (kOneSided ? one_sided_terms(w, moved) : weighed(w.difference, w.u));
+    return w;
+  }
   sums.mean = fused(w.clean, w.u, sums.mean);
-  sums.last = kOneSided ? sums.last + one_sided_terms(w) : fused(w.difference, w.u, sums.last);
+  sums.last = kOneSided ? sums.last + one_sided_terms(w, w.clean * w.u) : fused(w.difference, w.u, sums.last);
   return w;
 }
 
@@ -130,15 +138,15 @@ inline Vector load_up_to(const Element* p, int64_t count, float fill) {
   return count == Vector::width ? load(p) : load_some(p, count, fill);
 }
 
-template <bool kOneSided, bool kExact, typename Element>
+template <bool kOneSided, bool kExact, bool kAny, typename Element>
 void sum_row(const Element* a, const Element* b, int64_t columns, const Scale& scale, const KeptWeights& kept,
              int64_t ahead_a, int64_t ahead_b, float totals[4]) {
-  const float beyond_a = first_of(scale.clean) - 200.0f, beyond_b = beyond_a - first_of(scale.center);  // weight 0, u about 0
+  const float beyond_a = first_of(scale.clean) - 200.0f, beyond_b = first_of(scale.adv) - 200.0f;  // weight 0, u about 0
   const Sums total = summed<Sums>(columns, [&](Sums& sums, int64_t i, int64_t count) {
     prefetch(a + i + ahead_a);
     prefetch(b + i + ahead_b);
     const Vector clean = load_up_to(a + i, count, beyond_a), adv = load_up_to(b + i, count, beyond_b);
-    const Weights w = accumulate<kOneSided, kExact>(sums, clean, adv, scale);
+    const Weights w = accumulate<kOneSided, kExact, kAny>(sums, clean, adv, scale);
     if (kept.clean == nullptr) return;
     store(kept.clean + i, w.clean);
     store(kept.difference + i, w.difference);
@@ -164,18 +172,19 @@ float maximum_of(const Element* a, int64_t columns) {
   return greatest_of(maximum(top[0], top[1]));
 }
 
-// lse(a) - lse(b): two exponentials an element, each side on its own scale. Also the mass of the clean logits by themselves.
+// log-sum-exp of b less that of a on its own scale: the best level there is. Two exponentials an element. Also the mass of the clean
+// logits by themselves.
 template <typename Element>
-float difference_of_levels(const Element* a, const Element* b, int64_t columns, float maximum_of_a, float* mass) {
+float level_of(const Element* a, const Element* b, int64_t columns, float maximum_of_a, float* mass) {
   const float maximum_of_b = maximum_of(b, columns);
   const auto mass_of = [&](const Element* row, float top) {
     const Mass total = summed<Mass>(columns, [&](Mass& part, int64_t i, int64_t count) {
-      part.sum = part.sum + exponential<true>(load_up_to(row + i, count, -1e30f) - broadcast(top));
+      part.sum = part.sum + exponential<true>(load_up_to(row + i, count, -MA_INFINITY) - broadcast(top));
     });
     return sum_of(total.sum);
   };
   *mass = mass_of(a, maximum_of_a);
-  return (maximum_of_a - maximum_of_b) + __builtin_logf(*mass / mass_of(b, maximum_of_b));
+  return maximum_of_b + __builtin_logf(mass_of(b, maximum_of_b) / *mass);
 }
 
 template <typename Element>
@@ -192,20 +201,29 @@ RowRecord record_of_block(const Element* a, const Element* b, int64_t columns, c
                           int64_t ahead_b) {
   const Survey found = survey(a, b, columns);
   if (found.maximum == -MA_INFINITY && all_masked(a, b, columns)) return empty_record();
-  float sums[4];
-  const Scale scale = scale_of(found.maximum, found.center);
-  if (small_shift(found.center, found.spread)) {
-    sum_row<kOneSided, false>(a, b, columns, scale, kept, ahead_a, ahead_b, sums);
+  float sums[4], mass;
+  float level = found.maximum - found.center;
+  const Scale scale = scale_of(found.maximum, level);
+  if (small_shift(found.center, found.spread) && first_of(scale.center_rest) == 0.0f) {
+    sum_row<kOneSided, false, false>(a, b, columns, scale, kept, ahead_a, ahead_b, sums);
   } else {
-    sum_row<kOneSided, true>(a, b, columns, scale, kept, ahead_a, ahead_b, sums);
+    sum_row<kOneSided, true, false>(a, b, columns, scale, kept, ahead_a, ahead_b, sums);
   }
-  RowRecord record = record_of_sums(found.maximum, found.maximum, found.center, sums, kOneSided);
+  RowRecord record = record_of_sums(found.maximum, level, sums, kOneSided);
   if (well_centred(record, sums)) return record;
-  float mass;
-  const float center = difference_of_levels(a, b, columns, found.maximum, &mass);
-  sum_row<kOneSided, true>(a, b, columns, scale_of(found.maximum, center), kept, 0, 0, sums);
-  record = record_of_sums(found.maximum, found.maximum, center, sums, kOneSided);
+  level = level_of(a, b, columns, found.maximum, &mass);
+  sum_row<kOneSided, true, true>(a, b, columns, scale_of(found.maximum, level), kept, 0, 0, sums);
+  record = record_of_sums(found.maximum, level, sums, kOneSided);
   record.mass = mass;  // the MLM loss survives adversarial logits that are not numbers
+  if (record.divergence - record.divergence == 0.0f) return record;
+  // The sums may have left the range of float32 where the divergence does not: once more with weights that sum to 1.
+  Scale normal = scale_of(found.maximum, level);
+  const Vector log_mass = broadcast(__builtin_logf(mass));
+  normal.clean = normal.clean + log_mass;
+  normal.adv = normal.adv + log_mass;
+  sum_row<kOneSided, true, true>(a, b, columns, normal, KeptWeights{nullptr, nullptr}, 0, 0, sums);
+  const RowRecord of_normal = record_of_sums(found.maximum, level, sums, kOneSided);
+  record.mean = of_normal.mean, record.divergence = of_normal.divergence;
   return record;
 }
 
@@ -217,11 +235,11 @@ RowRecord record_of_clean(const Element* a, int64_t columns, const KeptWeights& 
   if (top == -MA_INFINITY && all_masked(a, a, columns)) return record;
   const Mass mass = summed<Mass>(columns, [&](Mass& total, int64_t i, int64_t count) {
     prefetch(a + i + ahead);
-    const Vector weight = exponential<true>(load_up_to(a + i, count, -1e30f) - broadcast(top));
+    const Vector weight = exponential<true>(load_up_to(a + i, count, -MA_INFINITY) - broadcast(top));
     if (kept.clean != nullptr) store(kept.clean + i, weight);
     total.sum = total.sum + weight;
   });
-  record.maximum = top;
+  record.maximum = record.level = top;
   record.mass = sum_of(mass.sum);
   record.divergence = record.mass - record.mass;  // 0, or NaN like the row
   return record;

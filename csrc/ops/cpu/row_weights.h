@@ -5,44 +5,40 @@
 // would overflow and the first be lost: a vector with such a column forms the larger weight first.
 #pragma once
 
+#include "common/row_statistics.h"
 #include "ops/cpu/vector_math.h"
 
 namespace {
 
 constexpr float kLowestU = -40.0f;
 
-// Clean weights are e^(a - clean), adversarial ones e^(b - adv - adv_rest).
+// Clean weights are e^(a - clean), adversarial ones e^(b - adv); clean - adv = center + center_rest exactly.
 struct Scale {
-  Vector clean, adv, adv_rest, center;
+  Vector clean, adv, center, center_rest;
 };
 
 struct Weights {
   Vector clean;
   Vector difference;  // adversarial - clean, with all digits
-  Vector u;           // a - b - c
+  Vector u;           // a - b - center - center_rest
   Vector remainder;   // e^-u - 1 + u where |u| < log(2) / 2
 };
 
-inline float two_difference(float a, float b, float* rest) {
-  const float difference = a - b, back = difference - a;
-  *rest = (a - (difference - back)) - (b + back);
-  return difference;
-}
-
-inline Scale scale_of(float clean, float center) {
+inline Scale scale_of(float clean, float adv) {
   float rest;
-  const float adv = two_difference(clean, center, &rest);
-  return Scale{broadcast(clean), broadcast(adv), broadcast(rest), broadcast(center)};
+  const float center = finite_two_difference(clean, adv, &rest);
+  return Scale{broadcast(clean), broadcast(adv), broadcast(center), broadcast(rest)};
 }
 
-// a - b - c. kExact rounds once (Knuth's TwoSum): of a large common shift c only its own rounding error would be left otherwise.
+// kExact rounds once (Knuth's TwoSum): of a large common shift only its own rounding error would be left otherwise. The rest of an
+// infinite difference is not a number, and nothing.
 template <bool kExact>
-inline Vector centred_difference(Vector a, Vector b, Vector center) {
+inline Vector centred_difference(Vector a, Vector b, const Scale& scale) {
   const Vector difference = a - b;
-  if (!kExact) return difference - center;
+  if (!kExact) return difference - scale.center;
   const Vector back = difference - a;
-  const Vector rest = (a - (difference - back)) - (b + back);
-  return (difference - center) + rest;
+  const Vector rest = zero_where_nan((a - (difference - back)) - (b + back));
+  return (difference - scale.center) + (rest - scale.center_rest);
 }
 
 // Rounding a - b costs at most 2^-24 (|c| + |u|): nothing beside |u| itself while c is not much larger than that.
@@ -51,20 +47,27 @@ inline bool small_shift(float center, float spread) { return __builtin_fabsf(cen
 // For any logits. Columns that are -inf on both sides weigh nothing.
 [[gnu::always_inline]] inline Weights weights_of_outliers(Vector a, Vector b, const Scale& scale) {
   const Vector lowest = broadcast(-MA_INFINITY), zero = broadcast(0.0f);
-  const Vector u = zero_where_both(a, b, lowest, centred_difference<true>(a, b, scale.center));
-  const Vector larger = exponential<true>(maximum((b - scale.adv) - scale.adv_rest, a - scale.clean));
-  const Growth behind = growth(negated_absolute(u));
+  const Vector u = zero_where_both(a, b, lowest, centred_difference<true>(a, b, scale));
+  const Vector larger = exponential<true>(maximum(b - scale.adv, a - scale.clean));
+  const Growth behind = growth<true>(negated_absolute(u));
   return Weights{times_where_negative(larger, behind.factor, u),
                  with_sign_flipped_where_negative(larger * behind.minus_one, u), u, (u * u) * expm1_tail(zero - u)};
 }
 
-template <bool kExact>
+// Without kBounded logits of any size are not a number instead, which the caller notices; that saves two operations.
+template <bool kExact, bool kBounded>
 [[gnu::always_inline]] inline Weights weights_of(Vector a, Vector b, const Scale& scale) {
-  const Vector u = centred_difference<kExact>(a, b, scale.center);
+  const Vector u = centred_difference<kExact>(a, b, scale);
   if (__builtin_expect(any_below(u, kLowestU), false)) return weights_of_outliers(a, b, scale);
-  const Vector clean = exponential<false>(a - scale.clean);
-  const Growth behind = growth(broadcast(0.0f) - u);
+  const Vector clean = exponential<kBounded>(a - scale.clean);
+  const Growth behind = growth<kBounded>(broadcast(0.0f) - u);
   return Weights{clean, clean * behind.minus_one, u, behind.remainder};
+}
+
+// weight * u, where a weight of 0 counts nothing however far away the column is.
+inline Vector weighed(Vector weight, Vector u) {
+  const Vector zero = broadcast(0.0f);
+  return weight * zero_where_both(weight, weight, zero, u);
 }
 
 }  // namespace

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "ops/cpu/kernels.h"
-#include "ops/run.h"
 
 namespace {
 

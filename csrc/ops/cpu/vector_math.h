@@ -37,9 +37,11 @@ inline Vector exponential(Vector x) {
 struct Growth {
   Vector factor, minus_one, remainder;
 };
+template <bool kBounded>  // else not a number for x below -1e18
 inline Growth growth(Vector x) {
-  const Vector n = rounded(x * broadcast(kLog2E));
-  const Vector r = less_multiple_of_log_2(x, n);
+  const Vector bounded = kBounded ? maximum(broadcast(-126.0f), x) : x;  // in this order: NaN stays
+  const Vector n = rounded(bounded * broadcast(kLog2E));
+  const Vector r = less_multiple_of_log_2(bounded, n);
   const Vector remainder = (r * r) * expm1_tail(r);
   const Vector moved = r + remainder;
   const Vector power = scaled_by_power(broadcast(1.0f), n);

@@ -1,22 +1,11 @@
-"""Symmetric KL of clean and adversarial logits, optionally with the MLM loss of the clean ones: one pass over the rows.
+"""How the losses of rows are computed and differentiated, behind the doors of rows.py and rows_from_hidden.py.
 
-    kl[n]  = KL(P||Q) + KL(Q||P)          P = softmax(clean[n]), Q = softmax(adv[n])
-    mlm[n] = -log P[label[n]]
-
-Gradient of kl, with d = a - b for clean logits a and adversarial logits b:
-
-| detach_targets                                  | to a                      | to b                         |
-|-------------------------------------------------|---------------------------|------------------------------|
-| True (each direction moves its second argument) | p - q                     | q - p                        |
-| False                                           | p (d - E_P[d]) + (p - q)  | -[q (d - E_Q[d]) + (p - q)]  |
-
-How a call runs, alike for every implementation and at tensor-parallel size 1 (one shard):
+Alike for every implementation and at tensor-parallel size 1 (one shard):
     row_statistics   6 floats a row (7 with labels) of this shard           reads the logits once
     all-gather       of those floats, the only collective; exact merge
     row_losses       the two losses from the merged floats; autograd starts here
     row_gradients    in backward: p and q again from logits and floats; no collective, nothing kept of size [N, V]
-The numbers keep their digits when clean and adversarial logits are nearly equal: see reference/rows.py.
-Losses are float32 for float32, bfloat16 and float16 logits, float64 for float64. Double backward is refused.
+Where one rank holds whole rows, row_gradients forms the statistics, too (`fused`).
 """
 
 from typing import Any, NamedTuple
@@ -25,81 +14,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_alum.ops import dispatch
 from megatron_alum.reference import rows as reference
 from megatron_alum.reference.rows import RowOptions
 
 
-def symmetric_kl(
-    clean_logits: Tensor,
-    adv_logits: Tensor,
-    *,
-    detach_targets: bool = True,
-    valid_vocab_size: int | None = None,
-    group: dist.ProcessGroup | None = None,
-    overwrite_logits: bool = False,
-    impl: str = "auto",
-) -> Tensor:
-    """KL(P||Q) + KL(Q||P) of each row [N], differentiable in both arguments.
-
-    clean_logits, adv_logits [N, V], or [N, V / tp] with `group` the tensor-parallel process group (rank r holds the
-    columns from r * V / tp on). `valid_vocab_size` counts the global vocabulary without padding; later columns are
-    ignored and get zero gradient, as are columns that are -inf on both sides. A row with NaN or infinities gives NaN,
-    never 0. `overwrite_logits=True` lets backward write its gradients over the logits' memory: the caller must not
-    use them again.
-    """
-    options = row_options(clean_logits, adv_logits, None, valid_vocab_size, group, detach_targets)
-    return row_losses(clean_logits, adv_logits, None, options, group, overwrite_logits, impl)[1]
-
-
-def kl_divergence(
-    clean_logits: Tensor,
-    adv_logits: Tensor,
-    *,
-    detach_targets: bool = True,
-    valid_vocab_size: int | None = None,
-    group: dist.ProcessGroup | None = None,
-    overwrite_logits: bool = False,
-    impl: str = "auto",
-) -> Tensor:
-    """KL(P||Q) alone [N], for the inner pass; otherwise as `symmetric_kl`.
-
-    Gradient to adv is q - p; to clean it is 0 with `detach_targets`, else p (log(p / q) - KL).
-    """
-    options = row_options(clean_logits, adv_logits, None, valid_vocab_size, group, detach_targets, one_sided=True)
-    return row_losses(clean_logits, adv_logits, None, options, group, overwrite_logits, impl)[1]
-
-
-def mlm_symmetric_kl(
-    clean_logits: Tensor,
-    adv_logits: Tensor,
-    labels: Tensor,
-    *,
-    detach_targets: bool = True,
-    valid_vocab_size: int | None = None,
-    group: dist.ProcessGroup | None = None,
-    overwrite_logits: bool = False,
-    impl: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """(MLM loss of the clean logits [N], symmetric KL [N]) in one pass and one collective.
-
-    labels int64 [N] are global token ids below `valid_vocab_size`; -100 gives 0 in both losses and zero gradients.
-    Otherwise as `symmetric_kl`.
-    """
-    options = row_options(clean_logits, adv_logits, labels, valid_vocab_size, group, detach_targets)
-    return row_losses(clean_logits, adv_logits, labels, options, group, overwrite_logits, impl)
-
-
 def row_options(
     clean: Tensor,
-    adv: Tensor,
+    adv: Tensor | None,
     labels: Tensor | None,
     valid_vocab_size: int | None,
     group: dist.ProcessGroup | None,
     detach_targets: bool,
-    one_sided: bool = False,
+    one_sided: bool,
 ) -> RowOptions:
     """Checks the arguments and works out which columns of the vocabulary these are."""
+    adv = clean if adv is None else adv
     if clean.ndim != 2 or adv.shape != clean.shape or adv.dtype != clean.dtype or adv.device != clean.device:
         found = f"{clean.dtype} {list(clean.shape)} on {clean.device} and {adv.dtype} {list(adv.shape)} on {adv.device}"
         raise ValueError(f"the logits must be two [N, V] tensors alike, but are {found} instead.")
@@ -129,30 +58,80 @@ def shard_options(
     return RowOptions(first, min(max(valid - first, 0), columns), one_sided, detach_targets)
 
 
+def has_one_shard(group: dist.ProcessGroup | None) -> bool:
+    """Whether this rank holds whole rows."""
+    return group is None or dist.get_world_size(group) == 1
+
+
 def row_losses(
     clean: Tensor,
-    adv: Tensor,
+    adv: Tensor | None,
     labels: Tensor | None,
     options: RowOptions,
     group: dist.ProcessGroup | None,
     overwrite: bool,
     impl: str,
-) -> tuple[Tensor, Tensor]:
-    """(MLM loss [N], divergence [N]); behind all doors."""
-    if overwrite:
-        refuse_overwriting(clean_logits=clean, adv_logits=adv)
-    impl, labels = dispatch.select(impl, clean), None if labels is None else labels.contiguous()
-    records = local_statistics(clean.detach(), adv.detach(), labels, options, impl)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(MLM loss [N], divergence [N], records): statistics now, gradients in backward."""
+    detached = None if adv is None else adv.detach()
+    records = local_statistics(clean.detach(), detached, labels, options, impl)
     records = merge_over_group(records, options, group, impl)
     if impl == "reference":
-        return _ReferenceLosses.apply(clean, adv, records, labels, options, overwrite)
-    return torch.ops.megatron_alum.row_losses(clean, adv, records, labels, *options, overwrite)
+        return (*_ReferenceLosses.apply(clean, adv, records, labels, options, overwrite), records)
+    return (*torch.ops.megatron_alum.row_losses(clean, adv, records, labels, *options, overwrite), records)
 
 
-def refuse_overwriting(**logits: Tensor) -> None:
+def fused(
+    clean: Tensor,
+    adv: Tensor | None,
+    labels: Tensor | None,
+    weights: tuple[Tensor | None, Tensor],
+    options: RowOptions,
+    needed: tuple[bool, ...],
+    overwrite: bool,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """(records, gradients to (clean, adv) of the weighted losses), in one pass over rows of one shard."""
+    call = (clean, adv, None, labels, *weights, *options, *needed)
+    if overwrite:
+        records = torch.ops.megatron_alum.row_gradients_(*call)
+        return records, overwritten((clean, adv), needed)
+    records, *grads = torch.ops.megatron_alum.row_gradients(*call)
+    return records, [grad if need else None for grad, need in zip(grads, needed, strict=True)]
+
+
+def common_factor(first: Tensor, *others: Tensor) -> Tensor:
+    """The factor with which the sums of one call enter the loss: the same for all, or NaN for all."""
+    for other in others:
+        torch._assert_async(
+            (first == other) | (first.isnan() & other.isnan()),
+            "both sums must enter the loss with the same factor: use the row weights",
+        )
+    return first
+
+
+def increment_and_scale(grad: Tensor | None, factor: Tensor, *, in_place: bool) -> Tensor | None:
+    """A gradient that forward has formed, times the factor of its loss.
+
+    The CPU looks at the factor. A GPU's kernel does, so that nobody waits, and multiplies in place unless it is 1: the
+    version counter then tells autograd that a second backward would find other numbers.
+    """
+    if grad is None:
+        return None
+    if grad.device.type == "cpu" and not torch.compiler.is_compiling():
+        if factor == 1:
+            return grad
+        return grad.mul_(factor) if in_place else grad * factor.to(grad.dtype)
+    if grad.device.type != "cuda" or torch.compiler.is_compiling():
+        return grad * factor.to(grad.dtype)
+    torch.ops.megatron_alum.scale_(grad, factor.float())
+    torch.autograd.graph.increment_version(grad)
+    return grad
+
+
+def refuse_overwriting(**logits: Tensor | None) -> None:
     """Raises where writing over logits that need a gradient would be seen by others or is not possible."""
     for name, tensor in logits.items():
-        if not (tensor.requires_grad and torch.is_grad_enabled()):
+        if tensor is None or not (tensor.requires_grad and torch.is_grad_enabled()):
             continue
         kind = "a leaf" if tensor.is_leaf else "a view" if tensor._base is not None else None
         if kind is not None:
@@ -179,17 +158,19 @@ def overwritten(logits: tuple[Tensor, Tensor | None], needed: tuple[bool, ...]) 
     ]
 
 
-def local_statistics(clean: Tensor, adv: Tensor, labels: Tensor | None, options: RowOptions, impl: str) -> Tensor:
+def local_statistics(
+    clean: Tensor, adv: Tensor | None, labels: Tensor | None, options: RowOptions, impl: str
+) -> Tensor:
     """Records [N, 6 or 7] of this shard."""
     if impl == "reference":
-        return reference.row_statistics(clean, adv, labels, options)
+        return reference.row_statistics(clean, clean if adv is None else adv, labels, options)
     first, valid, one_sided, _ = options
     return torch.ops.megatron_alum.row_statistics(clean, adv, labels, first, valid, one_sided)
 
 
 def merge_over_group(records: Tensor, options: RowOptions, group: dist.ProcessGroup | None, impl: str) -> Tensor:
     """Records of whole rows [N, 6 or 7]: the one collective, then the exact merge."""
-    if group is None or dist.get_world_size(group) == 1:
+    if group is None or has_one_shard(group):
         return records
     size = dist.get_world_size(group)
     gathered = torch.empty((size, *records.shape), dtype=records.dtype, device=records.device)
@@ -221,9 +202,11 @@ def backward(ctx: Any, mlm_grad: Tensor | None, kl_grad: Tensor | None) -> tuple
     clean, adv, records, labels = ctx.saved_tensors
     options, overwrite, impl = ctx.call
     needed = ctx.needs_input_grad[:2]
-    kl_grad = torch.zeros_like(records[:, 0]) if kl_grad is None else kl_grad
+    kl_grad = torch.zeros_like(records[:, 0]) if kl_grad is None or adv is None else kl_grad
+    grads: Any
     if impl == "reference":
-        grads = _ReferenceGradients.apply(clean, adv, records, labels, mlm_grad, kl_grad, options)
+        other = clean if adv is None else adv
+        grads = _ReferenceGradients.apply(clean, other, records, labels, mlm_grad, kl_grad, options)
         if overwrite:
             grads = tuple(x.copy_(g) if n else g for x, g, n in zip((clean, adv), grads, needed, strict=True))
     elif overwrite:
@@ -231,7 +214,7 @@ def backward(ctx: Any, mlm_grad: Tensor | None, kl_grad: Tensor | None) -> tuple
         grads = overwritten((clean, adv), needed)
     else:
         arguments = (clean, adv, records, labels, mlm_grad, kl_grad, *options, *needed)
-        grads = torch.ops.megatron_alum.row_gradients(*arguments)
+        _, *grads = torch.ops.megatron_alum.row_gradients(*arguments)
     return (grads[0] if needed[0] else None), (grads[1] if needed[1] else None)
 
 
@@ -245,7 +228,7 @@ class _ReferenceLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        clean: Tensor, adv: Tensor, records: Tensor, labels: Tensor | None, options: RowOptions, overwrite: bool
+        clean: Tensor, adv: Tensor | None, records: Tensor, labels: Tensor | None, options: RowOptions, overwrite: bool
     ) -> tuple[Tensor, Tensor]:
         return reference.row_losses(records, labels)
 

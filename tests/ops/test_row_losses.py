@@ -1,7 +1,8 @@
-"""Weighted sums of the row losses, gradients formed in forward, against the sums of the row losses themselves."""
+"""The door from logits: weighted sums, gradients formed in forward, against the sums of the losses of every row."""
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_alum import ops
 from tests.ops import oracle, tolerances
@@ -47,11 +48,11 @@ def test_equals_the_weighted_row_losses(device, impl, dtype, detach, overwrite, 
         mlm, kl = ops.mlm_symmetric_kl(a, b, labels, **rest)
         return (mlm * mlm_weight).sum(), (kl * kl_weight).sum()
 
-    weights = {"mlm_row_weight": mlm_weight, "kl_row_weight": kl_weight}
+    weights = {"mlm_weight": mlm_weight, "kl_weight": kl_weight}
     expected = differentiated(both, clean, adv, **options)
 
     def weighted(a, b, **rest):
-        return ops.weighted_mlm_symmetric_kl(a, b, labels, **weights, **rest)
+        return ops.row_losses(a, b, labels, **weights, **rest)[:2]
 
     found = differentiated(weighted, clean, adv, overwrite=overwrite, **options)
     assert_alike(found, expected, dtype)
@@ -71,7 +72,7 @@ def test_a_constant_side_is_left_alone(device, impl, symmetric, overwrite):
         return (rows(clean, b, **rest) * weight).sum()
 
     def weighted(b, **rest):
-        return ops.weighted_kl(clean, b, row_weight=weight, symmetric=symmetric, **rest)
+        return ops.row_losses(clean, b, kl_weight=weight, divergence="symmetric" if symmetric else "one_way", **rest).kl
 
     expected = differentiated(plain, adv, **options)
     assert_alike(differentiated(weighted, adv, overwrite=overwrite, **options), expected, torch.float32)
@@ -89,7 +90,7 @@ def test_mlm_alone_against_cross_entropy(device, impl, dtype, overwrite):
         return (loss * weight.to(a.dtype)).sum()
 
     def weighted(a, **rest):
-        return ops.weighted_mlm(a, labels, row_weight=weight, **rest)
+        return ops.row_losses(a, None, labels, mlm_weight=weight, **rest).mlm
 
     exact = differentiated(plain, clean.double())
     found = differentiated(weighted, clean, overwrite=overwrite, impl=impl)
@@ -103,7 +104,7 @@ def test_rows_longer_than_a_block(device, impl):
     clean, adv = (x.to(device) for x in oracle.logits(3, 131072, difference=0.1))
     truth = oracle.differentiate(oracle.detached_kl, clean, adv, dtype=torch.float64)
     a, b = clean.requires_grad_(), adv.requires_grad_()
-    total = ops.weighted_kl(a, b, row_weight=torch.ones(3, device=device), impl=impl)
+    total = ops.row_losses(a, b, kl_weight=torch.ones(3, device=device), impl=impl).kl
     grads = torch.autograd.grad(total, (a, b))
     assert total.item() == pytest.approx(truth.kl.sum().item(), rel=tolerances.FLOAT32)
     for mine, exact in zip(grads, truth[1:], strict=True):
@@ -114,15 +115,15 @@ def test_rows_that_are_not_numbers(device, impl):
     """A bad row of weight 0 disappears; with a weight it makes the sum NaN. The MLM loss sees the clean side alone."""
     clean, adv, labels, mlm_weight, kl_weight = inputs(device)
     adv[5, 77] = torch.nan  # its divergence has weight 0
-    call = {"mlm_row_weight": mlm_weight, "kl_row_weight": kl_weight, "impl": impl}
+    call = {"mlm_weight": mlm_weight, "kl_weight": kl_weight, "impl": impl}
     a, b = clean.requires_grad_(), adv.requires_grad_()
-    mlm, kl = ops.weighted_mlm_symmetric_kl(a, b, labels, **call)
+    mlm, kl = ops.row_losses(a, b, labels, **call)[:2]
     (mlm + kl).backward()
     assert torch.isfinite(mlm) and torch.isfinite(kl) and torch.isfinite(a.grad).all() and torch.isfinite(b.grad).all()
     bad = clean.detach().clone()
     bad[0, 3] = torch.nan
-    assert ops.weighted_mlm(bad.requires_grad_(), labels, row_weight=mlm_weight, impl=impl).isnan()
-    assert ops.weighted_kl(bad, adv, row_weight=mlm_weight, impl=impl).isnan()
+    assert ops.row_losses(bad.requires_grad_(), None, labels, mlm_weight=mlm_weight, impl=impl).mlm.isnan()
+    assert ops.row_losses(bad, adv, kl_weight=mlm_weight, impl=impl).kl.isnan()
 
 
 def test_overwriting_happens_in_the_logits_memory(device, kernel_only):
@@ -130,8 +131,8 @@ def test_overwriting_happens_in_the_logits_memory(device, kernel_only):
     leaves = clean.requires_grad_(), adv.requires_grad_()
     a, b = (x * 1.0 for x in leaves)
     where = [x.detach().data_ptr() for x in (a, b)]
-    weights = {"mlm_row_weight": mlm_weight, "kl_row_weight": kl_weight}
-    mlm, kl = ops.weighted_mlm_symmetric_kl(a, b, labels, overwrite_logits=True, **weights)
+    weights = {"mlm_weight": mlm_weight, "kl_weight": kl_weight}
+    mlm, kl = ops.row_losses(a, b, labels, overwrite_logits=True, **weights)[:2]
     seen = []
     for x in (a, b):
         x.register_hook(lambda grad: seen.append(grad.data_ptr()))
@@ -145,7 +146,7 @@ def test_what_still_needs_the_overwritten_logits_is_told(device, kernel_only, we
     clean, adv, _, _, weight = inputs(device)
     logits = clean.requires_grad_().exp()
     if weighted:
-        total = ops.weighted_kl(logits, adv, row_weight=weight, overwrite_logits=True)
+        total = ops.row_losses(logits, adv, kl_weight=weight, overwrite_logits=True).kl
     else:
         total = ops.symmetric_kl(logits, adv, overwrite_logits=True).sum()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -154,14 +155,14 @@ def test_what_still_needs_the_overwritten_logits_is_told(device, kernel_only, we
 
 def test_the_sums_of_a_call_share_a_factor(device, kernel_only):
     if device.type == "cuda":
-        pytest.skip("row losses on CUDA know every factor")
+        pytest.skip("a GPU asserts it, which ends the process")
     clean, adv, labels, mlm_weight, kl_weight = inputs(device)
-    weights = {"mlm_row_weight": mlm_weight, "kl_row_weight": kl_weight}
+    weights = {"mlm_weight": mlm_weight, "kl_weight": kl_weight}
     a, b = clean.requires_grad_(), adv.requires_grad_()
-    mlm, kl = ops.weighted_mlm_symmetric_kl(a, b, labels, **weights)
+    mlm, kl = ops.row_losses(a, b, labels, **weights)[:2]
     with pytest.raises(RuntimeError, match="same factor"):
         (mlm + 10.0 * kl).backward()
-    mlm, kl = ops.weighted_mlm_symmetric_kl(a, b, labels, **weights)
+    mlm, kl = ops.row_losses(a, b, labels, **weights)[:2]
     ((mlm + kl) * float("nan")).backward()  # how a step marks a loss that is not finite
     assert a.grad.isnan().any() and b.grad.isnan().any()
 
@@ -170,18 +171,19 @@ def test_without_a_gradient_nothing_is_overwritten(device, impl):
     clean, adv, labels, mlm_weight, kl_weight = inputs(device)
     a, b = (x.clone().requires_grad_() * 1.0 for x in (clean, adv))
     with torch.no_grad():
-        ops.weighted_kl(a, b, row_weight=kl_weight, overwrite_logits=True, impl=impl)
-        ops.weighted_mlm(a, labels, row_weight=mlm_weight, overwrite_logits=True, impl=impl)
+        ops.row_losses(a, b, kl_weight=kl_weight, overwrite_logits=True, impl=impl)
+        ops.row_losses(a, None, labels, mlm_weight=mlm_weight, overwrite_logits=True, impl=impl)
     assert torch.equal(a, clean) and torch.equal(b, adv)
 
 
 def test_compiled_in_one_graph(device, kernel_only):
     clean, adv, labels, mlm_weight, kl_weight = inputs(device)
-    weights = {"mlm_row_weight": mlm_weight, "kl_row_weight": kl_weight}
+    weights = {"mlm_weight": mlm_weight, "kl_weight": kl_weight}
 
     def loss(a, b):
-        return sum(ops.weighted_mlm_symmetric_kl(a, b, labels, **weights)) + ops.weighted_mlm(
-            a, labels, row_weight=mlm_weight
+        return (
+            sum(ops.row_losses(a, b, labels, **weights)[:2])
+            + ops.row_losses(a, None, labels, mlm_weight=mlm_weight).mlm
         )
 
     leaves = clean.requires_grad_(), adv.requires_grad_()
@@ -193,7 +195,72 @@ def test_compiled_in_one_graph(device, kernel_only):
 
 def test_wrong_weights_are_refused(device, impl):
     clean, adv, labels, mlm_weight, kl_weight = inputs(device)
-    with pytest.raises(ValueError, match=r"the KL row weight must have shape \[7\], but is \[6\] instead"):
-        ops.weighted_kl(clean, adv, row_weight=kl_weight[1:], impl=impl)
-    with pytest.raises(ValueError, match="the MLM row weight must have shape"):
-        ops.weighted_mlm(clean, labels, row_weight=mlm_weight[:, None], impl=impl)
+    with pytest.raises(ValueError, match=r"`kl_weight` must have shape \[7\], but is \[6\] instead"):
+        ops.row_losses(clean, adv, kl_weight=kl_weight[1:], impl=impl)
+    with pytest.raises(ValueError, match="`mlm_weight` must have shape"):
+        ops.row_losses(clean, None, labels, mlm_weight=mlm_weight[:, None], impl=impl)
+
+
+@pytest.mark.parametrize("divergence", ["symmetric", "one_way"])
+def test_constants_for_logs_come_with_the_pass(device, impl, divergence):
+    """Every row once, whatever its weight: the divergence itself and KL(P||Q)."""
+    clean, adv, labels, mlm_weight, kl_weight = inputs(device, difference=0.1)
+    call = {"divergence": divergence, "valid_vocab_size": VALID, "impl": impl}
+    rows = ops.row_losses(clean, adv, labels, **call)
+    exact = [x[:, :VALID].double() for x in (clean, adv)]
+    one_way = oracle.one_sided_kl(*exact).where(labels != -100, 0.0)
+    assert (rows.logged_one_way - one_way).abs().max() <= 1e-7 and torch.equal(rows.logged_kl, rows.kl)
+    weights = {"mlm_weight": mlm_weight, "kl_weight": kl_weight}
+    for a, b in ((clean.requires_grad_(), adv), (clean.detach(), adv)):  # with and without a gradient
+        sums = ops.row_losses(a, b, labels, **weights, **call)
+        assert sums.logged_one_way.item() == pytest.approx(one_way.sum().item(), rel=1e-4)
+        assert sums.logged_kl.item() == pytest.approx(rows.kl.sum().item(), rel=1e-6)
+        assert not sums.logged_one_way.requires_grad and not sums.logged_kl.requires_grad
+
+
+def test_a_loss_and_its_weight_come_together(device, impl):
+    clean, adv, labels, mlm_weight, kl_weight = inputs(device)
+    with pytest.raises(ValueError, match="`mlm_weight` must come with labels, but is missing beside them"):
+        ops.row_losses(clean, adv, labels, kl_weight=kl_weight, impl=impl)
+    with pytest.raises(ValueError, match="`kl_weight` must come with adversarial logits, but is given without them"):
+        ops.row_losses(clean, None, labels, mlm_weight=mlm_weight, kl_weight=kl_weight, impl=impl)
+    with pytest.raises(ValueError, match="`divergence` must be symmetric or one_way, but is 'both' instead"):
+        ops.row_losses(clean, adv, divergence="both", impl=impl)
+
+
+class Passes(TorchDispatchMode):
+    """Times a logit tensor is read or written by the row ops under it."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.removeprefix("megatron_alum::")
+        sides = 1 if name in ("row_statistics", "row_gradients", "row_gradients_") and args[1] is None else 2
+        if name == "row_statistics":
+            self.total += sides
+        elif name in ("row_gradients", "row_gradients_"):
+            self.total += sides + sum(args[-2:])
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_passes_over_logit_tensors_seven_times(device, kernel_only):
+    """One ascent step: inner divergence 2 reads and 1 write, all losses of the outer pass 2 reads and 2 writes."""
+    clean, adv, labels, mlm_weight, kl_weight = inputs(device)
+    a, b = (x.requires_grad_() * 1.0 for x in (clean, adv))
+    with Passes() as passes:
+        inner = ops.row_losses(
+            a.detach(), b, kl_weight=kl_weight, divergence="one_way", detach_targets=False, overwrite_logits=True
+        )
+        torch.autograd.grad(inner.kl, adv)
+        b = adv * 1.0
+        outer = ops.row_losses(
+            a, b, labels, mlm_weight=mlm_weight, kl_weight=kl_weight, detach_targets=True, overwrite_logits=True
+        )
+        torch.autograd.grad(outer.mlm + outer.kl, (clean, adv))
+    assert torch.isfinite(outer.logged_one_way) and passes.total == 7
+    with Passes() as passes:
+        loss = ops.row_losses(clean * 1.0, None, labels, mlm_weight=mlm_weight, overwrite_logits=True).mlm
+        torch.autograd.grad(loss, clean)
+    assert passes.total == 2

@@ -1,22 +1,22 @@
-// Token role of the CUDA kernel: one token of the perturbation by one warp, four channels a lane at a time.
+// Token role on the GPU: one token of the perturbation by one warp, four channels a lane at a time.
 //   measure   is the gradient finite, its greatest magnitude (and that of delta + eta g, for `normalize`)
 //   move      delta' written, x + delta' rounded to the output type and written, sums for the statistics
 // Noise is generated where delta would be read: a Philox block is four channels. Arithmetic: common/projection.h,
-// common/gaussian.h, as on the CPU, bit for bit. `Lanes` provides rank, size, sum, greatest; tests/ops/emulation.cpp runs it on
-// the CPU.
-#pragma once
-
+// common/gaussian.h, as on the CPU, bit for bit.
 #include "common/gaussian.h"
 #include "common/projection.h"
-#include "ops/cuda/row_role.h"
+#include "ops/cuda/alum_kernel.cuh"
+#include "ops/rows.h"
 #include "ops/tokens.h"
+
+namespace {
 
 struct Quad {
   float value[4];
 };
 
 template <typename Element>
-MA_ROLE Quad read_quad_of(const void* base, int64_t offset, int count) {
+MA_DEVICE Quad read_quad_of(const void* base, int64_t offset, int count) {
   const Element* from = static_cast<const Element*>(base) + offset;
   struct alignas(4 * sizeof(Element)) Four {
     Element element[4];
@@ -35,7 +35,7 @@ MA_ROLE Quad read_quad_of(const void* base, int64_t offset, int count) {
 }
 
 template <typename Element>
-MA_ROLE void write_quad_of(void* base, int64_t offset, const Quad& quad, int count, Quad* seen) {
+MA_DEVICE void write_quad_of(void* base, int64_t offset, const Quad& quad, int count, Quad* seen) {
   Element* to = static_cast<Element*>(base) + offset;
   struct alignas(4 * sizeof(Element)) Four {
     Element element[4];
@@ -56,14 +56,14 @@ MA_ROLE void write_quad_of(void* base, int64_t offset, const Quad& quad, int cou
   }
 }
 
-MA_ROLE Quad read_quad(const void* base, int element, int64_t offset, int count) {
+MA_DEVICE Quad read_quad(const void* base, int element, int64_t offset, int count) {
   if (element == kFloat32) return read_quad_of<float>(base, offset, count);
   if (element == kBFloat16) return read_quad_of<BFloat16>(base, offset, count);
   return read_quad_of<Float16>(base, offset, count);
 }
 
 // `write` false only rounds. Returns the numbers as the output type holds them.
-MA_ROLE Quad write_quad(void* base, int element, int64_t offset, const Quad& quad, int count, bool write) {
+MA_DEVICE Quad write_quad(void* base, int element, int64_t offset, const Quad& quad, int count, bool write) {
   Quad seen;
   if (element == kFloat32) write_quad_of<float>(write ? base : nullptr, write ? offset : 0, quad, count, &seen);
   else if (element == kBFloat16) write_quad_of<BFloat16>(write ? base : nullptr, write ? offset : 0, quad, count, &seen);
@@ -71,14 +71,14 @@ MA_ROLE Quad write_quad(void* base, int element, int64_t offset, const Quad& qua
   return seen;
 }
 
-MA_ROLE NoiseToken noise_token_of(const TokenTask& task, int64_t token) {
+MA_DEVICE NoiseToken noise_token_of(const TokenTask& task, int64_t token) {
   return NoiseToken{{task.seed, task.iteration},
                     static_cast<uint32_t>(task.position[token]),
                     static_cast<uint64_t>(task.sample_index[token])};
 }
 
 // delta before the step: read, or generated.
-MA_ROLE Quad start_quad(const TokenTask& task, int64_t token, int64_t channel, int count) {
+MA_DEVICE Quad start_quad(const TokenTask& task, int64_t token, int64_t channel, int count) {
   if (task.delta != nullptr) return read_quad(task.delta, task.delta_element, token * task.channels + channel, count);
   const PhiloxBlock words = noise_words(noise_token_of(task, token), static_cast<uint32_t>(channel / 4));
   Quad quad;
@@ -91,12 +91,11 @@ struct TokenNorms {
   bool finite;
 };
 
-MA_ROLE float magnitude(float x) { return x < 0.0f ? -x : x; }
+MA_DEVICE float magnitude(float x) { return x < 0.0f ? -x : x; }
 
-template <typename Lanes>
-MA_ROLE TokenNorms measure_token(const TokenTask& task, int64_t token, const Lanes& lanes) {
+MA_DEVICE TokenNorms measure_token(const TokenTask& task, int64_t token, int lane) {
   float largest = 0.0f, nonfinite = 0.0f;
-  for (int64_t channel = 4 * lanes.rank; channel < task.channels; channel += 4 * lanes.size) {
+  for (int64_t channel = 4 * lane; channel < task.channels; channel += 4 * 32) {
     const int count = task.channels - channel < 4 ? static_cast<int>(task.channels - channel) : 4;
     const Quad grad = read_quad(task.grad, task.grad_element, token * task.channels + channel, count);
 #pragma unroll
@@ -106,10 +105,10 @@ MA_ROLE TokenNorms measure_token(const TokenTask& task, int64_t token, const Lan
       largest = size > largest ? size : largest;
     }
   }
-  TokenNorms norms{lanes.greatest(largest), 0.0f, lanes.greatest(nonfinite) == 0.0f};
+  TokenNorms norms{warp_greatest(largest), 0.0f, warp_greatest(nonfinite) == 0.0f};
   if (task.step.projection != kNormalize || !norms.finite) return norms;
   float stepped_largest = 0.0f;
-  for (int64_t channel = 4 * lanes.rank; channel < task.channels; channel += 4 * lanes.size) {
+  for (int64_t channel = 4 * lane; channel < task.channels; channel += 4 * 32) {
     const int count = task.channels - channel < 4 ? static_cast<int>(task.channels - channel) : 4;
     const Quad grad = read_quad(task.grad, task.grad_element, token * task.channels + channel, count);
     const Quad start = start_quad(task, token, channel, count);
@@ -120,17 +119,16 @@ MA_ROLE TokenNorms measure_token(const TokenTask& task, int64_t token, const Lan
       stepped_largest = size > stepped_largest ? size : stepped_largest;
     }
   }
-  norms.stepped = lanes.greatest(stepped_largest);
+  norms.stepped = warp_greatest(stepped_largest);
   return norms;
 }
 
-template <typename Lanes>
-MA_ROLE void token_role(const TokenTask& task, int64_t token, const Lanes& lanes) {
+MA_DEVICE void move_token(const TokenTask& task, int64_t token, int lane) {
   const bool inside = task.mask == nullptr || task.mask[token];
   const bool ascends = inside && task.grad != nullptr;
-  const TokenNorms norms = ascends ? measure_token(task, token, lanes) : TokenNorms{0.0f, 0.0f, true};
+  const TokenNorms norms = ascends ? measure_token(task, token, lane) : TokenNorms{0.0f, 0.0f, true};
   float sums[kTokenSums] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, norms.finite ? 0.0f : 1.0f};
-  for (int64_t channel = 4 * lanes.rank; channel < task.channels; channel += 4 * lanes.size) {
+  for (int64_t channel = 4 * lane; channel < task.channels; channel += 4 * 32) {
     const int count = task.channels - channel < 4 ? static_cast<int>(task.channels - channel) : 4;
     const int64_t offset = token * task.channels + channel;
     Quad moved{{0.0f, 0.0f, 0.0f, 0.0f}};
@@ -164,7 +162,30 @@ MA_ROLE void token_role(const TokenTask& task, int64_t token, const Lanes& lanes
     for (int i = 0; i < 4; ++i) sums[1] += magnitude(seen.value[i] - base.value[i]);  // 0 beyond `count`
   }
   if (task.token_sums == nullptr) return;
-  for (int i = 0; i < kTokenSums - 1; ++i) sums[i] = lanes.sum(sums[i]);
-  if (lanes.rank != 0) return;
+  for (int i = 0; i < kTokenSums - 1; ++i) sums[i] = warp_sum(sums[i]);
+  if (lane != 0) return;
   for (int i = 0; i < kTokenSums; ++i) task.token_sums[token * kTokenSums + i] = sums[i];
+}
+
+struct TokenRole {
+  using Task = TokenTask;
+  static constexpr int threads = 128, blocks = 8;  // allows 64 registers a thread
+  MA_DEVICE void run(const Task& task, int) {
+    constexpr int warps = threads / 32;
+    const int64_t step = static_cast<int64_t>(gridDim.x) * warps;
+    for (int64_t token = static_cast<int64_t>(blockIdx.x) * warps + threadIdx.x / 32; token < task.tokens; token += step) {
+      move_token(task, token, static_cast<int>(threadIdx.x % 32));
+    }
+  }
+};
+
+constexpr int64_t kMostBlocks = 148 * 16;  // fills any number of processors; each block loops
+
+}  // namespace
+
+int launch_tokens(const TokenTask& task, void* stream) {
+  constexpr int warps = TokenRole::threads / 32;
+  const int64_t needed = (task.tokens + warps - 1) / warps;
+  if (needed == 0) return cudaSuccess;
+  return launch_role<TokenRole>(task, 1, needed < kMostBlocks ? needed : kMostBlocks, 1, stream);
 }

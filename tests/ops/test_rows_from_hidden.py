@@ -27,6 +27,11 @@ def inputs(device, dtype=torch.float32):
     return [x.requires_grad_() for x in leaves], labels.to(device), weights
 
 
+def weighted_kl(*tensors, row_weight, symmetric=True, **options):
+    divergence = "symmetric" if symmetric else "one_way"
+    return ops.row_losses_from_hidden(*tensors, kl_weight=row_weight, divergence=divergence, **options).kl
+
+
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize("chunk_rows", [1, 7, 23, 100])
 def test_equals_the_plain_head(device, impl, chunk_rows, detach):
@@ -68,7 +73,7 @@ def test_the_divergence_alone_against_float64(device, impl, chunk_rows, symmetri
     leaves, _, (weights, _) = inputs(device)
     options = {"symmetric": symmetric, "detach_targets": detach, "valid_vocab_size": V - 12, "impl": impl}
     value, expected = exact_kl(leaves, weights, symmetric, detach)
-    kl = ops.weighted_kl_from_hidden(*leaves, row_weight=weights, chunk_rows=chunk_rows, **options)
+    kl = weighted_kl(*leaves, row_weight=weights, chunk_rows=chunk_rows, **options)
     found = torch.autograd.grad(3.0 * kl, leaves)
     assert kl.item() == pytest.approx(value.item(), rel=tolerances.CHUNKED)
     cancelled = 1e-7 if symmetric and detach else 0.0  # the parts of the bias's gradient, exactly 0, from both sides
@@ -82,7 +87,7 @@ def test_float64_hidden_states(device, symmetric):
     leaves = [x.detach().double().requires_grad_() for x in leaves]
     value, expected = exact_kl(leaves, weights, symmetric, detach=False)
     options = {"symmetric": symmetric, "detach_targets": False, "valid_vocab_size": V - 12, "chunk_rows": 5}
-    kl = ops.weighted_kl_from_hidden(*leaves, row_weight=weights, **options)
+    kl = weighted_kl(*leaves, row_weight=weights, **options)
     torch.testing.assert_close(kl.detach(), value, rtol=1e-9, atol=0)
     for mine, exact in zip(torch.autograd.grad(kl, leaves), expected, strict=True):
         assert (mine - exact).norm() <= 1e-9 * exact.norm()
@@ -99,29 +104,23 @@ def test_nearly_equal_logits_keep_their_digits(device, impl, symmetric):
     ones = torch.ones(N, device=device)
     value, _ = exact_kl(leaves, ones, symmetric, detach=False)
     options = {"chunk_rows": 5, "valid_vocab_size": V - 12, "impl": impl}
-    kl = ops.weighted_kl_from_hidden(*leaves, row_weight=ones, symmetric=symmetric, **options)
+    kl = weighted_kl(*leaves, row_weight=ones, symmetric=symmetric, **options)
     assert value / N < 1e-7, "of the size that ALUM meets"
     assert kl.item() == pytest.approx(value.item(), rel=2 * tolerances.FLOAT32)
 
 
 @pytest.mark.parametrize("differentiated", [True, False])
-def test_the_observer_sees_the_logits_before_their_gradients(device, impl, differentiated):
+def test_constants_for_logs_come_with_the_chunks(device, impl, differentiated):
+    """They are those of whole logits, with the same weights."""
     leaves, labels, (mlm_weight, kl_weight) = inputs(device)
-    seen = []
-
-    def observe(a, b):
-        assert not a.requires_grad and not b.requires_grad
-        seen.append((a.clone(), b.clone()))
-
-    rows = {"mlm_row_weight": mlm_weight, "kl_row_weight": kl_weight, "chunk_rows": 7, "impl": impl}
+    weights = {"mlm_weight": mlm_weight, "kl_weight": kl_weight, "log_weight": kl_weight.flip(0), "impl": impl}
     with torch.set_grad_enabled(differentiated):
-        observed = ops.mlm_symmetric_kl_from_hidden(*leaves, labels, observe=observe, **rows)
-        unobserved = ops.mlm_symmetric_kl_from_hidden(*leaves, labels, **rows)
-    assert torch.equal(torch.stack(observed), torch.stack(unobserved))
-    assert [len(a) for a, _ in seen] == [7, 7, 7, 2]
-    for hidden, chunks in zip(leaves[:2], zip(*seen, strict=True), strict=True):
-        logits = torch.nn.functional.linear(hidden, *leaves[2:]).detach()
-        torch.testing.assert_close(torch.cat(chunks), logits, rtol=1e-5, atol=1e-5)
+        found = ops.row_losses_from_hidden(*leaves, labels, chunk_rows=7, **weights)
+        logits = [torch.nn.functional.linear(hidden, *leaves[2:]) for hidden in leaves[:2]]
+        expected = ops.row_losses(*logits, labels, **weights)
+    assert not found.logged_one_way.requires_grad and not found.logged_kl.requires_grad
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.item() == pytest.approx(theirs.item(), rel=10 * tolerances.CHUNKED)
 
 
 class Products(TorchDispatchMode):
@@ -147,9 +146,9 @@ def test_no_product_is_computed_twice(device, impl):
         sum(ops.mlm_symmetric_kl_from_hidden(clean, adv, weight, bias, labels, **weights, **rows)).backward()
     frozen = clean.detach(), adv, weight.detach(), bias.detach()
     with Products() as inner:
-        ops.weighted_kl_from_hidden(*frozen, row_weight=kl_weight, **rows).backward()
+        weighted_kl(*frozen, row_weight=kl_weight, **rows).backward()
     with Products() as value, torch.no_grad():
-        ops.weighted_kl_from_hidden(*frozen, row_weight=kl_weight, **rows)
+        weighted_kl(*frozen, row_weight=kl_weight, **rows)
     assert [round(x.total, 6) for x in (whole, inner, value)] == [6, 3, 2]
 
 
@@ -197,7 +196,7 @@ def test_memory_grows_with_the_chunk_not_with_the_rows(device, impl):
         sum(ops.mlm_symmetric_kl_from_hidden(*leaves, labels, **rows, impl=impl)).backward()
     assert 0 < seen.rows <= 2 * 4
     with Largest() as seen:
-        ops.weighted_kl_from_hidden(*leaves, row_weight=kl_weight, chunk_rows=4, impl=impl).backward()
+        weighted_kl(*leaves, row_weight=kl_weight, chunk_rows=4, impl=impl).backward()
     assert 0 < seen.rows <= 2 * 4
 
 
@@ -215,9 +214,9 @@ def test_only_needed_gradients(device, impl):
 def test_each_gradient_alone_is_that_of_all(device, impl, needed):
     leaves, _, (weights, _) = inputs(device)
     options = {"row_weight": weights, "chunk_rows": 6, "detach_targets": False, "impl": impl}
-    expected = torch.autograd.grad(ops.weighted_kl_from_hidden(*leaves, **options), leaves[needed])[0]
+    expected = torch.autograd.grad(weighted_kl(*leaves, **options), leaves[needed])[0]
     alone = [x if i == needed else x.detach() for i, x in enumerate(leaves)]
-    found = torch.autograd.grad(ops.weighted_kl_from_hidden(*alone, **options), leaves[needed])[0]
+    found = torch.autograd.grad(weighted_kl(*alone, **options), leaves[needed])[0]
     assert (found - expected).norm() <= tolerances.CHUNKED * expected.norm()
 
 
@@ -237,7 +236,7 @@ def sums_on_rank(rank, world_size, case, impl):
     try:
         rows = {"mlm_row_weight": mlm_weight, "kl_row_weight": kl_weight}
         both = sum(ops.mlm_symmetric_kl_from_hidden(*leaves, labels, **rows, **options))
-        kl = ops.weighted_kl_from_hidden(*leaves, row_weight=kl_weight, symmetric=False, **options)
+        kl = weighted_kl(*leaves, row_weight=kl_weight, symmetric=False, **options)
         gradients = [torch.autograd.grad(x, leaves) for x in (both, kl)]
     finally:
         dist.all_gather_into_tensor = original
@@ -277,7 +276,7 @@ def test_no_rows(device, impl):
     none = torch.zeros(0, device=device)
     rows = {"mlm_row_weight": none, "kl_row_weight": none, "chunk_rows": 8, "impl": impl}
     labels = torch.zeros(0, dtype=torch.int64, device=device)
-    assert ops.weighted_kl_from_hidden(clean, adv, *leaves[2:], row_weight=none, chunk_rows=8, impl=impl) == 0
+    assert weighted_kl(clean, adv, *leaves[2:], row_weight=none, chunk_rows=8, impl=impl) == 0
     total = sum(ops.mlm_symmetric_kl_from_hidden(clean, adv, *leaves[2:], labels, **rows))
     total.backward()
     assert total == 0 and not leaves[2].grad.any()
@@ -288,9 +287,9 @@ def test_wrong_shapes_are_refused(device, impl):
     rows = {"mlm_row_weight": mlm_weight, "kl_row_weight": kl_weight, "impl": impl}
     with pytest.raises(ValueError, match="`chunk_rows` must be >= 1, but is 0"):
         ops.mlm_symmetric_kl_from_hidden(*leaves, labels, **rows, chunk_rows=0)
-    with pytest.raises(ValueError, match="`kl_row_weight` must have shape"):
+    with pytest.raises(ValueError, match="`kl_weight` must have shape"):
         ops.mlm_symmetric_kl_from_hidden(*leaves, labels, **{**rows, "kl_row_weight": kl_weight[1:]}, chunk_rows=2)
-    with pytest.raises(ValueError, match="`row_weight` must have shape"):
-        ops.weighted_kl_from_hidden(*leaves, row_weight=kl_weight[1:], chunk_rows=2, impl=impl)
+    with pytest.raises(ValueError, match="`kl_weight` must have shape"):
+        weighted_kl(*leaves, row_weight=kl_weight[1:], chunk_rows=2, impl=impl)
     with pytest.raises(ValueError, match=r"two \[N, H\] alike and `weight` \[V, H\], but are .*float64 \[23, 32\]"):
-        ops.weighted_kl_from_hidden(leaves[0], leaves[1].double(), *leaves[2:], row_weight=kl_weight, chunk_rows=2)
+        weighted_kl(leaves[0], leaves[1].double(), *leaves[2:], row_weight=kl_weight, chunk_rows=2)

@@ -1,0 +1,2 @@
+// Stands in for the header of this name in the CUDA toolkit.
+#include "simt.h"

@@ -1,0 +1,70 @@
+"""Finite logits of any size, and columns masked by -infinity, give what float64 gives."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from megatron_alum import ops
+from tests.ops import tolerances
+
+V = 300
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+MAGNITUDES = st.sampled_from(
+    [-torch.inf, -3.4028234663852886e38, -1e30, -1e18, -1e9, -3e4, -200.0, 200.0, 3e4, 1e9, 1e30]
+)
+PLACES = st.lists(st.integers(0, V - 1), min_size=1, max_size=V - 1, unique=True)
+
+
+def exactly(a, b, one_way, detach):
+    """(divergence [N], gradients of its sum) in float64, written so that no infinity meets a 0."""
+    log_p, log_q = a.log_softmax(1), b.log_softmax(1)
+    p, q = log_p.exp(), log_q.exp()
+    masked = (a == -torch.inf) & (b == -torch.inf)
+    h = torch.where(masked, 0.0, log_p - log_q)
+    p_minus_q = torch.where(h >= 0, -p * torch.expm1(-h), q * torch.expm1(h))
+    of_p, of_q = (torch.where(x == 0, 0.0, h) for x in (p, q))
+    direct = p * of_p - p_minus_q
+    series = p * h * h * (1 / 2 - h / 6 + h * h / 24 - h**3 / 120)
+    to_p = torch.where(h.abs() < 1e-2, series, direct).sum(1, keepdim=True)
+    both = torch.where(p_minus_q == 0, 0.0, p_minus_q * h).sum(1, keepdim=True)
+    to_clean, to_adv = (torch.zeros_like(p) if one_way else p_minus_q), -p_minus_q
+    if not detach:
+        to_clean = to_clean + p * (of_p - to_p)
+        to_adv = to_adv if one_way else to_adv - q * (of_q - (to_p - both))
+    return (to_p if one_way else both)[:, 0], to_clean, to_adv
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("one_way", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(sizes=st.tuples(MAGNITUDES, MAGNITUDES), places=PLACES, sides=st.sampled_from(["clean", "adv", "both"]))
+def test_as_in_float64(device, impl, dtype, one_way, detach, sizes, places, sides):
+    generator = torch.Generator().manual_seed(len(places))
+    clean = 2 * torch.randn(3, V, generator=generator)
+    adv = clean + 0.1 * torch.randn(3, V, generator=generator)
+    largest = torch.finfo(dtype).max
+    for logits, size, side in ((clean, sizes[0], "clean"), (adv, sizes[0 if len(places) % 2 else 1], "adv")):
+        if sides in (side, "both"):
+            logits[:2, places] = size if size == -torch.inf else max(min(size, largest), -largest)
+    clean, adv = (x.to(device, dtype).requires_grad_() for x in (clean, adv))
+    rows = ops.row_losses(
+        clean, adv, divergence="one_way" if one_way else "symmetric", detach_targets=detach, impl=impl
+    )
+    grads = torch.autograd.grad(rows.kl.sum(), (clean, adv), allow_unused=True, materialize_grads=True)
+    kl, *exact = exactly(clean.detach().double(), adv.detach().double(), one_way, detach)
+    held = kl.abs() < 1.7e38  # what float32 can hold, with a bit to spare
+    assert rows.kl[~(kl.abs() < 3.5e38)].isnan().all()
+    if impl == "reference":
+        held &= kl.abs() < 1e38
+    found, truth = rows.kl[held].double(), kl[held]
+    scale = clean.detach().double().abs().where(clean.isfinite(), 0.0).amax(1)[held]
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-4
+    smallest = 1e-35 + 1e-6 * (scale > 150) * one_way  # of two numbers of 150 and more not even that is left
+    assert ((found - truth).abs() <= tolerance * truth.abs() + smallest).all()
+    for mine, theirs in zip(grads, exact, strict=True):
+        for x, y in zip(mine[held].double(), theirs[held], strict=True):
+            if y.norm() < torch.finfo(dtype).max / 4:
+                error, subnormal = (x - y).norm(), tolerances.SUBNORMAL_FLOAT16 * V**0.5
+                assert error <= (1e-5 if dtype == torch.float32 else 5e-3) * y.norm() + subnormal
