@@ -167,6 +167,7 @@ class _ChunkedHead(torch.autograd.Function):
             logits = _project(hidden, weight, bias, memory[: hidden.shape[0]])
             rows = *logits.chunk(2), None if labels is None else labels[part]
             mlm_weight, kl_weight, log_weight = (None if w is None else w[part] for w in row_weights)
+            assert kl_weight is not None
             weights = mlm_weight, kl_weight
             if any(needed):
                 records = chunks.statistics_and_gradients(*rows, weights, gradients.of_logits)

@@ -25,8 +25,8 @@ from megatron_alum.config.run import RunConfig
 from megatron_alum.data.batch import IGNORED_LABEL
 from megatron_alum.data.placement import Counts
 from megatron_alum.models import EncodedRows, Level, ModelInputs, SplitBert
-from megatron_alum.ops import NoiseKey, perturb_embeddings, symmetric_kl, weighted_sum
-from megatron_alum.training.head_losses import ChunkedLogits, Outputs, RowLosses, WholeLogits, inner_divergence
+from megatron_alum.ops import NoiseKey, RowLosses, kl_divergence, perturb_embeddings, symmetric_kl, weighted_sum
+from megatron_alum.training.head_losses import Outputs, VocabularyHead
 from megatron_alum.training.micro_batch import MicroBatch, Part
 from megatron_alum.training.rng import TrainingRng
 
@@ -58,9 +58,8 @@ class Objective:
         """`model` is the bare network, not its data-parallel wrapper."""
         self.model, self.config, self.alum = model, config, config.alum
         self.parameters = list(model.parameters())
-        self.whole_logits = WholeLogits(model, config.alum)
-        chunked = config.alum.head_chunk_rows > 0
-        self.head: WholeLogits | ChunkedLogits = ChunkedLogits(model, config.alum) if chunked else self.whole_logits
+        self.whole_logits = VocabularyHead(model, config.alum)
+        self.head = VocabularyHead(model, config.alum, chunk_rows=config.alum.head_chunk_rows)
         model_type = config.model.model_type
         self.has_pairs = config.model.has_nsp_head and config.data.objective_for(model_type) != "none"
         self.compares_pairs = self.has_pairs and config.alum.nsp
@@ -113,8 +112,9 @@ class Objective:
 
         ascent = self._ascend(x, inner_loss, part, iteration, loss_scale)
         adversarial = forward(self._sum(x.detach() if self.alum.detach_embeddings else x, ascent.delta))  # line 8
-        losses = self._row_losses(clean, adversarial, ascent, part, counts, weights, loss_scale.squeeze())
-        lm_loss, alum_kl = losses.mlm, losses.kl
+        scale = loss_scale.squeeze()
+        losses = self._row_losses(clean, adversarial, ascent, part, counts, weights.rows, scale)
+        lm_loss, alum_kl = losses.mlm / scale, losses.kl / scale
         if num_rows < batch.num_masked_tokens:  # the sequences that --alum-batch-fraction leaves out
             rest = self.whole_logits.heads(hidden, micro.whole.inputs, slice(num_rows, None)).rows
             lm_loss = lm_loss + self._mlm(rest, batch.masked_labels[num_rows:], counts)
@@ -124,7 +124,7 @@ class Objective:
         logged = self._logged(**terms, alum_kl=alum_kl / alpha, alum_nsp_kl=alum_nsp_kl / alpha)
         if ascent.inner_start is not None:
             with torch.no_grad():
-                inner_end = losses.inner + self._inner_nsp(targets, adversarial, weights)
+                inner_end = self.head.climbed(losses) + self._inner_nsp(targets, adversarial, weights)
             logged["kl_gain"] = (inner_end - ascent.inner_start) * weights.share
         return MicroLoss(lm_loss + nsp_loss + alum_kl + alum_nsp_kl, logged | _statistics(ascent))
 
@@ -210,25 +210,20 @@ class Objective:
         ascent: Ascent,
         part: Part,
         counts: Counts,
-        weights: InnerWeights,
+        log_weight: Tensor,
         loss_scale: Tensor,
     ) -> RowLosses:
-        """MLM loss of the M clean rows and alpha x their symmetric KL, shares of the global batch; what the ascent
-        climbed, at its end.
-        """
+        """MLM loss of the M clean rows and alpha x their symmetric KL: shares of the global batch, x loss_scale."""
         # The chunked head writes its gradients before the loss is scaled, so the row weights bring the scale along.
         is_finite, weight = ascent.finite[part.row_sequence], self.alum.alpha / counts.adversarial_masked
-        kl_weights = torch.where(is_finite, weight, 0.0).float() * loss_scale
-        mlm_weights = torch.full_like(kl_weights, 1 / counts.masked) * loss_scale
-        sums = self.head.mlm_and_divergence(
+        return self.head.outer(
             clean.rows,
             adversarial.rows,
             part.batch.masked_labels,
-            mlm_weights=mlm_weights,
-            kl_weights=kl_weights,
-            inner_weights=weights.rows,
+            mlm_weight=torch.full_like(log_weight, 1 / counts.masked) * loss_scale,
+            kl_weight=torch.where(is_finite, weight, 0.0).float() * loss_scale,
+            log_weight=log_weight,
         )
-        return RowLosses(sums.mlm / loss_scale, sums.kl / loss_scale, sums.inner)
 
     def _inner_weights(self, part: Part, counts: Counts) -> InnerWeights:
         """1 / the sample's own masked tokens, or their share of the global batch, by --alum-inner-reduction."""
@@ -241,7 +236,7 @@ class Objective:
         self, clean: Outputs, adversarial: Outputs, weights: InnerWeights, loss_scale: Tensor
     ) -> Tensor:
         """What a virtual ascent climbs, summed over the micro-batch."""
-        total = self.head.divergence(clean.rows, adversarial.rows, weights=weights.rows * loss_scale)
+        total = self.head.inner(clean.rows, adversarial.rows, weights=weights.rows * loss_scale)
         return total / loss_scale + self._inner_nsp(clean, adversarial, weights)
 
     def _inner_nsp(self, clean: Outputs, adversarial: Outputs, weights: InnerWeights) -> Tensor | float:
@@ -249,7 +244,8 @@ class Objective:
         if not self.compares_pairs:
             return 0.0
         assert clean.nsp_logits is not None and adversarial.nsp_logits is not None
-        rows = inner_divergence(self.alum)(clean.nsp_logits, adversarial.nsp_logits, detach_targets=False)
+        divergence = symmetric_kl if self.alum.climbs_symmetric else kl_divergence
+        rows = divergence(clean.nsp_logits, adversarial.nsp_logits, detach_targets=False)
         return rows.sum() * weights.sequences
 
     def _nsp_sum(self, logits: Tensor | None, labels: Tensor) -> Tensor:
