@@ -100,10 +100,10 @@ def test_dtypes_without_a_kernel_fall_back_wherever_they_stand():
 def test_labels_need_not_be_contiguous():
     clean, adv, labels = torch.randn(4, 9), torch.randn(4, 9), torch.arange(8)[::2]
     ones = torch.ones(4)
-    found = ops.mlm_symmetric_kl(clean, adv, labels), ops.weighted_mlm(clean, labels, row_weight=ones)
     whole = labels.contiguous()
-    expected = ops.mlm_symmetric_kl(clean, adv, whole), ops.weighted_mlm(clean, whole, row_weight=ones)
-    assert torch.equal(found[0][0], expected[0][0]) and torch.equal(found[1], expected[1])
+    for weights in ({}, {"mlm_weight": ones, "kl_weight": ones}):
+        found, expected = (ops.row_losses(clean, adv, given, **weights) for given in (labels, whole))
+        assert torch.equal(found.mlm, expected.mlm) and torch.equal(found.kl, expected.kl)
 
 
 @pytest.mark.parametrize(
