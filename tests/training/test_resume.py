@@ -13,7 +13,7 @@ from megatron_alum.config.run import RunConfig
 from megatron_alum.convert.checkpoint_source import read_checkpoint_source
 from megatron_alum.convert.import_folder import import_folder
 from megatron_alum.convert.to_hf import export_folder
-from pretrain_bert_alum import network_of_start
+from pretrain_bert_alum import options_of_start
 from tests.helpers.distributed import run_ranks
 from tests.training.runs import (
     EXACT,
@@ -143,11 +143,11 @@ def test_a_resume_does_not_need_the_folder_that_the_run_started_from(exported, p
     without_shape = [
         word for flag, value in zip(given[::2], given[1::2], strict=True) if flag not in shape for word in (flag, value)
     ]
-    first = parse_config(RunConfig, without_shape, infer=network_of_start)
+    first = parse_config(RunConfig, without_shape, infer=options_of_start)
     straight = launch(1, prefix, tmp_path / "straight", **options)
     launch(1, prefix, tmp_path / "run", **options, exit_interval=2)
     shutil.rmtree(start)
-    assert config_to_dict(parse_config(RunConfig, without_shape, infer=network_of_start)) == config_to_dict(first)
+    assert config_to_dict(parse_config(RunConfig, without_shape, infer=options_of_start)) == config_to_dict(first)
     resumed = launch(1, prefix, tmp_path / "run", **options, load=tmp_path / "run")
     assert without_timing(resumed) == without_timing(straight)
     kept = json.loads((tmp_path / "run" / "iter_0000004" / "config.json").read_text())["hf_config"]
