@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING
 from enum import Enum
+from functools import cache
 from typing import Any
 
 from megatron_alum.config.data import DataConfig
@@ -80,6 +81,7 @@ _WITHOUT_EFFECT: dict[tuple[str, str], tuple[str, ...]] = {
 """{(option, value): options that it leaves without effect}; format 1 stored any value of those, today it is refused"""
 
 
+@cache
 def options_by_name() -> dict[str, Option]:
     """Every option of a run."""
     return {option.name: option for option in options_of(RunConfig)}
@@ -141,7 +143,9 @@ def _meaning(name: str, run: Mapping[str, Any]) -> Any:
     """The value, or what it stands for where two spellings mean the same."""
     if name in ("objective", "split"):
         data = DataConfig(data_path=("x",), objective=run["objective"], split=run["split"])
-        return data.objective_for(run["model_type"]) if name == "objective" else data.split_shares
+        if name == "objective":
+            return data.objective_for(run["model_type"])
+        return [round(share, 12) for share in data.split_shares]
     return run[name]
 
 

@@ -138,6 +138,7 @@ def test_a_resume_does_not_need_the_folder_that_the_run_started_from(exported, p
     """Its network comes from the checkpoint then, and its config.json, which exports keep, too."""
     start = shutil.copytree(exported, tmp_path / "start")
     options = {"init_from": start, "train_iters": 4, "hidden_dropout": 0.25}
+    (tmp_path / "run").mkdir()
     given = arguments(prefix, tmp_path / "run", **options, load=tmp_path / "run")
     shape = [word for name in ("num-layers", "hidden-size", "num-attention-heads") for word in (f"--{name}",)]
     without_shape = [
@@ -154,7 +155,8 @@ def test_a_resume_does_not_need_the_folder_that_the_run_started_from(exported, p
     assert kept == json.loads((exported / "config.json").read_text())
 
 
-def test_load_without_a_checkpoint_starts_fresh(prefix, tmp_path):
+def test_load_of_an_empty_folder_starts_fresh(prefix, tmp_path):
+    (tmp_path / "run").mkdir()
     rows = launch(1, prefix, tmp_path / "run", load=tmp_path / "run", train_iters=2)
     assert [row["iteration"] for row in rows] == [1, 2]
 
