@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from megatron_alum.checkpoint.folder import LOCK_FILE
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 90.0
 _POLL_SECONDS = 0.5
+_GUARD_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -161,32 +163,52 @@ class RunLock:
         )
 
     def _heartbeat(self) -> int | None:
-        """Time stamp of the file, None without one."""
-        try:
-            with self.path.open("rb") as stream:  # an open asks the server, where a stat may be answered from memory
-                return os.fstat(stream.fileno()).st_mtime_ns
-        except FileNotFoundError:
-            return None
+        """Time stamp of the lock, None without one."""
+        return _time_stamp(self.path)
 
     def _remove(self, holder: Holder) -> bool:
         """Remove the lock of `holder`, and only that: of two that take a stale one over, the second finds another's."""
-        aside = self.path.with_name(f".{LOCK_FILE}.{self._own.token}")
+        with self._guard():
+            found = Holder.read(self.path)
+            if found == holder:
+                self.path.unlink()
+            return found == holder
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Within, no other process removes a lock. Held for milliseconds: one that stays was left by a crash."""
+        guard = self.root / f".{LOCK_FILE}.guard"
+        seen, since = None, time.monotonic()
+        while True:
+            try:
+                os.close(os.open(guard, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+                break
+            except FileExistsError:
+                stamp = _time_stamp(guard)
+                if stamp != seen:
+                    seen, since = stamp, time.monotonic()
+                elif time.monotonic() - since > STALE_SECONDS:
+                    guard.unlink(missing_ok=True)
+                time.sleep(_GUARD_POLL_SECONDS)
         try:
-            self.path.rename(aside)
-        except FileNotFoundError:
-            return False
-        is_it = Holder.read(aside) == holder
-        if not is_it:
-            with contextlib.suppress(OSError):
-                os.link(aside, self.path)  # unlike a rename, it replaces nothing
-        aside.unlink()
-        return is_it
+            yield
+        finally:
+            guard.unlink(missing_ok=True)
 
     def _beat(self) -> None:
         while not self._done.wait(HEARTBEAT_SECONDS):
             with contextlib.suppress(OSError):  # `check` finds out what matters
                 self.check()
                 os.utime(self.path)
+
+
+def _time_stamp(path: Path) -> int | None:
+    """Time stamp of a file in nanoseconds, None without one."""
+    try:
+        with path.open("rb") as stream:  # an open asks the server, where a stat may be answered from memory
+            return os.fstat(stream.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def _machine() -> str:

@@ -1,9 +1,9 @@
 """What --load names: a run, one of its checkpoints to go back to, or an empty folder that a run is yet to fill.
 
     --load RUN                  the newest whole checkpoint; a fresh start where RUN is an empty folder
-    --load RUN/iter_0000040     that one and no other. Where RUN is --save too, the run is rolled back: newer checkpoints
-                                and a copy of the metrics move to RUN/rolled_back_0001/, so that a later --load RUN
-                                finds the new branch alone
+    --load RUN/iter_0000040     that one and no other. Where RUN is --save too, the run is rolled back: newer
+                                checkpoints and a copy of the metrics move to RUN/rolled_back_0001/, so that a later
+                                --load RUN finds the new branch alone
 
 A job that a scheduler or torchrun restarts with an unchanged command line must not roll back what it has done since:
 on a restart a named checkpoint of --save stands for the newest one. Nothing here needs a process group.
@@ -62,7 +62,7 @@ class Origin:
         return Path(save).resolve() == self.root.resolve()
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
-        """{option: value} that a resume takes from the run where `given` does not say otherwise; None for a fresh start.
+        """{option: value} that a resume takes from the run where `given` says nothing else; None for a fresh start.
 
         Raises: ValueError as `newest_readable` and `kept_options`.
         """
