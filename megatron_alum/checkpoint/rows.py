@@ -47,7 +47,8 @@ class Rows:
         if not self.foreign:
             return None
         shown = ", ".join(map(str, self.foreign[:5])) + (", ..." if len(self.foreign) > 5 else "")
-        return f"WARNING: {path} had {len(self.foreign)} line(s) that are no rows of a run (line {shown}); they are left out."
+        number = len(self.foreign)
+        return f"WARNING: {path} had {number} line(s) that are no rows of a run (line {shown}); they are left out."
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
