@@ -39,6 +39,8 @@ bench: $(STAMP)
 	$(PY) tools/bench_sampler.py --csv benchmarks/results/sampler.csv
 	test ! -d "$(DATA)" || $(PY) tools/bench_data.py --corpus $(DATA)/wiki/extracted --dump $(DATA)/wiki/dump/enwiki-latest-*.bz2 \
 		--vocab-file $(DATA)/vocab/bert-base-uncased-vocab.txt --punkt-dir $(DATA)/punkt/nltk_data --output benchmarks/results/data.csv
+	! $(PY) -c "import wikiextractor" 2> /dev/null || test ! -d "$(DATA)" || \
+		$(PY) tools/compare_cleaners.py --dump $(DATA)/wiki/dump/enwiki-latest-*.bz2
 
 gpu-check:
 	$(PY) tools/gpu_check.py

@@ -18,10 +18,9 @@ def options_of_start(given: Mapping[str, Any]) -> Mapping[str, Any]:
     flags and YAML say comes on top. Raises: ValueError for a --load that does not exist.
     """
     if given.get("load") is not None:
-        from megatron_alum.checkpoint.origin import Origin  # imports torch, which --help does not need
+        from megatron_alum.training.resume import origin_of  # imports torch, which --help does not need
 
-        origin = Origin.of(given["load"])
-        stored = origin.options(given)
+        stored = origin_of(given["load"]).options(given)
         if stored is not None:  # the folder that the run started from may be gone
             return stored
     if given.get("init_from") is None:

@@ -4,8 +4,8 @@
     python tools/convert_checkpoint.py from-hf --model HF_DIR  --save RUN_DIR  [--verify]
 
 to-hf takes a run's folder (its newest valid checkpoint) or one iter_ folder, saved at any parallel layout, and
-checkpoints of stock Megatron-LM BERT (torch_dist, or mp_rank_XX and mp_rank_XX_YYY; local or Transformer Engine keys)
-with --tokenizer.
+checkpoints of stock Megatron-LM BERT (torch_dist, or mp_rank_XX and mp_rank_XX_YYY, `release` too; keys of the local
+spec, of Transformer Engine, or of before megatron-core) with --tokenizer.
 from-hf writes a checkpoint at iteration 0 that any size can start from (pretrain_bert_alum.py --init-from).
 --verify runs both models on a batch and prints how far their predictions are apart; more than rounding is an error.
 """
@@ -30,6 +30,7 @@ def main() -> None:
             kind=arguments.architecture,
             dtype=arguments.dtype,
             tokenizer=None if arguments.tokenizer is None else Path(arguments.tokenizer),
+            num_attention_heads=arguments.num_attention_heads,
             verify=arguments.verify,
         )
     else:
@@ -51,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
         "--tokenizer",
         metavar="DIR",
         help="tokenizer folder of a checkpoint that has none: Megatron-LM's, or the import of a model without one",
+    )
+    to_hf.add_argument(
+        "--num-attention-heads",
+        type=int,
+        metavar="N",
+        help="of a Megatron-LM checkpoint that stores no arguments (default: heads of size 64)",
     )
     from_hf = directions.add_parser("from-hf", help="Hugging Face folder to checkpoint")
     from_hf.add_argument("--model", required=True, metavar="HF_DIR", help="folder, or name on the hub")

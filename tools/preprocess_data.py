@@ -4,7 +4,8 @@ training.
     python tools/preprocess_data.py --input wiki/ --output-prefix data/wiki --vocab-file vocab.txt --workers 8
 
 writes data/wiki.bin, .idx (Megatron's layout: one sequence a sentence, one document an article), .json (counts,
-checksums, settings, what was skipped) and data/wiki-tokenizer/. An interrupted run continues with --resume.
+checksums, settings, what was skipped) and data/wiki-tokenizer/. An interrupted run continues with --resume. The
+summary on stderr says what was read, kept and skipped, and shows two documents as they came out.
 """
 
 import sys
@@ -12,16 +13,15 @@ import sys
 from megatron_alum.config.cli import main_guard, parse_config
 from megatron_alum.data.pipeline import preprocess
 from megatron_alum.data.settings import PreprocessSettings
+from megatron_alum.data.statistics import summary
 
 
 def main() -> None:
-    """Parse the command line, run, print the counts."""
+    """Parse the command line, run, print a summary and the counts."""
     settings = parse_config(PreprocessSettings, description=__doc__ or "")
     manifest = preprocess(settings)
-    for verb in ("skipped", "repaired"):
-        for reason, entry in manifest[verb].items():
-            ids = ", ".join(entry["examples"][:3])
-            print(f"{verb} {entry['count']:,} documents: {reason} (first: {ids})", file=sys.stderr)
+    for line in summary(settings.run.output_prefix, manifest):
+        print(line, file=sys.stderr)
     print(
         f"{settings.run.output_prefix}: {manifest['num_documents']:,} documents, "
         f"{manifest['num_sentences']:,} sentences, "

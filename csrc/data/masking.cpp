@@ -37,7 +37,8 @@ void find_words(const int64_t* tokens, const std::vector<TextRange>& texts, cons
   scratch.begins.clear(), scratch.sizes.clear(), scratch.text_first.clear();
   for (const TextRange& text : texts) {
     for (int i = 0; i < text.length; ++i) {
-      if (i > 0 && !vocabulary.word_start[tokens[text.begin + i]]) {
+      const int64_t* token = tokens + text.begin + i;
+      if (i > 0 && !(vocabulary.word_start[token[0]] & 1) && !(vocabulary.word_start[token[-1]] & 2)) {
         ++scratch.sizes.back();
         continue;
       }

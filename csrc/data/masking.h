@@ -30,7 +30,7 @@ struct Vocabulary {
   int pair_separators;              // separators between A and B
   int64_t second_type;              // token type of B
   std::vector<int32_t> regular;     // ids that may replace a masked token
-  std::vector<uint8_t> word_start;  // [V] 1 where a token begins a word
+  std::vector<uint8_t> word_start;  // [V] bit 0: the token begins a word; bit 1: the token after it does
 };
 
 using MaskWords = WordStream<8>;

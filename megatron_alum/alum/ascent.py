@@ -50,7 +50,8 @@ class Perturb(Protocol):
         mask: Tensor | None,
         out_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(x + delta', delta', raw sums [6]); without `grad` neither step nor projection."""
+        """(x + delta', delta', raw sums [6]); without `grad` neither step nor projection. A token whose gradient is not
+        finite keeps its delta."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,6 @@ def ascend(
         for _ in range(config.num_ascent_steps):  # line 4
             loss, g = gradient_in_delta(inner_loss, x_adv, plain_backward, gradient_scale)  # line 5
             finite = finite & agree(_finite_segments(g, segments, num_segments, mask))
-            g = torch.where(_of_tokens(finite, segments, g), g, torch.zeros_like(g))
             x_adv, delta, sums = perturb(x, delta, g, **options)  # line 6
             losses.append(loss)
     return Ascent(

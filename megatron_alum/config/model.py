@@ -4,7 +4,8 @@ A preset fills in what no flag names; flags win. Sizes tiny, mini and small are 
 (google-research/bert), base and large those of the BERT paper (arXiv 1810.04805). Three architectures:
   megatron-bert  pre-LayerNorm, as Megatron trains BERT; exported as transformers' MegatronBert
   bert           post-LayerNorm, as Google trained it; transformers' Bert
-  roberta        post-LayerNorm, positions from 2, one token type, no next-sentence head; transformers' Roberta
+  roberta        post-LayerNorm, positions after the padding id, one token type, no next-sentence head; transformers'
+                 Roberta
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ PRESETS: dict[ModelSize, tuple[int, int, int]] = {  # num_layers, hidden_size, n
 
 _LAYERNORM_EPSILON = {"megatron-bert": 1e-5, "bert": 1e-12, "roberta": 1e-5}
 _NUM_TOKEN_TYPES = {"megatron-bert": 2, "bert": 2, "roberta": 1}
-# fairseq's RoBERTa counts positions from the padding index 1 plus one, and keeps rows 0 and 1 of the table unused.
+# fairseq's RoBERTa counts positions from its padding id 1 plus one, and keeps rows 0 and 1 of the table unused.
 _FIRST_POSITION = {"megatron-bert": 0, "bert": 0, "roberta": 2}
 
 
@@ -48,7 +49,11 @@ class ModelConfig:
     seq_length: int = 512
     """Tokens of a training sequence, special tokens and padding included."""
     max_position_embeddings: int = None  # type: ignore[assignment]
-    """Longest sequence the position table serves; --seq-length when not given. RoBERTa's table has two rows more."""
+    """Longest sequence the position table serves; --seq-length when not given. RoBERTa's table has --first-position
+    rows more."""
+    first_position: int = None  # type: ignore[assignment]
+    """Row of the position table that the first token takes: 0, and for roberta one more than the model's padding id; 2
+    when not given, or as in the model of --init-from."""
     hidden_dropout: float = 0.1
     """Dropout probability after the embeddings, attention and MLP."""
     attention_dropout: float = 0.1
@@ -71,6 +76,7 @@ class ModelConfig:
             _check_positive(name, getattr(self, name))
         _check_positive("max_position_embeddings", self.max_position_embeddings)
         _check_positive("make_vocab_size_divisible_by", self.make_vocab_size_divisible_by)
+        self._check_first_position()
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"--hidden-size must be a multiple of --num-attention-heads {self.num_attention_heads}, "
@@ -99,19 +105,23 @@ class ModelConfig:
         return _NUM_TOKEN_TYPES[self.model_type]
 
     @property
-    def first_position(self) -> int:
-        """Row of the position table that the first real token takes."""
-        return _FIRST_POSITION[self.model_type]
-
-    @property
     def num_position_rows(self) -> int:
-        """Rows of the position table, unused ones included (512 + 2 for RoBERTa)."""
+        """Rows of the position table, unused ones included (512 + 2 for the usual RoBERTa)."""
         return self.max_position_embeddings + self.first_position
 
     @property
     def has_nsp_head(self) -> bool:
         """Whether there is a pooler with a next-sentence head."""
         return self.model_type != "roberta"
+
+    def _check_first_position(self) -> None:
+        counted_from_padding = _FIRST_POSITION[self.model_type] > 0
+        if self.first_position < 1 if counted_from_padding else self.first_position != 0:
+            wanted = "at least 1" if counted_from_padding else "0"
+            raise ValueError(
+                f"--first-position must be {wanted} for --model-type {self.model_type}, "
+                f"but is {self.first_position} instead."
+            )
 
     def _fill_in(self) -> None:
         if self.model_size is not None:
@@ -125,6 +135,7 @@ class ModelConfig:
                 raise ValueError(f"{_flag(name)} must be given when there is no --model-size ({', '.join(PRESETS)}).")
         self._default("ffn_hidden_size", 4 * self.hidden_size)
         self._default("max_position_embeddings", self.seq_length)
+        self._default("first_position", _FIRST_POSITION[self.model_type])
         self._default("layernorm_epsilon", _LAYERNORM_EPSILON[self.model_type])
 
     def _default(self, name: str, value: float) -> None:

@@ -7,13 +7,14 @@ RunConfig; `tests/training/test_resume_options.py` fails where a field of a conf
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING
+from dataclasses import MISSING, asdict, fields
 from enum import Enum
 from functools import cache
 from typing import Any
 
 from megatron_alum.config.data import DataConfig
 from megatron_alum.config.fields import Option, options_of
+from megatron_alum.config.model import ModelConfig
 from megatron_alum.config.run import RunConfig
 
 
@@ -37,7 +38,7 @@ class Kind(Enum):
 KINDS: dict[Kind, tuple[str, ...]] = {
     Kind.NETWORK: (
         *("model_type", "num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size"),
-        *("max_position_embeddings", "layernorm_epsilon"),
+        *("max_position_embeddings", "first_position", "layernorm_epsilon"),
     ),
     Kind.STATE: ("bf16", "fp16", "use_distributed_optimizer"),
     Kind.SCHEDULE: (
@@ -96,6 +97,8 @@ def upgraded(run: Mapping[str, Any], *, version: int) -> dict[str, Any]:
     known = {name: value for name, value in run.items() if name in options}
     absent = {name: option.default for name, option in options.items() if name not in known}
     defaults = {name: _plain(value) for name, value in absent.items() if value is not MISSING}
+    sizes = asdict(ModelConfig(**{field.name: run[field.name] for field in fields(ModelConfig) if field.name in run}))
+    defaults |= {name: value for name, value in sizes.items() if name in absent}  # what follows from others
     if version > 1:
         return {**defaults, **known}
     result = {**defaults, **{name: value for name, value in _BEFORE.items() if name in defaults}, **known}

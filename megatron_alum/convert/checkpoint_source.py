@@ -9,9 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_alum.checkpoint.folder import TOKENIZER_FOLDER, find_checkpoint, read_run_config
+from megatron_alum.checkpoint.folder import (
+    COMPLETE_FILE,
+    TOKENIZER_FOLDER,
+    find_checkpoint,
+    list_iterations,
+    read_run_config,
+)
 from megatron_alum.checkpoint.rows import Rows
 from megatron_alum.config.model import ModelConfig
+from megatron_alum.convert.foreign import instead_of_a_run
 from megatron_alum.convert.hf_config import sizes_of
 from megatron_alum.convert.keys import ARCHITECTURES, expand_rows
 from megatron_alum.convert.megatron_folder import DistributedTensors, read_megatron_tensors
@@ -31,6 +38,10 @@ def read_checkpoint_source(load: str | Path, tokenizer_dir: Path | None = None) 
     Raises: ValueError when there is no checkpoint, its tensors are not those of its configuration, or it has a
     tokenizer of its own beside `tokenizer_dir`.
     """
+    given = Path(load)
+    is_known_otherwise = not list_iterations(given) and not (given / COMPLETE_FILE).is_file()
+    if is_known_otherwise and (reason := instead_of_a_run(given)):
+        raise ValueError(f"--load: {reason}")
     folder = find_checkpoint(load)
     config = read_run_config(folder)
     model = model_config_of(config, folder)
@@ -75,11 +86,19 @@ class CheckpointWeights:
 
 
 def model_config_of(config: dict[str, Any], folder: Path) -> ModelConfig:
-    """The ModelConfig that a checkpoint's configuration describes. Raises: ValueError when fields are absent."""
+    """The ModelConfig that a checkpoint's configuration describes; options it was saved without have their defaults.
+
+    Raises: ValueError when there is none, or it holds an option that this version does not know.
+    """
     stored = config.get("model")
     names = {field.name for field in fields(ModelConfig)}
-    if not isinstance(stored, dict) or set(stored) != names:
-        raise ValueError(f"`model` in {folder}/config.json must hold {', '.join(sorted(names))}, but does not.")
+    if not isinstance(stored, dict) or not stored:
+        raise ValueError(f"`model` in {folder}/config.json must hold the network's options, but does not.")
+    if unknown := sorted(set(stored) - names):
+        raise ValueError(
+            f"`model` in {folder}/config.json must hold options that this version knows, but has {', '.join(unknown)}. "
+            "A newer version wrote it; convert it with that one."
+        )
     return ModelConfig(**stored)
 
 

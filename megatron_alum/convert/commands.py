@@ -13,7 +13,8 @@ from megatron_alum.convert.from_hf import fill_parameters
 from megatron_alum.convert.hf_config import ExportKind
 from megatron_alum.convert.import_folder import import_folder
 from megatron_alum.convert.output import require_free
-from megatron_alum.convert.stock import find_stock_checkpoint, read_stock_source
+from megatron_alum.convert.stock import read_stock_source
+from megatron_alum.convert.stock_folder import find_stock_checkpoint
 from megatron_alum.convert.to_hf import ExportSource, export_folder
 from megatron_alum.convert.verify import Comparison, compare, single_rank_model
 
@@ -25,12 +26,14 @@ def to_hf(
     kind: ExportKind | None = None,
     dtype: str | None = None,
     tokenizer: Path | None = None,
+    num_attention_heads: int | None = None,
     verify: bool = False,
 ) -> None:
     """Export the newest valid checkpoint of `load` as the new folder `output`.
 
     `load` may also be a checkpoint of stock Megatron-LM. `tokenizer` is that of a checkpoint without one: stock
-    Megatron-LM's, which needs it, and the import of a model without a tokenizer.
+    Megatron-LM's, which needs it, and the import of a model without a tokenizer. `num_attention_heads` is that of a
+    Megatron-LM checkpoint from before its arguments were stored.
     Raises: ValueError with one sentence.
     """
     start = time.perf_counter()
@@ -38,7 +41,10 @@ def to_hf(
     return_freed_memory()
     _quiet_libraries()
     stock = find_stock_checkpoint(load)
-    source = read_checkpoint_source(load, tokenizer) if stock is None else read_stock_source(stock, tokenizer)
+    if stock is None:
+        source = read_checkpoint_source(load, tokenizer)
+    else:
+        source = read_stock_source(stock, tokenizer, num_attention_heads=num_attention_heads)
 
     def check(written: Path) -> None:
         compared = (

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 # Fields of ModelConfig that no weight depends on: the run's own, and those a folder suggests and a run may change.
 _RUN_OPTIONS = ("model_size", "seq_length", "make_vocab_size_divisible_by")
 _TRAINING_OPTIONS = ("hidden_dropout", "attention_dropout", "init_method_std")
+PROBE = "Word \u00c9t\u00e9"
+"""shows whether a tokenizer lower-cases and strips accents"""
 _PART_TITLES = {"pooler": "the pooler", "mlm": "the MLM head", "nsp": "the NSP head"}
 
 
@@ -144,19 +146,33 @@ def _check_same_network(source: HfFolder | CheckpointWeights, model: SplitBert) 
 
 
 def check_same_vocabulary(hf_dir: Path, tokenizer_dir: Path) -> None:
-    """Compare two tokenizers entry by entry.
+    """Compare two tokenizers entry by entry, and warn where they prepare text differently (case, accents).
 
     Raises: ValueError naming an entry that has two ids: the weights would belong to other words.
     """
     from megatron_alum.data.tokenizers import load_tokenizer
 
-    theirs, ours = load_tokenizer(hf_dir).get_vocab(), load_tokenizer(tokenizer_dir).get_vocab()
+    their_tokenizer, our_tokenizer = load_tokenizer(hf_dir), load_tokenizer(tokenizer_dir)
+    theirs, ours = their_tokenizer.get_vocab(), our_tokenizer.get_vocab()
     for token, index in sorted(ours.items(), key=lambda item: item[1]):
         if theirs.get(token) != index:
             raise ValueError(
                 f"The tokenizer of the shards ({tokenizer_dir}) must be that of {hf_dir}, but gives {token!r} the id "
                 f"{index} instead of {theirs.get(token)}. Preprocess the corpus with --tokenizer {hf_dir}."
             )
+    prepared = [normalized(tokenizer, PROBE) for tokenizer in (their_tokenizer, our_tokenizer)]
+    if prepared[0] != prepared[1]:
+        warnings.warn(
+            f"{hf_dir} reads {PROBE!r} as {prepared[0]!r}, but the shards were made with {tokenizer_dir}, which reads "
+            f"it as {prepared[1]!r}: the model meets other text than it was trained on.",
+            stacklevel=3,
+        )
+
+
+def normalized(tokenizer: Any, text: str) -> str:
+    """`text` as a fast tokenizer sees it before it cuts words."""
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    return text if normalizer is None else str(normalizer.normalize_str(text))
 
 
 def _warn_about_parts(source: HfFolder | CheckpointWeights, model: SplitBert, fresh: list[str]) -> None:
@@ -167,6 +183,13 @@ def _warn_about_parts(source: HfFolder | CheckpointWeights, model: SplitBert, fr
         )
     known = dict(model.named_parameters())
     dropped = [name for name in source.rows if name not in known]
+    dropped_heads = getattr(source, "task_heads", [])
+    if dropped_heads:
+        warnings.warn(
+            f"{source.folder} was fine-tuned: its head ({list_names(dropped_heads)}) is left out, only the encoder is "
+            "read.",
+            stacklevel=3,
+        )
     if dropped:
         warnings.warn(
             f"{model.model_config.model_type} has no place for {_titles(dropped)} of {source.folder}: "

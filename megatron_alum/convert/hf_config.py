@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_alum.checkpoint.folder import COMPLETE_FILE
 from megatron_alum.config.model import ModelConfig
+from megatron_alum.convert.foreign import instead_of_a_model
 from megatron_alum.convert.keys import ARCHITECTURES, Architecture, Part
 from megatron_alum.convert.translate import Sizes
 
@@ -44,17 +46,34 @@ PARTS_OF: dict[ExportKind, tuple[Part, ...]] = {
 
 
 def read_hf_config(folder: Path) -> dict[str, Any]:
-    """config.json of a Hugging Face folder as a plain dict. Raises: ValueError when it is missing or no JSON object."""
+    """config.json of a Hugging Face folder as a plain dict, with the `model_type` that old files leave out.
+
+    Raises: ValueError when it is missing or no JSON object, naming what the folder is instead where that is known.
+    """
     path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} must be a Hugging Face model folder, but has no config.json.")
+    if not path.is_file() or (folder / COMPLETE_FILE).is_file():
+        raise ValueError(
+            instead_of_a_model(folder) or f"{folder} must be a Hugging Face model folder, but has no config.json."
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be JSON, but does not parse ({error}).") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path} must be a JSON object, but is a {type(config).__name__} instead.")
-    return config
+    return config if "model_type" in config else config | _said_model_type(config)
+
+
+def _said_model_type(config: Mapping[str, Any]) -> dict[str, str]:
+    """The architecture of a file from before `model_type` (2019): of its class, else BERT's, which all of those are
+    that have BERT's sizes and token types.
+    """
+    named = [str(name) for name in config.get("architectures") or []]
+    for model_type, start in (("megatron-bert", "MegatronBert"), ("bert", "Bert"), ("roberta", "Roberta")):
+        if any(name.startswith(start) for name in named):
+            return {"model_type": model_type}
+    is_bert = not named and {"hidden_size", "intermediate_size", "type_vocab_size"}.issubset(config)
+    return {"model_type": "bert"} if is_bert and config["type_vocab_size"] == 2 else {}
 
 
 def architecture_of(config: Mapping[str, Any], source: str) -> Architecture:
@@ -106,15 +125,36 @@ def model_config_from_dict(
             f"`type_vocab_size` of {source} must be {probe.num_token_types} for {architecture.model_type}, "
             f"but is {sizes.token_types} instead."
         )
-    positions = sizes.positions - probe.first_position
+    first = first_position_of(config, architecture, source)
+    positions = sizes.positions - first
+    if positions < 1:
+        raise ValueError(
+            f"`max_position_embeddings` of {source} must be more than the {first} rows up to the padding id, but is "
+            f"{sizes.positions} instead."
+        )
     given = {ours: _number(config[theirs], theirs, source) for ours, theirs in _FIELDS.items() if theirs in config}
     return ModelConfig(
         model_type=architecture.model_type,
         seq_length=positions if seq_length is None else seq_length,
         max_position_embeddings=positions,
+        first_position=first,
         make_vocab_size_divisible_by=divisible_by,
         **{"layernorm_epsilon": _default_epsilon(architecture), **given},
     )
+
+
+def first_position_of(config: Mapping[str, Any], architecture: Architecture, source: str) -> int:
+    """Row of the position table that the first token takes: RoBERTa counts from its padding id, 1 where none is said.
+
+    Raises: ValueError for a padding id that is no entry of the vocabulary.
+    """
+    if architecture.model_type != "roberta":
+        return 0
+    padding = config.get("pad_token_id")
+    padding = 1 if padding is None else padding
+    if not isinstance(padding, int) or isinstance(padding, bool) or padding < 0:
+        raise ValueError(f"`pad_token_id` of {source} must be the number of an entry, but is {padding!r} instead.")
+    return padding + 1
 
 
 def _number(value: Any, field: str, source: str) -> Any:
@@ -151,6 +191,8 @@ def hf_config_fields(config: ModelConfig, vocab_size: int, original: Mapping[str
     """Fields of config.json for an export: `original` (the folder once imported from, or {}) under our model's own."""
     fields = {name: value for name, value in original.items() if name not in ("transformers_version", "architectures")}
     fields |= {theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()}
+    if config.first_position:
+        fields["pad_token_id"] = config.first_position - 1
     return fields | {
         "hidden_act": "gelu",
         "vocab_size": vocab_size,

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_alum.config.model import ModelConfig
+from megatron_alum.convert.foreign import instead_of_a_model
 from megatron_alum.convert.hf_config import (
     PARTS_OF,
     architecture_of,
@@ -29,9 +30,12 @@ from megatron_alum.convert.hf_config import (
 from megatron_alum.convert.hf_model import full_name
 from megatron_alum.convert.keys import Part, Row, expand_rows
 from megatron_alum.convert.translate import Shape, check_shapes, megatron_tensor
+from megatron_alum.data.bare_vocabulary import has_tokenizer
 
 _SAFE, _PICKLED = "model.safetensors", "pytorch_model.bin"
 _BUFFERS = (".position_ids", ".token_type_ids")
+TASK_HEADS = ("classifier.", "qa_outputs.", "pre_classifier.")
+"""prefixes of the heads that fine-tuning puts on an encoder, in transformers' own classes"""
 _OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
 _HALF_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}  # by safetensors' names
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin")
@@ -42,7 +46,7 @@ class HfFolder:
     """A Hugging Face BERT or RoBERTa whose configuration and tensors have been checked against the key table.
 
     `config` is config.json; `rows` are those of the parts that the folder has: encoder always, pooler, mlm, nsp where
-    present.
+    present. `task_heads` names the tensors of a fine-tuned head, which pre-training has no place for.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,7 +56,9 @@ class HfFolder:
         self.architecture = architecture_of(self.config, str(folder / "config.json"))
         self.sizes = config_sizes(self.config, str(folder / "config.json"))
         self._stored = _open_weights(folder)
-        self._stored_name = {self._canonical(name): name for name in self._stored if not name.endswith(_BUFFERS)}
+        self.task_heads = sorted(name for name in self._stored if name.startswith(TASK_HEADS))
+        kept = [name for name in self._stored if not name.endswith(_BUFFERS) and name not in self.task_heads]
+        self._stored_name = {self._canonical(name): name for name in kept}
         self.rows = {row.megatron: row for row in self._check_names()}
 
     @property
@@ -79,8 +85,7 @@ class HfFolder:
     @property
     def tokenizer_dir(self) -> Path | None:
         """The folder itself where it holds a tokenizer."""
-        has_tokenizer = any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json"))
-        return self.folder if has_tokenizer else None
+        return self.folder if has_tokenizer(self.folder) else None
 
     def megatron_tensor(self, name: str) -> Tensor:
         """The whole, unpadded Megatron tensor `name`, in the folder's dtype."""
@@ -146,6 +151,8 @@ def resolve_model_folder(name_or_path: str) -> Path:
     """
     if Path(name_or_path).is_dir():
         return Path(name_or_path)
+    if Path(name_or_path).is_file():
+        raise ValueError(instead_of_a_model(Path(name_or_path)))
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -170,7 +177,10 @@ def _open_weights(folder: Path) -> dict[str, _StoredTensor]:
             for part in _shard_names(index):
                 tensors |= open_file(folder / part)
             return tensors
-    raise ValueError(f"{folder} must hold {_SAFE} or {_PICKLED} (whole or with an index), but has neither.")
+    raise ValueError(
+        instead_of_a_model(folder)
+        or f"{folder} must hold {_SAFE} or {_PICKLED} (whole or with an index), but has neither."
+    )
 
 
 def _shard_names(index: Path) -> list[str]:

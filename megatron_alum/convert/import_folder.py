@@ -20,7 +20,8 @@ from megatron_alum.convert.from_hf import hf_vocab_size, load_hf_into_model, mod
 from megatron_alum.convert.hf_config import read_hf_config
 from megatron_alum.convert.hf_folder import HfFolder, resolve_model_folder
 from megatron_alum.convert.output import atomic_folder, require_free
-from megatron_alum.convert.to_hf import DTYPES, copy_tokenizer
+from megatron_alum.convert.to_hf import DTYPES
+from megatron_alum.convert.tokenizer_files import import_tokenizer
 from megatron_alum.convert.verify import single_rank_model
 
 if TYPE_CHECKING:
@@ -72,11 +73,11 @@ def _write_checkpoint(root: Path, model: SplitBert, folder: Path, unplaced: dict
         "padded_vocab_size": model.vocab_size,
         "model": asdict(model.model_config),
         "run": asdict(model.model_config),
-        HF_CONFIG_KEY: read_hf_config(folder),
+        HF_CONFIG_KEY: {**read_hf_config(folder), "architectures": [HfFolder(folder).class_name]},
     }
     saver = CheckpointSaver(root, keep_last=1, in_background=False)
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer = Path(scratch) if copy_tokenizer(folder, Path(scratch)) else None
+        tokenizer = Path(scratch) if import_tokenizer(folder, Path(scratch), model.real_vocab_size) else None
         content = CheckpointContent(
             sharded={"model": {**model_sharded_state(model), **whole_sharded_state(unplaced)}},
             rng={},

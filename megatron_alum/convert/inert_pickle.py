@@ -2,7 +2,8 @@
 
 Megatron-LM stores its argparse Namespace, enums and optimizer objects beside the weights, which weights_only refuses.
 Here tensors, containers and the Namespace become themselves; every other name of a known library becomes an inert
-placeholder (nothing is imported); a name of any other module is refused, because no checkpoint needs it.
+placeholder (nothing is imported); a name of any other module is refused, because no checkpoint needs it. Files from
+before PyTorch 1.6 (2020), which are no zip archives, are read too: the published BERT models are of that time.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.serialization import MAGIC_NUMBER
 
 _REAL: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
@@ -24,7 +26,20 @@ _REAL: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
 }
-_INERT_ROOTS = frozenset({"megatron", "torch", "numpy", "enum", "signal", "pathlib", "apex", "transformer_engine"})
+_INERT_ROOTS = frozenset(
+    {"megatron", "torch", "numpy", "enum", "signal", "pathlib", "apex", "transformer_engine", "datetime"}
+)
+_HARMLESS_BUILTINS = (
+    *("list", "dict", "tuple", "set", "frozenset", "slice", "range", "xrange"),
+    *("int", "float", "complex", "bool", "str", "bytes", "bytearray", "object"),
+)
+# Single names of modules that also hold dangerous ones. `_codecs.encode` brings the bytes of NumPy's random state.
+_INERT_NAMES = frozenset(
+    {("functools", "partial"), ("types", "SimpleNamespace"), ("_codecs", "encode")}
+    | {("copyreg", "_reconstructor"), ("copy_reg", "_reconstructor")}
+    | {("collections", name) for name in ("defaultdict", "deque", "Counter")}
+    | {(module, name) for module in ("builtins", "__builtin__") for name in _HARMLESS_BUILTINS}
+)
 
 
 class Inert:
@@ -36,6 +51,10 @@ class Inert:
 
     def __init__(self, *_args: Any, **_named: Any) -> None:
         """Any arguments."""
+
+    def __repr__(self) -> str:
+        """What it stands for."""
+        return type(self).__name__
 
     def __setstate__(self, state: Any) -> None:
         """Any state."""
@@ -56,24 +75,33 @@ class _Unpickler(pickle.Unpickler):
             return _REAL[module, name]
         if module == "torch" and isinstance(value := getattr(torch, name, None), torch.dtype):
             return value
-        if module.split(".")[0] in _INERT_ROOTS:
-            return Inert
+        if module.split(".")[0] in _INERT_ROOTS or (module, name) in _INERT_NAMES:
+            return type(name, (Inert,), {"__module__": module})  # the name tells an activation from another
         raise ValueError(f"it names {module}.{name}, which no checkpoint needs and which could run code")
 
 
 def load_inert(path: Path) -> dict[str, Any]:
-    """The dictionary of a torch.save file, tensors memory-mapped.
+    """The dictionary of a torch.save file, tensors memory-mapped where it is a zip archive.
 
     Raises: ValueError when the file is damaged, names foreign code, or holds no dictionary.
     """
-    module = types.SimpleNamespace(Unpickler=_Unpickler, __name__="inert")
+    module = types.SimpleNamespace(
+        Unpickler=_Unpickler, load=lambda file, **options: _Unpickler(file, **options).load(), __name__="inert"
+    )
     try:
-        if not zipfile.is_zipfile(path):
+        is_archive = zipfile.is_zipfile(path)
+        if not is_archive and not _begins_as_before_2020(path):
             raise ValueError("it is no whole torch.save file")
-        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=False, pickle_module=module)
+        loaded = torch.load(path, map_location="cpu", mmap=is_archive, weights_only=False, pickle_module=module)
         if not isinstance(loaded, dict):
             raise ValueError(f"it holds a {type(loaded).__name__} instead of a dictionary")
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError, TypeError, AttributeError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} must be a checkpoint's file, but cannot be read: {reason}.") from None
     return loaded
+
+
+def _begins_as_before_2020(path: Path) -> bool:
+    """Whether the file begins with the pickled magic number of PyTorch's format without an archive."""
+    with path.open("rb") as file:
+        return file.read(64).find(MAGIC_NUMBER.to_bytes(10, "little")) in range(3, 8)

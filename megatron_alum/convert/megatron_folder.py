@@ -12,6 +12,7 @@ nothing of megatron-core is imported.
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +27,12 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from megatron_alum.checkpoint.metadata import read_metadata
 from megatron_alum.convert.keys import Architecture
 from megatron_alum.convert.translate import Shape, list_names
+
+WORD_TABLE, TIED_COPY = "embedding.word_embeddings.weight", "output_layer.weight"
+_BESIDE_THE_MODEL = ("optimizer.", "chained_")
+"""prefixes of the optimizer's tensors in a torch_dist folder"""
+_EXTRA_STATE = "._extra_state"
+"""ends or divides the names of Transformer Engine's scaling statistics, which no 16- or 32-bit forward reads"""
 
 
 class StoredTensors(Protocol):
@@ -96,6 +103,46 @@ def read_megatron_tensors(stored: StoredTensors, architecture: Architecture, num
             f"({list_names(stored.shapes)}). Give the folder of a megatron_alum or Megatron-LM BERT checkpoint."
         )
     return found
+
+
+def template_of(name: str) -> str:
+    """A stored name with its layer's number as `{i}`."""
+    return re.sub(r"^encoder\.layers\.\d+\.", "encoder.layers.{i}.", name)
+
+
+def check_all_used(stored: StoredTensors, architecture: Architecture) -> None:
+    """Whether every stored tensor of a network is one of ours: what has no row would be left out of the function.
+
+    Raises: ValueError naming the others, or an output layer with weights of its own.
+    """
+    known = {TIED_COPY}
+    for row in architecture.rows:
+        for name in (row.megatron, row.alias):
+            known |= set() if name is None else {name, name.replace(".{i}", "")}
+    others = [
+        name
+        for name in stored.shapes
+        if template_of(name) not in known and not name.startswith(_BESIDE_THE_MODEL) and _EXTRA_STATE not in name
+    ]
+    if others:
+        raise ValueError(
+            f"the tensors of {stored.folder} must be those of a BERT of {architecture.model_type}, but there are also "
+            f"{list_names(others)}: a network that uses them computes something else."
+        )
+    if TIED_COPY in stored.shapes and WORD_TABLE in stored.shapes:
+        if stored.shapes[TIED_COPY] != stored.shapes[WORD_TABLE] or not torch.equal(
+            stored.read(TIED_COPY), stored.read(WORD_TABLE)
+        ):
+            raise ValueError(
+                f"`{TIED_COPY}` of {stored.folder} must equal `{WORD_TABLE}`, but differs: models trained with "
+                "--untie-embeddings-and-output-weights cannot be converted."
+            )
+
+
+def count_layers(stored: StoredTensors) -> int:
+    """Layers of a network of which nothing else is known, from its feed-forward tensors."""
+    stack = stored.shapes.get("encoder.layers.mlp.linear_fc1.weight")
+    return stack[0] if stack is not None else _count_layers(stored.shapes, "encoder.layers.{i}.mlp.linear_fc1.weight")
 
 
 def _count_layers(names: Iterable[str], template: str) -> int:

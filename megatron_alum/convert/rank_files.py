@@ -2,10 +2,12 @@
 
     iter_0000100/mp_rank_00/model_optim_rng.pt            tensor-parallel rank 0
     iter_0000100/mp_rank_01_002/model_optim_rng.pt        tensor-parallel rank 1, pipeline stage 2
+    release/mp_rank_00/model_optim_rng.pt                 a published model; the tracker says `release`
 
 A stage counts its layers from 0 and holds them under `model`; with virtual pipeline stages they lie under `model0`,
 `model1`, ..., and the network runs through all stages' model0 first, then through their model1. The first part has the
-embeddings, the last one the heads and a copy of the word embeddings as `output_layer.weight`.
+embeddings, the last one the heads and a copy of the word embeddings as `output_layer.weight`. The layout of before
+megatron-core is brought to these names, rank by rank, by `legacy.py`.
 """
 
 from __future__ import annotations
@@ -20,14 +22,17 @@ import torch
 from torch import Tensor
 
 from megatron_alum.convert.inert_pickle import load_inert
-from megatron_alum.convert.keys import Architecture, expand_rows
+from megatron_alum.convert.keys import Architecture
+from megatron_alum.convert.legacy import is_legacy, megatron_core_tensors, read_version
+from megatron_alum.convert.megatron_folder import TIED_COPY, template_of
 from megatron_alum.convert.translate import Shape
 
 RankGrid = list[list[Path]]
 """[tensor-parallel rank][pipeline stage] -> file"""
 _RANK_FOLDER = re.compile(r"^mp_rank_(\d+)(?:_(\d+))?$")
+_FILES = ("model_optim_rng.pt", "model_rng.pt")
+"""the second where the optimizer's state lay in a file of its own (2022 and 2023)"""
 _LAYER = re.compile(r"^encoder\.layers\.(\d+)\.(.*)$")
-_WORDS, _TIED_COPY = "embedding.word_embeddings.weight", "output_layer.weight"
 
 
 def rank_grid(folder: Path) -> RankGrid:
@@ -45,47 +50,74 @@ def rank_grid(folder: Path) -> RankGrid:
             f"{folder} must hold the files of {sizes[0]} tensor-parallel ranks and {sizes[1]} pipeline stages, but "
             f"lacks {listed}. Copy the whole folder."
         )
-    return [
-        [folder / names[rank, stage] / "model_optim_rng.pt" for stage in range(sizes[1])] for rank in range(sizes[0])
-    ]
+    return [[_file_in(folder / names[rank, stage]) for stage in range(sizes[1])] for rank in range(sizes[0])]
+
+
+def _file_in(folder: Path) -> Path:
+    return next((folder / name for name in _FILES if (folder / name).is_file()), folder / _FILES[0])
 
 
 class RankFileTensors:
     """Tensors of all ranks' files, joined over tensor-parallel ranks and pipeline stages."""
 
-    def __init__(self, folder: Path, grid: RankGrid, architecture: Architecture, num_layers: int) -> None:
-        """Memory-maps every file. Raises: ValueError for output weights that are not those of the embeddings."""
+    def __init__(
+        self, folder: Path, contents: Sequence[Sequence[Mapping[str, Any]]], architecture: Architecture
+    ) -> None:
+        """`contents` are the files of `rank_grid`, loaded."""
         self.folder = folder
-        self._split: dict[str, int | None] = {_TIED_COPY: 0}
-        for row in expand_rows(architecture, num_layers):
+        self._split: dict[str, int | None] = {TIED_COPY: 0}
+        for row in architecture.rows:
             self._split |= {name: row.split for name in (row.megatron, row.alias) if name is not None}
-        self._ranks = [join_stages(_parts_in_order(files)) for files in grid]
+        self._ranks = [join_stages(parts_in_order(stages)) for stages in contents]
         self.shapes: dict[str, Shape] = {name: self._joined_shape(name) for name in self._ranks[0]}
-        self._check_tied()
 
     def read(self, name: str) -> Tensor:
         """The whole tensor."""
-        split = self._split.get(name)
+        split = self._split.get(template_of(name))
         if split is None:
             return self._ranks[0][name]
         return torch.cat([rank[name] for rank in self._ranks], dim=split)
 
     def _joined_shape(self, name: str) -> Shape:
         shape = list(self._ranks[0][name].shape)
-        split = self._split.get(name)
+        split = self._split.get(template_of(name))
         if split is not None:
             shape[split] = sum(rank[name].shape[split] for rank in self._ranks)
         return tuple(shape)
 
-    def _check_tied(self) -> None:
-        """The last stage's copy of the word embeddings, kept equal in training."""
-        if _TIED_COPY not in self.shapes or _WORDS not in self.shapes:
-            return
-        if any(not torch.equal(rank[_TIED_COPY], rank[_WORDS]) for rank in self._ranks):
-            raise ValueError(
-                f"`{_TIED_COPY}` of {self.folder} must equal `{_WORDS}`, but differs: models trained with "
-                "--untie-embeddings-and-output-weights cannot be converted."
-            )
+
+def load_rank_files(grid: RankGrid) -> list[list[dict[str, Any]]]:
+    """The content of every file, tensors memory-mapped. Raises: ValueError for a file without weights."""
+    contents = [[load_inert(path) for path in stages] for stages in grid]
+    for stages, paths in zip(contents, grid, strict=True):
+        for content, path in zip(stages, paths, strict=True):
+            names = _part_names(content)
+            if not names or not all(isinstance(content[name], dict) for name in names):
+                raise ValueError(f"{path} must hold the weights under `model`, but does not.")
+    return contents
+
+
+def with_megatron_core_names(
+    contents: Sequence[Sequence[dict[str, Any]]], num_heads: int, folder: Path
+) -> list[list[dict[str, Any]]]:
+    """The contents with the layout of before megatron-core brought to megatron-core's; `num_heads` of all ranks.
+
+    Raises: ValueError for an unknown checkpoint_version.
+    """
+    own_heads = max(1, num_heads // len(contents))
+    return [[_renamed(content, own_heads, folder) for content in stages] for stages in contents]
+
+
+def _renamed(content: dict[str, Any], num_heads: int, folder: Path) -> dict[str, Any]:
+    legacy = [name for name in _part_names(content) if is_legacy(content[name])]
+    if not legacy:
+        return content
+    try:
+        version = read_version(content)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    parts = {name: megatron_core_tensors(content[name], version=version, num_heads=num_heads) for name in legacy}
+    return {**content, **parts}
 
 
 def join_stages(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -101,20 +133,15 @@ def join_stages(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return whole
 
 
-def _parts_in_order(files: Sequence[Path]) -> list[dict[str, Tensor]]:
+def parts_in_order(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Tensor]]:
     """The parts of one tensor-parallel rank's network: virtual stage 0 of every stage, then virtual stage 1, ..."""
     parts: dict[int, list[dict[str, Tensor]]] = defaultdict(list)
-    for path in files:
-        loaded = load_inert(path)
-        names = sorted(
-            (name for name in loaded if re.fullmatch(r"model\d*", name)), key=lambda name: int(name[5:] or 0)
-        )
-        if not names or not all(isinstance(loaded[name], dict) for name in names):
-            raise ValueError(f"{path} must hold the weights under `model`, but does not.")
-        for virtual, name in enumerate(names):
-            parts[virtual].append(_tensors(loaded[name]))
+    for content in stages:
+        for virtual, name in enumerate(_part_names(content)):
+            parts[virtual].append({key: value for key, value in content[name].items() if isinstance(value, Tensor)})
     return [part for virtual in sorted(parts) for part in parts[virtual]]
 
 
-def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+def _part_names(content: Mapping[str, Any]) -> list[str]:
+    """model, or model0, model1, ... in order."""
+    return sorted((name for name in content if re.fullmatch(r"model\d*", name)), key=lambda name: int(name[5:] or 0))

@@ -1,49 +1,59 @@
-"""Checkpoints of stock Megatron-LM BERT (its megatron-core model), to be exported by to-hf.
+"""Checkpoints of stock Megatron-LM BERT, to be exported by to-hf.
 
 Two formats: torch_dist (`--ckpt-format torch_dist`, common.pt and .metadata) and torch (rank_files.py: one file a
-tensor-parallel rank and pipeline stage); two key layouts: the local spec's and Transformer Engine's, which folds
-LayerNorms into the next linear. The network's sizes come from the arguments stored with the weights. They name no
-tokenizer that could be trusted to lie where it did, so the caller gives one; its length is the vocabulary without
-padding.
+tensor-parallel rank and pipeline stage); three key layouts: the local spec's, Transformer Engine's, which folds
+LayerNorms into the next linear, and that of before megatron-core (legacy.py). The network's sizes come from the
+arguments stored with the weights, or from the tensors where none are stored; both are checked (stock_arguments.py).
+They name no tokenizer that could be trusted to lie where it did, so the caller gives one; its length is the vocabulary
+without padding.
 """
 
 from __future__ import annotations
 
 import argparse
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from megatron_alum.config.model import ModelConfig
+import torch
+from torch import Tensor
+
 from megatron_alum.convert.inert_pickle import load_inert
 from megatron_alum.convert.keys import ARCHITECTURES
-from megatron_alum.convert.megatron_folder import DistributedTensors, StoredTensors, read_megatron_tensors
-from megatron_alum.convert.rank_files import RankFileTensors, rank_grid
+from megatron_alum.convert.megatron_folder import (
+    WORD_TABLE,
+    DistributedTensors,
+    StoredTensors,
+    check_all_used,
+    count_layers,
+    read_megatron_tensors,
+)
+from megatron_alum.convert.rank_files import (
+    RankFileTensors,
+    join_stages,
+    load_rank_files,
+    parts_in_order,
+    rank_grid,
+    with_megatron_core_names,
+)
+from megatron_alum.convert.stock_arguments import (
+    attention_heads,
+    check_vocabulary,
+    stock_model_config,
+    stored_arguments,
+)
 from megatron_alum.convert.to_hf import ExportSource
 
-MODEL_TYPE: Literal["megatron-bert"] = "megatron-bert"
-_LATEST = "latest_checkpointed_iteration.txt"
+ARCHITECTURE = ARCHITECTURES["megatron-bert"]
+_TYPE_TABLE, _PAIR_HEAD = "embedding.tokentype_embeddings.weight", "binary_head.weight"
 
 
-def find_stock_checkpoint(load: str | Path) -> Path | None:
-    """The folder of a stock checkpoint's tensors: `load` itself or the iteration it calls its latest, or None."""
-    given = Path(load)
-    latest = given / _LATEST
-    candidates = [given]
-    if latest.is_file() and latest.read_text(encoding="utf-8").strip().isdigit():
-        candidates.append(given / f"iter_{int(latest.read_text(encoding='utf-8')):07d}")
-    for folder in candidates:
-        is_distributed = (folder / "common.pt").is_file() and not (folder / "config.json").is_file()
-        if is_distributed or rank_grid(folder):
-            return folder
-    return None
+def read_stock_source(
+    folder: Path, tokenizer_dir: Path | None, *, num_attention_heads: int | None = None
+) -> ExportSource:
+    """What `export_folder` needs from a stock checkpoint folder; `num_attention_heads` where it stores no arguments.
 
-
-def read_stock_source(folder: Path, tokenizer_dir: Path | None) -> ExportSource:
-    """What `export_folder` needs from a stock checkpoint folder.
-
-    Raises: ValueError for another model than a megatron-core BERT, missing files, and a missing tokenizer.
+    Raises: ValueError for another model than a BERT that we compute, missing files, and a tokenizer that is missing or
+    of another size.
     """
     if tokenizer_dir is None:
         raise ValueError(
@@ -53,45 +63,61 @@ def read_stock_source(folder: Path, tokenizer_dir: Path | None) -> ExportSource:
     from megatron_alum.data.tokenizers import load_tokenizer
 
     grid = rank_grid(folder)
-    common = load_inert(grid[0][0] if grid else folder / "common.pt")
-    config = _model_config(common, folder)
-    architecture = ARCHITECTURES[MODEL_TYPE]
-    stored: StoredTensors = (
-        RankFileTensors(folder, grid, architecture, config.num_layers) if grid else DistributedTensors(folder)
-    )
+    contents = load_rank_files(grid)
+    common = contents[0][0] if contents else load_inert(folder / "common.pt")
+    args = stored_arguments(common, folder)
+    stored: StoredTensors
+    if contents:
+        heads = attention_heads(args, num_attention_heads, _hidden_size(contents, folder), folder)
+        stored = RankFileTensors(folder, with_megatron_core_names(contents, heads, folder), ARCHITECTURE)
+    else:
+        stored = DistributedTensors(folder)
+        heads = attention_heads(args, num_attention_heads, stored.shapes.get(WORD_TABLE, (0, 1))[1], folder)
+    check_all_used(stored, ARCHITECTURE)
+    config = stock_model_config(args, _shapes(stored), heads, folder)
+    tensors = read_megatron_tensors(stored, ARCHITECTURE, config.num_layers)
+    _add_token_types(tensors, args)
+    entries = len(load_tokenizer(tokenizer_dir))
+    if WORD_TABLE in tensors:
+        rows = len(tensors[WORD_TABLE])
+        check_vocabulary(args, entries=entries, rows=rows, ranks=max(1, len(grid)), folder=folder)
     return ExportSource(
         label=str(folder),
         model=config,
-        vocab_size=len(load_tokenizer(tokenizer_dir)),
-        tensors=read_megatron_tensors(stored, architecture, config.num_layers),
+        vocab_size=entries,
+        tensors=tensors,
         tokenizer_dir=tokenizer_dir,
         iteration=int(common.get("iteration") or 0),
     )
 
 
-def _model_config(common: Mapping[str, Any], folder: Path) -> ModelConfig:
-    """The network described by the stored arguments."""
-    args = common.get("args")
-    needed = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings")
-    missing = [name for name in needed if not isinstance(getattr(args, name, None), int)]
-    if not isinstance(args, argparse.Namespace) or missing:
-        raise ValueError(f"{folder} must hold Megatron-LM's arguments, but lacks {', '.join(missing)}.")
-    for name, value in (("position_embedding_type", "learned_absolute"), ("normalization", "LayerNorm")):
-        if getattr(args, name, value) != value:
-            raise ValueError(f"`{name}` of {folder} must be {value}, but is {getattr(args, name)} instead.")
-    if getattr(args, "bias_gelu_fusion", False):
-        warnings.warn(
-            f"{folder} was trained with --bias-gelu-fusion, the tanh form of GELU; the export computes it exactly, "
-            "which changes activations by up to 5e-4.",
-            stacklevel=2,
-        )
-    epsilon = getattr(args, "norm_epsilon", None) or getattr(args, "layernorm_epsilon", None) or 1e-5
-    return ModelConfig(
-        model_type=MODEL_TYPE,
-        seq_length=args.max_position_embeddings,
-        **{name: getattr(args, name) for name in needed},
-        layernorm_epsilon=float(epsilon),
-        hidden_dropout=float(getattr(args, "hidden_dropout", 0.1)),
-        attention_dropout=float(getattr(args, "attention_dropout", 0.1)),
-        init_method_std=float(getattr(args, "init_method_std", 0.02)),
-    )
+def _hidden_size(contents: list[list[dict[str, Any]]], folder: Path) -> int:
+    """Of files whose names are not megatron-core's yet: every layout has the first layer's LayerNorm."""
+    first = join_stages(parts_in_order(with_megatron_core_names([contents[0][:1]], 1, folder)[0]))
+    sizes = [len(tensor) for name, tensor in first.items() if "norm" in name and tensor.dim() == 1]
+    return sizes[0] if sizes else 1
+
+
+def _shapes(stored: StoredTensors) -> dict[str, int]:
+    """{argument: size} that the tensors tell; 1 where they lack the tensor, which the check of shapes will name."""
+
+    def size(name: str, dim: int) -> int:
+        stack = name.replace(".{i}", "")
+        if stack != name and stack in stored.shapes:
+            return stored.shapes[stack][dim + 1]
+        return stored.shapes.get(name.format(i=0), (1, 1))[dim]
+
+    return {
+        "num_layers": max(1, count_layers(stored)),
+        "hidden_size": size(WORD_TABLE, 1),
+        "ffn_hidden_size": size("encoder.layers.{i}.mlp.linear_fc1.weight", 0),
+        "max_position_embeddings": size("embedding.position_embeddings.weight", 0),
+    }
+
+
+def _add_token_types(tensors: dict[str, Tensor], args: argparse.Namespace) -> None:
+    """A model without a sentence-pair head has no token types either: adding zeros leaves its function as it is."""
+    if not getattr(args, "bert_binary_head", True) or _PAIR_HEAD not in tensors:
+        words = tensors.get(WORD_TABLE)
+        if words is not None and _TYPE_TABLE not in tensors:
+            tensors[_TYPE_TABLE] = torch.zeros(2, words.shape[1], dtype=words.dtype)

@@ -7,9 +7,8 @@ the run was trained with. The folder appears whole or not at all.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,10 @@ from megatron_alum.convert.hf_model import build_hf_model, export_rows, export_s
 from megatron_alum.convert.keys import ARCHITECTURES
 from megatron_alum.convert.model_card import CardFacts, model_card
 from megatron_alum.convert.output import atomic_folder, require_free
+from megatron_alum.convert.tokenizer_files import copy_tokenizer, fitting_tokenizer, limit_length
 from megatron_alum.convert.translate import Sizes, check_shapes
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "*.model",  # SentencePiece
-)
+POSITION_TABLE = "embedding.position_embeddings.weight"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -66,7 +57,7 @@ def default_kind(source: ExportSource) -> ExportKind:
     if source.iteration in (None, 0) and names:
         found = [kind for kind, name in classes.items() if name == names[0]]
         return found[0] if found else "masked-lm"  # type: ignore[return-value]
-    trained_pairs = source.model.has_nsp_head and source.run.get("objective") != "none"
+    trained_pairs = "binary_head.weight" in source.tensors and source.run.get("objective") != "none"
     return "pretraining" if trained_pairs else "masked-lm"
 
 
@@ -89,22 +80,35 @@ def export_folder(
     architecture = ARCHITECTURES[source.model.model_type]
     sizes = sizes_of(source.model, source.vocab_size)
     _check_source(source, sizes, kind)
-    state = export_state_dict(source.tensors, architecture, sizes, kind)
+    tokenizer = None if source.tokenizer_dir is None else fitting_tokenizer(source.tokenizer_dir, source.vocab_size)
+    ids = {} if tokenizer is None else tokenizer_ids(tokenizer)
+    if source.model.first_position and "pad_token_id" in ids:
+        source = _counted_from(source, ids["pad_token_id"] + 1)
+    state = export_state_dict(source.tensors, architecture, sizes_of(source.model, source.vocab_size), kind)
     if dtype is not None:
         state = {name: tensor.to(DTYPES[dtype]) for name, tensor in state.items()}
-    fields = hf_config_fields(source.model, source.vocab_size, source.original_config)
-    tokenizer = None if source.tokenizer_dir is None else _load_tokenizer(source.tokenizer_dir, source.vocab_size)
-    if tokenizer is not None:
-        fields |= tokenizer_ids(tokenizer)
+    fields = hf_config_fields(source.model, source.vocab_size, source.original_config) | ids
     model = build_hf_model(architecture, kind, fields, state)
     with atomic_folder(output) as partial:
         model.save_pretrained(partial)
         if source.tokenizer_dir is not None:
-            copy_tokenizer(source.tokenizer_dir, partial)
+            copy_tokenizer(source.tokenizer_dir, partial, tokenizer)
+            limit_length(partial, source.model.max_position_embeddings)
         (partial / "README.md").write_text(_card(source, output.name, architecture.classes[kind]), encoding="utf-8")
         if check is not None:
             check(partial)
     return output
+
+
+def _counted_from(source: ExportSource, first_position: int) -> ExportSource:
+    """The same network with its positions at other rows: transformers' RoBERTa finds them after the padding id."""
+    if first_position == source.model.first_position:
+        return source
+    table = source.tensors[POSITION_TABLE]
+    used = table[source.model.first_position :]
+    moved = torch.cat((table.new_zeros(first_position, table.shape[1]), used))
+    model = replace(source.model, first_position=first_position)
+    return replace(source, model=model, tensors={**source.tensors, POSITION_TABLE: moved})
 
 
 def _check_source(source: ExportSource, sizes: Sizes, kind: ExportKind) -> None:
@@ -120,29 +124,6 @@ def _check_source(source: ExportSource, sizes: Sizes, kind: ExportKind) -> None:
             shape = (sizes.vocab_size, *shape[1:])
         given[row.megatron] = shape
     check_shapes(source.label, given, expected)
-
-
-def _load_tokenizer(folder: Path, vocab_size: int) -> Any:
-    from megatron_alum.data.tokenizers import load_tokenizer
-
-    tokenizer = load_tokenizer(folder)
-    if len(tokenizer) > vocab_size:
-        raise ValueError(
-            f"The tokenizer {folder} must have at most the model's {vocab_size} entries, but has {len(tokenizer)} "
-            "instead. It belongs to another model."
-        )
-    return tokenizer
-
-
-def copy_tokenizer(source: Path, target: Path) -> bool:
-    """Copy the tokenizer of a folder, which may hold a model too; returns whether there is one.
-
-    The files stay as they are: saving the tokenizer again could change them.
-    """
-    present = [path for name in TOKENIZER_FILES for path in source.glob(name) if path.is_file()]
-    for path in present:
-        shutil.copyfile(path, target / path.name)
-    return bool(present)
 
 
 def _card(source: ExportSource, name: str, class_name: str) -> str:

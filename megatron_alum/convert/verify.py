@@ -82,19 +82,19 @@ def probe_batch(config: ModelConfig, vocab_size: int, pad_token_id: int) -> Batc
     return Batch(tokens.where(mask, pad_token_id), types, mask)
 
 
-def without_padding(tokens: Tensor, types: Tensor, mask: Tensor) -> ModelInputs:
-    """Rows [B, S] that are filled up at the right, mask True = real token, as the Megatron network reads them: real
-    tokens back to back, each of them predicted.
+def without_padding(tokens: Tensor, types: Tensor, mask: Tensor, device: torch.device) -> ModelInputs:
+    """Rows [B, S] on the CPU that are filled up at the right, mask True = real token, as the Megatron network reads
+    them on `device`: real tokens back to back, each of them predicted.
     """
     from megatron_alum.models import ModelInputs
 
     return ModelInputs.of(
         tokens=tokens[mask],
         token_types=types[mask],
-        position=torch.arange(tokens.size(1), device=mask.device).expand(mask.shape)[mask],
+        position=torch.arange(tokens.size(1)).expand(mask.shape)[mask],
         lengths=mask.sum(dim=1).tolist(),
         masked_positions=torch.arange(int(mask.sum())),
-        device=tokens.device,
+        device=device,
     )
 
 
@@ -111,12 +111,13 @@ def compare(hf_dir: Path, model: SplitBert) -> Comparison:
         config.pad_token_id = hf_class.config_class().pad_token_id
     device = next(model.parameters()).device
     hf = hf_class.from_pretrained(hf_dir, config=config, dtype=torch.float32, local_files_only=True).eval().to(device)
-    batch = probe_batch(model.model_config, model.real_vocab_size, config.pad_token_id).to(device)
+    batch = probe_batch(model.model_config, model.real_vocab_size, config.pad_token_id)
+    inputs = without_padding(batch.tokens, batch.types, batch.mask, device)
+    batch = batch.to(device)
     theirs = hf(
         input_ids=batch.tokens, attention_mask=batch.mask, token_type_ids=batch.types, output_hidden_states=True
     )
     model.eval()
-    inputs = without_padding(batch.tokens, batch.types, batch.mask)
     hidden = model.encode(model.embed(inputs), inputs)
     ours = model.heads(hidden, inputs)
     their_mlm = getattr(theirs, "prediction_logits", getattr(theirs, "logits", None))

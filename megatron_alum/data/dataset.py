@@ -32,6 +32,7 @@ from megatron_alum.data.placement import Sizes
 from megatron_alum.data.sample import Sample, Text, build_sample, row_ranges
 from megatron_alum.data.sample_settings import SPLITS, SampleSettings, SpecialTokens
 from megatron_alum.data.shards import open_shards
+from megatron_alum.data.statistics import without_pairs
 from megatron_alum.data.tokenizers import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -228,7 +229,11 @@ def open_datasets(config: DataConfig, *, model_type: str, seq_length: int, train
         short_seq_prob=config.short_seq_prob,
     )
     corpora = [Corpus.open(prefix, shard.index) for prefix, shard in zip(prefixes, shards, strict=True)]
-    special = SpecialTokens.from_tokenizer(tokenizers[0], roberta=model_type == "roberta")
+    if settings.objective != "none":
+        for corpus in corpora:
+            if warning := without_pairs(corpus.index, corpus.prefix):
+                logger.warning("%s", warning)
+    special = SpecialTokens.from_tokenizer(tokenizers[0], roberta=model_type == "roberta", masking=config.masking)
     splits = {}
     for split in SPLITS:
         own = replace(settings, split=split)  # type: ignore[arg-type]

@@ -25,11 +25,12 @@ from typing import IO, Any
 
 import numpy as np
 
+from megatron_alum.data.account import Account
 from megatron_alum.data.names import LOCK_FILE, PARTIAL_SUFFIX, PUNKT_SUFFIX
 from megatron_alum.data.shards import shard_paths, write_index
 from megatron_alum.data.worker import ChunkResult, Tally
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 _FILES = ("tokens.bin", "lengths.i32", "documents.i64", "hashes.u64")
 
 
@@ -49,6 +50,7 @@ class State:
     text_bytes: int = 0
     skipped: Tally = field(default_factory=Tally)
     repaired: Tally = field(default_factory=Tally)
+    account: Account = field(default_factory=Account)
     finished: bool = False
     """all parts are complete in the folder; only renaming is left"""
     version: int = STATE_VERSION
@@ -98,9 +100,11 @@ class Journal:
         """Whether a state has been saved that a run can continue from."""
         return (self.folder / "state.json").is_file()
 
-    def append(self, result: ChunkResult, next_file: int, next_chunk: int) -> None:
-        """Write a chunk and note the position after it; it counts from the next checkpoint on."""
+    def append(self, result: ChunkResult, next_file: int, next_chunk: int, interval: tuple[int, int]) -> None:
+        """Write a chunk, the bytes `interval` of the input, and note the position after it; it counts from the next
+        checkpoint on."""
         state = self.state
+        state.account.add(result.records, interval)
         bounds = state.num_sentences + np.cumsum(result.document_sentences, dtype=np.int64)
         self.files["tokens.bin"].write(result.tokens)
         self.files["lengths.i32"].write(result.sentence_lengths.tobytes())
@@ -196,6 +200,7 @@ class Journal:
             raise ValueError(f"`{path}` must be of this release, but is not. Leave --resume out to start afresh.")
         for name in ("skipped", "repaired"):
             values[name] = Tally(**values[name])
+        values["account"] = Account(**values["account"])
         return State(**values)
 
 

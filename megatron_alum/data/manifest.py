@@ -10,19 +10,23 @@ from typing import Any
 
 from megatron_alum import __version__
 from megatron_alum.data.journal import State
+from megatron_alum.data.plan import InputPlan
 from megatron_alum.data.settings import PreprocessSettings
 from megatron_alum.data.shards import MANIFEST_VERSION, sha256_of
 from megatron_alum.data.tokenizer_folder import describe_folder
 from megatron_alum.data.word_cache import token_dtype
+from megatron_alum.data.worker import Tally
 
 MAX_LISTED_INPUTS = 1000
 """Input files named one by one; beyond it only their number and bytes."""
 
 
-def make_manifest(
-    folder: Path, state: State, settings: PreprocessSettings, files: list[list[str | int]]
-) -> dict[str, Any]:
-    """The manifest of the finished parts in `folder` (a journal's)."""
+def make_manifest(folder: Path, state: State, settings: PreprocessSettings, plan: InputPlan) -> dict[str, Any]:
+    """The manifest of the finished parts in `folder` (a journal's), whose input was that of `plan`."""
+    files = plan.listing()
+    left_out = Tally()
+    for path, reason in plan.left_out.items():
+        left_out.add(reason, str(path))
     return {
         **describe_parts(folder / "tokens.bin", folder / "index.idx", folder / "tokenizer"),
         "num_documents": state.num_documents,
@@ -31,11 +35,13 @@ def make_manifest(
         "text_bytes": state.text_bytes,
         "skipped": tally_entry(asdict(state.skipped)),
         "repaired": tally_entry(asdict(state.repaired)),
+        "account": state.account.entry(state.num_documents, state.skipped.total),
         "inputs": {
             "num_files": len(files),
-            "bytes": sum(int(size) for _path, size in files),
+            "bytes": plan.num_bytes,
             "files": [{"path": path, "bytes": size} for path, size in files[:MAX_LISTED_INPUTS]],
         },
+        "left_out": tally_entry(asdict(left_out)),
         "settings": settings.fixed(),
     }
 

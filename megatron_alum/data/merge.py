@@ -1,7 +1,7 @@
 """Joining corpora made by the same tokenizer: the parts of a job array in order, or different corpora into one.
 
 Token files are copied one after the other, document bounds are shifted, the index is written anew. Shards of one input
-(`--num-shards`) given in order make the bytes that a single run would have made.
+(`--num-shards`) given in order make the bytes that a single run would have made; their accounts must meet.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from megatron_alum.data.account import joined
 from megatron_alum.data.journal import Journal, State
 from megatron_alum.data.manifest import describe_parts, tally_entry
 from megatron_alum.data.progress import Progress
@@ -51,7 +52,7 @@ def merge_shards(
         raise ValueError(f"`--output-prefix` must name a new corpus, but {output_prefix}.json exists. Choose another.")
     parts = [open_shards(prefix, verify=verify) for prefix in prefixes]
     _check_tokenizers(parts)
-    _check_order(parts)
+    accounts = _accounts(_by_input(parts))
     _check_merged(parts)
     with Journal(output_prefix, fingerprint(list(prefixes)), resume=False) as journal:
         try:
@@ -60,7 +61,7 @@ def merge_shards(
             with Progress(total, show=show, what="merge") as progress:
                 for part in parts:
                     _append(journal, part, progress)
-            manifest = _manifest(journal.state, parts)
+            manifest = _manifest(journal.state, parts, accounts)
             journal.finish(parts[0].index.dtype, lambda folder: {**_files(folder), **manifest})
         except BaseException:
             journal.discard()
@@ -98,9 +99,13 @@ def _files(folder: Path) -> dict[str, Any]:
     return describe_parts(folder / "tokens.bin", folder / "index.idx", folder / "tokenizer")
 
 
-def _manifest(state: State, parts: list[Shards]) -> dict[str, Any]:
-    """Counts and origin of the joined corpus; the files are described when they are written."""
+def _manifest(state: State, parts: list[Shards], accounts: list[dict[str, int]]) -> dict[str, Any]:
+    """Counts and origin of the joined corpus; the files are described when they are written.
+
+    The account is that of the one input, or of several without their bytes, which are not laid end to end.
+    """
     one_input = len({_origin(part) for part in parts}) == 1
+    sums = {name: sum(account[name] for account in accounts) for name in ("records", "documents", "skipped")}
     return {
         "num_documents": state.num_documents,
         "num_sentences": state.num_sentences,
@@ -108,8 +113,10 @@ def _manifest(state: State, parts: list[Shards]) -> dict[str, Any]:
         "text_bytes": state.text_bytes,
         "skipped": tally_entry(dataclasses.asdict(state.skipped)),
         "repaired": tally_entry(dataclasses.asdict(state.repaired)),
+        "account": accounts[0] if one_input else sums,
         "settings": {**parts[0].manifest["settings"], **_SHARD_SETTINGS} if one_input else {},
         "inputs": parts[0].manifest["inputs"] if one_input else {},
+        "left_out": parts[0].manifest["left_out"] if one_input else {},
         "merged_from": [
             {"name": Path(part.prefix).name, "documents": part.num_documents, "bin": part.manifest["files"][".bin"]}
             for part in parts
@@ -135,8 +142,9 @@ def _origin(part: Shards) -> str:
     return fingerprint([settings, part.manifest["inputs"], "" if settings else part.prefix])
 
 
-def _check_order(parts: list[Shards]) -> None:
-    """Of every input all shards must be there, in order and once: a forgotten or doubled one would go unnoticed."""
+def _by_input(parts: list[Shards]) -> list[list[Shards]]:
+    """The parts by the input they are shards of. Of every input all shards must be there, in order and once: a
+    forgotten or doubled one would go unnoticed."""
     of_input: dict[str, list[Shards]] = {}
     for part in parts:
         of_input.setdefault(_origin(part), []).append(part)
@@ -152,6 +160,23 @@ def _check_order(parts: list[Shards]) -> None:
                 f"`--input` must have every shard of an input once and in order, but of one it has {found} instead. "
                 "Give all of them, from shard 0 on, or the corpus they were merged into."
             )
+    return list(of_input.values())
+
+
+def _accounts(inputs: list[list[Shards]]) -> list[dict[str, int]]:
+    """The account of each input, checked where its shards meet."""
+    for part in (part for shards in inputs for part in shards):
+        if "account" not in part.manifest:
+            raise ValueError(
+                f"`--input` must be corpora with an account of what was read, but {part.prefix} has none: an earlier "
+                "release made it. Preprocess it again."
+            )
+    return [
+        joined((part.manifest["account"] for part in shards), last=shards[0].manifest["inputs"]["bytes"])
+        if shards[0].manifest["inputs"]
+        else shards[0].manifest["account"]
+        for shards in inputs
+    ]
 
 
 def _check_merged(parts: list[Shards]) -> None:

@@ -195,5 +195,5 @@ def _vocabulary(special: SpecialTokens) -> Any:
         pair_separators=special.pair_separators,
         second_type=special.second_type,
         regular=special.regular,
-        word_start=special.word_start.astype(np.uint8),
+        word_start=special.word_start.astype(np.uint8) | special.word_end.astype(np.uint8) << 1,
     )

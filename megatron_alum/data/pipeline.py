@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from megatron_alum.data.account import OpenAccount
 from megatron_alum.data.dedup import HashSet, drop_duplicates
-from megatron_alum.data.journal import Journal
+from megatron_alum.data.journal import Journal, State
 from megatron_alum.data.manifest import make_manifest
 from megatron_alum.data.plan import InputPlan
 from megatron_alum.data.progress import Progress
 from megatron_alum.data.punkt import find_punkt, train_punkt
 from megatron_alum.data.schedulers import map_in_order, num_cores, open_executor
 from megatron_alum.data.settings import PreprocessSettings, TokenizerSettings, fingerprint
-from megatron_alum.data.shards import read_manifest, shard_paths
+from megatron_alum.data.shards import read_manifest, sha256_of, shard_paths
 from megatron_alum.data.tokenizer_folder import describe_folder, write_folder
 from megatron_alum.data.vocabulary import TokenizerSource
 from megatron_alum.data.word_cache import token_dtype
@@ -35,8 +36,9 @@ PUNKT_TRAINING_CHARS = 30_000_000
 def preprocess(settings: PreprocessSettings, *, show_progress: bool = True) -> dict[str, Any]:
     """Run the whole pipeline; returns the manifest.
 
-    Raises ValueError for wrong settings, broken files and an input without a single document; nothing that looks
-    finished is left then. After a crash or a kill, OUT.partial holds what --resume continues from.
+    Raises ValueError for wrong settings, broken files, an input without a single document and an account that does
+    not close (`account.py`); nothing that looks finished is left then. After a crash or a kill, OUT.partial holds
+    what --resume continues from.
     """
     prefix = settings.run.output_prefix
     manifest_path = shard_paths(prefix)["json"]
@@ -47,8 +49,12 @@ def preprocess(settings: PreprocessSettings, *, show_progress: bool = True) -> d
             _check_output_is_free(settings, manifest_path, journal)
             if not journal.state.finished:
                 _fill(journal, settings, plan, show_progress)
+                _close_account(journal.state, plan)
             dtype = None if journal.state.finished else _dtype(journal.tokenizer_dir)
-            journal.finish(dtype, lambda folder: make_manifest(folder, journal.state, settings, plan.listing()))
+            journal.finish(dtype, lambda folder: make_manifest(folder, journal.state, settings, plan))
+        except OpenAccount:
+            journal.discard()
+            raise
         except BaseException:
             _keep_or_discard(journal)
             raise
@@ -87,16 +93,27 @@ def _fill(journal: Journal, settings: PreprocessSettings, plan: InputPlan, show_
     ):
         for (_spec, _name, chunk), result in map_in_order(executor, workers, process_chunk, tasks):
             kept = result if seen is None else drop_duplicates(result, seen)
-            journal.append(kept, plan.index_of(chunk), chunk.ordinal + 1)
-            progress.advance(
-                plan.position(chunk) - begin, documents=len(kept.document_sentences), text_bytes=result.text_bytes
-            )
+            interval = plan.interval(chunk)
+            journal.append(kept, plan.index_of(chunk), chunk.ordinal + 1, interval)
+            progress.advance(interval[1] - begin, documents=len(kept.document_sentences), text_bytes=result.text_bytes)
             unsaved_bytes += result.text_bytes
             if unsaved_bytes >= settings.run.checkpoint_mb * 1_000_000:
                 journal.checkpoint()
                 unsaved_bytes = 0
     if state.num_documents == 0:
         raise ValueError(_no_documents(state.skipped.counts))
+
+
+def _close_account(state: State, plan: InputPlan) -> None:
+    """Check that every record and every byte of this shard is accounted for.
+
+    Where a shard that is not the first begins, and one that is not the last ends, depends on the chunks; those are
+    next to each other, and merging checks that the shards are too.
+    """
+    inputs, account = plan.settings, state.account
+    first = 0 if inputs.shard_id == 0 else account.begin
+    last = plan.num_bytes if inputs.shard_id == inputs.num_shards - 1 else account.end
+    account.close(state.num_documents, state.skipped.total, first=first, last=last)
 
 
 def _no_documents(skipped: dict[str, int]) -> str:
@@ -128,16 +145,19 @@ def _dtype(tokenizer_dir: Path) -> np.dtype:
 
 def _work_spec(settings: PreprocessSettings, journal: Journal, plan: InputPlan) -> WorkSpec:
     text = settings.text
-    punkt = find_punkt(text.punkt_dir) if text.punkt_dir else None
+    language = None if text.language == "auto" else text.language
+    punkt = find_punkt(text.punkt_dir, language or "en") if text.punkt_dir else None
     if text.train_punkt:
         punkt = journal.folder / "punkt"
         if not punkt.is_dir():
             _train_punkt(plan, punkt)
+    tokenizer_file = (journal.tokenizer_dir / "tokenizer.json").resolve()
     return WorkSpec(
-        tokenizer_file=str((journal.tokenizer_dir / "tokenizer.json").resolve()),
+        tokenizer_file=str(tokenizer_file),
+        tokenizer_digest=sha256_of(tokenizer_file),
         punkt_dir=str(punkt.resolve()) if punkt else None,
-        text_key=settings.inputs.text_key,
-        wikitext_cleaner=settings.inputs.wikitext_cleaner,
+        reading=plan.options,
+        language=language,
         min_document_chars=text.min_document_chars,
         deduplicate=text.deduplicate,
         strict=text.strict,

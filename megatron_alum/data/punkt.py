@@ -9,7 +9,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from megatron_alum.data.languages import primary
+
 _FILES = ("abbrev_types.txt", "collocations.tab", "sent_starters.txt", "ortho_context.tab")
+_FOLDERS = dict(
+    pair.split("=")
+    for pair in (
+        "cs=czech da=danish nl=dutch en=english et=estonian fi=finnish fr=french de=german el=greek it=italian "
+        "ml=malayalam no=norwegian nb=norwegian pl=polish pt=portuguese ru=russian sl=slovene es=spanish sv=swedish "
+        "tr=turkish"
+    ).split()
+)
+"""nltk's folder names by language code."""
 
 
 class PunktSplitter:
@@ -27,13 +38,21 @@ class PunktSplitter:
         return list(self._tokenizer.span_tokenize(line)) if line.strip() else []
 
 
-def find_punkt(folder: str | Path, language: str = "english") -> Path:
-    """The folder that holds the parameter files: `folder` itself or the usual places below an nltk_data folder."""
+def find_punkt(folder: str | Path, language: str = "en") -> Path:
+    """The folder that holds the parameter files: `folder` itself or, for `language` (a code), the usual places below
+    an nltk_data folder."""
     base = Path(folder)
-    places = [base, base / language, base / "punkt_tab" / language, base / "tokenizers" / "punkt_tab" / language]
-    for place in places:
-        if all((place / name).is_file() for name in _FILES):
+    name = _FOLDERS.get(primary(language), language)
+    above = [base, base / "punkt_tab", base / "tokenizers" / "punkt_tab"]
+    for place in [base, *(parent / name for parent in above)]:
+        if all((place / file).is_file() for file in _FILES):
             return place
+    others = sorted({path.parent.name for parent in above for path in parent.glob(f"*/{_FILES[0]}")})
+    if others:
+        raise ValueError(
+            f"`--punkt-dir` must hold the Punkt parameters of --language {language}, but {base} has those of "
+            f"{', '.join(others)} alone. Add them, or use --sentence-splitter rule."
+        )
     raise ValueError(
         f"`--punkt-dir` must hold the Punkt parameters ({', '.join(_FILES)}), but {base} does not. "
         "Give nltk's punkt_tab folder, or train one with --train-punkt, or use --sentence-splitter rule."

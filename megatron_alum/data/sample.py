@@ -53,7 +53,9 @@ def build_sample(
     original = np.array(tokens, dtype=np.int64)
     words = mask_words(settings, sample_index)
     num = num_to_mask(len(tokens), settings.mask_rate(sample_index), len(candidates))
-    word_first = special.word_start[original[candidates]]
+    text_tokens = original[candidates]
+    word_first = special.word_start[text_tokens]
+    word_first[1:] |= special.word_end[text_tokens[:-1]]
     chosen = select(settings, words, num, word_first=word_first, text_first=np.array(text_first))
     masked = [candidates[i] for i in chosen]
     for position in masked:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from megatron_alum.data.tokenizers import tokenizer_kind
+from megatron_alum.data.word_marks import word_marks
 
 Objective = Literal["nsp", "sop", "none"]
 SPLITS = ("train", "valid", "test")
@@ -92,14 +92,27 @@ class SpecialTokens:
     second_type: int
     """token type of B and its `sep`: 1 for BERT, 0 for RoBERTa, which has one type"""
     regular: npt.NDArray[np.int32]
-    """[<= V] ids that may replace a masked token: every id but the special ones"""
+    """[<= V] ids that may replace a masked token: every id but the special ones; [unused...] entries are among them,
+    as in create_pretraining_data.py of google-research/bert, which draws from the whole vocabulary"""
     word_start: npt.NDArray[np.bool_]
     """[V] True where a token begins a word"""
+    word_end: npt.NDArray[np.bool_]
+    """[V] True where the token after this one begins a word: for tokenizers that mark the ends of words"""
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Any, *, roberta: bool) -> SpecialTokens:
-        """Ids of a Hugging Face fast tokenizer with its five special tokens; `roberta` picks the layout of pairs."""
+    def from_tokenizer(cls, tokenizer: Any, *, roberta: bool, masking: str = "token") -> SpecialTokens:
+        """Ids of a Hugging Face fast tokenizer with its five special tokens; `roberta` picks the layout of pairs.
+
+        Raises: ValueError when `masking` is by words and it cannot be known where the tokenizer's words begin.
+        """
         special = set(tokenizer.all_special_ids)
+        marks = word_marks(tokenizer)
+        if marks is None and masking != "token":
+            raise ValueError(
+                f"--masking must be token for this tokenizer, but is {masking} instead: its tokens do not show where "
+                "words begin (no ## before, space or U+2581 in front, or </w> behind). Leave --masking out."
+            )
+        none = np.zeros(len(tokenizer), dtype=np.bool_)
         return cls(
             cls=tokenizer.cls_token_id,
             sep=tokenizer.sep_token_id,
@@ -108,7 +121,8 @@ class SpecialTokens:
             pair_separators=2 if roberta else 1,
             second_type=0 if roberta else 1,
             regular=np.array([i for i in range(len(tokenizer)) if i not in special], dtype=np.int32),
-            word_start=word_starts(tokenizer),
+            word_start=marks.starts if marks else ~none,
+            word_end=marks.ends if marks else none,
         )
 
     def num_special(self, objective: str) -> int:
@@ -119,18 +133,3 @@ class SpecialTokens:
     def vocab_size(self) -> int:
         """V, the number of ids the tokenizer knows."""
         return len(self.word_start)
-
-
-def word_starts(tokenizer: Any) -> npt.NDArray[np.bool_]:
-    """[V] True where a token begins a word, by the kind of the tokenizer.
-
-    WordPiece marks continuations with "##"; byte-level BPE marks beginnings with a leading space (written as U+0120)
-    and SentencePiece with U+2581, so that there punctuation belongs to the word it touches.
-    """
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    kind = tokenizer_kind(tokenizer)
-    if kind == "wordpiece":
-        return np.array([not token.startswith("##") for token in tokens], dtype=np.bool_)
-    mark = "\u0120" if kind == "bpe" else "\u2581"
-    special = set(tokenizer.all_special_tokens)
-    return np.array([token.startswith(mark) or token in special for token in tokens], dtype=np.bool_)

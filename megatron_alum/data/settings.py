@@ -4,8 +4,11 @@ compares."""
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from megatron_alum.data.languages import tables
 
 
 @dataclass(frozen=True)
@@ -13,12 +16,12 @@ class InputSettings:
     """What is read."""
 
     input: tuple[str, ...]
-    """files, folders or globs; .gz .bz2 .xz .zst are read as they are"""
+    """files, folders or globs; gzip, bzip2, xz, zstd and tar are read as they are, whatever they are called"""
     format: Literal[
         "auto", "mediawiki", "wikiextractor", "jsonl", "parquet", "text", "lines", "openwebtext", "stories"
     ] = "auto"
     """format of the input; auto looks at each file. text: documents between blank lines; lines and stories: one a
-    line"""
+    line; openwebtext: any tar archive"""
     text_key: str = "text"
     """field (JSONL) or column (parquet) that holds the text"""
     wikitext_cleaner: Literal["fast", "mwparserfromhell"] = "fast"
@@ -43,6 +46,9 @@ class TextSettings:
     """rule needs no data; punkt needs --punkt-dir or --train-punkt"""
     punkt_dir: str | None = None
     """folder of Punkt parameters in nltk's punkt_tab layout (also an nltk_data folder)"""
+    language: str = "auto"
+    """language of the text, a code such as de or pt-BR: abbreviations, ordinals and first words of sentences, or the
+    Punkt parameters of an nltk_data folder; auto: what a dump says, else English"""
     train_punkt: bool = False
     """learn the Punkt parameters from the first 30 million characters of the input, keep them as OUTPUT_PREFIX-punkt"""
     min_document_chars: int = 1
@@ -61,6 +67,11 @@ class TextSettings:
             )
         if self.sentence_splitter == "rule" and (self.punkt_dir is not None or self.train_punkt):
             raise ValueError("--punkt-dir and --train-punkt must go with --sentence-splitter punkt, but it is rule.")
+        if not re.fullmatch(r"auto|[A-Za-z]{2,3}([-_]\w+)*", self.language):
+            raise ValueError(
+                f"--language must be auto or a code of two or three letters (de), but is {self.language} instead. "
+                f"There are rules for {', '.join(sorted(tables()))}."
+            )
         if self.min_document_chars < 1:
             raise ValueError(f"--min-document-chars must be at least 1, but is {self.min_document_chars} instead.")
 
@@ -78,7 +89,8 @@ class TokenizerSettings:
     case: Literal["lower", "keep"] | None = None
     """lower-case the text or keep it; default: the folder's own, or lower when vocab.txt has no upper-case entry"""
     strip_accents: bool | None = None
-    """strip accents; default: as Google's BERT, when lower-casing (WordPiece only)"""
+    """strip accents of every script; default: when lower-casing (WordPiece only), as Google's BERT, but from Latin and
+    Greek letters alone where the vocabulary has marks of other scripts"""
 
 
 @dataclass(frozen=True)

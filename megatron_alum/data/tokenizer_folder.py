@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from megatron_alum.data.accents import keeps_marks
 from megatron_alum.data.names import CONFIG_FILE, MODEL_FILE
 from megatron_alum.data.tokenizers import KINDS, make_tokenizer, save_tokenizer
 from megatron_alum.data.vocabulary import (
@@ -22,6 +23,7 @@ from megatron_alum.data.vocabulary import (
     Vocabulary,
     read_vocabulary,
     require_all_ids,
+    with_files,
 )
 
 _UNLIMITED = int(1e30)
@@ -33,9 +35,11 @@ def write_folder(source: TokenizerSource, folder: Path) -> None:
 
     Raises: ValueError for unfit vocabularies and folders, naming what is wrong.
     """
-    assert source.folder is not None or source.vocab_file is not None
+    source = with_files(source)
     if source.folder is None:
         vocabulary = read_vocabulary(source)
+        if vocabulary.lower and vocabulary.strip_accents is None and keeps_marks(vocabulary.entries):
+            return save_tokenizer(make_tokenizer(source), folder)
         backend = _backend(vocabulary)
         folder.mkdir(parents=True)
         backend.save(str(folder / MODEL_FILE))

@@ -6,11 +6,14 @@ this file checks them, because transformers builds a five-token tokenizer from a
 training with a mask id that is the unknown id would fail just as silently. Nothing here touches the network.
 """
 
-import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
-from megatron_alum.data.vocabulary import BERT_SPECIALS, TokenizerSource, read_vocabulary
+from megatron_alum.data.accents import keeps_marks, latin_strip
+from megatron_alum.data.bare_vocabulary import has_tokenizer, open_tokenizer
+from megatron_alum.data.names import MODEL_FILE
+from megatron_alum.data.vocabulary import BERT_SPECIALS, TokenizerSource, read_vocabulary, with_files
 
 KINDS = {"WordPiece": "wordpiece", "BPE": "bpe", "Unigram": "unigram"}
 ROLES = ("unk_token", "cls_token", "sep_token", "pad_token", "mask_token")
@@ -24,26 +27,36 @@ def load_tokenizer(folder: str | Path) -> Any:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"`{folder}` must be a tokenizer folder, but is no folder. Give the path of one.")
-    from transformers import AutoTokenizer
-
+        remedy = "Give the folder it lies in"
+        if not folder.exists():
+            remedy = "Give the path of one: nothing is downloaded"
+        elif zipfile.is_zipfile(folder):
+            remedy = "Unpack it and give its folder"
+        elif folder.suffix in (".txt", ".json") and folder.name != MODEL_FILE:
+            remedy = f"Give a bare vocabulary by --vocab-file {folder}"
+        raise ValueError(f"`{folder}` must be a tokenizer folder, but is no folder. {remedy}.")
+    if not has_tokenizer(folder):
+        raise ValueError(f"`{folder}` must be a Hugging Face tokenizer folder, but holds no tokenizer file.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        tokenizer = open_tokenizer(folder)
+        _check_declared_size(folder, tokenizer)
+    except _SizeDiffers:
+        raise
+    except Exception as error:  # a damaged file can fail anywhere; the tokenizers library raises nothing narrower
         raise ValueError(f"`{folder}` must be a Hugging Face tokenizer folder, but does not load: {error}") from error
-    _check_declared_size(folder, tokenizer)
     check_special_tokens(tokenizer, str(folder))
     return tokenizer
 
 
 def make_tokenizer(source: TokenizerSource) -> Any:
     """Build the tokenizer described by `source`; ValueError names what is wrong with it."""
+    source = with_files(source)
     if source.folder is not None:
         return _with_case(load_tokenizer(source.folder), source)
     vocabulary = read_vocabulary(source)
     if vocabulary.merges is not None:
         return roberta_tokenizer(vocabulary.entries, vocabulary.merges)
-    return bert_tokenizer(vocabulary.entries, lower=vocabulary.lower, accents=vocabulary.strip_accents)
+    return wordpiece_tokenizer(vocabulary.entries, lower=vocabulary.lower, accents=vocabulary.strip_accents)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -80,6 +93,10 @@ def tokenizer_kind(tokenizer: Any) -> str:
     return KINDS[model]
 
 
+class _SizeDiffers(ValueError):
+    """Says what is wrong already."""
+
+
 def _check_declared_size(folder: Path, tokenizer: Any) -> None:
     """Compare with tokenizer.json itself: a wrong class name makes transformers build an almost empty tokenizer."""
     path = folder / "tokenizer.json"
@@ -89,7 +106,7 @@ def _check_declared_size(folder: Path, tokenizer: Any) -> None:
 
     declared = Tokenizer.from_file(str(path)).get_vocab_size(with_added_tokens=True)
     if declared != len(tokenizer):
-        raise ValueError(
+        raise _SizeDiffers(
             f"`{folder}` must load with the {declared} entries of its tokenizer.json, but has {len(tokenizer)}. "
             "Its tokenizer_config.json names a class that does not fit."
         )
@@ -105,6 +122,17 @@ def bert_tokenizer(vocab: dict[str, int], *, lower: bool, accents: bool | None) 
     return tokenizer
 
 
+def wordpiece_tokenizer(vocab: dict[str, int], *, lower: bool, accents: bool | None) -> Any:
+    """The tokenizer over an uncased or cased WordPiece vocabulary; `accents` = None strips as `accents.py` says."""
+    if not (lower and accents is None and keeps_marks(vocab)):
+        return bert_tokenizer(vocab, lower=lower, accents=accents)
+    from tokenizers import normalizers
+
+    backend = bert_tokenizer(vocab, lower=True, accents=False).backend_tokenizer
+    backend.normalizer = normalizers.Sequence([backend.normalizer, *latin_strip()])
+    return _fast_tokenizer(backend, do_lower_case=True)
+
+
 def roberta_tokenizer(vocab: dict[str, int], merges: Any) -> Any:
     """transformers' RobertaTokenizer (byte-level BPE) over `vocab` and `merges`, pairs of symbols in order."""
     from transformers import RobertaTokenizer
@@ -118,7 +146,6 @@ def roberta_tokenizer(vocab: dict[str, int], merges: Any) -> Any:
 def unigram_tokenizer(backend: Any) -> Any:
     """transformers' PreTrainedTokenizerFast over a trained unigram `backend` with BERT's special tokens and pairs."""
     from tokenizers import decoders, processors
-    from transformers import PreTrainedTokenizerFast
 
     cls_token, sep_token = "[CLS]", "[SEP]"
     backend.decoder = decoders.Metaspace()
@@ -127,11 +154,17 @@ def unigram_tokenizer(backend: Any) -> Any:
         pair=f"{cls_token}:0 $A:0 {sep_token}:0 $B:1 {sep_token}:1",
         special_tokens=[(token, backend.token_to_id(token)) for token in (cls_token, sep_token)],
     )
+    return _fast_tokenizer(backend)
+
+
+def _fast_tokenizer(backend: Any, **options: Any) -> Any:
+    """transformers' general class around `backend`, with BERT's special tokens and inputs."""
+    from transformers import PreTrainedTokenizerFast
+
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), BERT_SPECIALS, strict=True))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, model_input_names=["input_ids", "token_type_ids", "attention_mask"], **names
-    )
-    check_special_tokens(tokenizer, "trained as unigram")
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=inputs, **names, **options)
+    check_special_tokens(tokenizer, "built from the vocabulary")
     return tokenizer
 
 
@@ -147,4 +180,4 @@ def _with_case(tokenizer: Any, source: TokenizerSource) -> Any:
             )
         return tokenizer
     lower = source.case == "lower" if source.case else bool(getattr(tokenizer, "do_lower_case", False))
-    return bert_tokenizer(tokenizer.get_vocab(), lower=lower, accents=source.strip_accents)
+    return wordpiece_tokenizer(tokenizer.get_vocab(), lower=lower, accents=source.strip_accents)

@@ -5,10 +5,13 @@ needs five special tokens, which must be among the entries.
 """
 
 import json
+import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from megatron_alum.data.names import CONFIG_FILE, MODEL_FILE
 
 Case = Literal["lower", "keep"]
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -59,8 +62,7 @@ class Vocabulary:
 def read_vocabulary(source: TokenizerSource) -> Vocabulary:
     """The vocabulary files that `source` names; ValueError says what is wrong with them."""
     assert source.vocab_file is not None
-    if not source.vocab_file.is_file():
-        raise ValueError(f"`--vocab-file` must be an existing file, but {source.vocab_file} is none.")
+    _require_vocabulary_file(source.vocab_file)
     if source.vocab_file.suffix == ".json":
         return _byte_level_from_files(source)
     if source.merge_file is not None:
@@ -68,15 +70,64 @@ def read_vocabulary(source: TokenizerSource) -> Vocabulary:
     return _wordpiece_from_file(source)
 
 
+def with_files(source: TokenizerSource) -> TokenizerSource:
+    """`source`, with the vocabulary of its folder in place of one that has no tokenizer of its own, as in the archives
+    of Google's BERT and of fairseq."""
+    folder = source.folder
+    if folder is None or any((folder / name).is_file() for name in (MODEL_FILE, CONFIG_FILE)):
+        return source
+    for vocabulary, merges in (("vocab.txt", None), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        if (folder / vocabulary).is_file() and (merges is None or (folder / merges).is_file()):
+            merge_file = folder / merges if merges else None
+            return replace(source, folder=None, vocab_file=folder / vocabulary, merge_file=merge_file)
+    return source
+
+
+def _require_vocabulary_file(path: Path) -> None:
+    """ValueError naming the flag that helps where `path` is something else that has to do with a tokenizer."""
+    if path.is_dir():
+        raise ValueError(f"`--vocab-file` must be a file, but {path} is a folder. Give a folder by --tokenizer {path}.")
+    if not path.is_file():
+        raise ValueError(f"`--vocab-file` must be an existing file, but {path} is none.")
+    if zipfile.is_zipfile(path):
+        raise ValueError(
+            f"`--vocab-file` must be a vocab.txt or vocab.json, but {path} is a zip archive. Unpack it and give the "
+            "folder with its vocab.txt by --tokenizer."
+        )
+    names_folder = path.name in (MODEL_FILE, CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "config.json")
+    if names_folder or (path.suffix == ".json" and _is_tokenizer_json(path)):
+        raise ValueError(
+            f"`--vocab-file` must be a vocab.txt or vocab.json, but {path} is a file of a tokenizer folder. Give the "
+            f"folder that holds its {MODEL_FILE} by --tokenizer {path.parent}."
+        )
+    if path.name in ("merges.txt", "vocab.bpe"):
+        raise ValueError(
+            f"`--vocab-file` must be a vocabulary, but {path} holds merges. Give it by --merge-file, and the "
+            "vocab.json that belongs to it by --vocab-file."
+        )
+
+
+def _is_tokenizer_json(path: Path) -> bool:
+    """Whether a file of another name is a tokenizer.json: the words of a vocabulary have numbers, not parts."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(content, dict) and isinstance(content.get("model"), dict)
+
+
 def _read_vocab_lines(path: Path) -> list[str]:
     """Entries of a vocab.txt in id order; ValueError when it cannot be a vocabulary."""
     try:
-        entries = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"`--vocab-file` must be UTF-8 text, but {path} is not: {error}.") from error
-    if entries and entries[-1] == "":
+        raise ValueError(
+            f"`--vocab-file` must be UTF-8 text, but {path} is not: {error}. A SentencePiece model or the weights of a "
+            "model are no vocabulary: give a Hugging Face folder by --tokenizer."
+        ) from error
+    entries = [line.strip(" \t\r") for line in lines]  # as Google's reader does
+    while entries and entries[-1] == "":
         entries.pop()
-    entries = [entry.rstrip("\r") for entry in entries]
     if len(set(entries)) != len(entries):
         twice = next(entry for position, entry in enumerate(entries) if entry in entries[:position])
         raise ValueError(f"`--vocab-file` must list each entry once, but {path} has {twice!r} more than once.")

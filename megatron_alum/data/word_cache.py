@@ -7,7 +7,8 @@ learnt. Words of plain ASCII under a BERT tokenizer, nearly all of English, the 
 not fit this scheme (white space other than single spaces, a tokenizer whose pieces span words) goes to the library as
 it is. The tests compare every id with it.
 
-Literal special tokens in the text ("[MASK]" in an article about BERT) are text here, not control ids.
+Literal special tokens in the text ("[MASK]" in an article about BERT) are text here, not control ids, whatever the
+model makes of them (a unigram model has them among its pieces): the tokenizer that encodes knows them by other names.
 """
 
 import importlib
@@ -22,6 +23,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are processe
 
 import numpy as np
 from tokenizers import Tokenizer
+
+from megatron_alum.data.accents import LATIN_MARKS
 
 MAX_TABLE_BYTES = 64 << 20
 """Size of the table above which it is emptied, between two chunks: about a million words."""
@@ -51,19 +54,19 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class WordCache:
-    """Encodes sentences without special tokens; `tokenizer` is a tokenizers.Tokenizer, set to split specials as
-    text. `native=False` takes the dictionary."""
+    """Encodes sentences without special tokens by a tokenizers.Tokenizer; `native=False` takes the dictionary."""
 
     def __init__(self, tokenizer: Tokenizer, *, max_bytes: int = MAX_TABLE_BYTES, native: bool = True) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True
-        self.tokenizer = tokenizer
         self.max_bytes = max_bytes
         self.dtype = token_dtype(tokenizer.get_vocab_size(with_added_tokens=True))
         self._typecode = "H" if self.dtype.itemsize == 2 else "i"
-        spec = json.loads(tokenizer.to_str())
+        spec = without_special_words(json.loads(tokenizer.to_str()))
+        self.tokenizer = Tokenizer.from_str(json.dumps(spec))
+        self.tokenizer.encode_special_tokens = True
         self.scheme = word_scheme(spec)
+        self.strips_all_marks = any(_strips_marks(step) for step in _steps(spec["normalizer"], "normalizers"))
         prefixed = self.scheme == "prefixed"
         extension = _extension() if native else None
         if extension is None:
@@ -161,11 +164,10 @@ def _bert_wordpiece(spec: dict[str, Any]) -> dict[str, Any] | None:
     """What the extension needs to spell ASCII words like BERT, None for every other kind of tokenizer."""
     model, normalizer = spec["model"], spec["normalizer"] or {}
     pre_tokenizer = (spec["pre_tokenizer"] or {}).get("type")
-    is_bert = (model["type"], normalizer.get("type"), pre_tokenizer) == (
-        "WordPiece",
-        "BertNormalizer",
-        "BertPreTokenizer",
-    )
+    if normalizer.get("type") == "Sequence" and _strips_latin(normalizer["normalizers"][1:]):
+        normalizer = normalizer["normalizers"][0]  # the rest changes no ASCII character
+    kinds = (model["type"], normalizer.get("type"), pre_tokenizer)
+    is_bert = kinds == ("WordPiece", "BertNormalizer", "BertPreTokenizer")
     prefix = model.get("continuing_subword_prefix", "")
     if not is_bert or prefix.isalnum() or not prefix or model["unk_token"] not in model["vocab"]:
         return None
@@ -176,6 +178,27 @@ def _bert_wordpiece(spec: dict[str, Any]) -> dict[str, Any] | None:
         "max_run_chars": model["max_input_chars_per_word"],
         "lower": normalizer["lowercase"],
     }
+
+
+def without_special_words(spec: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json with the same ids, whose special tokens no text can spell: their names begin with NUL."""
+    hidden = {token["content"]: "\0" + token["content"] for token in spec["added_tokens"] if token["special"]}
+
+    def name(token: str) -> str:
+        return hidden.get(token, token)
+
+    model = dict(spec["model"])
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {name(token): number for token, number in model["vocab"].items()}
+    else:
+        model["vocab"] = [[name(piece), score] for piece, score in model["vocab"]]
+    if model.get("unk_token"):
+        model["unk_token"] = name(model["unk_token"])
+    if model.get("merges"):  # a merge that makes a special token, and those that go on from it, would have no entry
+        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+        model["merges"] = [pair for pair in pairs if not {*pair, "".join(pair)} & hidden.keys()]
+    added = [{**token, "content": name(token["content"])} for token in spec["added_tokens"]]
+    return {**spec, "model": model, "added_tokens": added, "post_processor": None}
 
 
 def word_scheme(spec: dict[str, Any]) -> str | None:
@@ -206,8 +229,21 @@ def _steps(part: dict[str, Any] | None, list_name: str) -> list[dict[str, Any]]:
     return part[list_name] if part["type"] == "Sequence" else [part]
 
 
+def _strips_latin(steps: list[dict[str, Any]]) -> bool:
+    """Whether `steps` are those of `accents.latin_strip`."""
+    kinds = [step["type"] for step in steps]
+    return kinds == ["NFD", "Replace", "NFC"] and steps[1]["pattern"] == {"Regex": LATIN_MARKS}
+
+
+def _strips_marks(step: dict[str, Any]) -> bool:
+    """Whether a normalizer takes the marks of every script."""
+    if step["type"] != "BertNormalizer":
+        return bool(step["type"] == "StripAccents")
+    return bool(step["lowercase"] if step["strip_accents"] is None else step["strip_accents"])
+
+
 def _keeps_words(step: dict[str, Any]) -> bool:
     """Whether a normalizer treats words alone as it treats them in their sentence."""
     if step["type"] == "Replace":
-        return " " not in step["pattern"].get("String", " ")
+        return step["pattern"] == {"Regex": LATIN_MARKS} or " " not in step["pattern"].get("String", " ")
     return step["type"] in _WORDWISE_NORMALIZERS

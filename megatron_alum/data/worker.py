@@ -7,21 +7,25 @@ arrays, no text: about a third of the input's size.
 
 import hashlib
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from megatron_alum.data.accents import num_lost
 from megatron_alum.data.cleaning import clean_lines
-from megatron_alum.data.readers.base import Chunk, Document, Reader, Rejected
-from megatron_alum.data.readers.detect import make_reader
+from megatron_alum.data.input_language import input_language
+from megatron_alum.data.readers.base import Chunk, Reader, Rejected
+from megatron_alum.data.readers.detect import ReadOptions, make_reader
 from megatron_alum.data.sentences import RuleSplitter, SentenceSplitter
 from megatron_alum.data.word_cache import WordCache
 
 NO_TEXT = "no text"
-INVALID_UTF8 = "invalid UTF-8"
+NO_TOKEN = "sentences left out, of characters that the tokenizer drops"
+LOST_MARKS = "vowel signs or other marks that the tokenizer strips (--strip-accents false keeps them)"
+MAX_LOST = 0.01
+"""Share of such characters up to which a document, of English with foreign names, is not counted for it."""
 MAX_EXAMPLES = 5
 """Ids kept for each reason to skip a document."""
 
@@ -32,10 +36,13 @@ class WorkSpec:
 
     tokenizer_file: str
     """tokenizer.json, readable by every worker"""
+    tokenizer_digest: str
+    """SHA-256 of that file: another run of one process may have another tokenizer at the same place"""
     punkt_dir: str | None
     """Punkt parameters; None for the rule-based splitter"""
-    text_key: str
-    wikitext_cleaner: str
+    reading: ReadOptions
+    language: str | None
+    """of the text; None where each file is to say it"""
     min_document_chars: int
     deduplicate: bool
     strict: bool
@@ -47,6 +54,11 @@ class Tally:
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """All that was counted."""
+        return sum(self.counts.values())
 
     def add(self, reason: str, identity: str) -> None:
         """Count one document under `reason`."""
@@ -67,15 +79,18 @@ class Tally:
 class ChunkResult:
     """A chunk as packed arrays: ids of all sentences, int32 tokens a sentence, int32 sentences a document."""
 
-    tokens: bytes
-    sentence_lengths: np.ndarray
-    document_sentences: np.ndarray
-    document_hashes: np.ndarray
+    tokens: bytes = b""
+    sentence_lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    document_sentences: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    document_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     """uint64 a document under --deduplicate, else empty"""
-    text_bytes: int
+    text_bytes: int = 0
     """UTF-8 bytes of the documents kept, after cleaning"""
-    skipped: Tally
-    repaired: Tally
+    records: int = 0
+    """records that the reader found, kept or not"""
+    skipped: Tally = field(default_factory=Tally)
+    repaired: Tally = field(default_factory=Tally)
+    """by reason, what was left out of documents or altered in them; one document may have several"""
 
 
 class _Tools(threading.local):
@@ -83,7 +98,8 @@ class _Tools(threading.local):
 
     spec: WorkSpec | None = None
     words: WordCache
-    splitter: SentenceSplitter
+    splitters: dict[str | None, SentenceSplitter]
+    """by language; Punkt has one for all"""
 
     def prepare(self, spec: WorkSpec) -> None:
         """Build tokenizer and splitter for `spec` unless they are there."""
@@ -92,56 +108,60 @@ class _Tools(threading.local):
         from tokenizers import Tokenizer
 
         self.words = WordCache(Tokenizer.from_file(spec.tokenizer_file))
-        self.splitter = _make_splitter(spec.punkt_dir)
+        self.splitters = {}
         self.spec = spec
+
+    def splitter(self, format_name: str, chunk: Chunk) -> SentenceSplitter:
+        """The splitter for the text of `chunk`."""
+        assert self.spec is not None
+        language = None
+        if self.spec.punkt_dir is None:
+            language = self.spec.language or input_language(chunk.path, format_name)
+        if language not in self.splitters:
+            self.splitters[language] = _make_splitter(self.spec.punkt_dir, language)
+        return self.splitters[language]
 
 
 _TOOLS = _Tools()
 
 
-def _make_splitter(punkt_dir: str | None) -> SentenceSplitter:
+def _make_splitter(punkt_dir: str | None, language: str | None) -> SentenceSplitter:
     if punkt_dir is None:
-        return RuleSplitter()
+        return RuleSplitter(language)
     from megatron_alum.data.punkt import PunktSplitter
 
     return PunktSplitter(punkt_dir)
 
 
 @lru_cache(maxsize=16)
-def _reader(format_name: str, text_key: str, wikitext_cleaner: str) -> Reader:
-    return make_reader(format_name, text_key=text_key, wikitext_cleaner=wikitext_cleaner)
+def _reader(format_name: str, reading: ReadOptions) -> Reader:
+    return make_reader(format_name, **asdict(reading))
 
 
 def process_chunk(spec: WorkSpec, format_name: str, chunk: Chunk) -> ChunkResult:
     """Turn one chunk into packed ids. ValueError for a broken file, and under --strict for a broken document."""
     _TOOLS.prepare(spec)
-    reader = _reader(format_name, spec.text_key, spec.wikitext_cleaner)
-    skipped, repaired = Tally(), Tally()
+    result = ChunkResult()
     lines_of: list[list[str]] = []
-    for document in _accepted(reader.documents(chunk), spec, chunk, skipped):
-        lines = clean_lines(document.text)
+    for item in _reader(format_name, spec.reading).documents(chunk):
+        result.records += 1
+        if isinstance(item, Rejected):
+            _reject(item.id, item.reason, spec if item.broken else None, chunk, result.skipped)
+            continue
+        lines = clean_lines(item.text)
         if sum(map(len, lines)) < spec.min_document_chars:
             reason = NO_TEXT if not lines else f"shorter than {spec.min_document_chars} characters"
-            _reject(document.id, reason, spec, chunk, skipped)
+            _reject(item.id, reason, spec, chunk, result.skipped)
             continue
-        if document.damaged:
-            _reject(document.id, INVALID_UTF8, spec, chunk, repaired)
+        for reason in item.repairs:
+            _reject(item.id, reason, spec, chunk, result.repaired)
         lines_of.append(lines)
-    return _pack(lines_of, spec, skipped, repaired)
+    return _pack(lines_of, _TOOLS.splitter(format_name, chunk), spec, result)
 
 
-def _accepted(found: Iterator[Document | Rejected], spec: WorkSpec, chunk: Chunk, skipped: Tally) -> Iterator[Document]:
-    for item in found:
-        if isinstance(item, Document):
-            yield item
-        elif item.broken:
-            _reject(item.id, item.reason, spec, chunk, skipped)
-        else:
-            skipped.add(item.reason, item.id)
-
-
-def _reject(identity: str, reason: str, spec: WorkSpec, chunk: Chunk, tally: Tally) -> None:
-    if spec.strict:
+def _reject(identity: str, reason: str, spec: WorkSpec | None, chunk: Chunk, tally: Tally) -> None:
+    """Count a record, or under --strict refuse it; `spec` is None for records that are skipped by rule."""
+    if spec is not None and spec.strict:
         raise ValueError(
             f"The document {identity} in {Path(chunk.path).name} must be whole UTF-8 text under --strict, but has: "
             f"{reason}. Repair the input, or leave --strict out to skip (or repair) and count such documents."
@@ -149,33 +169,35 @@ def _reject(identity: str, reason: str, spec: WorkSpec, chunk: Chunk, tally: Tal
     tally.add(reason, identity)
 
 
-def _pack(lines_of: list[list[str]], spec: WorkSpec, skipped: Tally, repaired: Tally) -> ChunkResult:
-    split = _TOOLS.splitter.split
-    sentences_of = [[sentence for line in lines for sentence in split(line)] for lines in lines_of]
+def _pack(lines_of: list[list[str]], splitter: SentenceSplitter, spec: WorkSpec, result: ChunkResult) -> ChunkResult:
+    """`result` with the documents whose lines are `lines_of`."""
+    sentences_of = [[sentence for line in lines for sentence in splitter.split(line)] for lines in lines_of]
     packed = _TOOLS.words.encode([sentence for sentences in sentences_of for sentence in sentences])
     itemsize = _TOOLS.words.dtype.itemsize
     lengths: list[int] = []
     counts: list[int] = []
     hashes: list[int] = []
-    position = text_bytes = 0
+    position = 0
     for lines, sentences in zip(lines_of, sentences_of, strict=True):
         own = [len(ids) // itemsize for ids in packed[position : position + len(sentences)] if ids]
         position += len(sentences)
-        if not own:  # every character was one that the tokenizer drops
-            skipped.add(NO_TEXT, lines[0])
+        if not own:
+            result.skipped.add(NO_TEXT, lines[0])
             continue
+        if len(own) < len(sentences):
+            result.repaired.add(NO_TOKEN, lines[0])
+        if _TOOLS.words.strips_all_marks and num_lost(lines) > MAX_LOST * sum(map(len, lines)):
+            result.repaired.add(LOST_MARKS, lines[0])
         lengths += own
         counts.append(len(own))
         encoded = "\n".join(lines).encode()
-        text_bytes += len(encoded)
+        result.text_bytes += len(encoded)
         if spec.deduplicate:
             hashes.append(int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little"))
-    return ChunkResult(
+    return replace(
+        result,
         tokens=b"".join(packed),
         sentence_lengths=np.array(lengths, np.int32),
         document_sentences=np.array(counts, np.int32),
         document_hashes=np.array(hashes, np.uint64),
-        text_bytes=text_bytes,
-        skipped=skipped,
-        repaired=repaired,
     )

@@ -20,11 +20,12 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from megatron_alum.convert.foreign import has_weights, instead_of_a_model
+from megatron_alum.data.bare_vocabulary import has_tokenizer, open_tokenizer
 from megatron_alum.finetune.divergence import Kind
 from megatron_alum.finetune.tasks import Task
 
@@ -121,24 +122,34 @@ def load_finetuned(folder: str, task: Task) -> PreTrainedModel:
 
 
 def load_tokenizer(folder: str, kind: Kind | None = None) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of a folder; for `kind` tags, one that takes each word as it stands inside a sentence.
+    """The fast tokenizer of a folder, a bare vocabulary's too; for `kind` tags, one that takes each word as it stands
+    inside a sentence.
 
     Raises: ValueError for a folder without one, or whose tokenizer knows almost no words.
     """
-    tokenizer = AutoTokenizer.from_pretrained(checked_folder(folder, "--tokenizer"), local_files_only=True)
+    tokenizer = open_tokenizer(Path(checked_folder(folder, "--tokenizer")))
     if not tokenizer.is_fast or len(tokenizer) < 16:
         raise ValueError(f"{folder} must hold a fast tokenizer with a vocabulary, but has {len(tokenizer)} tokens.")
     if kind == "tags":
         _expect_words(tokenizer)
-    return tokenizer
+    opened: PreTrainedTokenizerBase = tokenizer
+    return opened
 
 
 def check_vocabulary(folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises: ValueError for a tokenizer whose ids the model's word table does not hold."""
-    rows = getattr(AutoConfig.from_pretrained(folder, local_files_only=True), "vocab_size", None)
+    """Raises: ValueError for a tokenizer whose ids the model's word table does not hold, or whose pads the model would
+    count as tokens.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    rows = getattr(config, "vocab_size", None)
     if rows is not None and len(tokenizer) > rows:
         raise ValueError(
             f"the tokenizer must have at most the {rows} words of {folder}, but has {len(tokenizer)}. Use --tokenizer."
+        )
+    if config.model_type in POSITIONS_AFTER_PAD and tokenizer.pad_token_id != config.pad_token_id:
+        raise ValueError(
+            f"the tokenizer must have the padding id {config.pad_token_id} of {folder}, after which its positions "
+            f"begin, but has {tokenizer.pad_token_id}. Use --tokenizer."
         )
 
 
@@ -166,11 +177,15 @@ def longest_input(folder: str, tokenizer: PreTrainedTokenizerBase, wanted: int) 
 
 
 def checked_folder(folder: str, flag: str) -> str:
-    """`folder`, if it holds a config.json or tokenizer files.
+    """`folder`, if it holds a config.json with weights (--model), or a tokenizer (--tokenizer).
 
     Raises: ValueError otherwise; nothing is ever looked up on the network.
     """
-    names = ("config.json", "tokenizer.json", "tokenizer_config.json")
-    if not any((Path(folder) / name).is_file() for name in names):
-        raise ValueError(f"{flag} must be a local Hugging Face folder with config.json, but {folder} is not.")
+    path = Path(folder)
+    if flag == "--tokenizer" and not has_tokenizer(path):
+        raise ValueError(f"--tokenizer must be a local Hugging Face folder with tokenizer files, but {folder} is not.")
+    if flag == "--model" and not ((path / "config.json").is_file() and has_weights(path)):
+        plain = f"--model must be a local Hugging Face folder with config.json and weights, but {folder} is not."
+        reason = instead_of_a_model(path)
+        raise ValueError(plain if reason is None else f"--model: {reason}")
     return folder

@@ -75,7 +75,7 @@ def report(state: TrainState, plan: BatchPlan, samples: list[IterationPlan], sec
     fill = text.tokens / (plan.global_batch_size * config.model.seq_length)
     imbalance = max(iteration.imbalance for iteration in samples)
     whole = num_parameters(config, padded_vocab_size=state.network.vocab_size)
-    backend, reason = attention_backend(groups.device)
+    backend, reason = attention_backend(groups.device, getattr(torch, config.precision.dtype_name))
     lines = [
         "Dry run:",
         f"  batch       {plan.global_batch_size} sequences = {plan.micro_batch_size} a micro-batch on average x "

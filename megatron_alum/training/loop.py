@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from megatron_alum.checkpoint.agreement import together
 from megatron_alum.checkpoint.lock import RunLock
-from megatron_alum.checkpoint.origin import Origin
 from megatron_alum.checkpoint.save import CheckpointSaver
 from megatron_alum.config.cli import format_config
 from megatron_alum.config.run import RunConfig
@@ -32,7 +31,7 @@ from megatron_alum.training.metrics import (
 )
 from megatron_alum.training.micro_batch import batch_plan, load_all
 from megatron_alum.training.performance import Stopwatch
-from megatron_alum.training.resume import Resume, check_save_folder, find_resume, finished_note, roll_back
+from megatron_alum.training.resume import Resume, check_save_folder, find_resume, finished_note, origin_of, roll_back
 from megatron_alum.training.schedule import phase_of
 from megatron_alum.training.state import TrainState, build_state, checkpoint_content, load_into
 from megatron_alum.training.step import StepResult, train_step
@@ -46,7 +45,7 @@ def train(config: RunConfig) -> None:
     """
     assert config.checkpoint.save is not None
     if config.checkpoint.load is not None:
-        Origin.of(config.checkpoint.load)  # before the lock makes the folder that it may name, too
+        origin_of(config.checkpoint.load)  # before the lock makes the folder that it may name, too
     groups = initialize(
         tensor_parallel_size=config.parallel.tensor_model_parallel_size,
         pipeline_parallel_size=config.parallel.pipeline_model_parallel_size,

@@ -25,12 +25,13 @@ class Stopwatch:
         self._config, self._groups, self._vocab_size = config, groups, vocab_size
         self._world_size = groups.ranks_per_model * groups.dp_size
         self._waited_before = 0.0
-        self._clear()
         self.restart()
 
     def restart(self) -> None:
-        """Begin to measure now."""
+        """Begin to measure now; nothing is counted yet."""
         self._since = time.perf_counter()
+        self._iterations = self._tokens = 0
+        self._flops = self._imbalance = 0.0
 
     def pause(self) -> float:
         """The moment from which `resume` leaves time out."""
@@ -73,14 +74,8 @@ class Stopwatch:
             **{name: finite(value) for name, value in others.items()},
         }
         self._waited_before = loader_wait_seconds
-        self._clear()
         self.restart()
         return row
-
-    def _clear(self) -> None:
-        """Nothing counted since the last row."""
-        self._flops, self._imbalance = 0.0, 0.0
-        self._tokens, self._iterations = 0, 0
 
 
 def peak_memory_bytes(device: torch.device) -> int:

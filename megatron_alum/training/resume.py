@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 
 from megatron_alum.checkpoint.agreement import together
-from megatron_alum.checkpoint.folder import iteration_folder, list_iterations, read_run_config
+from megatron_alum.checkpoint.folder import COMPLETE_FILE, iteration_folder, list_iterations, read_run_config
 from megatron_alum.checkpoint.load import newest_valid, verify
 from megatron_alum.checkpoint.origin import Origin, set_aside_newer, was_rolled_back_by_this_job
 from megatron_alum.config.cli import config_to_dict
 from megatron_alum.config.run import RunConfig
 from megatron_alum.config.stored import KIND_OF, Kind, differences
+from megatron_alum.convert.foreign import instead_of_a_run
 from megatron_alum.data.blend import parse_data_path
 from megatron_alum.parallel import ProcessGroups
 from megatron_alum.training.state import data_fingerprint
@@ -38,12 +39,21 @@ class Resume(NamedTuple):
         return int(self.stored["iteration"])
 
 
+def origin_of(load: str) -> Origin:
+    """What --load names. Raises: ValueError for a path that does not exist or holds something else than a run."""
+    path = Path(load)
+    is_known = bool(list_iterations(path)) or (path / COMPLETE_FILE).is_file()
+    if path.exists() and not is_known and (reason := instead_of_a_run(path)):
+        raise ValueError(f"--load: {reason}")
+    return Origin.of(load)
+
+
 def check_save_folder(config: RunConfig) -> None:
     """Raises: ValueError when --save holds checkpoints that this run would mix with its own."""
     save, load = config.checkpoint.save, config.checkpoint.load
     if save is None or not list_iterations(Path(save)):
         return
-    if load is None or not Origin.of(load).is_folder(save):
+    if load is None or not origin_of(load).is_folder(save):
         raise ValueError(
             f"--save must be a folder without checkpoints, but {save} holds some. "
             f"Continue that run with --load {save}, or choose another folder."
@@ -58,7 +68,7 @@ def find_resume(config: RunConfig, groups: ProcessGroups) -> Resume | None:
     load = config.checkpoint.load
     if load is None:
         return None
-    origin = Origin.of(load)
+    origin = origin_of(load)
     assert config.checkpoint.save is not None
     in_place = origin.is_folder(config.checkpoint.save)
     rolls_back = in_place and origin.iteration is not None and not _was_rolled_back(origin, groups)

@@ -14,6 +14,8 @@ import transformers
 transformers.utils.logging.disable_progress_bar()
 
 VOCAB_SIZE = 131
+MOST_PADDING = 7
+"""largest padding id of any model here: no real token of `batch` has it"""
 SIZES = {
     "hidden_size": 20,
     "num_hidden_layers": 2,
@@ -90,13 +92,14 @@ def tokenizer_folder(folder: Path, *, roberta: bool = False) -> Path:
     return folder
 
 
-def batch(model_type: str):
-    """(tokens, types, mask): pairs, and rows of 17, 17, 9 and 3 real tokens."""
+def batch(model_type: str, pad: int | None = None):
+    """(tokens, types, mask): pairs, and rows of 17, 17, 9 and 3 real tokens, none of them the padding id `pad`."""
     generator = torch.Generator().manual_seed(5)
-    pad = 1 if model_type == "roberta" else 0
+    if pad is None:
+        pad = 1 if model_type == "roberta" else 0
     lengths = torch.tensor([17, 17, 9, 3])
     mask = torch.arange(17) < lengths[:, None]
-    tokens = torch.randint(2, VOCAB_SIZE, mask.shape, generator=generator).where(mask, pad)
+    tokens = torch.randint(MOST_PADDING + 1, VOCAB_SIZE, mask.shape, generator=generator).where(mask, pad)
     types = ((torch.arange(17) >= lengths[:, None] // 2) & mask).long()
     return tokens, torch.zeros_like(types) if model_type == "roberta" else types, mask
 
@@ -104,7 +107,7 @@ def batch(model_type: str):
 @torch.no_grad()
 def hf_outputs(model: torch.nn.Module):
     """(MLM logits of real tokens [N, V] or None, NSP logits [B, 2] or None, hidden states of real tokens [N, H])."""
-    tokens, types, mask = batch(model.config.model_type)
+    tokens, types, mask = batch(model.config.model_type, model.config.pad_token_id)
     out = model(input_ids=tokens, attention_mask=mask.long(), token_type_ids=types, output_hidden_states=True)
     mlm = getattr(out, "prediction_logits", getattr(out, "logits", None))
     nsp = getattr(out, "seq_relationship_logits", None)

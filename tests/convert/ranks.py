@@ -31,7 +31,7 @@ def build(hf_dir, tp, *, load=True, dtype=torch.float32):
 @torch.no_grad()
 def outputs(model):
     """As `models.hf_outputs`, the vocabulary gathered from the tensor-parallel group and unpadded."""
-    inputs = without_padding(*batch(model.model_config.model_type))
+    inputs = without_padding(*batch(model.model_config.model_type), model.groups.device)
     hidden = model.encode(model.embed(inputs), inputs)
     logits, nsp = model.heads(hidden, inputs)
     parts = [torch.empty_like(logits) for _ in range(model.groups.tp_size)]

@@ -90,8 +90,8 @@ BAD_FOLDERS = {
     "a pickle with code": (lambda f: pickle_instead(f, {"a": RunsCode(str(f / "trap"))}), "names code to run"),
     "a pickle of something else": (lambda f: pickle_instead(f, [1, 2]), "dictionary of tensors"),
     "an unknown tensor": (
-        lambda f: edit_tensors(f, lambda s: s.update({"classifier.weight": torch.zeros(2, 20)})),
-        r"1 unknown \(classifier.weight\)",
+        lambda f: edit_tensors(f, lambda s: s.update({"adapter.weight": torch.zeros(2, 20)})),
+        r"1 unknown \(adapter.weight\)",
     ),
     "missing tensors": (
         lambda f: edit_tensors(f, lambda s: (s.pop(QUERY), s.pop("bert.pooler.dense.bias"))),

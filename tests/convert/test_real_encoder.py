@@ -42,7 +42,7 @@ def test_hidden_states_equal_those_of_transformers():
             load_hf_into_model(folder, model, tokenizer_dir=folder)
         model.eval()
         mask, types = inputs["attention_mask"].bool(), inputs["token_type_ids"]
-        packed = without_padding(inputs["input_ids"], types, mask)
+        packed = without_padding(inputs["input_ids"], types, mask, torch.device("cpu"))
         ours = model.encode(model.embed(packed), packed).squeeze(1)
     assert not mask.all()
     torch.testing.assert_close(ours, theirs[mask], atol=HIDDEN_ATOL, rtol=0)

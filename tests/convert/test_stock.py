@@ -14,7 +14,8 @@ import torch
 import transformers
 
 from megatron_alum.convert import commands
-from megatron_alum.convert.stock import find_stock_checkpoint, read_stock_source
+from megatron_alum.convert.stock import read_stock_source
+from megatron_alum.convert.stock_folder import find_stock_checkpoint
 from megatron_alum.convert.to_hf import export_folder
 from tests.convert.models import VOCAB_SIZE, batch, hf_outputs, tokenizer_folder
 from tests.helpers.distributed import run_ranks
@@ -37,7 +38,7 @@ ARGS = {
 }
 
 
-def stock_model(tp):
+def stock_model(tp, *, pair_head=True):
     """megatron-core's BertModel with its local spec, as Megatron-LM's pretrain_bert.py builds it."""
     from megatron_alum.parallel import initialize, seed_everything
 
@@ -60,12 +61,13 @@ def stock_model(tp):
     )
     model = BertModel(
         config,
-        2,
+        2 if pair_head else 0,
         bert_layer_local_spec,
         PADDED_VOCAB,
         POSITIONS,
         share_embeddings_and_output_weights=True,
         parallel_output=False,
+        add_binary_head=pair_head,
     )
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
@@ -172,14 +174,6 @@ def test_exports_with_the_same_predictions(layout, tmp_path):
     assert len(transformers.AutoTokenizer.from_pretrained(exported)) == VOCAB_SIZE
 
 
-@pytest.fixture(scope="module")
-def rank_files(tmp_path_factory):
-    """A run folder in the torch format, tensor-parallel size 1, and its tokenizer."""
-    root = tmp_path_factory.mktemp("stock")
-    run_ranks(1, save_stock, 1, str(root / "iter_0000100"), "torch", False)
-    return root / "iter_0000100", tokenizer_folder(root / "tokenizer")
-
-
 def edited(rank_files, tmp_path, edit):
     """A copy of the checkpoint whose content went through `edit`."""
     folder = tmp_path / "iter_0000100"
@@ -212,8 +206,9 @@ def test_code_in_the_pickle_is_refused_and_not_run(rank_files, tmp_path):
 EDITS = {
     "another depth": (lambda c: setattr(c["args"], "num_layers", 3), "must have 3 layers"),
     "another width": (lambda c: setattr(c["args"], "hidden_size", 24), "misshapen"),
-    "rotary positions": (lambda c: setattr(c["args"], "position_embedding_type", "rope"), "learned_absolute"),
-    "no arguments": (lambda c: c.pop("args"), "Megatron-LM's arguments"),
+    "no arguments": (lambda c: c.pop("args"), "--num-attention-heads must say how many heads"),
+    "arguments that are none": (lambda c: c.update(args={"num_layers": 4}), "must be Megatron-LM's arguments"),
+    "a size that is no number": (lambda c: setattr(c["args"], "num_layers", "4"), "`num_layers` .* positive number"),
     "no model": (lambda c: c.pop("model"), "under `model`"),
     "a GPT": (lambda c: c["model"].pop("lm_head.dense.weight"), r"1 missing \(lm_head.dense.weight\)"),
 }

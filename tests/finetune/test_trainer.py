@@ -259,14 +259,20 @@ def test_bfloat16_autocast_trains(tmp_path, name):
     assert all(torch.isfinite(torch.tensor(row["loss"])) for row in trainer.state.log_history if "loss" in row)
 
 
-def test_torch_compile_gives_the_eager_result(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "level",
+    [{}, {"perturb": "encoder_input"}, {"perturb": "layer", "perturb_layer": 1}],
+    ids=["word", "input", "layer"],
+)
+def test_torch_compile_gives_the_eager_result(tmp_path, monkeypatch, level):
     """Every pass goes through the compiled module; the eager backend of dynamo needs no compiler."""
     monkeypatch.setattr(AlumTrainer, "_dropout", lambda trainer: nullcontext())  # torch's masks, as compiled code draws
-    eager, _ = train(tmp_path, "classification", method=method("alum", **BIG))
+    plan = method("alum", **BIG, **level)
+    eager, _ = train(tmp_path, "classification", method=plan)
     compiled, _ = train(
         tmp_path,
         "classification",
-        method=method("alum", **BIG),
+        method=plan,
         arguments_changes={"torch_compile": True, "torch_compile_backend": "eager"},
     )
     losses = [[row["loss"] for row in t.state.log_history if "loss" in row] for t in (eager, compiled)]

@@ -4,12 +4,12 @@ import dataclasses
 import functools
 
 import pytest
-import torch
 
 from tests.helpers.distributed import run_ranks
 from tests.models.alum_step import gradients
 from tests.models.batches import make_batch
 from tests.models.test_gradients import small_config
+from tests.models.tolerances import ORDER_RTOL
 
 
 @functools.cache
@@ -22,7 +22,7 @@ def _answers(model_type, world_size, sequence_parallel, recompute, level, rows=F
 @pytest.mark.parametrize(("recompute", "level"), [("selective", "word"), ("full", "word"), ("full", 1)])
 @pytest.mark.parametrize(("world_size", "sequence_parallel"), [(1, False), (2, False), (2, True)])
 @pytest.mark.parametrize("model_type", ["megatron-bert", "roberta"])
-def test_alum_step_with_dropout_is_bit_equal(model_type, world_size, sequence_parallel, recompute, level):
+def test_alum_step_with_dropout_is_equal(model_type, world_size, sequence_parallel, recompute, level):
     rows = world_size == 1
     expected = _answers(model_type, world_size, sequence_parallel, "none", level, rows)
     actual = _answers(model_type, world_size, sequence_parallel, recompute, level, rows)
@@ -32,4 +32,6 @@ def test_alum_step_with_dropout_is_bit_equal(model_type, world_size, sequence_pa
         assert inner_main_grad == 0.0
         assert losses == expected_losses
         for name in expected_whole:
-            assert torch.equal(whole[name], expected_whole[name]), name
+            # x is read twice by the layer above it, in two passes: a recomputed layer adds its two gradients first.
+            limit = ORDER_RTOL * expected_whole[name].abs().max() if level == 1 else 0.0
+            assert (whole[name] - expected_whole[name]).abs().max() <= limit, name

@@ -33,6 +33,7 @@ ANOTHER = {
         "num_attention_heads": 2,
         "ffn_hidden_size": 96,
         "max_position_embeddings": 64,
+        "first_position": 4,
         "layernorm_epsilon": 1e-6,
     },
     Kind.STATE: {"bf16": True, "fp16": True, "use_distributed_optimizer": True},
@@ -95,7 +96,7 @@ ANOTHER = {
     },
 }
 """a value of each option that belongs to a run other than that of `arguments` and other than the default"""
-COMPANIONS = {"alum_perturb_layer": {"alum_perturb": "layer"}}
+COMPANIONS = {"first_position": {"model_type": "roberta"}, "alum_perturb_layer": {"alum_perturb": "layer"}}
 CASES = [pytest.param(kind, name, value, id=name) for kind, names in ANOTHER.items() for name, value in names.items()]
 NOT_KEPT = {"tensor_model_parallel_size": 2, "sampler_threads": 3, "exit_interval": 5, "recompute_granularity": "full"}
 
@@ -168,7 +169,7 @@ def test_an_option_that_is_not_given_is_that_of_the_run(prefix, tmp_path, kind, 
 @pytest.mark.parametrize(("kind", "name", "value"), CASES)
 def test_an_option_that_is_given_and_differs_is_printed_or_refused(prefix, tmp_path, kind, name, value):
     """And refused without --override-schedule where it changes samples or schedules."""
-    store(tmp_path, prefix)
+    store(tmp_path, prefix, **(COMPANIONS.get(name, {}) if kind is Kind.NETWORK else {}))
     given, flag = {name: value, **COMPANIONS.get(name, {})}, "--" + name.replace("_", "-")
     refusal = rf"{flag} must be .* as in .*iter_0000007, but is {value} instead\."
     if kind is Kind.SCHEDULE:

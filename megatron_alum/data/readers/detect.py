@@ -1,71 +1,90 @@
-"""`--format auto`: which reader a file needs, from its own name and first bytes (decompressed) alone, so that shards,
-resumed runs and other neighbours cannot change it.
+"""Which reader a file needs, from its own name and first bytes (decompressed) alone, so that shards, resumed runs and
+other neighbours cannot change it.
 
 parquet        magic PAR1                      mediawiki      <mediawiki within the first KiB
-openwebtext    a tar archive                   wikiextractor  first text is `<doc `
-jsonl          first text is `{`               lines          text without any blank line in its first MiB
-text           other text                      (error)        NUL bytes, or no UTF-8: not text at all
+openwebtext    a tar archive                   wikiextractor  a line begins with `<doc `
+jsonl          a line is a JSON object         lines          text without any blank line in its first MiB
+text           other text                      (error)        what `sniff.py` knows to be something else
+
+A format given by --format is checked too, where its files can be told from others: a wrong one would read nothing.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megatron_alum.data.readers.base import Chunk, Document, Reader, Rejected
+from megatron_alum.data.readers import sniff
+from megatron_alum.data.readers.base import Chunk, Document, Reader, Rejected, Unreadable
 from megatron_alum.data.readers.jsonl import JsonLinesReader
 from megatron_alum.data.readers.mediawiki import MediawikiReader
-from megatron_alum.data.readers.openwebtext import OpenWebTextReader
+from megatron_alum.data.readers.openwebtext import OpenWebTextReader, is_tar
 from megatron_alum.data.readers.parquet import ParquetReader
 from megatron_alum.data.readers.records import RecordReader, is_small_compressed
 from megatron_alum.data.readers.streams import open_stream
 from megatron_alum.data.readers.text import BlankLineReader, LinesReader
 from megatron_alum.data.readers.wikiextractor import WikiextractorReader
 
-SAMPLE_BYTES = 1 << 20
-MAX_UNDECODABLE = 0.05
-"""Share of bytes that are no UTF-8 above which a file is taken for binary data (or another encoding)."""
+_PLAIN = ("text", "lines", "stories")
+"""Formats that take any text."""
+_MARKS = {"mediawiki": "<page>", "wikiextractor": "<doc "}
+"""What a file of the format has in its first MiB."""
 
-READERS: dict[str, Callable[..., Reader]] = {
-    "wikiextractor": lambda **_options: WikiextractorReader(),
-    "jsonl": lambda *, text_key, **_options: JsonLinesReader(text_key),
-    "text": lambda **_options: BlankLineReader(),
-    "lines": lambda **_options: LinesReader(),
-    "stories": lambda **_options: LinesReader(),
-    "mediawiki": lambda *, wikitext_cleaner, **_options: MediawikiReader(wikitext_cleaner),
-    "parquet": lambda *, text_key, **_options: ParquetReader(text_key),
-    "openwebtext": lambda **_options: OpenWebTextReader(),
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """The settings that reach the readers."""
+
+    given: str = "auto"
+    """--format"""
+    text_key: str = "text"
+    wikitext_cleaner: str = "fast"
+
+
+DEFAULTS = ReadOptions()
+READERS: dict[str, Callable[[ReadOptions], Reader]] = {
+    "wikiextractor": lambda _options: WikiextractorReader(),
+    "jsonl": lambda options: JsonLinesReader(options.text_key),
+    "text": lambda _options: BlankLineReader(),
+    "lines": lambda _options: LinesReader(),
+    "stories": lambda _options: LinesReader(),
+    "mediawiki": lambda options: MediawikiReader(options.wikitext_cleaner),
+    "parquet": lambda options: ParquetReader(options.text_key),
+    "openwebtext": lambda options: OpenWebTextReader(
+        lambda head, path: _format_of_head(head, path, replace(options, given="auto")),
+        lambda name: READERS[name](options),
+    ),
 }
-"""Format name -> reader, called with the options of `make_reader`."""
+"""Format name -> reader."""
 
 
-def make_reader(name: str, *, text_key: str = "text", wikitext_cleaner: str = "fast") -> Reader:
-    """The reader called `name`, a format or "auto"; the options reach the formats that know them."""
-    if name == "auto":
-        return SmallFileReader(text_key, wikitext_cleaner)
-    return READERS[name](text_key=text_key, wikitext_cleaner=wikitext_cleaner)
+def make_reader(name: str, **options: str) -> Reader:
+    """The reader called `name`, a format or "auto"; `options` are the fields of ReadOptions."""
+    chosen = ReadOptions(**options)
+    return SmallFileReader(chosen) if name == "auto" else READERS[name](chosen)
 
 
 class SmallFileReader:
-    """Small compressed files under `--format auto`: each is one chunk, whose reader is chosen where it is decompressed.
+    """Small compressed files: each is one chunk, whose reader is chosen where it is decompressed.
 
     Decompressing the heads of fifteen thousand small .bz2 files would take the coordinator minutes.
     """
 
-    def __init__(self, text_key: str, wikitext_cleaner: str) -> None:
-        self._options = {"text_key": text_key, "wikitext_cleaner": wikitext_cleaner}
+    def __init__(self, options: ReadOptions) -> None:
+        self._options = options
 
     def chunks(self, path: Path) -> Iterator[Chunk]:
         """The whole file."""
-        yield Chunk(str(path), 0, 0)
+        yield Chunk(str(path), 0, 0, path.stat().st_size)
 
     def documents(self, chunk: Chunk) -> Iterator[Document | Rejected]:
         """The documents of the file, in whatever format it is."""
         path = Path(chunk.path)
         with open_stream(path) as stream:
-            head = stream.read(SAMPLE_BYTES)
-            name = _format_of_head(head, path)
+            head = stream.read(sniff.SAMPLE_BYTES)
+            name = _format_of_head(head, path, self._options)
             if name is None:
                 return
-            reader = make_reader(name, **self._options)
+            reader = READERS[name](self._options)
             if isinstance(reader, RecordReader):
                 yield from reader.stream_documents(stream, chunk.name, head)
                 return
@@ -73,38 +92,56 @@ class SmallFileReader:
             yield from reader.documents(part)
 
 
-def format_to_read(path: Path) -> str | None:
-    """The format of `path`, None for an empty file, "auto" for one whose format shows when a worker decompresses it."""
-    return "auto" if is_small_compressed(path) else detect_format(path)
+def format_to_read(path: Path, options: ReadOptions = DEFAULTS) -> str | None:
+    """The format of `path`, None for a file without text, "auto" for one whose format shows when a worker decompresses
+    it; ValueError when it is not what --format says, or nothing that is read."""
+    return "auto" if is_small_compressed(path) else detect_format(path, options)
 
 
-def detect_format(path: Path) -> str | None:
-    """The format of `path`, None for an empty file; ValueError when its first bytes are no text of any kind."""
-    with path.open("rb") as raw:
-        if raw.read(4) == b"PAR1":
-            return "parquet"
+def detect_format(path: Path, options: ReadOptions = DEFAULTS) -> str | None:
+    """The format of `path`, None for a file without text; ValueError when its first bytes are no text of any kind."""
     with open_stream(path) as stream:
-        return _format_of_head(stream.read(SAMPLE_BYTES), path)
+        return _format_of_head(stream.read(sniff.SAMPLE_BYTES), path, options)
 
 
-def _format_of_head(head: bytes, path: Path) -> str | None:
+def _format_of_head(head: bytes, path: Path, options: ReadOptions) -> str | None:
     """The format of the file at `path` whose first SAMPLE_BYTES, decompressed, are `head`."""
-    if head[257:262] == b"ustar":
-        return "openwebtext"
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not start:
-        return None
-    undecodable = head.decode("utf-8", "replace").count("\ufffd")
-    if b"\0" in head or undecodable > max(64, len(head) * MAX_UNDECODABLE):
-        raise ValueError(
-            f"`{path}` must be text in a known format ({', '.join(READERS)}), but holds binary data. "
-            "Leave it out of --input, or name its format by --format."
-        )
-    if b"<mediawiki" in start[:1024] or start.startswith(b"<page>"):
+    found = "parquet" if head.startswith(b"PAR1") else "openwebtext" if is_tar(head) else None
+    if found or options.given in ("parquet", "openwebtext"):
+        return _checked(found, options.given, path)
+    if not head.strip():
+        return None if len(head) < sniff.SAMPLE_BYTES else "text"
+    sniff.check_bytes(head, path)
+    if options.given in _PLAIN:
+        return options.given
+    text = head.decode("utf-8-sig", "replace").lstrip("\0 \t\r\n\v\f")
+    return _checked(
+        _format_of_text(text, path, options, whole=len(head) < sniff.SAMPLE_BYTES), options.given, path, text
+    )
+
+
+def _format_of_text(text: str, path: Path, options: ReadOptions, *, whole: bool) -> str:
+    if "<mediawiki" in text[:1024] or text.startswith("<page>"):
         return "mediawiki"
-    if start.startswith(b"<doc "):
+    if text.startswith("<doc ") or "\n<doc id=" in text:
         return "wikiextractor"
-    if start.startswith(b"{"):
+    if sniff.is_json_lines(text, path, whole=whole, text_key=options.text_key):
         return "jsonl"
-    blank = any(not line.strip() for line in head.rstrip().split(b"\n"))
-    return "text" if blank or b"\n" not in head.rstrip() else "lines"
+    if options.given == "auto":
+        sniff.check_markup(text, path)
+        sniff.check_table(text, path, whole=whole, text_key=options.text_key)
+    blank = any(not line.strip() for line in text.rstrip().split("\n"))
+    return "text" if blank or "\n" not in text.rstrip() else "lines"
+
+
+def _checked(found: str | None, given: str, path: Path, text: str = "") -> str:
+    """The format to read by: the one `given`, which must be the one `found`, or show in `text`."""
+    if given == "auto" and found is not None:
+        return found
+    if given == found or (given in _MARKS and _MARKS[given] in text) or found is None:
+        return given
+    raise Unreadable(
+        f"`--format` must be the format of {path}, which holds {found}, but is {given} instead. "
+        "Give that one, or leave --format out: every file is then looked at.",
+        found,
+    )

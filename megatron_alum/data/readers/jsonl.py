@@ -1,14 +1,20 @@
 """JSON lines: one object a line with `text` and, if present, `id` or `title` (wikiextractor --json, datasets exports).
 
 A line that is no JSON object, or has no string under `text`, is rejected with its id or its place; blank lines are no
-records.
+records. Control characters that stand bare in a string (a NUL, a tab), which JSON forbids and many programs write, are
+taken and counted: cleaning removes them from any text. Records of wikiextractor are known by their keys, and its
+entities are resolved.
 """
 
 import json
 from collections.abc import Iterator
 
-from megatron_alum.data.readers.base import Document, Rejected, decode
+from megatron_alum.data.readers.base import Document, Rejected, decode, repairs_of
 from megatron_alum.data.readers.records import LineReader
+from megatron_alum.data.readers.wikiextractor import is_record, plain_text
+
+BARE_CONTROL = "control characters inside a JSON string"
+_LENIENT = json.JSONDecoder(strict=False)
 
 
 class JsonLinesReader(LineReader):
@@ -22,11 +28,15 @@ class JsonLinesReader(LineReader):
         text, damaged = decode(data)
         for number, line in enumerate(text.split("\n"), start=1):
             if line and not line.isspace():
-                yield self._record(line, f"{name}, line {number} from there", damaged and "\ufffd" in line)
+                yield self._record(line, f"{name}, line {number} from there", repairs_of(line, damaged))
 
-    def _record(self, line: str, place: str, damaged: bool) -> Document | Rejected:
+    def _record(self, line: str, place: str, repairs: tuple[str, ...]) -> Document | Rejected:
         try:
-            record = json.loads(line)
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                record = _LENIENT.decode(line)
+                repairs = (*repairs, BARE_CONTROL)
         except (ValueError, RecursionError):  # also a number of more digits, or a nesting, than Python reads
             return Rejected(place, "not JSON")
         if not isinstance(record, dict):
@@ -35,4 +45,6 @@ class JsonLinesReader(LineReader):
         text = record.get(self.text_key)
         if not isinstance(text, str):
             return Rejected(identity, f"no string under {self.text_key!r}")
-        return Document(identity, text, damaged)
+        if is_record(record):
+            text = plain_text(text)
+        return Document(identity, text, repairs)

@@ -16,12 +16,13 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
-from megatron_alum.data.readers.base import MAX_RECORD_BYTES, Chunk, Document, Rejected, decode
+from megatron_alum.data.readers.base import MAX_RECORD_BYTES, OVERSIZE, Chunk, Document, Rejected, decode, repairs_of
 from megatron_alum.data.readers.records import RecordReader
-from megatron_alum.data.readers.streams import bz2_stream_starts, open_stream, read_bz2_span
-from megatron_alum.data.readers.wikitext import clean_by_parser, clean_wikitext
+from megatron_alum.data.readers.streams import bz2_stream_starts, open_stream, read_bz2_span, stored_compression
+from megatron_alum.data.readers.wikitext import Wiki, clean_by_parser, clean_wikitext
+from megatron_alum.data.readers.wikitext.pages import EMPTY, NO_REVISION, skip_reason, wiki_of_head
 
-CLEANERS: dict[str, Callable[[str, frozenset[str]], str]] = {
+CLEANERS: dict[str, Callable[[str, Wiki, str], str]] = {
     "fast": clean_wikitext,
     "mwparserfromhell": clean_by_parser,
 }
@@ -29,15 +30,6 @@ STREAM_GROUP_BYTES = 300_000
 """Compressed bytes of streams that make a chunk: one of Wikimedia's streams (100 pages) on average."""
 _PAGE, _PAGE_END = b"<page>", b"</page>"
 _ID = re.compile(r"<id>\s*(\d+)\s*</id>")
-_NAMESPACE = re.compile(r'<namespace key="(-?\d+)"[^>]*>([^<]*)</namespace>')
-_DISAMBIGUATION = re.compile(
-    r"\{\{\s*(?:disambig[\w -]*|dab|hndis[\w-]*|geodis|mil-?unit-?dis|number ?dis|school ?dis"
-    r"|letter[- ]?(?:number )?comb(?:ination)? ?disambig\w*"
-    r"|begriffskl\S+|homonymie|disambigua|desambiguaci\S+)\s*(?:\||\}\})",
-    re.IGNORECASE,
-)
-_FILE_KEYS = {"-2", "6", "14"}  # Media, File, Category
-_ENGLISH = frozenset({"file", "image", "category", "media"})
 _HEAD_BYTES = 64 << 10
 
 
@@ -53,33 +45,35 @@ class MediawikiReader(RecordReader):
 
     def chunks(self, path: Path) -> Iterator[Chunk]:
         """Groups of streams of a multistream .bz2; other files as any record format."""
-        starts = bz2_stream_starts(path) if path.suffix.lower() == ".bz2" else []
+        starts = bz2_stream_starts(path) if stored_compression(path) == ".bz2" else []
         if len(starts) < 2:
             yield from super().chunks(path)
             return
-        bounds = [0]
-        for start in [*starts[1:], path.stat().st_size]:
-            if start - bounds[-1] >= STREAM_GROUP_BYTES:
+        bounds, size = [0], path.stat().st_size
+        for start in starts[1:]:
+            if start - bounds[-1] >= STREAM_GROUP_BYTES and size - start >= STREAM_GROUP_BYTES:
                 bounds.append(start)
-        bounds = [*bounds[:-1], path.stat().st_size] if len(bounds) > 1 else [0, path.stat().st_size]
-        for ordinal, span in enumerate(pairwise(bounds)):
-            yield Chunk(str(path), ordinal, span[0], span=span)
+        for ordinal, span in enumerate(pairwise([*bounds, size])):
+            yield Chunk(str(path), ordinal, *span, span=span)
 
     def documents(self, chunk: Chunk) -> Iterator[Document | Rejected]:
         """The articles whose pages begin in the chunk."""
-        if chunk.span is not None and chunk.path.lower().endswith(".bz2"):
-            yield from self.parse(_pages_of_streams(Path(chunk.path), chunk.span), chunk.name)
+        if chunk.span is not None and stored_compression(Path(chunk.path)) == ".bz2":
+            pages, is_whole = _pages_of_streams(Path(chunk.path), chunk.span)
+            yield from self.parse(pages, chunk.name)
+            if not is_whole:
+                yield Rejected(chunk.name, OVERSIZE)
         else:
             yield from super().documents(chunk)
 
     def parse(self, data: bytes, name: str) -> Iterator[Document | Rejected]:
         """One document or rejection a <page>."""
         text, damaged = decode(data)
-        dropped = _dropped_namespaces(name.rpartition(" at byte ")[0])
+        wiki = wiki_of_dump(name.rpartition(" at byte ")[0])
         for source in _pages(text):
-            yield self._page(source, damaged and "\ufffd" in source, dropped)
+            yield self._page(source, repairs_of(source, damaged), wiki)
 
-    def _page(self, source: str, damaged: bool, dropped: frozenset[str]) -> Document | Rejected:
+    def _page(self, source: str, repairs: tuple[str, ...], wiki: Wiki) -> Document | Rejected:
         found = _ID.search(source)
         key = found[1] if found else "page without id"
         try:
@@ -87,40 +81,31 @@ class MediawikiReader(RecordReader):
         except ET.ParseError as error:
             return Rejected(key, f"page is no well-formed XML ({error})".split(":")[0] + ")")
         revision = page.findall("revision")[-1:]
-        text = (revision[0].findtext("text") or "") if revision else ""
-        reason = _skip_reason(page, revision[0] if revision else page, text)
+        if not revision:
+            return Rejected(key, NO_REVISION, broken=False)
+        text = revision[0].findtext("text") or ""
+        reason = skip_reason(page, revision[0], text, wiki)
         if reason is not None:
             return Rejected(key, reason, broken=False)
-        cleaned = self._clean(text, dropped)
-        return Document(key, cleaned, damaged) if cleaned else Rejected(key, "empty page", broken=False)
+        cleaned = self._clean(text, wiki, page.findtext("title", ""))
+        return Document(key, cleaned, repairs) if cleaned else Rejected(key, EMPTY, broken=False)
 
 
 def _pages(text: str) -> Iterator[str]:
-    """Every <page> element; the last may lack its end."""
+    """Every <page> element; one that lacks its end ends where the next one begins."""
     opening, closing = _PAGE.decode(), _PAGE_END.decode()
     begin = text.find(opening)
     while begin >= 0:
-        end = text.find(closing, begin)
-        stop = end + len(closing) if end >= 0 else len(text)
-        yield text[begin:stop]
-        begin = text.find(opening, stop)
+        following = text.find(opening, begin + len(opening))
+        stop = following if following >= 0 else len(text)
+        end = text.find(closing, begin, stop)
+        yield text[begin : end + len(closing) if end >= 0 else stop]
+        begin = following
 
 
-def _skip_reason(page: ET.Element, revision: ET.Element, text: str) -> str | None:
-    """Why the page is no article, or None."""
-    if page.findtext("ns", "0").strip() != "0":
-        return "not in the article namespace"
-    if page.find("redirect") is not None or text[:9].upper() == "#REDIRECT":
-        return "redirect"
-    if revision.findtext("model", "wikitext") != "wikitext":
-        return "not wikitext"
-    if page.findtext("title", "").endswith("(disambiguation)") or _DISAMBIGUATION.search(text):
-        return "disambiguation page"
-    return None
-
-
-def _pages_of_streams(path: Path, span: tuple[int, int]) -> bytes:
-    """Decompressed bytes from the first page that begins in the streams of `span` to the end of the last one.
+def _pages_of_streams(path: Path, span: tuple[int, int]) -> tuple[bytes, bool]:
+    """Decompressed bytes from the first page that begins in the streams of `span` to the end of the last one, and
+    whether that one is among them: it is not when it is too long.
 
     Wikimedia ends its streams at pages, so that what follows is seldom read: a whole block would be decompressed.
     """
@@ -131,19 +116,20 @@ def _pages_of_streams(path: Path, span: tuple[int, int]) -> bytes:
         data += next(following, b"")
     first, last = data.find(_PAGE, 0, limit), data.rfind(_PAGE, 0, limit)
     if first < 0:
-        return b""
+        return b"", True
     while (end := data.find(_PAGE_END, last)) < 0 and len(data) - last <= MAX_RECORD_BYTES:
         piece = next(following, b"")
         if not piece:
-            return data[first:]
+            return data[first:], True
         data += piece
-    return data[first : end + len(_PAGE_END)] if end >= 0 else data[first:last]
+    if end < 0:
+        return data[first:last], False
+    other = data.find(_PAGE, last + len(_PAGE), end)  # of the next streams, when the last page here lacks its end
+    return data[first : other if other >= 0 else end + len(_PAGE_END)], True
 
 
 def _following(path: Path, start: int) -> Iterator[bytes]:
     """Decompressed pieces of the streams from byte `start` on."""
-    if start == path.stat().st_size:
-        return
     with path.open("rb") as raw:
         raw.seek(start)
         with open_stream(path, source=raw) as stream:
@@ -152,11 +138,9 @@ def _following(path: Path, start: int) -> Iterator[bytes]:
 
 
 @lru_cache(maxsize=8)
-def _dropped_namespaces(path: str) -> frozenset[str]:
-    """Lower-case names of the namespaces whose links are no text, in English and in the dump's own language."""
+def wiki_of_dump(path: str) -> Wiki:
+    """The wiki that a dump was taken from, by the head of the file."""
     if not Path(path).is_file():
-        return _ENGLISH
+        return wiki_of_head("")
     with open_stream(Path(path)) as stream:
-        head = stream.read(_HEAD_BYTES).decode("utf-8", "replace")
-    local = {name.strip().lower() for key, name in _NAMESPACE.findall(head) if key in _FILE_KEYS}
-    return _ENGLISH | local
+        return wiki_of_head(stream.read(_HEAD_BYTES).decode("utf-8", "replace"))

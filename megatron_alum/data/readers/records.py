@@ -13,24 +13,26 @@ being held in memory and becomes a chunk of its own, which yields one Rejected.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import IO
 
-from megatron_alum.data.readers.base import CHUNK_BYTES, MAX_RECORD_BYTES, Chunk, Document, Rejected
-from megatron_alum.data.readers.streams import COMPRESSED, open_stream
+from megatron_alum.data.readers.base import CHUNK_BYTES, MAX_RECORD_BYTES, OVERSIZE, Chunk, Document, Rejected, tile
+from megatron_alum.data.readers.streams import open_stream, read_range, stored_compression
 
 SMALL_COMPRESSED_BYTES = 2 << 20
 """A compressed file up to this size is one chunk (about 8 MB of text): workers decompress folders of such files."""
-OVERSIZE = f"longer than {MAX_RECORD_BYTES >> 20} MiB"
 _READ_BYTES = 256 << 10
 _OVERLAP_BYTES = 64
 """How far before the end of the bytes read so far a record start may begin and be incomplete."""
+_MAX_BLANK_BYTES = 1 << 20
+"""More white space than this in a record that is passed over does not end it."""
 
 
 def is_small_compressed(path: Path) -> bool:
     """Whether workers decompress the file at `path` as a whole."""
-    return path.suffix.lower() in COMPRESSED and path.stat().st_size <= SMALL_COMPRESSED_BYTES
+    return path.stat().st_size <= SMALL_COMPRESSED_BYTES and stored_compression(path) != ""
 
 
 class RecordReader(ABC):
@@ -46,23 +48,21 @@ class RecordReader(ABC):
 
     def chunks(self, path: Path) -> Iterator[Chunk]:
         """Cut `path` into chunks, see the module's docstring."""
-        if path.suffix.lower() not in COMPRESSED:
+        if stored_compression(path) == "":
             yield from self._range_chunks(path)
         elif is_small_compressed(path):
-            yield Chunk(str(path), 0, 0)
+            yield Chunk(str(path), 0, 0, path.stat().st_size)
         else:
             yield from self._inline_chunks(path)
 
     def documents(self, chunk: Chunk) -> Iterator[Document | Rejected]:
         """The documents of a chunk in order."""
-        if chunk.oversize:
-            yield Rejected(chunk.name, OVERSIZE)
+        if chunk.rejected is not None:
+            yield Rejected(chunk.name, chunk.rejected)
         elif chunk.data is not None:
             yield from self.parse(chunk.data, chunk.name)
         elif chunk.span is not None:
-            with Path(chunk.path).open("rb") as stream:
-                stream.seek(chunk.span[0])
-                yield from self.parse(stream.read(chunk.span[1] - chunk.span[0]), chunk.name)
+            yield from self.parse(read_range(Path(chunk.path), chunk.span), chunk.name)
         else:
             with open_stream(Path(chunk.path)) as stream:
                 yield from self.stream_documents(stream, chunk.name)
@@ -73,19 +73,24 @@ class RecordReader(ABC):
             yield from self.parse(block, name) if block is not None else [Rejected(name, OVERSIZE)]
 
     def _range_chunks(self, path: Path) -> Iterator[Chunk]:
+        start = 0
         with path.open("rb") as stream:
-            start = 0
             for ordinal, (size, block) in enumerate(self.blocks(stream)):
-                yield Chunk(str(path), ordinal, start, span=(start, start + size), oversize=block is None)
-                start += size
+                span, start = (start, start + size), start + size
+                yield Chunk(str(path), ordinal, *span, span=span, rejected=OVERSIZE if block is None else None)
 
     def _inline_chunks(self, path: Path) -> Iterator[Chunk]:
         raw = path.open("rb")
         with open_stream(path, source=raw) as stream:
-            offset = 0
-            for ordinal, (_size, block) in enumerate(self.blocks(stream)):
-                yield Chunk(str(path), ordinal, offset, data=block, oversize=block is None)
-                offset = raw.tell()
+            yield from tile(path, (replace(chunk, end=raw.tell()) for chunk in self.stream_chunks(stream, path)))
+
+    def stream_chunks(
+        self, stream: IO[bytes], path: Path, begun: bytes = b"", name: str | None = None
+    ) -> Iterator[Chunk]:
+        """Chunks with the bytes of `stream`, of which `begun` has been read, for the caller to place in the file at
+        `path`; `name` is the format a worker reads them by, where it is not the file's."""
+        for _size, block in self.blocks(stream, begun):
+            yield Chunk(str(path), data=block, format=name, rejected=OVERSIZE if block is None else None)
 
     def blocks(self, stream: IO[bytes], begun: bytes = b"") -> Iterator[tuple[int, bytes | None]]:
         """(size, bytes) of stretches of whole records, the bytes None for a single record that is too long."""
@@ -98,7 +103,7 @@ class RecordReader(ABC):
                     yield cut, buffer[:cut]
                     buffer, searched = buffer[cut:], CHUNK_BYTES
                 elif len(buffer) > CHUNK_BYTES + MAX_RECORD_BYTES:
-                    kept = self._last_record(buffer[:CHUNK_BYTES])
+                    kept = self._last_record(buffer, CHUNK_BYTES)
                     if kept:
                         yield kept, buffer[:kept]
                     skipped, buffer = self._pass_over(stream, buffer[kept:])
@@ -110,10 +115,10 @@ class RecordReader(ABC):
         if buffer:
             yield len(buffer), buffer
 
-    def _last_record(self, data: bytes) -> int:
-        """Start of the last record in `data`, 0 when the first is the only one."""
+    def _last_record(self, data: bytes, end: int) -> int:
+        """Start of the last record that begins before byte `end` of `data`, 0 when the first is the only one."""
         last, found = 0, self.next_record(data, 1)
-        while found > last:
+        while last < found < end:
             last, found = found, self.next_record(data, found + 1)
         return last
 
@@ -125,8 +130,10 @@ class RecordReader(ABC):
             piece = stream.read(_READ_BYTES)
             if not piece:
                 return passed + len(window), b""
-            passed += max(0, len(window) - _OVERLAP_BYTES)
-            window = window[-_OVERLAP_BYTES:] + piece
+            # blank lines separate documents of plain text, and may be long: the window holds on to all of their bytes
+            blank = min(len(window) - len(window.rstrip()) + 1, _MAX_BLANK_BYTES)
+            kept = window[-max(blank, _OVERLAP_BYTES) :]
+            passed, window = passed + len(window) - len(kept), kept + piece
         return passed + cut, window[cut:]
 
 

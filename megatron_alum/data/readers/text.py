@@ -9,7 +9,7 @@ with a document a line (cc-stories.txt, 2,105,303 lines). A copy with blank line
 import re
 from collections.abc import Iterator
 
-from megatron_alum.data.readers.base import Document, Rejected, decode
+from megatron_alum.data.readers.base import Document, Rejected, decode, repairs_of
 from megatron_alum.data.readers.records import LineReader, RecordReader
 
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n\s*")
@@ -31,7 +31,7 @@ class BlankLineReader(RecordReader):
         text, damaged = decode(data)
         for number, block in enumerate(_BLANK_LINE_TEXT.split(text), start=1):
             if block and not block.isspace():
-                yield Document(f"{name}, block {number} from there", block, damaged and "\ufffd" in block)
+                yield Document(f"{name}, block {number} from there", block, repairs_of(block, damaged))
 
 
 class LinesReader(LineReader):
@@ -42,4 +42,4 @@ class LinesReader(LineReader):
         text, damaged = decode(data)
         for number, line in enumerate(text.split("\n"), start=1):
             if line and not line.isspace():
-                yield Document(f"{name}, line {number} from there", line, damaged and "\ufffd" in line)
+                yield Document(f"{name}, line {number} from there", line, repairs_of(line, damaged))

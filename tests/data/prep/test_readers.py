@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_alum.data.readers import detect, records
-from megatron_alum.data.readers.base import Document, Rejected
+from megatron_alum.data.readers.base import INVALID_UTF8, Document, Rejected
 from megatron_alum.data.readers.detect import READERS, detect_format, format_to_read, make_reader
 from megatron_alum.data.readers.jsonl import JsonLinesReader
 from megatron_alum.data.readers.streams import bz2_stream_starts
@@ -128,7 +128,7 @@ def test_numbers_and_nesting_beyond_python_are_no_json():
 
 def test_damaged_documents_are_marked_and_their_neighbours_are_not():
     items = list(LinesReader().parse(b"good\nb\xffad\n", "here"))
-    assert [item.damaged for item in items] == [False, True] and items[1].text == "b\ufffdad"
+    assert [item.repairs for item in items] == [(), (INVALID_UTF8,)] and items[1].text == "b\ufffdad"
 
 
 def test_parquet_in_the_layout_of_wikimedia(tmp_path):
@@ -160,7 +160,8 @@ def tar_of(files, mode):
 
 
 @pytest.mark.parametrize("outer", ["w", "w:xz"])
-def test_openwebtext_tar_of_xz_tars(tmp_path, outer):
+def test_openwebtext_tar_of_xz_tars(tmp_path, monkeypatch, outer):
+    monkeypatch.setattr(records, "CHUNK_BYTES", 100)
     inner = {
         f"openwebtext/subset{i}_data.xz": tar_of(
             {f"{i:03}-{j}.txt": f"page {i} {j}".encode() for j in range(3)}, "w:xz"
