@@ -13,21 +13,27 @@ from megatron_alum.config.cli import main_guard, parse_config
 from megatron_alum.config.run import RunConfig
 
 
-def network_of_start(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The network's options where --load continues or --init-from starts, unless flags or YAML say otherwise."""
+def options_of_start(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options that --load's run was trained with, or the network that --init-from starts from; what `given`
+    flags and YAML say comes on top. Raises: ValueError for a --load that does not exist.
+    """
+    if given.get("load") is not None:
+        from megatron_alum.training.resume import origin_of  # imports torch, which --help does not need
+
+        stored = origin_of(given["load"]).options(given)
+        if stored is not None:  # the folder that the run started from may be gone
+            return stored
     if given.get("init_from") is None:
         return {}
-    from megatron_alum.convert import model_flags_from_hf  # imports torch, which --help does not need
-    from megatron_alum.training.resume import network_of_newest
+    from megatron_alum.convert import model_flags_from_hf
 
-    stored = network_of_newest(given.get("load"))  # on a resume the folder that the run started from may be gone
-    return model_flags_from_hf(given["init_from"]) if stored is None else stored
+    return model_flags_from_hf(given["init_from"])
 
 
 def main() -> None:
     """Parse the command line into a RunConfig, then train."""
     description = "Pre-train BERT or RoBERTa with adversarial regularisation (ALUM)."
-    config = parse_config(RunConfig, description=description, infer=network_of_start)
+    config = parse_config(RunConfig, description=description, infer=options_of_start)
     # After parsing: --help and refused options need no megatron-core.
     from megatron_alum.training.dry_run import dry_run
     from megatron_alum.training.loop import train

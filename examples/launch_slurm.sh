@@ -26,6 +26,7 @@ save_folder() {
 newest() { cat "$SAVE/latest_checkpointed_iteration.txt" 2>/dev/null || echo none; }
 
 SAVE=$(save_folder "$@")
+mkdir -p "$SAVE"  # --load of an empty folder is a fresh start, of a missing one an error
 FOUND=$(newest)
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 if srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node 8 --max-restarts 3 \

@@ -9,6 +9,8 @@
         COMPLETE                 JSON {"files": {name: SHA-256}}; written last
     DIR/latest_checkpointed_iteration.txt
     DIR/metrics.jsonl
+    DIR/run.lock                 while a run is at work on the folder (lock.py)
+    DIR/rolled_back_0001/        newer checkpoints and rows than the one that --load named (origin.py)
 
 Nothing here needs megatron-core or a process group.
 """
@@ -22,11 +24,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+from megatron_alum.config.stored import unknown_names, upgraded
+
 CONFIG_FILE = "config.json"
 COMPLETE_FILE = "COMPLETE"
 LATEST_FILE = "latest_checkpointed_iteration.txt"
+LOCK_FILE = "run.lock"
 TOKENIZER_FOLDER = "tokenizer"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""1: a smaller set of options, the ascent's loss averaged over the batch, blend weights hashed with the corpus"""
 _ITERATION = re.compile(r"^iter_(\d{7,})$")
 _TEMPORARY = re.compile(r"^\.(tmp|old)_iter_\d{7,}$")
 
@@ -53,6 +60,12 @@ def list_iterations(root: Path) -> list[int]:
     return sorted(
         int(match[1]) for entry in root.iterdir() if entry.is_dir() and (match := _ITERATION.match(entry.name))
     )
+
+
+def named_iteration(path: Path) -> int | None:
+    """The iteration that `path` names as one checkpoint's folder; None for any other path."""
+    match = _ITERATION.match(path.name)
+    return int(match[1]) if match else None
 
 
 def leftovers(root: Path) -> list[Path]:
@@ -126,7 +139,7 @@ def find_checkpoint(folder: str | Path) -> Path:
     Every file is compared with its SHA-256. Raises: ValueError when there is no valid checkpoint.
     """
     given = Path(folder)
-    if _ITERATION.match(given.name) and given.is_dir():
+    if named_iteration(given) is not None and given.is_dir():
         candidates = [given]
     else:
         candidates = [iteration_folder(given, iteration) for iteration in reversed(list_iterations(given))]
@@ -145,7 +158,8 @@ def find_checkpoint(folder: str | Path) -> Path:
 def read_run_config(folder: str | Path) -> dict[str, Any]:
     """config.json of a checkpoint: `run` (flag name -> value), `iteration`, `vocab_size`, `padded_vocab_size`, ...
 
-    Raises: ValueError when it is missing, no JSON object, or of another format version.
+    The options of a run that an older version wrote are completed and translated; names that have no meaning any more
+    stand in `unknown_options`. Raises: ValueError when it is missing, no JSON object, or of an unknown format version.
     """
     path = Path(folder) / CONFIG_FILE
     try:
@@ -155,6 +169,13 @@ def read_run_config(folder: str | Path) -> dict[str, Any]:
     except ValueError:
         raise ValueError(f"{path} must be JSON, but does not parse. Use another checkpoint.") from None
     version = config.get("format_version") if isinstance(config, dict) else None
-    if version != FORMAT_VERSION:
-        raise ValueError(f"`format_version` in {path} must be {FORMAT_VERSION}, but is {version!r} instead.")
+    if version not in READABLE_VERSIONS:
+        readable = " or ".join(map(str, READABLE_VERSIONS))
+        raise ValueError(
+            f"`format_version` in {path} must be {readable}, but is {version!r} instead. Read it with the version of "
+            "this project that wrote it."
+        )
+    if "layout" in config:  # of a run; an import has the options of its network alone
+        run = config["run"]
+        return {**config, "run": upgraded(run, version=version), "unknown_options": unknown_names(run)}
     return config

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,19 @@ class CheckpointContent:
 class CheckpointSaver:
     """Saves into one run's folder; at most one save is in flight."""
 
-    def __init__(self, root: str | Path, *, keep_last: int, in_background: bool) -> None:
-        """Must be called by all ranks at the same point: it makes a process group."""
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        keep_last: int,
+        in_background: bool,
+        confirm: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Must be called by all ranks at the same point: it makes a process group.
+
+        Rank 0 calls `confirm` before a checkpoint appears; an OSError of it gives the checkpoint up.
+        """
+        self._confirm = confirm
         self.root = Path(root)
         self.keep_last = keep_last
         self.in_background = in_background
@@ -200,6 +212,7 @@ class CheckpointSaver:
         together(self._group, mark, only_leader=True)
 
     def _publish(self, temporary: Path, iteration: int) -> None:
+        self._confirm()
         final, replaced = layout.iteration_folder(self.root, iteration), layout.replaced_folder(self.root, iteration)
         if final.exists():  # a damaged or superseded checkpoint of the same iteration
             final.rename(replaced)

@@ -15,7 +15,9 @@ class CheckpointConfig:
     save: str | None = None
     """folder of the run: checkpoints and metrics.jsonl"""
     load: str | None = None
-    """folder whose newest valid checkpoint is resumed; a fresh start with one warning where it holds none"""
+    """run to continue from its newest valid checkpoint, or from the one named (RUN/iter_0000040). Options that are not
+    given are those of the run. An existing empty folder is a fresh start. Going back in --save itself moves newer
+    checkpoints and a copy of the metrics into RUN/rolled_back_0001/"""
     save_interval: int = 1000
     """iterations between two checkpoints; 0 saves only at the end and on signals"""
     keep_last: int = 3

@@ -59,7 +59,8 @@ def parse_config(
 ) -> T:
     """The configuration that `argv` (default: the process's arguments) and the YAML it names describe.
 
-    `infer` turns the given options {name: value} into defaults for others (the sizes of a model to start from).
+    `infer` turns the given options {name: value} into defaults for others (those of a run to continue, or the sizes of
+    a model to start from).
     Raises: ValueError naming the flag for unknown names, wrong types, missing values and failed checks.
     """
     options = {option.name: option for option in options_of(cls)}
@@ -71,7 +72,11 @@ def parse_config(
     from_file = read_yaml(given.pop("config"), options)
     from_flags = {name: _convert(options[name], value) for name, value in given.items()}
     inferred = infer({**from_file, **from_flags}) if infer is not None else {}
-    return build_config(cls, [inferred, from_file, from_flags])
+    try:
+        return build_config(cls, [inferred, from_file, from_flags])
+    except ValueError as error:
+        hint = " Options that were not given are those of --load or --init-from." if inferred else ""
+        raise ValueError(f"{error}{hint}") from None
 
 
 def build_config(cls: type[T], layers: Sequence[Mapping[str, Any]]) -> T:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import textwrap
@@ -52,6 +53,7 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
 
+@functools.cache
 def field_docs(cls: type) -> dict[str, str]:
     """{field: help} from the string literals that follow the fields of `cls`, base classes included."""
     docs: dict[str, str] = {}

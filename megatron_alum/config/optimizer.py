@@ -19,7 +19,7 @@ class OptimizerConfig:
     lr: float = 1e-4
     """peak learning rate (ALUM section 4.2: 1e-4 from scratch, 4e-5 continual)"""
     min_lr: float = 0.0
-    """learning rate at the last iteration"""
+    """learning rate that the decay runs towards; it would be reached one iteration after the last one"""
     lr_warmup_fraction: float = 0.01
     """share of --train-iters over which the rate rises linearly from 0 (ALUM section 4.2: 1 %)"""
     weight_decay: float = 0.01

@@ -30,7 +30,8 @@ class TrainingConfig:
     exit_interval: int | None = None
     """save and stop cleanly after this iteration, as if the run had been interrupted there"""
     override_schedule: bool = False
-    """accept another --train-iters (and so other schedules) than the checkpoint that is resumed"""
+    """accept other samples and schedules (--train-iters, --global-batch-size, --seed, masking, blend weights, ...) than
+    those of the run that is resumed; no sample is skipped or seen twice where the batch alone changes"""
     max_consecutive_skips: int = 20
     """abort with a diagnosis after this many iterations in a row with a non-finite loss or gradient; 0 never aborts"""
 

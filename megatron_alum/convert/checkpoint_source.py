@@ -16,6 +16,7 @@ from megatron_alum.checkpoint.folder import (
     list_iterations,
     read_run_config,
 )
+from megatron_alum.checkpoint.rows import Rows
 from megatron_alum.config.model import ModelConfig
 from megatron_alum.convert.foreign import instead_of_a_run
 from megatron_alum.convert.hf_config import sizes_of
@@ -110,15 +111,5 @@ def _manifests(config: dict[str, Any]) -> tuple[dict[str, Any], ...]:
 
 
 def _metrics(path: Path, iteration: int) -> tuple[dict[str, Any], ...]:
-    """Rows of metrics.jsonl up to `iteration`; a torn last line (the run may still be writing) ends them."""
-    rows: list[dict[str, Any]] = []
-    if not path.is_file():
-        return ()
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if row["iteration"] <= iteration:
-            rows.append(row)
-    return tuple(rows)
+    """Rows of metrics.jsonl up to `iteration`; lines that are no rows are passed over."""
+    return tuple(Rows.read(path).up_to(iteration).values)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +25,17 @@ BLOCK_SAMPLES = 1 << 16
 
 
 def parse_data_path(data_path: Sequence[str]) -> tuple[list[str], list[float] | None]:
-    """(prefixes, weights or None) of Megatron's `--data-path`: prefixes alone, or WEIGHT PREFIX pairs."""
-    weights = [_number(word) for word in data_path[0::2]]
-    prefixes = list(data_path[1::2])
-    if len(data_path) % 2 or weights[0] is None:
+    """(prefixes, weights or None) of Megatron's `--data-path`: prefixes alone, or WEIGHT PREFIX pairs.
+
+    A number that is the name of a shard's files counts as a prefix. Raises: ValueError for numbers without a prefix and
+    prefixes without a number among others that have one, weights that are none, and too many shards.
+    """
+    is_weight = [_number(word) is not None and not Path(f"{word}.idx").is_file() for word in data_path]
+    if not any(is_weight):
         prefixes, weights = list(data_path), []
-    if None in weights:
-        wrong = data_path[2 * weights.index(None)]
-        raise ValueError(f"--data-path must have a weight before every prefix or before none, but has {wrong!r} there.")
+    else:
+        _check_pairs(data_path, is_weight)
+        prefixes, weights = list(data_path[1::2]), [_number(word) for word in data_path[0::2]]
     if any(weight is not None and not 0 < weight < float("inf") for weight in weights):
         raise ValueError(f"--data-path must have weights above 0, but is {' '.join(data_path)!r} instead.")
     if len(prefixes) > MAX_DATASETS:
@@ -40,6 +44,25 @@ def parse_data_path(data_path: Sequence[str]) -> tuple[list[str], list[float] | 
             "Join them by tools/merge_shards.py."
         )
     return prefixes, [float(weight) for weight in weights if weight is not None] or None
+
+
+def _check_pairs(data_path: Sequence[str], is_weight: Sequence[bool]) -> None:
+    """Raise, naming the first word out of place, unless weights and prefixes take turns."""
+    for place, word in enumerate(data_path):
+        must_be_weight = place % 2 == 0
+        if is_weight[place] == must_be_weight:
+            continue
+        missing = "no weight before the prefix" if must_be_weight else "no prefix after the weight"
+        name = word if must_be_weight else data_path[place - 1]
+        raise ValueError(
+            f"--data-path must have a weight before every prefix or before none, but has {missing} {name!r} in "
+            f"{' '.join(data_path)!r}."
+        )
+    if is_weight[-1]:
+        raise ValueError(
+            f"--data-path must have a weight before every prefix or before none, but has no prefix after the weight "
+            f"{data_path[-1]!r} in {' '.join(data_path)!r}."
+        )
 
 
 def _number(word: str) -> float | None:

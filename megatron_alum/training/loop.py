@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from megatron_alum.checkpoint.agreement import together
+from megatron_alum.checkpoint.lock import RunLock
 from megatron_alum.checkpoint.save import CheckpointSaver
 from megatron_alum.config.cli import format_config
 from megatron_alum.config.run import RunConfig
@@ -29,7 +31,7 @@ from megatron_alum.training.metrics import (
 )
 from megatron_alum.training.micro_batch import batch_plan, load_all
 from megatron_alum.training.performance import Stopwatch
-from megatron_alum.training.resume import Resume, check_save_folder, find_resume
+from megatron_alum.training.resume import Resume, check_save_folder, find_resume, finished_note, origin_of, roll_back
 from megatron_alum.training.schedule import phase_of
 from megatron_alum.training.state import TrainState, build_state, checkpoint_content, load_into
 from megatron_alum.training.step import StepResult, train_step
@@ -41,43 +43,63 @@ def train(config: RunConfig) -> None:
 
     Raises: ValueError for what the user must change, OSError for disks and lost ranks.
     """
-    check_save_folder(config)
+    assert config.checkpoint.save is not None
+    if config.checkpoint.load is not None:
+        origin_of(config.checkpoint.load)  # before the lock makes the folder that it may name, too
     groups = initialize(
         tensor_parallel_size=config.parallel.tensor_model_parallel_size,
         pipeline_parallel_size=config.parallel.pipeline_model_parallel_size,
         sequence_parallel=config.parallel.sequence_parallel,
         timeout_seconds=60.0 * config.parallel.distributed_timeout_minutes,
     )
+    lock = RunLock(config.checkpoint.save)
     try:
+        together(groups.world, lock.take, only_leader=True)
+        check_save_folder(config)
         resumed = find_resume(config, groups)
-        run = Run(build_state(config, groups, stored=None if resumed is None else resumed[1]), resumed)
+        if (note := finished_note(config, resumed)) is not None:
+            if groups.world_rank == 0:
+                print(note, file=sys.stderr, flush=True)
+            return
+        run = Run(build_state(config, groups, stored=None if resumed is None else resumed.stored), resumed, lock)
         run.state.watch.run(run.until_done)
     finally:
+        lock.release()
         shutdown()
 
 
 class Run:
     """The loop around `train_step` and everything that happens between two steps."""
 
-    def __init__(self, state: TrainState, resumed: Resume | None) -> None:
+    def __init__(self, state: TrainState, resumed: Resume | None, lock: RunLock) -> None:
         """Prepare folders, load the checkpoint to resume from, and open the outputs. Collective."""
         config, groups = state.config, state.groups
         self.state, self.config = state, config
         self.control = Control(timeout_seconds=60.0 * config.parallel.distributed_timeout_minutes)
         assert config.checkpoint.save is not None
         self.saver = CheckpointSaver(
-            config.checkpoint.save, keep_last=config.checkpoint.keep_last, in_background=config.checkpoint.async_save
+            config.checkpoint.save,
+            keep_last=config.checkpoint.keep_last,
+            in_background=config.checkpoint.async_save,
+            confirm=lock.check,
         )
         self.saver.prepare()
         if resumed is not None:
-            load_into(state, *resumed)
+            load_into(state, resumed.folder, resumed.stored)
+            if resumed.rolls_back:
+                roll_back(resumed, groups)
         self.plan = batch_plan(config, groups)
         self.is_leader = groups.world_rank == 0
         if self.is_leader:
             print(format_config(config), flush=True)
         self.stopwatch = Stopwatch(config, groups, vocab_size=state.network.real_vocab_size)
         self.interval = Interval(groups, skipped=state.skipped)
-        self.writers = Writers(config, rank=groups.world_rank, resumed_iteration=state.iteration)
+        # Rank 0's trouble with its outputs is every rank's: none may wait for it in the first step.
+        writers = together(
+            groups.world, lambda: Writers(config, rank=groups.world_rank, resumed_iteration=state.iteration)
+        )
+        assert writers is not None
+        self.writers = writers
         self.warned = False
         self.last_saved = state.iteration if resumed is not None else None
 
@@ -127,6 +149,7 @@ class Run:
         micro_batches = load_all(batches.micro_batches, self.config, state.groups.device, is_adversarial=is_adversarial)
         result = train_step(state, micro_batches, batches.counts, iteration)
         state.iteration = iteration
+        state.consumed_samples += self.plan.global_batch_size
         self.stopwatch.count(result.phase, batches.counts, batches.imbalance)
         self._after_step(result, bar, loader.wait_seconds)
 
@@ -175,7 +198,7 @@ class Run:
             loss_scale=float(self.state.optimizer.get_loss_scale()),
         )
         tokens_per_second = performance["tokens_per_second"]
-        first_sample = (iteration - 1) * config.training.global_batch_size
+        first_sample = self.state.consumed_samples - config.training.global_batch_size
         row = metrics_row(
             iteration,
             result,

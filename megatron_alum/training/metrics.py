@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +22,12 @@ from torch import Tensor
 
 from megatron_alum.checkpoint.agreement import reason
 from megatron_alum.checkpoint.folder import write_durably
+from megatron_alum.checkpoint.origin import ROWS_FILES, WANDB_FILE
+from megatron_alum.checkpoint.rows import Rows
 from megatron_alum.config.run import RunConfig
 from megatron_alum.ops import perturbation_statistics
 from megatron_alum.parallel import ProcessGroups
+from megatron_alum.training.schedule import Phase
 from megatron_alum.training.step import StepResult
 
 COLUMNS = (
@@ -42,9 +47,9 @@ COLUMNS = (
     "tokens_per_second",
     "skipped",
 )
-WANDB_FILE = "wandb_run.txt"
-METRICS_FILE, PERFORMANCE_FILE, VALIDATION_FILE = "metrics.jsonl", "performance.jsonl", "validation.jsonl"
+METRICS_FILE, PERFORMANCE_FILE, VALIDATION_FILE = ROWS_FILES
 _LOSSES = ("lm_loss", "nsp_loss", "alum_kl", "alum_nsp_kl", "kl_gain", "nonfinite")
+_OF_BOTH_PHASES = ("lm_loss", "nsp_loss")
 _SUMS, _NUM_SUMS = "perturbation_sums", 6
 """from which effective_perturbation and ascent_ratio are formed"""
 
@@ -60,15 +65,15 @@ class Interval:
         self.grad_norm = float("nan")
         self._norms: list[Tensor] = []
         self._sums: dict[str, Tensor] = {}
-        self._iterations: dict[str, int] = {}
+        self._iterations: Counter[Phase] = Counter()
 
     def add(self, result: StepResult) -> None:
         """Take in one iteration; no value is fetched."""
         self._norms.append(result.grad_norm)
+        self._iterations[result.phase] += 1
         for name, value in result.logged.items():
             total = value.double()
             self._sums[name] = self._sums[name] + total if name in self._sums else total
-            self._iterations[name] = self._iterations.get(name, 0) + 1
 
     def count_skips(self) -> int:
         """Fetch how the iterations since the last call went into `skipped`, `consecutive_skips` and `grad_norm` (of the
@@ -88,20 +93,32 @@ class Interval:
         anew. Collective.
         """
         zeros = torch.zeros(_NUM_SUMS, dtype=torch.float64, device=self._groups.device)
-        losses = [self._sums.get(name, zeros[0]) for name in _LOSSES]
-        reduced = torch.cat((torch.stack(losses), self._sums.get(_SUMS, zeros)))
+        names = (*_LOSSES, _SUMS)
+        # A rank whose micro-batches have no adversarial sequences logs no adversarial values.
+        present = torch.tensor([name in self._sums for name in names], dtype=torch.float64, device=zeros.device)
+        losses = torch.stack([self._sums.get(name, zeros[0]) for name in _LOSSES])
+        reduced = torch.cat((present, losses, self._sums.get(_SUMS, zeros)))
         dist.all_reduce(reduced, group=self._groups.world)
+        exists = dict(zip(names, (reduced[: len(names)] > 0).tolist(), strict=True))
         # Tensor-parallel ranks hold equal losses, so the sum over all ranks counts each tp times; of the pipeline's
         # stages only the last one's are not 0. Sums over tokens are equal, too, unless the tokens are split, and their
         # ratios do not mind.
-        values = dict(zip(_LOSSES, (reduced[: len(_LOSSES)] / self._groups.tp_size).tolist(), strict=True))
-        means = {name: finite(values[name] / self._iterations[name]) for name in _LOSSES if name in self._iterations}
-        if _SUMS in self._sums:
-            statistics = perturbation_statistics(reduced[len(_LOSSES) :])
+        sums = reduced[len(names) : -_NUM_SUMS] / self._groups.tp_size
+        means = {
+            name: finite(value / self._iterations_with(name))
+            for name, value in zip(_LOSSES, sums.tolist(), strict=True)
+            if exists[name]
+        }
+        if exists[_SUMS]:
+            statistics = perturbation_statistics(reduced[-_NUM_SUMS:])
             for name in ("effective_perturbation", "ascent_ratio"):
                 means[name] = finite(float(getattr(statistics, name)))
-        self._sums, self._iterations = {}, {}
+        self._sums, self._iterations = {}, Counter()
         return means
+
+    def _iterations_with(self, name: str) -> int:
+        """Iterations since the last row in which some rank had the value: all of a phase, or all."""
+        return self._iterations.total() if name in _OF_BOTH_PHASES else self._iterations["alum"]
 
 
 def finite(value: float | None) -> float | None:
@@ -133,10 +150,13 @@ class JsonLines:
     """One .jsonl file, appended to and flushed a row at a time; a resume drops the rows after its iteration."""
 
     def __init__(self, path: Path, *, resumed_iteration: int) -> None:
-        """Keep the rows up to `resumed_iteration` (none for 0) and open for appending."""
+        """Keep the rows up to `resumed_iteration` (none for 0) and open for appending; foreign lines are named."""
         self._path = path
         with self._naming_the_file():
-            write_durably(path, "".join(_rows_up_to(path, resumed_iteration)))
+            found = Rows.read(path)
+            if (complaint := found.complaint(path)) is not None:
+                print(complaint, file=sys.stderr, flush=True)
+            write_durably(path, "".join(found.up_to(resumed_iteration).lines if resumed_iteration else ()))
             self._stream = path.open("ab", buffering=0)
 
     def write(self, row: dict[str, Any]) -> None:
@@ -159,21 +179,6 @@ class JsonLines:
                 f"{self._path} could not be written: {reason(error)}. Continue from the last checkpoint with --load; "
                 "rows past it are dropped then."
             ) from None
-
-
-def _rows_up_to(path: Path, iteration: int) -> list[str]:
-    """Whole rows with an iteration of at most `iteration`; a last row cut short by a kill is dropped."""
-    if iteration == 0 or not path.is_file():
-        return []
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if line.endswith("\n") and row["iteration"] <= iteration:
-            kept.append(line)
-    return kept
 
 
 class Writers:
@@ -220,7 +225,10 @@ class Writers:
 
 
 def _start_wandb(config: RunConfig, root: Path, *, is_resumed: bool) -> Any:
-    """The Weights & Biases run of this folder, continued on a resume. Raises: ValueError without the package."""
+    """The Weights & Biases run of this folder, continued on a resume.
+
+    Raises: ValueError without the package, or where it refuses (nobody is logged in).
+    """
     from megatron_alum.config.cli import config_to_dict
 
     try:
@@ -237,6 +245,14 @@ def _start_wandb(config: RunConfig, root: Path, *, is_resumed: bool) -> Any:
         "config": config_to_dict(config),
         "dir": str(root),
     }
-    run = wandb.init(id=known, resume="allow" if known is not None else None, **options)
+    try:
+        run = wandb.init(id=known, resume="allow" if known is not None else None, **options)
+    except wandb.errors.Error as error:  # not logged in, no network, no such project
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"--wandb-project {config.logging.wandb_project} could not be opened; Weights & Biases says: {said} Run "
+            "`wandb login` or set WANDB_API_KEY, set WANDB_MODE=offline to keep the curves here, or leave the option "
+            "out."
+        ) from None
     write_durably(note, f"{run.id}\n")
     return run

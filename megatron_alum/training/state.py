@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ class TrainState(Trainable):
     """training and validation samples"""
     iteration: int = 0
     """iterations done"""
+    consumed_samples: int = 0
+    """samples they took, which is the global index of the next one: the global batch may have changed on a resume"""
     skipped: int = 0
     """of those, skipped for a gradient that was not finite"""
     hf_config: dict[str, Any] = field(default_factory=dict)
@@ -54,19 +56,20 @@ class TrainState(Trainable):
         """The bare network below the data-parallel wrapper."""
         return self.objective.model
 
-    @property
-    def consumed_samples(self) -> int:
-        """Global index of the first sample of the next iteration."""
-        return self.iteration * self.config.training.global_batch_size
 
+def open_run_data(config: RunConfig, stored: Mapping[str, Any] | None = None) -> Datasets:
+    """The samples of a run, fresh or continued from a checkpoint whose config.json is `stored`.
 
-def open_run_data(config: RunConfig) -> Datasets:
-    """The samples of a run. Raises: ValueError for unusable shards."""
+    The mask rate rises over the samples of the whole run: those of the checkpoint, then the global batch of today.
+    Raises: ValueError for unusable shards.
+    """
+    iterations, samples = (0, 0) if stored is None else (stored["iteration"], stored["consumed_samples"])
+    to_come = max(0, config.training.train_iters - iterations) * config.training.global_batch_size
     return open_datasets(
         config.data,
         model_type=config.model.model_type,
         seq_length=config.model.seq_length,
-        train_samples=config.training.train_iters * config.training.global_batch_size,
+        train_samples=samples + to_come,
         seed=config.training.seed,
     )
 
@@ -77,7 +80,7 @@ def build_state(config: RunConfig, groups: ProcessGroups, *, stored: Mapping[str
     A resume passes as `stored` the config.json of the checkpoint that it loads over them, and --init-from is not read.
     """
     config.data_parallel_size(groups.ranks_per_model * groups.dp_size)
-    datasets = open_run_data(config)
+    datasets = open_run_data(config, stored)
     seed_everything(config.training.seed, groups)
     network = build_model(
         config.model,
@@ -124,13 +127,22 @@ def _network_vocab_size(config: RunConfig, datasets: Datasets, stored: Mapping[s
     return rows
 
 
-def data_fingerprint(config: RunConfig) -> str:
-    """SHA-256 over the manifests of all shards in order: it changes when the corpus does, not when it moves."""
-    prefixes, weights = parse_data_path(config.data.data_path)
+def data_fingerprint(config: RunConfig, *, weights: Sequence[float] | None) -> str:
+    """SHA-256 over the manifests of all shards in order: it changes when the corpus does, not when it moves.
+
+    The `weights` of the blend, the run's own or those of a checkpoint to compare with, are hashed along.
+    Raises: ValueError for shards that are not there.
+    """
+    prefixes, _ = parse_data_path(config.data.data_path)
     digest = hashlib.sha256(json.dumps(weights).encode())
     for prefix in prefixes:
-        manifest = read_manifest(shard_paths(prefix)["json"])
-        digest.update(json.dumps(manifest["files"], sort_keys=True).encode())
+        path = shard_paths(prefix)["json"]
+        if not path.is_file():
+            raise ValueError(
+                f"--data-path must name shards of tools/preprocess_data.py, but `{path}` does not exist. A corpus that "
+                "was moved is recognised by its fingerprint: give its new place with --data-path."
+            )
+        digest.update(json.dumps(read_manifest(path)["files"], sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -165,7 +177,7 @@ def describe(state: TrainState) -> dict[str, Any]:
             "data_parallel_size": state.groups.dp_size,
             "sequence_parallel": state.groups.sequence_parallel,
         },
-        "data_sha256": data_fingerprint(state.config),
+        "data_sha256": data_fingerprint(state.config, weights=parse_data_path(state.config.data.data_path)[1]),
         "tokenizer": TOKENIZER_FOLDER,
         HF_CONFIG_KEY: state.hf_config,
         "versions": {
@@ -190,6 +202,7 @@ def load_into(state: TrainState, folder: Path, stored: dict[str, Any]) -> None:
     state.network.load_state_dict(loaded["model"], strict=False)
     load_optimizer(state.optimizer, loaded["optimizer"])
     state.iteration, state.skipped = stored["iteration"], stored["skipped"]
+    state.consumed_samples = stored["consumed_samples"]
     is_same_layout = stored["layout"] == describe(state)["layout"]
     rng = load_rng(folder, state.groups.world_rank) if is_same_layout else None
     if rng is not None and TrainingRng().fits(rng):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
+from pretrain_bert_alum import options_of_start
 from tests.data.prep.corpora import prepare, write_jsonl
 from tests.helpers.distributed import run_ranks
 
@@ -86,7 +87,7 @@ def train_quietly(rank: int, world_size: int, argv: list[str]) -> Exception | No
 
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            train(parse_config(RunConfig, argv))
+            train(parse_config(RunConfig, argv, infer=options_of_start))
     except (ValueError, OSError) as error:
         return type(error)(str(error))
     return None

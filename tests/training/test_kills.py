@@ -59,6 +59,7 @@ def kill_a_rank(process, run, rng, *, amid_a_save):
 @pytest.mark.parametrize("async_save", [False, True], ids=["foreground", "background"])
 def test_kills_leave_no_trace(straight, prefix, tmp_path, async_save):
     run, rng = tmp_path / "run", random.Random(20)
+    run.mkdir()
     options = {**OPTIONS, "load": run, "async_save": async_save}
     process = torchrun(2, arguments(prefix, run, **options), restarts=KILLS, **QUIET)
     cut_short = sum(kill_a_rank(process, run, rng, amid_a_save=number % 2 == 0) for number in range(KILLS))

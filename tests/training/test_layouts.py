@@ -8,7 +8,7 @@ import functools
 
 import pytest
 
-from tests.training.runs import EXACT, largest_difference, launch
+from tests.training.runs import EXACT, largest_difference, launch, read_rows
 
 LOSSES = ("lm_loss", "nsp_loss", "alum_kl", "alum_nsp_kl", "grad_norm")
 STATISTICS_TOLERANCE = 1e-3
@@ -87,3 +87,31 @@ def test_losses_do_not_depend_on_the_layout(single, prefix, tmp_path, world_size
     assert [row["phase"] for row in rows] == ["standard"] * 10 + ["alum"] * 10
     worst = largest_difference(rows, expected, LOSSES)
     assert max(worst.values()) < TOLERANCE, worst
+    worst = largest_difference(rows, expected, STATISTICS)
+    assert max(worst.values()) < STATISTICS_TOLERANCE, worst
+
+
+@pytest.mark.parametrize(
+    ("world_size", "layout"),
+    [
+        pytest.param(4, {}, id="three of four ranks without an adversarial sample"),
+        pytest.param(1, {}, id="three of four micro-batches without one"),
+        pytest.param(2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}, id="split tokens"),
+    ],
+)
+def test_every_statistic_is_that_of_the_whole_batch(prefix, tmp_path, world_size, layout):
+    """Rows over several iterations and over the change of phase; one sample of eight is adversarial."""
+    given = {**EXACT, "alum_step_size": 5.0, "alum_epsilon": 0.1, "alum_batch_fraction": 0.125, "train_iters": 8}
+    given |= {"alum_start_fraction": 0.25, "log_interval": 4, "eval_interval": 4, "eval_iters": 1, "split": "8,2,0"}
+    expected = launch(1, prefix, tmp_path / "whole", **{**given, "micro_batch_size": 8})
+    rows = launch(world_size, prefix, tmp_path / "run", **given, **layout)
+    assert expected[0]["alum_kl"] is not None and expected[0]["phase"] == "alum"
+    worst = largest_difference(rows, expected, LOSSES)
+    assert max(worst.values()) < TOLERANCE, worst
+    worst = largest_difference(rows, expected, STATISTICS)
+    assert max(worst.values()) < STATISTICS_TOLERANCE, worst
+    pairs = [read_rows(tmp_path / name, "validation.jsonl") for name in ("run", "whole")]
+    worst = largest_difference(*pairs, ("lm_loss", "nsp_loss"))
+    assert max(worst.values()) < TOLERANCE, worst
+    for row, other in zip(*(read_rows(tmp_path / name, "performance.jsonl") for name in ("run", "whole")), strict=True):
+        assert all(row[name] == other[name] for name in ("fill", "nonfinite_samples", "loss_scale"))

@@ -50,6 +50,7 @@ def worker_of(node):
 def test_both_nodes_restart_when_one_loses_its_worker(prefix, tmp_path, hurt):
     straight = launch(2, prefix, tmp_path / "straight", **OPTIONS)
     run, port = tmp_path / "run", free_port()
+    run.mkdir()
     argv = arguments(prefix, run, load=run, **OPTIONS)
     nodes = [start_node(port, argv, tmp_path / f"log-{number}") for number in range(2)]
     try:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from megatron_alum.config.run import RunConfig
 from megatron_alum.convert.checkpoint_source import read_checkpoint_source
 from megatron_alum.convert.import_folder import import_folder
 from megatron_alum.convert.to_hf import export_folder
-from pretrain_bert_alum import network_of_start
+from pretrain_bert_alum import options_of_start
 from tests.helpers.distributed import run_ranks
 from tests.training.runs import (
     EXACT,
@@ -21,6 +22,7 @@ from tests.training.runs import (
     largest_difference,
     launch,
     read_rows,
+    train_and_keep_stderr,
     train_quietly,
     without_timing,
 )
@@ -138,23 +140,25 @@ def test_a_resume_does_not_need_the_folder_that_the_run_started_from(exported, p
     """Its network comes from the checkpoint then, and its config.json, which exports keep, too."""
     start = shutil.copytree(exported, tmp_path / "start")
     options = {"init_from": start, "train_iters": 4, "hidden_dropout": 0.25}
+    (tmp_path / "run").mkdir()
     given = arguments(prefix, tmp_path / "run", **options, load=tmp_path / "run")
     shape = [word for name in ("num-layers", "hidden-size", "num-attention-heads") for word in (f"--{name}",)]
     without_shape = [
         word for flag, value in zip(given[::2], given[1::2], strict=True) if flag not in shape for word in (flag, value)
     ]
-    first = parse_config(RunConfig, without_shape, infer=network_of_start)
+    first = parse_config(RunConfig, without_shape, infer=options_of_start)
     straight = launch(1, prefix, tmp_path / "straight", **options)
     launch(1, prefix, tmp_path / "run", **options, exit_interval=2)
     shutil.rmtree(start)
-    assert config_to_dict(parse_config(RunConfig, without_shape, infer=network_of_start)) == config_to_dict(first)
+    assert config_to_dict(parse_config(RunConfig, without_shape, infer=options_of_start)) == config_to_dict(first)
     resumed = launch(1, prefix, tmp_path / "run", **options, load=tmp_path / "run")
     assert without_timing(resumed) == without_timing(straight)
     kept = json.loads((tmp_path / "run" / "iter_0000004" / "config.json").read_text())["hf_config"]
     assert kept == json.loads((exported / "config.json").read_text())
 
 
-def test_load_without_a_checkpoint_starts_fresh(prefix, tmp_path):
+def test_load_of_an_empty_folder_starts_fresh(prefix, tmp_path):
+    (tmp_path / "run").mkdir()
     rows = launch(1, prefix, tmp_path / "run", load=tmp_path / "run", train_iters=2)
     assert [row["iteration"] for row in rows] == [1, 2]
 
@@ -219,3 +223,60 @@ def test_every_sample_is_seen_once_however_the_ranks_change(prefix, tmp_path):
         samples = list(range(16 * number, 16 * number + 16)) * copies
         assert sorted(sample for rank in seen for sample in rank) == sorted(samples)
     assert [row["iteration"] for row in read_rows(run)] == list(range(1, 11))
+
+
+def test_no_sample_is_skipped_or_seen_twice_when_the_global_batch_changes(prefix, tmp_path):
+    """Nor by a later resume; the mask rate rises over the samples that the run will have had."""
+    run, first, iterations = tmp_path / "run", 0, 0
+    parts = [(8, 3, 1), (12, 6, 2), (4, 8, 1), (4, 10, 2)]  # global batch, last iteration, ranks
+    for batch, last, world_size in parts:
+        options = {"train_iters": 10, "alum_alpha": 0, "exit_interval": last, "global_batch_size": batch}
+        more = {"load": run, "override_schedule": True} if iterations else {}
+        seen = run_ranks(world_size, train_noting_samples, arguments(prefix, run, **options, **more))
+        after = first + batch * (last - iterations)
+        assert sorted(sample for rank in seen for sample in rank) == list(range(first, after))
+        first, iterations = after, last
+        stored = json.loads((iteration_folder(run, last) / "config.json").read_text())
+        assert stored["consumed_samples"] == after
+    begins, rates = [0, 8, 16, 24, 36, 48, 60, 64, 68, 72], (0.05, 0.1, 0.15, 0.2, 0.25)
+    totals = [80] * 3 + [24 + 7 * 12] * 3 + [60 + 4 * 4] * 4
+    expected = [rates[min(4, 5 * begin // total)] for begin, total in zip(begins, totals, strict=True)]
+    assert [row["mask_rate"] for row in read_rows(run)] == expected
+
+
+def launch_on(data_path, run, **options):
+    """A resume of `run` on other shards; what it printed. Raises: what it refused."""
+    argv = arguments("X", run, load=run, train_iters=12, **options)
+    place = argv.index("X")
+    (refused,) = run_ranks(1, train_and_keep_stderr, [*argv[:place], *data_path, *argv[place + 1 :]])
+    if refused is not None:
+        raise refused
+    return Path(f"{run}-stderr-0").read_text()
+
+
+def test_a_moved_corpus_is_found_by_its_fingerprint_and_other_weights_are_refused(prefix, tmp_path):
+    for number in (1, 2):
+        for suffix in (".bin", ".idx", ".json"):
+            shutil.copy(prefix + suffix, tmp_path / f"shard{number}{suffix}")
+        shutil.copytree(f"{prefix}-tokenizer", tmp_path / f"shard{number}-tokenizer")
+    one, two, run = str(tmp_path / "shard1"), str(tmp_path / "shard2"), tmp_path / "run"
+    argv = arguments("X", run, train_iters=12, exit_interval=2)
+    place = argv.index("X")
+    assert run_ranks(1, train_quietly, [*argv[:place], "3", one, "1", two, *argv[place + 1 :]]) == [None]
+    for given, sentence in {
+        ("1", one, "1", two): "--data-path must have the weights 3.0 1.0 as in .*, but has 1.0 1.0 instead. Or pass --",
+        (one, two): r"must have the weights 3.0 1.0 as in .*, but has none \(in proportion to tokens\) instead",
+        ("3", one): r"--data-path must name 2 shard\(s\) as in .*iter_0000002, but names 1 instead",
+        ("3", one, "1", str(tmp_path / "gone")): r"`.*gone.json` does not exist. A corpus that was moved is recognised",
+        ("3", one, two): r"--data-path must have a weight before every prefix or before none, but has no weight before",
+    }.items():
+        with pytest.raises(ValueError, match=sentence):
+            launch_on(given, run)
+    assert "weights 3.0 1.0 in " in launch_on(("1", one, "1", two), run, override_schedule=True, exit_interval=3)
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for path in list(tmp_path.glob("shard*")):
+        path.rename(moved / path.name)
+    new = [str(moved / "shard1"), str(moved / "shard2")]
+    printed = launch_on(("0.5", new[0], "0.5", new[1]), run, exit_interval=4)
+    assert f"is now read from {' '.join(new)} (same fingerprint)" in printed

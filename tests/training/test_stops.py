@@ -71,6 +71,7 @@ def train_asked_to_save_at_once(rank, world_size, argv):
 @pytest.mark.parametrize("layout", [{}, {"use_distributed_optimizer": True}], ids=["plain", "distributed"])
 def test_a_stop_before_the_first_step_saves_nothing_and_the_run_can_start_again(prefix, tmp_path, layout):
     run, options = tmp_path / "run", {**OPTIONS, **layout, "load": tmp_path / "run"}
+    run.mkdir()
     assert launch_prepared(2, prefix, run, train_stopped_at_once, **options) == []
     assert list_iterations(run) == []
     assert "No checkpoint is saved: up to iteration 0 no step" in (tmp_path / "run-stderr-0").read_text()

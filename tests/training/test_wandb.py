@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
-from tests.training.runs import launch_prepared, read_rows, train_quietly
+from tests.helpers.distributed import run_ranks
+from tests.training.runs import arguments, launch_prepared, read_rows, train_quietly
 
 _BLOCK_BYTES = 32_768
 _FIRST, _MIDDLE = 2, 3
@@ -84,3 +85,27 @@ def test_what_is_logged_is_what_metrics_jsonl_holds(prefix, tmp_path):
 def test_without_the_package_the_option_is_refused(prefix, tmp_path):
     with pytest.raises(ValueError, match=r"--wandb-project needs the wandb package.*Run `pip install wandb`"):
         launch_prepared(1, prefix, tmp_path / "run", train_without_wandb, wandb_project="alum", train_iters=1)
+
+
+def train_logged_out(rank, world_size, argv):
+    """One rank of someone who has no key anywhere."""
+    save = argv[argv.index("--save") + 1]
+    nowhere = {"HOME": save, "NETRC": f"{save}/netrc", "WANDB_MODE": "online", "WANDB_SILENT": "true"}
+    known = {name: os.environ.pop(name, None) for name in (*nowhere, "WANDB_API_KEY")}
+    os.environ |= nowhere
+    try:
+        return train_quietly(rank, world_size, argv)
+    finally:
+        for name, value in known.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def test_without_a_login_every_rank_says_the_same_sentence(prefix, tmp_path):
+    argv = arguments(prefix, tmp_path / "run", wandb_project="alum", train_iters=1)
+    refused = run_ranks(2, train_logged_out, argv)
+    assert len({str(error) for error in refused}) == 1 and isinstance(refused[0], ValueError)
+    sentence = str(refused[0])
+    assert sentence.startswith("--wandb-project alum could not be opened; Weights & Biases says: ")
+    assert "Run `wandb login` or set WANDB_API_KEY" in sentence

@@ -78,10 +78,31 @@ def test_data_path_forms(given, prefixes, weights):
     assert parse_data_path(given) == (prefixes, weights)
 
 
-@pytest.mark.parametrize("given", [("0.3", "a", "b", "c"), ("0", "a"), ("-1", "a", "2", "b"), ("inf", "a")])
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("0.3", "a", "b", "c"),
+        ("a", "0.7", "b"),
+        ("0.3", "a", "b"),
+        ("0.3", "a", "0.7"),
+        ("0.3", "0.7", "a"),
+        ("0.3",),
+        ("0", "a"),
+        ("-1", "a", "2", "b"),
+        ("inf", "a"),
+    ],
+)
 def test_wrong_data_paths(given):
     with pytest.raises(ValueError, match="--data-path"):
         parse_data_path(given)
+
+
+def test_a_shard_may_be_named_by_a_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "2024.idx").touch()
+    assert parse_data_path(("2024",)) == (["2024"], None)
+    assert parse_data_path(("2024", "a")) == (["2024", "a"], None)
+    assert parse_data_path(("3", "2024", "1", "a")) == (["2024", "a"], [3.0, 1.0])
 
 
 def test_splits_are_megatron_cores(prefix):

@@ -1,0 +1,51 @@
+"""Foreign and damaged lines of metrics.jsonl are told apart from rows, counted and named."""
+
+import json
+
+import pytest
+
+from megatron_alum.checkpoint.rows import Rows
+from tests.training.runs import launch, launch_prepared, train_and_keep_stderr, without_timing
+
+ROW = '{"iteration": 1, "lm_loss": 2.0}'
+FOREIGN = {
+    "text": b"srun: job 7 queued",
+    "a half row": b'{"iteration": 2, "ph',
+    "two rows in one": (ROW + ROW).encode(),
+    "a list": b"[1, 2]",
+    "a number": b"7",
+    "null": b"null",
+    "no iteration": b'{"loss": 1.0}',
+    "iteration of another type": b'{"iteration": "1"}',
+    "a truth value": b'{"iteration": true}',
+    "no iteration but null": b'{"iteration": null}',
+    "other bytes": b"\xff\xfe\x00",
+    "zeros after a power cut": b"\0" * 40,
+    "a deep nest": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("line", FOREIGN.values(), ids=FOREIGN)
+def test_a_foreign_line_is_no_row(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(ROW.encode() + b"\n" + line + b"\n\n" + ROW.replace("1,", "2,", 1).encode() + b"\n" + ROW.encode())
+    rows = Rows.read(path)
+    assert [row["iteration"] for row in rows.values] == [1, 2] and rows.foreign == [2]
+    assert [json.loads(line) for line in rows.lines] == rows.values
+    assert rows.up_to(1).lines == [ROW + "\n"]
+    assert (
+        rows.complaint(path) == f"WARNING: {path} had 1 line(s) that are no rows of a run (line 2); they are left out."
+    )
+
+
+def test_a_resume_passes_over_them_and_says_so(prefix, tmp_path):
+    run = tmp_path / "run"
+    straight = launch(2, prefix, tmp_path / "straight", train_iters=4)
+    launch(2, prefix, run, train_iters=4, exit_interval=2)
+    for name in ("metrics.jsonl", "performance.jsonl"):
+        with (run / name).open("ab") as stream:
+            stream.write(b"\n".join(FOREIGN.values()) + b"\n")
+    rows = launch_prepared(2, prefix, run, train_and_keep_stderr, train_iters=4, load=run)
+    assert without_timing(rows) == without_timing(straight)
+    printed = (tmp_path / "run-stderr-0").read_text()
+    assert printed.count(f"had {len(FOREIGN)} line(s) that are no rows of a run (line 3, 4, 5, 6, 7, ...)") == 2
