@@ -9,7 +9,6 @@ from torch.nn.functional import pad
 
 from megatron_alum.config.run import RunConfig
 from megatron_alum.data.batch import PretrainingBatch
-from megatron_alum.data.dataset import open_datasets
 from megatron_alum.data.loader import IterationBatches
 from megatron_alum.data.placement import BatchPlan, Counts
 
@@ -34,6 +33,8 @@ def one_micro_batch(arguments: argparse.Namespace, config: RunConfig) -> Iterati
     """The micro-batch of a row with its counts, as the loader gives them."""
     size, length = arguments.micro_batch_size, arguments.seq_length
     if arguments.data:
+        from megatron_alum.data.dataset import open_datasets  # and tokenizers, which random tokens do without
+
         datasets = open_datasets(
             config.data, model_type=config.model.model_type, seq_length=length, train_samples=16 * size, seed=1234
         )

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-CARRIED = ("csrc", "megatron_alum", "tests", "tools", "setup.py", "README.md")
+CARRIED = ("csrc", "megatron_alum", "tests", "tools", "benchmarks", "setup.py", "README.md")
 # Rows of one block, of a cluster of blocks, and tokens: what runs on the GPU, which test_simt.py runs on a CPU.
 SANITIZED = (
     "(test_identical_logits_give_exactly_zero or test_padded_columns or test_wide_rows or test_tokens_outside_the_mask)"
@@ -150,9 +150,10 @@ def copy_tree(folder: Path) -> None:
     for name in CARRIED:
         source = ROOT / name
         if source.is_dir():
-            is_native = name == "csrc"
             shutil.copytree(
-                source, folder / name, ignore=unwanted if is_native else shutil.ignore_patterns("*.so", "__pycache__")
+                source,
+                folder / name,
+                ignore=unwanted if name == "csrc" else shutil.ignore_patterns("*.so", "__pycache__"),
             )
         elif source.exists():
             shutil.copy2(source, folder / name)

@@ -9,7 +9,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from torch.nn import functional as F
 
 from megatron_alum.config.model import ModelConfig
-from megatron_alum.models import build_model
+from megatron_alum.models import ModelInputs, build_model
 from megatron_alum.parallel import initialize, seed_everything
 
 VOCAB_SIZE = 64
@@ -60,7 +60,15 @@ def step(model, ddp, optimizer):
     optimizer.zero_grad()
     tokens = torch.arange(24).view(3, 8) % VOCAB_SIZE
     positions = torch.arange(0, 24, 2)
-    outputs = ddp(tokens, torch.zeros_like(tokens), None, positions)
+    inputs = ModelInputs.of(
+        tokens=tokens.flatten(),
+        token_types=torch.zeros(24, dtype=torch.int64),
+        position=torch.arange(8).repeat(3),
+        lengths=(8, 8, 8),
+        masked_positions=positions,
+        device=torch.device("cpu"),
+    )
+    outputs = ddp(inputs)
     logits = [torch.empty_like(outputs.mlm_logits) for _ in range(model.groups.tp_size)]
     torch.distributed.all_gather(logits, outputs.mlm_logits.detach(), group=model.groups.tp)
     logits[model.groups.tp_rank] = outputs.mlm_logits

@@ -51,7 +51,6 @@ def test_the_papers_defaults():
     ("argv", "part"),
     [
         ("--num-attention-heads 2 --tensor-model-parallel-size 4", "--num-attention-heads must be a multiple of"),
-        ("--tensor-model-parallel-size 2 --sequence-parallel --seq-length 33", "--seq-length must be a multiple of"),
         ("--alum-perturb layer --alum-perturb-layer 2", r"--alum-perturb-layer must be below --num-layers \(2\)"),
         ("--alum-ascent label --alum-head-chunk-rows 8", "--alum-head-chunk-rows must be 0 with --alum-ascent label"),
         (

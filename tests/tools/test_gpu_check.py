@@ -161,7 +161,7 @@ def test_the_copy_holds_what_is_built_and_run(tmp_path):
     gpu_check.copy_tree(tmp_path)
     for name in (
         "csrc/ops/cuda/row_kernel.cu",
-        "tools/bench_step.py",
+        "benchmarks/bench_step.py",
         "tests/ops/conftest.py",
         "megatron_alum/data/batch.py",
     ):

@@ -9,16 +9,16 @@ from tests.training.runs import launch, launch_prepared, read_rows, train_quietl
 
 
 def train_with_a_sleeper(rank, world_size, argv):
-    """Rank 1 falls asleep before iteration 4, longer than the others wait."""
+    """Rank 1 falls asleep before iteration 3, longer than the others wait for what it was to say after that."""
     from megatron_alum.training.control import Control
 
     agree = Control.agree
 
-    def sleepy(self, counts, **kwargs):
+    def sleepy(self, **kwargs):
         self.calls = getattr(self, "calls", 0) + 1
         if rank == 1 and self.calls == 4:
             time.sleep(12)
-        return agree(self, counts, **kwargs)
+        return agree(self, **kwargs)
 
     Control.agree = sleepy
     try:
@@ -30,7 +30,7 @@ def train_with_a_sleeper(rank, world_size, argv):
 def test_a_hung_rank_times_out_with_rank_and_operation(prefix, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(
-        OSError, match=r"Rank 0 \(process \d+\) lost the other ranks while it was agreeing on iteration 4"
+        OSError, match=r"Rank 0 \(process \d+\) lost the other ranks while it was agreeing on what follows iteration 3"
     ):
         launch_prepared(2, prefix, run, train_with_a_sleeper, distributed_timeout_minutes=0.05)
     assert list_iterations(run) == [] and len(read_rows(run)) == 3

@@ -164,12 +164,17 @@ def test_every_size_around_every_border(tmp_path, small, kind, container):
         assert texts_of(found) == expected, (extra, num_shards)
 
 
+def one_space(text):
+    """Wikitext, as a page shows it, has no two spaces in a row."""
+    return " ".join(text.split())
+
+
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_texts_in_any_number_of_shards(tmp_path, small, kind, container):
     @settings(max_examples=8, deadline=None, derandomize=True)
     @given(
-        st.lists(st.text("abc xyz\u00fc\u732b", min_size=1, max_size=90).map(str.strip).filter(len), max_size=9),
+        st.lists(st.text("abc xyz\u00fc\u732b", min_size=1, max_size=90).map(one_space).filter(len), max_size=9),
         st.integers(1, 7),
         st.none() | st.integers(0, 6),
         st.sampled_from([0, 10_000]),
