@@ -27,7 +27,7 @@ from transformers import (
 
 from megatron_alum.convert.foreign import has_weights, instead_of_a_model
 from megatron_alum.data.bare_vocabulary import has_tokenizer, open_tokenizer
-from megatron_alum.finetune.divergence import Kind
+from megatron_alum.finetune.divergence import PAD_LOGIT, Kind
 from megatron_alum.finetune.labels import class_names, order_of, reorder_classes
 from megatron_alum.finetune.tasks import Task
 
@@ -64,7 +64,22 @@ def build_model(folder: str, task: Task, tags: tuple[str, ...] = ()) -> PreTrain
         reorder_classes(model, order, names)
     for module in task_layer_dropouts(model):
         module.p = task.dropout
+    if task.kind == "choice":
+        mask_missing_candidates(model)
     return model
+
+
+def mask_missing_candidates(model: PreTrainedModel) -> None:
+    """Let rows of a batch have different numbers of candidates: those of one token (features.py) are never chosen."""
+
+    def masked(_model: nn.Module, _inputs: Any, options: dict[str, Any], outputs: Any) -> Any:
+        real = options["attention_mask"].sum(-1) > 1  # [B, choices]
+        outputs["logits"] = outputs["logits"].masked_fill(~real, PAD_LOGIT)
+        if options.get("labels") is not None:
+            outputs["loss"] = nn.functional.cross_entropy(outputs["logits"], options["labels"])
+        return outputs
+
+    model.register_forward_hook(masked, with_kwargs=True)
 
 
 def _in_order(names: Sequence[str], order: Sequence[int]) -> list[str]:
@@ -189,6 +204,8 @@ def load_finetuned(folder: str, task: Task) -> PreTrainedModel:
     order = _order_in(loaded.config, task, task.labels)
     if order is not None:
         reorder_classes(loaded, order, task.labels)
+    if task.kind == "choice":
+        mask_missing_candidates(loaded)
     return loaded.eval()
 
 
