@@ -17,7 +17,7 @@ from megatron_alum.config.cli import main_guard, parse_config
 from megatron_alum.config.data import DataConfig
 from megatron_alum.config.fields import options_of
 from megatron_alum.data.dataset import open_datasets
-from megatron_alum.data.shards import Shards, open_shards
+from megatron_alum.data.shards import CHECKED_FILES, Shards, open_shards, require_whole_manifest, shard_paths
 from megatron_alum.data.show import show_samples
 from megatron_alum.data.statistics import describe, document_sentences
 from megatron_alum.data.tokenizers import load_tokenizer
@@ -62,9 +62,10 @@ def main() -> None:
     arguments, sample_words = parser.parse_known_args()
     options = parse_config(SampleOptions, ["--data-path", arguments.prefix, *sample_words])
     shards = open_shards(arguments.prefix, verify=arguments.verify)
+    require_whole_manifest(shards.manifest, shard_paths(arguments.prefix)["json"])
     tokenizer = load_tokenizer(shards.tokenizer_dir)
     if arguments.verify:
-        print(f"checksums of {len(shards.manifest['files'])} files: correct")
+        print(f"checksums of {len(CHECKED_FILES)} files: correct")
     for name, value in describe(shards, tokenizer).items():
         print(f"{name:>26}: {_readable(value)}")
     for verb in ("skipped", "repaired"):

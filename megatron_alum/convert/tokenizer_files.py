@@ -57,10 +57,11 @@ def limit_length(folder: Path, usable: int) -> None:
     """
     path = folder / _CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
-    known = config.pop("max_len", None)  # its name before transformers 3
-    limit = config.get("model_max_length", known)
+    limit = config.get("model_max_length", config.get("max_len"))  # its name before transformers 3
     if isinstance(limit, int | float) and not isinstance(limit, bool) and 0 < limit <= usable:
         usable = int(limit)
+    if config.get("model_max_length") == usable:
+        return
     config["model_max_length"] = usable
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

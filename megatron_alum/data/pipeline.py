@@ -23,7 +23,7 @@ from megatron_alum.data.progress import Progress
 from megatron_alum.data.punkt import find_punkt, train_punkt
 from megatron_alum.data.schedulers import map_in_order, num_cores, open_executor
 from megatron_alum.data.settings import PreprocessSettings, TokenizerSettings, fingerprint
-from megatron_alum.data.shards import read_manifest, shard_paths
+from megatron_alum.data.shards import read_manifest, sha256_of, shard_paths
 from megatron_alum.data.tokenizer_folder import describe_folder, write_folder
 from megatron_alum.data.vocabulary import TokenizerSource
 from megatron_alum.data.word_cache import token_dtype
@@ -151,8 +151,10 @@ def _work_spec(settings: PreprocessSettings, journal: Journal, plan: InputPlan) 
         punkt = journal.folder / "punkt"
         if not punkt.is_dir():
             _train_punkt(plan, punkt)
+    tokenizer_file = (journal.tokenizer_dir / "tokenizer.json").resolve()
     return WorkSpec(
-        tokenizer_file=str((journal.tokenizer_dir / "tokenizer.json").resolve()),
+        tokenizer_file=str(tokenizer_file),
+        tokenizer_digest=sha256_of(tokenizer_file),
         punkt_dir=str(punkt.resolve()) if punkt else None,
         reading=plan.options,
         language=language,

@@ -32,6 +32,7 @@ _WORD = re.compile(r"\w+")
 _ACRONYM = re.compile(r"^(?:[^\W\d_]{1,3}\.-?)+[^\W\d_]{1,3}$")
 _JOINED_INITIALS = re.compile(r"^[^\W\d_](?:-[^\W\d_])+$")
 _ORDINAL = re.compile(r"^(?:\d{1,3}|\d\d?\.\d\d?)$")
+_UNITS = frozenset("ghlmst\u043c\u043b")
 _ROMAN = re.compile("^[IVXLCDM]{2,}$")
 # "'s Ochtends": a Dutch sentence whose first letter is small
 _CLITIC = re.compile("['\u2018\u2019][a-z] [A-Z]")
@@ -94,7 +95,7 @@ class RuleSplitter:
         if word.isdigit() and word_start == 0:
             return False
         before = line[:word_start].rstrip()
-        is_unit = len(word) == 1 and not word.isupper() and before[-1:].isdigit()  # "100 m."
+        is_unit = word in _UNITS and before[-1:].isdigit()  # "100 m. Later"
         if lower in rules.maybe_final or (_may_be_initial(word) and not is_unit):
             return self._often_begins(line, after)
         if rules.ordinals and _is_ordinal(word):

@@ -29,6 +29,8 @@ MANIFEST_VERSION = 1
 INDEX_MAGIC = b"MMIDIDX\x00\x00"
 INDEX_HEADER_BYTES = 34
 """magic 9, version 8, dtype code 1, sequence count 8, document count 8"""
+CHECKED_FILES = (".bin", ".idx", "-tokenizer/tokenizer.json")
+"""Parts whose SHA-256 a manifest holds, by what follows the prefix."""
 DTYPES: dict[int, np.dtype] = {4: np.dtype("int32"), 8: np.dtype("uint16")}
 """Megatron's dtype codes that a BERT corpus can have."""
 
@@ -110,6 +112,7 @@ def open_shards(prefix: str | Path, *, verify: bool = False) -> Shards:
     check_index(index, paths)
     _check_counts(index, manifest, paths["json"])
     if verify:
+        require_whole_manifest(manifest, paths["json"])
         verify_checksums(prefix, manifest)
     return Shards(str(prefix), index, manifest, paths["tokenizer"])
 
@@ -118,7 +121,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest at `path`; ValueError when it is no manifest of this version."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"`{path}` must be a JSON manifest, but cannot be read: {error}. Preprocess again.") from error
     version = manifest.get("manifest_version") if isinstance(manifest, dict) else None
     if version != MANIFEST_VERSION:
@@ -201,6 +204,12 @@ def check_index(index: ShardIndex, paths: dict[str, Path]) -> None:
             f"`{paths['idx']}` must bound its documents by 0 and {index.num_sentences} sentences, but has "
             f"{int(index.documents[0])} and {int(index.documents[-1])} instead. Preprocess again."
         )
+    falls = np.diff(index.documents) < 0
+    if falls.any():
+        raise ValueError(
+            f"`{paths['idx']}` must give its documents in ascending order, but document {int(np.argmax(falls))} ends "
+            "before it begins. The file is damaged: copy it again or preprocess again."
+        )
 
 
 def _check_counts(index: ShardIndex, manifest: dict[str, Any], path: Path) -> None:
@@ -217,11 +226,43 @@ def _check_counts(index: ShardIndex, manifest: dict[str, Any], path: Path) -> No
             )
 
 
+def require_whole_manifest(manifest: dict[str, Any], path: Path) -> None:
+    """ValueError unless everything that tools read from a manifest is there and of its kind."""
+    files, tokenizer = manifest.get("files"), manifest.get("tokenizer")
+    kinds = {"files": dict, "tokenizer": dict, "settings": dict, "num_tokens": int, "text_bytes": int}
+    wrong = [name for name, kind in kinds.items() if type(manifest.get(name)) is not kind]
+    wrong += [verb for verb in ("skipped", "repaired") if not _is_tally(manifest.get(verb))]
+    if isinstance(files, dict) and not all(_has_checksum(files.get(suffix)) for suffix in CHECKED_FILES):
+        wrong.append(f"files ({', '.join(CHECKED_FILES)})")
+    if isinstance(tokenizer, dict) and type(tokenizer.get("vocab_size")) is not int:
+        wrong.append("tokenizer.vocab_size")
+    if wrong:
+        raise ValueError(
+            f"`{path}` must be a whole manifest, but its {wrong[0]} is missing or not what it must be. The file was "
+            "changed or damaged: copy it again or preprocess again."
+        )
+
+
+def _has_checksum(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and type(entry.get("bytes")) is int
+
+
+def _is_tally(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(entry, dict)
+        and type(entry.get("count")) is int
+        and isinstance(entry.get("examples"), list)
+        and all(isinstance(example, str) for example in entry["examples"])
+        for entry in value.values()
+    )
+
+
 def verify_checksums(prefix: str | Path, manifest: dict[str, Any]) -> None:
     """Read the files named in the manifest once and compare their SHA-256; ValueError for the first that differs."""
     base = Path(prefix).parent
     stem = Path(prefix).name
-    for suffix, entry in manifest["files"].items():
+    for suffix in CHECKED_FILES:
+        entry = manifest["files"][suffix]
         path = base / f"{stem}{suffix}"
         if not path.exists():
             raise ValueError(f"`{path}` must exist, but is missing. Copy all parts of the corpus or preprocess again.")

@@ -6,7 +6,6 @@ this file checks them, because transformers builds a five-token tokenizer from a
 training with a mask id that is the unknown id would fail just as silently. Nothing here touches the network.
 """
 
-import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,11 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise ValueError(f"`{folder}` must be a Hugging Face tokenizer folder, but holds no tokenizer file.")
     try:
         tokenizer = open_tokenizer(folder)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        _check_declared_size(folder, tokenizer)
+    except _SizeDiffers:
+        raise
+    except Exception as error:  # a damaged file can fail anywhere; the tokenizers library raises nothing narrower
         raise ValueError(f"`{folder}` must be a Hugging Face tokenizer folder, but does not load: {error}") from error
-    _check_declared_size(folder, tokenizer)
     check_special_tokens(tokenizer, str(folder))
     return tokenizer
 
@@ -92,6 +93,10 @@ def tokenizer_kind(tokenizer: Any) -> str:
     return KINDS[model]
 
 
+class _SizeDiffers(ValueError):
+    """Says what is wrong already."""
+
+
 def _check_declared_size(folder: Path, tokenizer: Any) -> None:
     """Compare with tokenizer.json itself: a wrong class name makes transformers build an almost empty tokenizer."""
     path = folder / "tokenizer.json"
@@ -101,7 +106,7 @@ def _check_declared_size(folder: Path, tokenizer: Any) -> None:
 
     declared = Tokenizer.from_file(str(path)).get_vocab_size(with_added_tokens=True)
     if declared != len(tokenizer):
-        raise ValueError(
+        raise _SizeDiffers(
             f"`{folder}` must load with the {declared} entries of its tokenizer.json, but has {len(tokenizer)}. "
             "Its tokenizer_config.json names a class that does not fit."
         )

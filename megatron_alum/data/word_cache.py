@@ -66,6 +66,7 @@ class WordCache:
         self.tokenizer = Tokenizer.from_str(json.dumps(spec))
         self.tokenizer.encode_special_tokens = True
         self.scheme = word_scheme(spec)
+        self.strips_all_marks = any(_strips_marks(step) for step in _steps(spec["normalizer"], "normalizers"))
         prefixed = self.scheme == "prefixed"
         extension = _extension() if native else None
         if extension is None:
@@ -232,6 +233,13 @@ def _strips_latin(steps: list[dict[str, Any]]) -> bool:
     """Whether `steps` are those of `accents.latin_strip`."""
     kinds = [step["type"] for step in steps]
     return kinds == ["NFD", "Replace", "NFC"] and steps[1]["pattern"] == {"Regex": LATIN_MARKS}
+
+
+def _strips_marks(step: dict[str, Any]) -> bool:
+    """Whether a normalizer takes the marks of every script."""
+    if step["type"] != "BertNormalizer":
+        return bool(step["type"] == "StripAccents")
+    return bool(step["lowercase"] if step["strip_accents"] is None else step["strip_accents"])
 
 
 def _keeps_words(step: dict[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_alum.data.accents import num_lost
 from megatron_alum.data.cleaning import clean_lines
 from megatron_alum.data.input_language import input_language
 from megatron_alum.data.readers.base import Chunk, Reader, Rejected
@@ -22,6 +23,9 @@ from megatron_alum.data.word_cache import WordCache
 
 NO_TEXT = "no text"
 NO_TOKEN = "sentences left out, of characters that the tokenizer drops"
+LOST_MARKS = "vowel signs or other marks that the tokenizer strips (--strip-accents false keeps them)"
+MAX_LOST = 0.01
+"""Share of such characters up to which a document, of English with foreign names, is not counted for it."""
 MAX_EXAMPLES = 5
 """Ids kept for each reason to skip a document."""
 
@@ -32,6 +36,8 @@ class WorkSpec:
 
     tokenizer_file: str
     """tokenizer.json, readable by every worker"""
+    tokenizer_digest: str
+    """SHA-256 of that file: another run of one process may have another tokenizer at the same place"""
     punkt_dir: str | None
     """Punkt parameters; None for the rule-based splitter"""
     reading: ReadOptions
@@ -180,6 +186,8 @@ def _pack(lines_of: list[list[str]], splitter: SentenceSplitter, spec: WorkSpec,
             continue
         if len(own) < len(sentences):
             result.repaired.add(NO_TOKEN, lines[0])
+        if _TOOLS.words.strips_all_marks and num_lost(lines) > MAX_LOST * sum(map(len, lines)):
+            result.repaired.add(LOST_MARKS, lines[0])
         lengths += own
         counts.append(len(own))
         encoded = "\n".join(lines).encode()

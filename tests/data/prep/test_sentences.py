@@ -1,10 +1,17 @@
 """Sentence splitting: one row a rule, properties on any line, and agreement with Punkt on real text."""
 
+import re
+import unicodedata
+from pathlib import Path
+
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_alum.data import stops
 from megatron_alum.data.cleaning import clean_lines
+from megatron_alum.data.languages import tables
 from megatron_alum.data.plan import InputPlan
 from megatron_alum.data.punkt import PunktSplitter, find_punkt, train_punkt
 from megatron_alum.data.sentences import RuleSplitter
@@ -48,6 +55,46 @@ def test_rules(line):
     if line == LINES[0]:
         expected = ["One.", "Two!", "Three?", "Four"]
     assert RuleSplitter().split(joined) == expected
+
+
+# Languages, by --language (None: not said) and lines whose sentences are separated by |; a bar that stands for no white
+# space is doubled. Written for this, as a reader of the language cuts them.
+LANGUAGES = Path(__file__).with_name("sentences.tsv")
+
+
+def language_lines():
+    rows = [row.split("\t") for row in LANGUAGES.read_text(encoding="utf-8").splitlines() if row and row[0] != "#"]
+    return [(language if language != "-" else None, line) for language, line in rows]
+
+
+@pytest.mark.parametrize(("language", "line"), language_lines())
+def test_sentences_of_languages(language, line):
+    joined = line.replace("||", "").replace("|", " ")
+    assert RuleSplitter(language).split(joined) == line.replace("||", "|").split("|")
+
+
+def test_every_sentence_terminal_of_unicode_is_known():
+    """Against the property in the `regex` library, which is generated from PropList.txt."""
+    characters = [chr(c) for c in range(0x80, 0x10000) if not 0xD800 <= c < 0xE000]
+    terminal = {c for c in characters if regex.match(r"\p{Sentence_Terminal}", c)}
+    known = {c for c in characters if re.match(f"[{stops.STOPS}{stops.SPACED[1 : stops.SPACED.index(']')]}]", c)}
+    newer = {c for c in terminal - known if unicodedata.name(c, "").startswith(("VERTICAL", "TAI THAM", "BATAK"))}
+    assert terminal - known - newer <= {"\u104a", "\u2024", "\u2e2e", "\u2e3c", "\u2e53", "\u2e54", "\u2e60", "\u2e61"}
+    assert known - terminal <= set("\u0f0d\u0f0e\u0f0f\u0f10\u0f11\u0f12\u0f14\u2026\u09f7")
+
+
+def test_tables_of_languages_are_consistent():
+    """Abbreviations are lower case without the period, and a word stands in one list only, or before numbers too."""
+    for name, table in tables().items():
+        lists = {
+            field: table[field].split() for field in ("never_final", "before_numbers", "maybe_final") if field in table
+        }
+        for field, words in lists.items():
+            assert len(set(words)) == len(words) and all(word == word.lower() for word in words), (name, field)
+            assert not any(word.endswith(".") for word in words), (name, field)
+        both = set(lists.get("never_final", [])) & set(lists.get("maybe_final", []))
+        assert both <= {"ft"}, name  # "Ft. Worth", "six ft."
+        assert table["script"]
 
 
 PARTS = [
@@ -157,3 +204,27 @@ def test_punkt_needs_text_and_parameters(tmp_path):
     for options in ({"sentence_splitter": "punkt"}, {"punkt_dir": "x"}, {"train_punkt": True}):
         with pytest.raises(ValueError, match=r"must have --punkt-dir|must go with --sentence-splitter punkt"):
             prepare(tmp_path, "x", **options)
+
+
+def test_the_language_of_a_dump_is_read_from_it(tmp_path):
+    """By xml:lang, by <dbname> or by the addresses of wikiextractor; a flag wins."""
+    page = "<page><title>A</title><ns>0</ns><id>1</id><revision><text>Am 3. Juni. Das ist gut.</text></revision></page>"
+    for number, (head, language, sentences) in enumerate(
+        [
+            ('<mediawiki xml:lang="de">', "auto", 2),
+            ("<mediawiki><siteinfo><dbname>dewiki</dbname></siteinfo>", "auto", 2),
+            ('<mediawiki xml:lang="en">', "auto", 3),
+            ('<mediawiki xml:lang="en">', "de-AT", 2),
+        ]
+    ):
+        source = tmp_path / f"{number}.xml"
+        source.write_text(f"{head}{page}</mediawiki>")
+        out = str(tmp_path / f"out{number}")
+        assert prepare(tmp_path, source, language=language, output_prefix=out)["num_sentences"] == sentences
+    source = tmp_path / "wiki_00"
+    source.write_text(
+        '<doc id="1" url="https://de.wikipedia.org/wiki?curid=1" title="A">\nAm 3. Juni. Das ist gut.\n</doc>\n'
+    )
+    assert prepare(tmp_path, source, output_prefix=str(tmp_path / "o"))["num_sentences"] == 2
+    with pytest.raises(ValueError, match=r"--language must be auto or a code .* but is german"):
+        prepare(tmp_path, source, language="german")

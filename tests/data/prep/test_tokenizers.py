@@ -2,6 +2,7 @@
 unfit."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,128 @@ def test_merges_of_another_vocabulary_are_refused(tmp_path):
     with pytest.raises(ValueError, match="`--merge-file` must belong to the vocabulary"):
         write_folder(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_blank_lines_at_the_end_and_what_google_strips(tmp_path):
+    entries = [*SPECIALS, *LETTERS, "cat"]
+    for number, text in enumerate(
+        ("\n".join(entries), "\ufeff" + "\r\n".join(entries) + "\r\n\r\n", "\n".join(entries) + " \n\n \n")
+    ):
+        (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8", newline="")
+        tokenizer = make_tokenizer(TokenizerSource(vocab_file=tmp_path / f"{number}.txt"))
+        assert len(tokenizer) == len(entries) and tokenizer.convert_tokens_to_ids("cat") == len(entries) - 1
+
+
+def test_the_folder_of_googles_archive_and_of_fairseq(tmp_path):
+    """A vocabulary beside other files, without a tokenizer's own, is what the folder stands for."""
+    google = tmp_path / "uncased_L-2_H-128_A-2"
+    google.mkdir()
+    write_vocab(google)
+    (google / "bert_config.json").write_text("{}")
+    write_folder(TokenizerSource(folder=google), tmp_path / "a")
+    write_folder(TokenizerSource(vocab_file=google / "vocab.txt"), tmp_path / "b")
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    assert make_tokenizer(TokenizerSource(folder=google)).tokenize("The CAT") == ["the", "cat"]
+    model = json.loads(trained(tmp_path, type="bpe").backend_tokenizer.to_str())["model"]
+    fairseq = tmp_path / "gpt2_bpe"
+    fairseq.mkdir()
+    (fairseq / "encoder.json").write_text(json.dumps(model["vocab"]))
+    (fairseq / "vocab.bpe").write_text("\n".join(" ".join(pair) for pair in model["merges"]))
+    write_folder(TokenizerSource(folder=fairseq), tmp_path / "c")
+    assert describe_folder(tmp_path / "c")["kind"] == "bpe"
+
+
+def test_what_is_no_vocabulary_names_the_flag(tmp_path):
+    write_folder(TokenizerSource(vocab_file=write_vocab(tmp_path)), tmp_path / "tok")
+    (tmp_path / "renamed.json").write_bytes((tmp_path / "tok" / "tokenizer.json").read_bytes())
+    (tmp_path / "merges.txt").write_text("a b\n")
+    with zipfile.ZipFile(tmp_path / "uncased.zip", "w") as archive:
+        archive.write(tmp_path / "vocab.txt", "uncased/vocab.txt")
+    for name, remedy in {
+        "tok": r"is a folder\. Give a folder by --tokenizer",
+        "tok/tokenizer.json": "by --tokenizer .*tok",
+        "tok/tokenizer_config.json": "by --tokenizer .*tok",
+        "renamed.json": "by --tokenizer",
+        "merges.txt": r"Give it by --merge-file",
+        "uncased.zip": "Unpack it and give the folder with its vocab.txt by --tokenizer",
+    }.items():
+        with pytest.raises(ValueError, match=f"`--vocab-file` must be .*{remedy}"):
+            make_tokenizer(TokenizerSource(vocab_file=tmp_path / name))
+    for name, remedy in {
+        "vocab.txt": "by --vocab-file .*vocab.txt",
+        "tok/tokenizer.json": "the folder it lies in",
+        "uncased.zip": "Unpack it",
+        "bert-base-uncased": "nothing is downloaded",
+    }.items():
+        with pytest.raises(ValueError, match=f"must be a tokenizer folder, but is no folder.*{remedy}"):
+            make_tokenizer(TokenizerSource(folder=tmp_path / name))
+
+
+# What each keeps when text is lower-cased: the reading of a Hindi, Thai, Japanese, Arabic, Russian and a French word.
+MARKED = [
+    "\u0915\u093f\u092f\u0947",
+    "\u0e17\u0e35\u0e48",
+    "\u304c\u304e\u3050",
+    "\u0622\u0645",
+    "\u0439\u0451",
+    "\u00e9t\u00e9",
+]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_a_trained_vocabulary_strips_accents_from_latin_and_greek_alone(tmp_path, kind):
+    source = write_jsonl(tmp_path / "in.jsonl", [" ".join(MARKED) + " \u039a\u03b1\u03af"] * 20)
+
+    def words(**options):
+        vocabulary = VocabularySettings(
+            output=str(tmp_path / "tok"), type=kind, vocab_size=300, overwrite=True, **options
+        )
+        tokenizer = train_tokenizer(
+            TrainTokenizerSettings(InputSettings((str(source),)), vocabulary), show_progress=False
+        )
+        assert load_tokenizer(tmp_path / "tok").tokenize(MARKED[0]) == tokenizer.tokenize(MARKED[0])
+        joined = "".join(tokenizer.tokenize(" ".join([*MARKED, "\u039a\u03b1\u03af"])))
+        return joined.replace("##", "").replace("\u2581", "")
+
+    kept = "".join(MARKED[:-1])
+    assert words() == kept + "ete" + "\u03ba\u03b1\u03b9"
+    assert words(strip_accents=False) == kept + MARKED[-1] + "\u03ba\u03b1\u03af"
+    assert MARKED[2] not in words(strip_accents=True)
+
+
+def test_a_given_vocabulary_keeps_the_marks_it_has(tmp_path):
+    """A vocabulary without marks gets Google's own stripping, one with vowel signs keeps them."""
+    plain, marked = [*SPECIALS, *LETTERS, "##a", "\u0915", "##\u0915"], ["\u0915\u0947"]
+    for entries, token in ((plain, "\u0915"), (plain + marked, marked[0])):
+        (tmp_path / "vocab.txt").write_text("\n".join(entries), encoding="utf-8")
+        source = TokenizerSource(vocab_file=tmp_path / "vocab.txt")
+        assert make_tokenizer(source).tokenize("\u0915\u0947 \u00e9") == [token, "e"]
+        write_folder(source, tmp_path / str(len(entries)))
+        assert load_tokenizer(tmp_path / str(len(entries))).tokenize("\u0915\u0947 \u00e9") == [token, "e"]
+
+
+def test_the_alphabet_fits_the_script(tmp_path):
+    """Text of 3,000 Chinese characters has hardly an unknown one; a limit cuts it; few letters keep the old bound."""
+    characters = [chr(0x4E00 + i) for i in range(3000)]
+    source = write_jsonl(tmp_path / "in.jsonl", ["".join(characters)] * 3)
+
+    def unknown(**options):
+        vocabulary = VocabularySettings(output=str(tmp_path / "tok"), vocab_size=8000, overwrite=True, **options)
+        tokenizer = train_tokenizer(
+            TrainTokenizerSettings(InputSettings((str(source),)), vocabulary), show_progress=False
+        )
+        return tokenizer("".join(characters), add_special_tokens=False)["input_ids"].count(tokenizer.unk_token_id)
+
+    assert unknown() <= 2
+    assert unknown(limit_alphabet=1000) == 2000
+    with pytest.raises(ValueError, match="--limit-alphabet must be at least 1 and go with --type wordpiece"):
+        VocabularySettings("x", type="bpe", limit_alphabet=5)
+
+
+def test_documents_that_lose_marks_are_counted(tmp_path):
+    """Hindi under a vocabulary without vowel signs; English with a foreign name is no case of it."""
+    english = "The cat sat on the mat, and then Zo\xeb ran far away again and again. " * 3 + "\u0419."
+    source = write_jsonl(tmp_path / "in.jsonl", ["\u0915\u0947 \u0915\u0947 \u0915", english])
+    (entry,) = prepare(tmp_path, source)["repaired"].items()
+    assert entry[0].startswith("vowel signs or other marks") and entry[1]["count"] == 1
+    assert prepare(tmp_path, source, strip_accents=False, overwrite=True)["repaired"] == {}

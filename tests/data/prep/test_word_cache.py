@@ -6,7 +6,7 @@ import random
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from megatron_alum.data import word_cache
 from megatron_alum.data.readers.base import Document
@@ -182,3 +182,39 @@ def test_real_text_gets_transformers_ids(shared_data, name):
     ]
     lines = [line for text in texts for line in text.split("\n")][:6000]
     assert ids_of(cache_of(tokenizer), lines) == tokenizer(lines, add_special_tokens=False)["input_ids"]
+
+
+SPECIAL = ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]
+
+
+def foreign_tokenizers():
+    """Models that a literal special token reaches: as a piece, longest first, by merges, as a whole word."""
+    pieces = [(token, 0.0) for token in SPECIAL] + [(c, -5.0) for c in "\u2581abmsk/<"]  # ">" is unknown
+    yield Tokenizer(models.Unigram(pieces, unk_id=1)), pre_tokenizers.Metaspace()
+    letters = [*"<>/amsk", *("##" + c for c in "<>/amsk")]
+    vocab = {token: i for i, token in enumerate([*SPECIAL, *letters])}
+    yield Tokenizer(models.WordPiece(vocab, unk_token="<unk>")), pre_tokenizers.WhitespaceSplit()
+    steps = ["<m", "<ma", "<mas", "<mask", "<mask>"]
+    vocab = {token: i for i, token in enumerate([*SPECIAL, *"<>/amsk", *steps[:-1]])}
+    merges = [(step[:-1], step[-1]) for step in steps]
+    yield Tokenizer(models.BPE(vocab, merges, unk_token="<unk>")), pre_tokenizers.WhitespaceSplit()
+    yield Tokenizer(models.BPE(vocab, [], unk_token="<unk>", ignore_merges=True)), pre_tokenizers.WhitespaceSplit()
+
+
+@pytest.mark.parametrize("tokenizer", foreign_tokenizers(), ids=["unigram", "wordpiece", "bpe", "whole words"])
+@pytest.mark.parametrize("normal", [False, True], ids=["alone", "with an added word"])
+def test_special_tokens_of_other_folders_are_text_too(tokenizer, normal):
+    backend, backend.pre_tokenizer = tokenizer
+    backend = Tokenizer.from_str(backend.to_str())
+    backend.add_special_tokens(SPECIAL)
+    if normal:
+        backend.add_tokens(["amsk"])
+    before = backend.to_str()
+    cache = WordCache(backend)
+    text = "a <mask> m</s>k <s><pad> amsk"
+    (ids,) = ids_of(cache, [text])
+    assert ids and not set(ids) & {backend.token_to_id(token) for token in SPECIAL if token != "<unk>"}
+    assert (backend.token_to_id("amsk") in ids) == normal
+    plain = "a m sk as"
+    assert ids_of(cache, [plain]) == [backend.encode(plain, add_special_tokens=False).ids]
+    assert json.loads(before)["model"] == json.loads(backend.to_str())["model"]
