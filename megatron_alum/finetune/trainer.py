@@ -58,11 +58,12 @@ class AlumTrainer(Trainer):
         self.method = method if isinstance(method, Method) else preset(method)
         self.average: MovingAverage | None = None
         super().__init__(*args, **kwargs)
-        if self.model_init is None and not self.is_deepspeed_enabled:
+        if not self.method.is_plain:
+            self._check_surroundings()
+        if self.model_init is None and not self.is_deepspeed_enabled:  # DeepSpeed keeps master copies
             keep_in_full_precision(self.model, self.method)
         if self.method.is_plain:
             return
-        self._check_surroundings()
         assert isinstance(self.model, nn.Module)
         if self.method.freelb is None:
             self.kind = kind or kind_of(self.model)
