@@ -18,22 +18,25 @@ from tqdm import tqdm
 from megatron_alum.config.attack import AttackConfig
 from megatron_alum.config.cli import main_guard, parse_config
 from megatron_alum.finetune.attack import check_word_attack, pgd_accuracy, word_attack
-from megatron_alum.finetune.features import Collator, Encoder
-from megatron_alum.finetune.loading import Example, load_split
-from megatron_alum.finetune.models import check_finetuned, load_finetuned, load_tokenizer, longest_input
+from megatron_alum.finetune.evaluation import encoder_of
+from megatron_alum.finetune.features import Collator
+from megatron_alum.finetune.loading import Example
+from megatron_alum.finetune.models import check_finetuned, load_finetuned, load_tokenizer
+from megatron_alum.finetune.prepare import sampled_split
 from megatron_alum.finetune.records import write_at_once
-from megatron_alum.finetune.tasks import Task, custom_task, task_named
+from megatron_alum.finetune.stored import task_of
+from megatron_alum.finetune.tasks import Task
 from megatron_alum.report.robustness import plot_robustness
 
 
 def attacked_task(config: AttackConfig) -> Task:
-    """The table's row, or one made of the flags of --task custom.
+    """The table's row, or one made of the flags of --task custom and of what the first model says of itself.
 
     Raises: ValueError for a task without classes.
     """
-    if config.task == "custom":
-        return custom_task(config.custom)
-    task = task_named(config.task)
+    task = task_of(config.model[0], config.task, config.custom)
+    if task.name == "custom" and task.kind == "regression":
+        raise ValueError(f"--labels must name two or more classes of --task custom, but names {len(task.labels)}.")
     if task.kind not in ("classification", "choice"):
         raise ValueError(f"--task must be a classification or multiple-choice task, but {task.name} is {task.kind}.")
     return task
@@ -44,7 +47,7 @@ def labelled_examples(config: AttackConfig, task: Task) -> list[Example]:
 
     Raises: ValueError for a split without labels.
     """
-    examples = load_split(task, config.data_dir, config.split)[: config.max_eval_samples]
+    examples = sampled_split(task, config.data_dir, config.split, config.max_eval_samples)
     if any(example["label"] is None for example in examples):
         raise ValueError(f"--split must have labels, but {config.split} of {task.name} has none.")
     return examples
@@ -54,7 +57,7 @@ def attack_model(config: AttackConfig, task: Task, examples: list[Example], fold
     """The result rows of one model, each as it is found; the model runs on the GPU if there is one."""
     tokenizer = load_tokenizer(folder)
     model = load_finetuned(folder, task).to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
-    encoder = Encoder(tokenizer, task.kind, longest_input(folder, tokenizer, config.max_seq_length))
+    encoder = encoder_of(folder, task, tokenizer, config.max_seq_length)
     features, size = encoder.encode(examples), config.per_device_eval_batch_size
     collate = Collator(tokenizer, task.kind)
     batches = [collate(features[start : start + size]) for start in range(0, len(features), size)]

@@ -3,6 +3,7 @@
     python tools/finetune.py --model HF_DIR --task sst2 --data-dir glue --output out/sst2 --alum --seeds 1 2 3
 
 Results: OUTPUT/results.jsonl, predictions in OUTPUT/runs/*/, the best model in OUTPUT/model. Call it again to resume.
+Without training data: `--evaluate-only`, or `--predict-file FILE`, with --model OUTPUT/model.
 Several processes: `torchrun --nproc-per-node N tools/finetune.py ...`.
 """
 
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from megatron_alum.config.cli import format_config, main_guard, parse_config
 from megatron_alum.config.finetune import FinetuneConfig
+from megatron_alum.finetune.evaluation import evaluate_folder
 from megatron_alum.finetune.prepare import prepare
 from megatron_alum.finetune.runs import exit_together, is_main_process, run_grid
 from megatron_alum.finetune.summary import format_summary
@@ -22,6 +24,11 @@ def main() -> None:
     config = parse_config(FinetuneConfig, description=(__doc__ or "").splitlines()[0])
     if is_main_process():
         print(format_config(config), flush=True)
+    if config.data.evaluate_only or config.data.predict_file is not None:
+        for row in evaluate_folder(config):
+            print(f"{row['split']} {row['metric']} {row['value']:.4f} (n {row['n']})")
+        print(f"predictions: {config.data.output}")
+        return
     prepared = prepare(config)
     rows = run_grid(config, prepared)
     if is_main_process():

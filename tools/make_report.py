@@ -22,7 +22,9 @@ def main() -> None:
     config = parse_config(ReportConfig, description=(__doc__ or "").splitlines()[0])
     results: dict[str, list[dict[str, Any]]] = {}
     for item in config.results:
-        system, _, path = ("", "", item) if Path(item).is_file() else item.partition("=")
+        system, _, path = ("", "", item) if Path(item).is_file() or "=" not in item else item.partition("=")
+        if not Path(path).is_file():
+            raise ValueError(f"--results must be results.jsonl files or SYSTEM=FILE, but {item} is neither.")
         results.setdefault(system or Path(path).parent.name, []).extend(read_results([path]))
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)

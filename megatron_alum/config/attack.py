@@ -14,10 +14,10 @@ class AttackConfig:
 
     model: tuple[str, ...]
     """fine-tuned Hugging Face folders to compare, such as OUTPUT/model of tools/finetune.py"""
-    task: str
-    """classification or multiple-choice task of the table, or custom"""
     output: str
     """folder of attack.jsonl and attack.png"""
+    task: str | None = None
+    """classification or multiple-choice task of the table, or custom; by default the first model's own"""
     data_dir: str = "."
     """folder of the task's official files, or the one above it"""
     split: str = "dev"
@@ -27,9 +27,9 @@ class AttackConfig:
     num_steps: int = 10
     """gradient steps of each attack"""
     max_eval_samples: int = 500
-    """examples to attack, the first so many"""
-    max_seq_length: int = 128
-    """tokens of the longest input"""
+    """examples to attack, a fixed sample of the split"""
+    max_seq_length: int | None = None
+    """tokens of the longest input; by default those of each model's training"""
     per_device_eval_batch_size: int = 32
     """examples of a batch"""
     seed: int = 0
@@ -46,15 +46,12 @@ class AttackConfig:
                 "--validation-file for --split dev, or --test-file for --split test, must be given with --task custom, "
                 f"but is not for --split {self.split}."
             )
-        if self.task == "custom" and len(self.custom.labels) < 2:
-            named = len(self.custom.labels)
-            raise ValueError(f"--labels must name two or more classes of --task custom, but names {named}.")
         if not self.model or not self.radii:
             raise ValueError("--model and --radii must have at least one value each, but one has none.")
         if min(self.radii) < 0:
             raise ValueError(f"--radii must be at least 0, but are {self.radii} instead.")
         for name in ("num_steps", "max_eval_samples", "max_seq_length", "per_device_eval_batch_size"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(
                     f"--{name.replace('_', '-')} must be at least 1, but is {getattr(self, name)} instead."
                 )

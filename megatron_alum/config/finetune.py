@@ -27,11 +27,11 @@ class FinetuneDataConfig:
 
     model: str
     """Hugging Face folder of the encoder to fine-tune (also what convert_checkpoint.py writes)"""
-    task: str
-    """cola sst2 mrpc stsb qqp mnli qnli rte wnli ax snli scitail fever anli anli-all squad-v1.1 squad-v2 adv-squad swag
-    hellaswag bc2gm ncbi-disease jnlpba custom"""
     output: str
     """folder of results.jsonl, predictions and the best model"""
+    task: str | None = None
+    """cola sst2 mrpc stsb qqp mnli qnli rte wnli ax snli scitail fever anli anli-all squad-v1.1 squad-v2 adv-squad swag
+    hellaswag bc2gm ncbi-disease jnlpba custom; a finished folder's own with --evaluate-only and --predict-file"""
     data_dir: str = "."
     """folder of the task's official files, or the one above it"""
     tokenizer: str | None = None
@@ -39,9 +39,10 @@ class FinetuneDataConfig:
     max_train_samples: int | None = None
     """examples of the training set to use, the first so many after a shuffle with seed 0; all by default"""
     max_eval_samples: int | None = None
-    """examples of each evaluated split to use; all by default"""
-    max_seq_length: int = 512
-    """tokens of the longest input; lowered to what the model takes"""
+    """examples of each evaluated split to use, a fixed sample with its share of each file; all by default"""
+    max_seq_length: int | None = None
+    """tokens of the longest input; 512 by default, a finished folder's own where nothing is trained; lowered to what
+    the model takes"""
     doc_stride: int = 128
     """tokens shared by neighbouring windows of a SQuAD context, at most a quarter of --max-seq-length"""
     max_query_length: int = 64
@@ -53,12 +54,21 @@ class FinetuneDataConfig:
     null_score_diff_threshold: float = 0.0
     """margin by which "no answer" must win in SQuAD v2.0"""
     train_file: str | None = None
-    """training file of --task custom (.tsv with header, .csv, .jsonl)"""
+    """training file of --task custom"""
+    evaluate_only: bool = False
+    """train nothing: evaluate --model, a finished folder, on every split whose files are there"""
+    predict_file: str | None = None
+    """train nothing: predict the rows of this file, which need no labels, with --model, a finished folder"""
     custom: CustomTaskConfig = field(default_factory=CustomTaskConfig)
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that no run can use."""
-        if self.task == "custom" and (self.custom.validation_file is None or self.train_file is None):
+        if self.evaluate_only or self.predict_file is not None:
+            if self.train_file is not None:
+                raise ValueError(f"--train-file must be left out where nothing is trained, but is {self.train_file}.")
+        elif self.task is None:
+            raise ValueError("--task must be given, but is not.")
+        elif self.task == "custom" and (self.custom.validation_file is None or self.train_file is None):
             raise ValueError("--train-file and --validation-file must be given with --task custom, but are not.")
         for name in (
             "max_train_samples",

@@ -54,6 +54,16 @@ class SpanOptions:
     """an answer must beat "no answer" by more than minus this; SQuAD v2.0 only"""
 
 
+def check_finite(outputs: Any, what: str) -> None:
+    """Raises: ValueError for outputs that are not all numbers, as those of weights that have diverged."""
+    arrays = outputs if isinstance(outputs, tuple) else (outputs,)
+    if any(np.isnan(np.asarray(array)).any() for array in arrays):
+        raise ValueError(
+            f"the model's outputs on {what} must be numbers, but some are NaN: it has diverged. Use a smaller "
+            "--learning-rate; what was saved before stays."
+        )
+
+
 def decode(
     task: Task,
     split: str,
@@ -73,6 +83,9 @@ def decode(
     if task.kind == "tags":
         return _decode_tags(examples, features, outputs, tags)
     logits = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
+    if task.kind == "choice":  # a row may have fewer candidates than its batch
+        counts = np.array([len(examples[feature["example"]]["endings"]) for feature in features])
+        logits = np.where(np.arange(logits.shape[-1]) < counts[:, None], logits, -np.inf)
     values = logits.squeeze(-1) if task.kind == "regression" else logits.argmax(-1)
     predicted = np.empty_like(values)
     predicted[[feature["example"] for feature in features]] = values
@@ -91,7 +104,7 @@ def _decode_tags(
         for token, word in enumerate(feature["words"]):
             if word is not None:
                 predicted[feature["example"]][word] = tags[int(row[token].argmax())]
-    metrics = entity_metrics([example["tags"] for example in examples], predicted)
+    metrics = entity_metrics([example["tags"] for example in examples], predicted, tags)
     return Decoded(metrics, predicted, len(examples))
 
 

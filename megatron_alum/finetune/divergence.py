@@ -13,7 +13,7 @@ directions, (a - b)^2 + (b - a)^2, where the KLs do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -56,13 +56,36 @@ def kind_of(model: nn.Module) -> Kind:
     )
 
 
-def comparable(outputs: Mapping[str, Any], kind: Kind, mask: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-    """The part of a model's outputs that is compared; `mask` bool [B, S], False at pads."""
+def comparable(outputs: Any, kind: Kind, mask: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    """The part of a model's outputs that is compared; `mask` bool [B, S], False at pads.
+
+    Outputs are a mapping with `logits` (or `start_logits` and `end_logits`), or a tensor or tuple that has them first,
+    but for a loss.
+    Raises: ValueError for others.
+    """
+    names = ("start_logits", "end_logits") if kind == "spans" else ("logits",)
+    if isinstance(outputs, Mapping):
+        found = [outputs[name] for name in names if name in outputs]
+    else:
+        found = [value for value in tensors_of(outputs) if value.dim() > 0][: len(names)]
+    if len(found) < len(names):
+        raise ValueError(
+            f"`model` must put out {' and '.join(names)}, in a dictionary or first in a tuple, but puts out "
+            f"{', '.join(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__} instead."
+        )
     if kind != "spans":
-        return outputs["logits"]
-    blank = ~mask
-    start, end = outputs["start_logits"], outputs["end_logits"]
-    return start.masked_fill(blank, PAD_LOGIT), end.masked_fill(blank, PAD_LOGIT)
+        logits: Tensor = found[0]
+        return logits
+    start, end = (logits.masked_fill(~mask, PAD_LOGIT) for logits in found)
+    return start, end
+
+
+def tensors_of(outputs: Any) -> list[Tensor]:
+    """The tensors of a model's outputs, in order."""
+    values = outputs.values() if isinstance(outputs, Mapping) else outputs
+    if isinstance(values, Tensor):
+        return [values]
+    return [value for value in values if isinstance(value, Tensor)] if isinstance(values, Iterable) else []
 
 
 def samples_of(x: Tensor, clean: Tensor | tuple[Tensor, Tensor], kind: Kind, labels: Tensor | None) -> Samples:

@@ -90,6 +90,18 @@ def embedding_module(model: nn.Module) -> Any | None:
     return getattr(_base(model), "embeddings", None)
 
 
+def word_embeddings(model: nn.Module) -> Any | None:
+    """The module that looks up words: the transformers model's own, or the only table of any other module."""
+    base = _base(model)
+    if isinstance(base, PreTrainedModel):
+        try:
+            return base.get_input_embeddings()
+        except (NotImplementedError, AttributeError):
+            return None
+    tables = [module for module in base.modules() if isinstance(module, nn.Embedding)]
+    return tables[0] if len(tables) == 1 else None
+
+
 def layer_list(model: nn.Module) -> nn.ModuleList | None:
     """The base model's list of layers, as many as its configuration counts; None where there is not exactly one.
 
@@ -109,8 +121,11 @@ def without_adapters(model: nn.Module) -> Any:
 
 
 def _base(model: nn.Module) -> nn.Module:
-    """The encoder without its head."""
+    """The encoder without its head; in a module of the user's own, the transformers model that it holds."""
     own = without_adapters(model)
+    if not isinstance(own, PreTrainedModel):
+        inside = [module for module in own.children() if isinstance(module, PreTrainedModel)]
+        own = inside[0] if len(inside) == 1 else own
     base: nn.Module = own.base_model if isinstance(own, PreTrainedModel) else own
     return base
 

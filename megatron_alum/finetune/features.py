@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_alum.finetune.divergence import IGNORED_LABEL, Kind
 from megatron_alum.finetune.loading import Example
+from megatron_alum.finetune.squad import exact_match
 
 Feature = dict[str, Any]
 DECODING_KEYS = ("example", "offsets", "words")
@@ -43,6 +44,8 @@ class Encoder:
     """tag names in the order of their ids"""
     max_question_tokens: int = 64
     """questions of spans are cut after so many tokens (max_query_length of Google's BERT)"""
+    repairs_offsets: bool = False
+    """tokens of spans are extended to the characters before them that no token covers; see `covering`"""
 
     @cached_property
     def _tag_numbers(self) -> dict[str, int]:
@@ -82,6 +85,8 @@ class Encoder:
             spans = encoded["offset_mapping"][window]
             in_context = [source == 1 for source in encoded.sequence_ids(window)]
             offsets = [pair if inside else None for pair, inside in zip(spans, in_context, strict=True)]
+            if self.repairs_offsets:
+                offsets = covering(offsets, example["context"])
             start, end = answer_tokens(offsets, example)
             features.append(
                 {
@@ -148,6 +153,38 @@ def _label_or_placeholder(example: Example) -> int | float:
     return 0 if label is None else label
 
 
+def covering(offsets: Sequence[tuple[int, int] | None], context: str) -> list[tuple[int, int] | None]:
+    """Offsets of the tokens of a window such that each begins where its word does: some tokenizers' begin late.
+
+    A token takes the characters before it, back to a blank or the token before; the first of a window one at most.
+    """
+    result: list[tuple[int, int] | None] = []
+    end: int | None = None
+    for pair in offsets:
+        if pair is None or pair[1] <= pair[0]:
+            result.append(pair)
+            continue
+        start, lowest = pair[0], max(pair[0] - 1, 0) if end is None else end
+        while start > lowest and not context[start - 1].isspace():
+            start -= 1
+        result.append((start, pair[1]))
+        end = pair[1]
+    return result
+
+
+def surviving_share(examples: Sequence[Example], features: Sequence[Feature]) -> float:
+    """The share of gold answers that come back whole from the tokens a window marks, of those that a window holds."""
+    held = whole = 0
+    for feature in features:
+        if feature["end_positions"] > 0:
+            example = examples[feature["example"]]
+            first, last = feature["offsets"][feature["start_positions"]], feature["offsets"][feature["end_positions"]]
+            answer = example["answers"][0]
+            held += 1
+            whole += exact_match(example["context"][first[0] : last[1]], answer["text"]) > 0
+    return whole / held if held else 1.0
+
+
 def answer_tokens(offsets: Sequence[tuple[int, int] | None], example: Example) -> tuple[int, int]:
     """(first, last) token of the first gold answer in a window, (0, 0) when the window does not hold all of it."""
     if not example["answers"]:
@@ -160,6 +197,11 @@ def answer_tokens(offsets: Sequence[tuple[int, int] | None], example: Example) -
     first = max(token for token, pair in inside if pair[0] <= start)
     last = min(token for token, pair in inside if pair[1] >= end)
     return first, last
+
+
+def _candidate(row: Feature, index: int) -> Feature:
+    """A candidate; past the last one a single token, which models.py takes for none."""
+    return {name: values[index] if index < len(row["input_ids"]) else values[0][:1] for name, values in row.items()}
 
 
 class Collator:
@@ -176,9 +218,9 @@ class Collator:
             for name in ("labels", "start_positions", "end_positions")
             if name in rows[0]
         }
-        count = len(rows[0]["input_ids"]) if self.kind == "choice" else 1
+        count = max(len(row["input_ids"]) for row in rows) if self.kind == "choice" else 1
         if self.kind == "choice":
-            rows = [{name: row[name][i] for name in row} for row in rows for i in range(count)]
+            rows = [_candidate(row, i) for row in rows for i in range(count)]
         padded = self.tokenizer.pad(rows, return_tensors="pt", padding_side="right")
         batch = {name: value.view(len(features), count, -1) if count > 1 else value for name, value in padded.items()}
         return {**batch, **{name: self._labels(values, batch) for name, values in labels.items()}}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from megatron_alum.alum import TorchDropoutState
 from megatron_alum.alum.dropout import replayed
-from megatron_alum.finetune.embeddings import EmbeddingSplit, Inputs, perturbable
+from megatron_alum.finetune.embeddings import EmbeddingSplit, perturbable
 from megatron_alum.finetune.methods import FreeLbConfig
 
 
@@ -28,7 +28,7 @@ class HasLabelsLoss(Protocol):
     def noise_seed(self) -> int:
         """A seed of this micro-batch and process."""
 
-    def labels_loss(self, model: nn.Module, inputs: Inputs, num_items_in_batch: Tensor | int | None) -> Tensor:
+    def labels_loss(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
         """The labels' loss of a micro-batch, as a share of the optimizer step."""
 
     def compute_loss_context_manager(self) -> Any:
@@ -55,8 +55,8 @@ def freelb_backward(
         # Gradients cross the processes once, with the last pass.
         with contextlib.nullcontext() if last else trainer.accelerator.no_sync(model):
             with trainer.compute_loss_context_manager(), replayed(dropout, snapshot if step else None):
-                embedded = split.from_words(split.embed(inputs) + delta, inputs)
-                loss = trainer.labels_loss(model, embedded, num_items_in_batch) / config.num_steps
+                with split.entered(split.embed(inputs) + delta, inputs) as given:
+                    loss = trainer.labels_loss(model, given, num_items_in_batch) / config.num_steps
             trainer.accelerator.backward(loss)
         total = total + loss.detach()
         assert delta.grad is not None

@@ -12,14 +12,16 @@ A folder that lacks a split's files is an error that lists the files expected. O
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
-from megatron_alum.finetune.readers import TAG, Row, check_answers, form_of, read_rows
+from megatron_alum.finetune.readers import TAG, Row, check_answers, form_of, form_of_own_file, read_rows
 from megatron_alum.finetune.tasks import TASKS, Columns, Task
 
 Example = dict[str, Any]
-ENDINGS = ("ending0", "ending1", "ending2", "ending3")
+ENDING = re.compile(r"ending\d+")
+WHOLE = re.compile(r"-?\d+\.0")
 
 
 def load_split(task: Task, data_dir: str | Path, split: str) -> list[Example]:
@@ -29,11 +31,28 @@ def load_split(task: Task, data_dir: str | Path, split: str) -> list[Example]:
     """
     if split == "train" and task.train_parts:
         return [example for part in task.train_parts for example in load_split(TASKS[part], data_dir, "train")]
-    return [example for path in find_files(task, data_dir, split) for example in _examples_of(task, path, split)]
+    return [example for part in load_parts(task, data_dir, split) for example in part]
+
+
+def load_parts(task: Task, data_dir: str | Path, split: str) -> list[list[Example]]:
+    """The examples of each file of a split, as `load_split`."""
+    return [_examples_of(task, path, split) for path in find_files(task, data_dir, split)]
+
+
+def raw_labels(task: Task, data_dir: str | Path, split: str) -> list[str]:
+    """The label of every row of a split of the user's own, as it is written; empty ones are left out."""
+    found = []
+    for path in find_files(task, data_dir, split):
+        for index, row in enumerate(read_rows(path, form_of_own_file(path, task.kind))):
+            where = f"{path}:{row.get('_line', index + 1)}"
+            found.append(_column(row, task.label, where, required=True))
+    return [str(label) for label in found if label is not None and str(label)]
 
 
 def has_split(task: Task, data_dir: str | Path, split: str) -> bool:
-    """Whether the files of a split are there."""
+    """Whether the files of a split are there; those that the user names must be, and are missed when read."""
+    if task.own_files:
+        return split in task.files
     try:
         if split == "train" and task.train_parts:
             return all(find_files(TASKS[part], data_dir, "train") for part in task.train_parts)
@@ -50,6 +69,12 @@ def find_files(task: Task, data_dir: str | Path, split: str) -> list[Path]:
     root = Path(data_dir)
     if split not in task.files:
         raise ValueError(f"`split` must be one of {', '.join(task.files)} for {task.name}, but is {split!r} instead.")
+    if task.own_files:
+        path = Path(task.files[split][0])
+        if path.is_file():
+            return [path]
+        flag = {"train": "--train-file", "dev": "--validation-file"}.get(split, "--test-file")
+        raise ValueError(f"{flag} must be a file, but {path} {'is a folder' if path.is_dir() else 'does not exist'}.")
     for folder in (root, *(root / name for name in task.folders)):
         for alternative in task.files[split]:
             found = [_match(folder, pattern) for pattern in alternative.split(" + ")]
@@ -77,6 +102,8 @@ def _match(folder: Path, pattern: str) -> Path | None:
 def _examples_of(task: Task, path: Path, split: str) -> list[Example]:
     """The examples of one file."""
     form = task.form if task.form in ("conll", "squad") else form_of(path, task.form)
+    if task.own_files:
+        form = form_of_own_file(path, task.kind)
     is_test = split.startswith("test")
     # A submission needs every row of a test file.
     rows = read_rows(path, form, task.header, skip_short=task.skips_short_rows and not is_test)
@@ -84,9 +111,9 @@ def _examples_of(task: Task, path: Path, split: str) -> list[Example]:
     for index, row in enumerate(rows):
         where = f"{path}:{row.get('_line', index + 1)}"
         if task.kind == "spans":
-            example: Example | None = _span_example(row, path, has_answer=not (task.impossible or is_test))
+            example: Example | None = _span_example(task, row, path, has_answer=not (task.impossible or is_test))
         elif task.kind == "tags":
-            example = _tag_example(row, index, where)
+            example = _tag_example(task, row, index, where)
         else:
             example = _text_example(task, row, index, where, requires_label=not is_test)
         if example is not None:
@@ -105,20 +132,37 @@ def _text_example(task: Task, row: Row, index: int, where: str, *, requires_labe
         return None
     second = None
     if task.second is not None:
-        second = _column(row, task.second, where, required=task.kind != "choice") or ""
+        second = _text(_column(row, task.second, where, required=task.kind != "choice"), where, task.kind == "choice")
     endings = _endings(row, where) if task.kind == "choice" else []
     example: Example = {
         "id": str(row.get("index", row.get("uid", row.get("id", index)))),
-        "first": str(_column(row, task.first, where, required=True)),
-        "second": None if second is None else str(second),
+        "first": _text(_column(row, task.first, where, required=True), where),
+        "second": second,
         "label": _label(task, raw, where, len(endings)),
     }
     return {**example, "endings": endings} if endings else example
 
 
+def _text(value: Any, where: str, optional: bool = False) -> str:
+    """A cell's text; numbers are taken as they are written, nothing as "" where that is `optional`.
+
+    Raises: ValueError for null, lists and objects, whose text would be Python's.
+    """
+    if value is None and optional:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        found = "null" if value is None else f"a {type(value).__name__} ({str(value)[:40]})"
+        raise ValueError(f"{where}: a text must be a string, but is {found} instead.")
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"{where}: a text must be a string, but is NaN instead.")
+    return str(value)
+
+
 def _label(task: Task, raw: Any, where: str, num_endings: int) -> int | float | None:
     """The class id, score or candidate of a raw label; None where a file has none."""
     text = "" if raw is None else str(raw)
+    if task.labels and WHOLE.fullmatch(text) and text not in task.labels:
+        text = text.partition(".")[0]  # pandas writes whole numbers beside an empty cell as 1.0
     name = task.synonyms.get(text, text)
     if name in task.labels:
         return task.labels.index(name)
@@ -139,14 +183,27 @@ def _label(task: Task, raw: Any, where: str, num_endings: int) -> int | float | 
 
 def _endings(row: Row, where: str) -> list[str]:
     """The candidates of a multiple-choice row, from a list (HellaSWAG) or numbered columns (SWAG)."""
-    endings = row.get("endings") or [row[name] for name in ENDINGS if name in row]
-    if len(endings) < 2:
-        raise ValueError(f"{where}: a row must have `endings` or ending0 to ending3, but has {_names(row)} instead.")
-    return [str(ending) for ending in endings]
+    endings = row.get("endings")
+    if endings is None:
+        names = sorted((name for name in row if ENDING.fullmatch(name)), key=lambda name: int(name[6:]))
+        endings = [row[name] for name in names]
+        while endings and endings[-1] in (None, ""):  # a row with fewer than the table has columns
+            endings.pop()
+    if not isinstance(endings, list) or len(endings) < 2:
+        raise ValueError(
+            f"{where}: a row must have a list of two or more `endings`, or ending0, ending1, ..., "
+            f"but has {_names(row)} instead."
+        )
+    return [_text(ending, where) for ending in endings]
 
 
-def _span_example(row: Row, path: Path, *, has_answer: bool) -> Example:
+def _span_example(task: Task, row: Row, path: Path, *, has_answer: bool) -> Example:
     """A question; the `datasets` library keeps answers as parallel lists."""
+    missing = [name for name in ("id", "context", "question") if not isinstance(row.get(name), (str, int))]
+    if missing or (has_answer and row.get("answers") is None):
+        at = f"{path}:{row.get('_line', row.get('id'))}"
+        raise ValueError(f"{at}: a row must have {(missing or ['answers'])[0]}, but has {_names(row)} instead.")
+    row = {**row, "answers": row.get("answers") or []}
     answers, where = row["answers"], f"{path}: question {row['id']}"
     if isinstance(answers, dict):
         pairs = zip(answers["text"], answers["answer_start"], strict=True)
@@ -161,14 +218,15 @@ def _span_example(row: Row, path: Path, *, has_answer: bool) -> Example:
     }
 
 
-def _tag_example(row: Row, index: int, where: str) -> Example:
-    tags = row.get("tags", row.get("ner_tags"))
-    if tags is None or len(tags) != len(row["tokens"]):
+def _tag_example(task: Task, row: Row, index: int, where: str) -> Example:
+    tokens, tags = row.get("tokens", row.get(task.first[0])), row.get("tags", row.get("ner_tags"))
+    tags = row.get(task.label[0]) if tags is None else tags
+    if not isinstance(tokens, list) or not isinstance(tags, list) or len(tags) != len(tokens):
         raise ValueError(f"{where}: a sentence must have one tag a token, but has not.")
     for tag in tags:
         if not TAG.fullmatch(str(tag)):
             raise ValueError(f"{where}: a tag must be O, B-X or I-X, but is {tag!r} instead.")
-    return {"id": str(index), "tokens": list(row["tokens"]), "tags": [str(tag) for tag in tags]}
+    return {"id": str(index), "tokens": [_text(token, where) for token in tokens], "tags": [str(tag) for tag in tags]}
 
 
 def _column(row: Row, names: Columns, where: str, *, required: bool) -> Any | None:

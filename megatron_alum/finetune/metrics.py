@@ -3,7 +3,7 @@
     accuracy, mcc, f1_binary, pearson, spearman    scikit-learn and scipy; GLUE
     entity_f1                                      seqeval's default, equal to the conlleval script: entities that begin
                                                    with I- count as well; entity_f1_strict demands valid IOB2, or
-                                                   valid IOBES where E- or S- occur in the gold tags
+                                                   valid IOBES where E- or S- occur in the task's tags
     spans                                          squad.py
 
 Values are fractions in [0, 1] (correlations in [-1, 1]); SQuAD's are percentages, as its official scripts print them.
@@ -42,12 +42,15 @@ def flat_metrics(names: Sequence[str], gold: Numbers, predicted: Numbers) -> dic
     return {name: FLAT_METRICS[name](gold, predicted) for name in names}
 
 
-def entity_metrics(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
-    """Entity-level precision, recall and F1 over all sentences, by the conlleval rule, and the strict F1 beside it."""
+def entity_metrics(gold: list[list[str]], predicted: list[list[str]], names: Sequence[str] = ()) -> dict[str, float]:
+    """Entity-level precision, recall and F1 over all sentences, by the conlleval rule, and the strict F1 beside it.
+
+    `names` are all tags of the task: a split may happen to hold none that tells the scheme.
+    """
     from seqeval import metrics
     from seqeval.scheme import IOB2, IOBES
 
-    with_ends = any(tag[0] in "ES" for tags in gold for tag in tags)
+    with_ends = any(tag[0] in "ES" for tags in (*gold, *predicted, names) for tag in tags)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # seqeval warns for classes without predictions, which count as 0
         return {

@@ -8,6 +8,7 @@ The task layer's dropout is the task's; the longest input is what position table
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from transformers import (
 
 from megatron_alum.convert.foreign import has_weights, instead_of_a_model
 from megatron_alum.data.bare_vocabulary import has_tokenizer, open_tokenizer
-from megatron_alum.finetune.divergence import Kind
+from megatron_alum.finetune.divergence import PAD_LOGIT, Kind
+from megatron_alum.finetune.labels import class_names, order_of, reorder_classes
 from megatron_alum.finetune.tasks import Task
 
 HEADS: dict[Kind, Any] = {
@@ -45,24 +47,108 @@ POSITIONS_AFTER_PAD = (
 
 
 def build_model(folder: str, task: Task, tags: tuple[str, ...] = ()) -> PreTrainedModel:
-    """The encoder with a fresh head for `task`; `tags` name the classes of a tagging task.
+    """The encoder with a head for `task`: the folder's own where it has the task's classes, in the task's order then,
+    else a fresh one; `tags` name the classes of a tagging task.
 
     Raises: ValueError for a folder that is no Hugging Face model.
     """
     config = AutoConfig.from_pretrained(checked_folder(folder, "--model"), local_files_only=True)
     names = tags if task.kind == "tags" else task.labels
+    order, is_fresh = _order_in(config, task, names), has_other_head(config, task, names)
+    model = _with_head(folder, task, _config_of(config, task, names if order is None else _in_order(names, order)))
+    if is_fresh:
+        fresh: PreTrainedModel = HEADS[task.kind].from_config(model.config, dtype=torch.float32)
+        fresh.base_model.load_state_dict(model.base_model.state_dict())
+        model = fresh
+    elif order is not None:
+        reorder_classes(model, order, names)
+    for module in task_layer_dropouts(model):
+        module.p = task.dropout
+    if task.kind == "choice":
+        mask_missing_candidates(model)
+    return model
+
+
+def mask_missing_candidates(model: PreTrainedModel) -> None:
+    """Let rows of a batch have different numbers of candidates: those of one token (features.py) are never chosen."""
+
+    def masked(_model: nn.Module, _inputs: Any, options: dict[str, Any], outputs: Any) -> Any:
+        real = options["attention_mask"].sum(-1) > 1  # [B, choices]
+        outputs["logits"] = outputs["logits"].masked_fill(~real, PAD_LOGIT)
+        if options.get("labels") is not None:
+            outputs["loss"] = nn.functional.cross_entropy(outputs["logits"], options["labels"])
+        return outputs
+
+    model.register_forward_hook(masked, with_kwargs=True)
+
+
+def _in_order(names: Sequence[str], order: Sequence[int]) -> list[str]:
+    """The task's names in the order in which the folder has them."""
+    return [name for _, name in sorted(zip(order, names, strict=True))]
+
+
+def _config_of(config: Any, task: Task, names: Sequence[str]) -> Any:
+    """The configuration with the task's classes and dropout."""
     if task.kind == "regression":
         config.num_labels, config.problem_type = 1, "regression"
     elif names:
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+        config.problem_type = None
+    elif task.kind == "spans":
+        config.num_labels = 2  # a start and an end
     if hasattr(config, "classifier_dropout"):
         config.classifier_dropout = task.dropout
+    return config
+
+
+def _with_head(folder: str, task: Task, config: Any) -> PreTrainedModel:
+    """The folder's weights in the task's class; parts of another size are drawn anew."""
     model: PreTrainedModel = HEADS[task.kind].from_pretrained(
-        folder, config=config, dtype=torch.float32, local_files_only=True
+        folder, config=config, dtype=torch.float32, local_files_only=True, ignore_mismatched_sizes=True
     )
-    for module in task_layer_dropouts(model):
-        module.p = task.dropout
     return model
+
+
+def _has_this_head(config: Any, task: Task) -> bool:
+    """Whether the folder's architecture ends in the head of the task's kind."""
+    architecture = (config.architectures or [""])[0]
+    return bool(architecture.endswith(_ending(task)))
+
+
+def _ending(task: Task) -> str:
+    """How a class of the task's kind ends: ForSequenceClassification, ..."""
+    name: str = HEADS[task.kind].__name__.removeprefix("AutoModel")
+    return name
+
+
+def _order_in(config: Any, task: Task, names: Sequence[str]) -> list[int] | None:
+    """The folder's class of each of the task's; None where it has others, or none."""
+    if not _has_this_head(config, task) or not names:
+        return None
+    return order_of(class_names(config), names, task.synonyms)
+
+
+def has_other_head(config: Any, task: Task, names: Sequence[str]) -> bool:
+    """Whether a folder's head is of no use for `task` with the classes `names`: another kind, or other classes."""
+    architecture = (config.architectures or [""])[0]
+    if not _has_this_head(config, task):
+        return architecture.endswith(tuple(head.__name__.removeprefix("AutoModel") for head in HEADS.values()))
+    if task.kind == "regression":
+        return bool(config.num_labels != 1)
+    return bool(names) and _order_in(config, task, names) is None
+
+
+def head_note(folder: str, task: Task, tags: tuple[str, ...] = ()) -> str | None:
+    """One line on what becomes of the head that a folder brings; None where nothing needs saying."""
+    config = AutoConfig.from_pretrained(checked_folder(folder, "--model"), local_files_only=True)
+    names = tags if task.kind == "tags" else task.labels
+    order = _order_in(config, task, names)
+    if has_other_head(config, task, names):
+        classes = f" of {config.num_labels} classes ({', '.join(class_names(config)[:4])})"
+        return f"{folder} brings {config.architectures[0]}{classes}: {task.name} gets a fresh head"
+    if order is not None and order != sorted(order):
+        return f"{folder} has its classes as {', '.join(class_names(config))}: put in the order {', '.join(names)}"
+    return None
 
 
 def task_layer_dropouts(model: PreTrainedModel) -> list[nn.Dropout]:
@@ -79,34 +165,31 @@ def task_layer_dropouts(model: PreTrainedModel) -> list[nn.Dropout]:
 
 
 def check_finetuned(folder: str, task: Task) -> None:
-    """Read from config.json whether the model of a folder solves `task`, with its classes in the task's order.
+    """Read from config.json whether the model of a folder solves `task`, with the task's classes in any order.
 
     Raises: ValueError when it does not.
     """
     config = AutoConfig.from_pretrained(checked_folder(folder, "--model"), local_files_only=True)
-    ending = HEADS[task.kind].__name__.removeprefix("AutoModel")
-    architecture = (config.architectures or ["a model without a head"])[0]
-    if not architecture.endswith(ending):
+    if not _has_this_head(config, task):
+        architecture = (config.architectures or ["a model without a head"])[0]
         raise ValueError(
-            f"--model must end in {ending} for the task {task.name}, but {folder} holds {architecture} instead. "
+            f"--model must end in {_ending(task)} for the task {task.name}, but {folder} holds {architecture} instead. "
             "Fine-tune it with tools/finetune.py."
         )
-    if task.kind != "classification":
-        return
-    if config.num_labels != len(task.labels):
+    wanted = 1 if task.kind == "regression" else len(task.labels)
+    if task.kind in ("classification", "regression") and config.num_labels != wanted:
         raise ValueError(
-            f"--model must have the {len(task.labels)} classes of {task.name}, but {folder} has {config.num_labels}."
+            f"--model must have the {wanted} classes of {task.name}, but {folder} has {config.num_labels}."
         )
-    found = [str(config.id2label[index]).lower() for index in range(config.num_labels)]
-    wanted = [name.lower() for name in task.labels]
-    if found != wanted and sorted(found) == sorted(wanted):
+    if task.kind == "classification" and _order_in(config, task, task.labels) is None:
         raise ValueError(
-            f"--model must have its classes in the order {', '.join(task.labels)}, but {folder} has {', '.join(found)}."
+            f"--model must have the classes {', '.join(task.labels)} of {task.name}, but {folder} has "
+            f"{', '.join(class_names(config))}. Name them in id2label of its config.json."
         )
 
 
 def load_finetuned(folder: str, task: Task) -> PreTrainedModel:
-    """The model of a folder with its trained head for `task`.
+    """The model of a folder with its trained head for `task`, its classes in the task's order.
 
     Raises: ValueError for another head or other classes, or where weights are missing.
     """
@@ -118,7 +201,12 @@ def load_finetuned(folder: str, task: Task) -> PreTrainedModel:
         missing = ", ".join(sorted(info["missing_keys"]))
         raise ValueError(f"--model must hold the weights of encoder and head, but {folder} lacks {missing}.")
     loaded: PreTrainedModel = model
-    return loaded
+    order = _order_in(loaded.config, task, task.labels)
+    if order is not None:
+        reorder_classes(loaded, order, task.labels)
+    if task.kind == "choice":
+        mask_missing_candidates(loaded)
+    return loaded.eval()
 
 
 def load_tokenizer(folder: str, kind: Kind | None = None) -> PreTrainedTokenizerBase:

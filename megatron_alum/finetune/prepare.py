@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import random
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 
 from megatron_alum.config.finetune import FinetuneConfig, FinetuneDataConfig
 from megatron_alum.finetune.batching import longest_first
-from megatron_alum.finetune.features import Encoder
-from megatron_alum.finetune.loading import Example, has_split, load_split, tag_names
-from megatron_alum.finetune.models import check_vocabulary, checked_folder, load_tokenizer, longest_input
-from megatron_alum.finetune.runs import Prepared, Split
+from megatron_alum.finetune.divergence import Kind
+from megatron_alum.finetune.features import Encoder, surviving_share
+from megatron_alum.finetune.loading import Example, has_split, load_parts, load_split, raw_labels, tag_names
+from megatron_alum.finetune.models import check_vocabulary, checked_folder, head_note, load_tokenizer, longest_input
+from megatron_alum.finetune.runs import Prepared, Split, is_main_process
 from megatron_alum.finetune.tasks import Task, custom_task, task_named
 
 SUBSET_SEED = 0  # one subset for all runs of a comparison
+LEAST_SURVIVING = 0.95  # of gold answers; tokens end inside a word in a few percent with any tokenizer
+LONGEST = 512  # tokens, in the paper
+DECIMAL = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(\.\d*)?[eE][-+]?\d+)")
+NUMBER = re.compile(rf"{DECIMAL.pattern}|[-+]?\d+")
+MOST_CLASSES = 100  # names of classes that are taken from a file; more are a column of something else
 
 
 def prepare(config: FinetuneConfig) -> Prepared:
@@ -26,20 +36,73 @@ def prepare(config: FinetuneConfig) -> Prepared:
     tokenizer = load_tokenizer(data.tokenizer or data.model, task.kind)
     check_vocabulary(data.model, tokenizer)
     train = subset(load_split(task, data.data_dir, "train"), data.max_train_samples)
-    splits = {name: _eval_split(task, data, name) for name in evaluated_splits(task, data.data_dir)}
+    names = evaluated_splits(task, data.data_dir)
+    splits = {name: sampled_split(task, data.data_dir, name, data.max_eval_samples) for name in names}
     if not train or not splits["dev"]:
         raise ValueError(f"--data-dir must hold examples of {task.name}, but a file of train or dev is empty.")
     tags = tag_names([*train, *splits["dev"]]) if task.kind == "tags" else ()
-    length = longest_input(data.model, tokenizer, data.max_seq_length)
+    note = head_note(data.model, task, tags)
+    if note is not None and is_main_process():
+        print(note)
+    length = longest_input(data.model, tokenizer, data.max_seq_length or LONGEST)
     stride = min(data.doc_stride, length // 4)
     encoder = Encoder(tokenizer, task.kind, length, stride, tags, max_question_tokens=data.max_query_length)
+    if task.kind == "spans":
+        encoder = with_whole_answers(encoder, splits["dev"])
     encoded = [Split(name, examples, longest_first(encoder.encode(examples))) for name, examples in splits.items()]
-    return Prepared(task, tokenizer, encoder.encode(train), encoded, tags)
+    lengths = {"max_seq_length": length, "doc_stride": stride, "max_query_length": data.max_query_length}
+    return Prepared(task, tokenizer, encoder.encode(train), encoded, tags, lengths)
+
+
+def with_whole_answers(encoder: Encoder, examples: Sequence[Example]) -> Encoder:
+    """The encoder, with repaired offsets where more gold answers survive encoding then; a warning with the share if
+    fewer than LEAST_SURVIVING do.
+    """
+    probe = sample([e for e in examples if e["answers"]], min(500, sum(bool(e["answers"]) for e in examples)))
+    share = surviving_share(probe, encoder.encode(probe))
+    if share < LEAST_SURVIVING:
+        repaired = replace(encoder, repairs_offsets=True)
+        better = surviving_share(probe, repaired.encode(probe))
+        if better > share:
+            encoder, share = repaired, better
+    if share < LEAST_SURVIVING:
+        warnings.warn(
+            f"{share:.1%} of the gold answers come back from their own tokens: no model can score higher with this "
+            "tokenizer, whose offsets are off. Use another --tokenizer.",
+            stacklevel=2,
+        )
+    return encoder
 
 
 def find_task(data: FinetuneDataConfig) -> Task:
-    """The table's row, or one made of the flags of --task custom."""
-    return custom_task(data.custom, data.train_file) if data.task == "custom" else task_named(data.task)
+    """The table's row, or one made of the flags of --task custom and, where they leave it open, of the labels."""
+    if data.task != "custom":
+        return task_named(str(data.task))
+    task = custom_task(data.custom, data.train_file)
+    if data.custom.labels or data.custom.kind not in (None, "classification"):
+        return task
+    kind, names = found_labels(raw_labels(task, data.data_dir, "train"), data.custom.kind)
+    if is_main_process():
+        said = f"the classes {', '.join(names)}" if names else "a score: a regression"
+        print(f"{data.train_file}: {data.custom.label_column} holds {said} (--labels and --kind say otherwise)")
+    return custom_task(replace(data.custom, kind=kind, labels=names), data.train_file)
+
+
+def found_labels(labels: Sequence[str], kind: Kind | None = None) -> tuple[Kind, tuple[str, ...]]:
+    """(kind, class names) of a column: numbers, one of which has a decimal point, are scores, all else is classes.
+
+    Raises: ValueError for one class alone, or too many to be any.
+    """
+    distinct = set(labels)
+    numbers = all(NUMBER.fullmatch(label) for label in distinct)
+    if kind is None and numbers and any(DECIMAL.fullmatch(label) for label in distinct):
+        return "regression", ()
+    if not 2 <= len(distinct) <= MOST_CLASSES:
+        raise ValueError(
+            f"--label-column must hold from 2 to {MOST_CLASSES} classes, but holds {len(distinct)} different values. "
+            "Use --labels to name them, or --kind regression for scores."
+        )
+    return "classification", tuple(sorted(distinct, key=lambda name: (float(name) if numbers else 0.0, name)))
 
 
 def evaluated_splits(task: Task, data_dir: str) -> list[str]:
@@ -55,6 +118,22 @@ def subset(examples: list[Example], limit: int | None) -> list[Example]:
     return random.Random(SUBSET_SEED).sample(examples, limit)
 
 
-def _eval_split(task: Task, data: FinetuneDataConfig, name: str) -> list[Example]:
-    """The first so many examples; whole groups of Adversarial SQuAD cannot be guaranteed then."""
-    return load_split(task, data.data_dir, name)[: data.max_eval_samples]
+def sampled_split(task: Task, data_dir: str, name: str, limit: int | None) -> list[Example]:
+    """`limit` examples of a split, in their order, or all: from each of its files its share (ANLI's three rounds)."""
+    parts = load_parts(task, data_dir, name)
+    return [example for part, share in zip(parts, shares(parts, limit), strict=True) for example in sample(part, share)]
+
+
+def shares(parts: Sequence[Sequence[Example]], limit: int | None) -> list[int]:
+    """How many of each part, in proportion to its size, `limit` together."""
+    sizes = [len(part) for part in parts]
+    if limit is None or limit >= sum(sizes):
+        return sizes
+    ends = [sum(sizes[: i + 1]) * limit // sum(sizes) for i in range(len(sizes))]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def sample(examples: list[Example], count: int) -> list[Example]:
+    """A fixed random choice of `count` examples, in their order."""
+    chosen = random.Random(SUBSET_SEED).sample(range(len(examples)), count)
+    return [examples[index] for index in sorted(chosen)]

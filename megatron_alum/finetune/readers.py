@@ -1,8 +1,11 @@
 """Rows of text from the file formats in which the benchmarks are published. A row is a dict of named strings or values.
 
     tsv        tab-separated, quotes are ordinary characters (GLUE, SciTail); with or without a header line
+    quoted_tsv tab-separated as pandas and spreadsheets write it: quotes where the file is consistently quoted
     csv        comma-separated with quoting and a header line (SWAG)
     jsonl      one JSON object a line (SNLI, MNLI, ANLI, FEVER as NLI, HellaSWAG)
+    json       a list of JSON objects, an object whose `data` is one, or JSON lines
+    parquet    as the `datasets` library and pandas write it
     conll      one `token<TAB>tag` a line, sentences separated by empty lines (BC2GM, NCBI-disease, JNLPBA)
     squad      the official SQuAD JSON
     arrow      a split folder written by the `datasets` library's save_to_disk
@@ -24,14 +27,18 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 Row = dict[str, Any]
+LARGEST_CELL = 2**31 - 1  # characters; the csv module's own limit of 131,072 is below a long document
 TAG = re.compile(r"O|[BIES](-\S+)?")  # BIO and BIOES, with or without an entity type
 
 
 def open_text(path: Path) -> IO[str]:
-    """A UTF-8 text stream of a plain, .gz or .bz2 file; a byte order mark is dropped, newlines are kept as they are."""
+    """A UTF-8 text stream of a plain, .gz or .bz2 file; a byte order mark is dropped, newlines are kept as they are.
+
+    Bytes that are no UTF-8 come as lone surrogates: a decoder reads ahead, and whoever reads can then tell the line.
+    """
     openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
-    opener = openers.get(path.suffix, open)
-    return cast(IO[str], opener(path, "rt", encoding="utf-8-sig", newline=""))
+    opener = openers.get(path.suffix.lower(), open)
+    return cast(IO[str], opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=""))
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -43,8 +50,10 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with open_text(path) as stream:
             for number, line in enumerate(stream, start=1):
+                if any("\ud800" <= character <= "\udfff" for character in (() if line.isascii() else line)):
+                    raise ValueError(f"{path}:{number} must be readable UTF-8 text, but has other bytes.")
                 yield number, line.rstrip("\r\n")
-    except (UnicodeDecodeError, EOFError, zlib.error, OSError) as error:
+    except (EOFError, zlib.error, OSError) as error:
         raise _unreadable(f"{path}:{number + 1}", error) from None
 
 
@@ -85,23 +94,86 @@ def read_tsv(path: Path, header: tuple[str, ...] | None, *, skip_short: bool = F
         print(f"{path}: {num_skipped} rows with fewer than {len(columns or ())} columns are skipped")
 
 
-def read_csv(path: Path) -> Iterator[Row]:
-    """Rows of a comma-separated file with a header line."""
+def read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
+    """Rows of a quoted file with a header line; empty lines are left out."""
+    csv.field_size_limit(LARGEST_CELL)
     lines = (line + "\n" for _, line in numbered_lines(path))
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
+    columns: list[str] | None = None
     try:
-        columns = next(reader)
         for cells in reader:
+            if not "".join(cells).strip():
+                continue
+            if columns is None:
+                columns = _distinct(path, cells)
+                continue
             if len(cells) != len(columns):
                 raise ValueError(
                     f"{path}:{reader.line_num} must have {len(columns)} columns ({', '.join(columns)}), "
                     f"but has {len(cells)} instead."
                 )
             yield {**dict(zip(columns, cells, strict=True)), "_line": reader.line_num}
-    except StopIteration:
-        raise ValueError(f"{path}:1 must be a header line, but the file is empty.") from None
     except csv.Error as error:
         raise ValueError(f"{path}:{reader.line_num} must be CSV, but is not: {error}.") from None
+    if columns is None:
+        raise ValueError(f"{path}:1 must be a header line, but the file is empty.")
+
+
+def _distinct(path: Path, columns: list[str]) -> list[str]:
+    """The names of a header line, each of which must name one column."""
+    for name in columns:
+        if columns.count(name) > 1:
+            raise ValueError(f"{path}:1 must name each column once, but has {name!r} {columns.count(name)} times.")
+    return columns
+
+
+def read_quoted_tsv(path: Path) -> Iterator[Row]:
+    """Rows of a tab-separated file in which quotes may enclose cells.
+
+    They do unless that changes which rows there are while the lines alone fit: then they are ordinary characters.
+    """
+    plain, problem = _all_or_error(read_tsv(path, None))
+    quoted, _ = _all_or_error(read_csv(path, "\t"))
+    if quoted is not None and (plain is None or len(plain) == len(quoted)):
+        return iter(quoted)
+    if plain is None:
+        assert problem is not None
+        raise problem
+    return iter(plain)
+
+
+def _all_or_error(rows: Iterator[Row]) -> tuple[list[Row] | None, ValueError | None]:
+    try:
+        return list(rows), None
+    except ValueError as error:
+        return None, error
+
+
+def read_json(path: Path) -> Iterator[Row]:
+    """Rows of a JSON file: a list of objects, an object with such a list as `data`, or JSON lines."""
+    text = "\n".join(line for _, line in numbered_lines(path))
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        if text.lstrip().startswith("{"):
+            return read_jsonl(path)
+        raise ValueError(f"{path}:{error.lineno} must be JSON, but does not parse: {error.msg}.") from None
+    rows = content.get("data", [content]) if isinstance(content, dict) else content
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path} must hold a list of JSON objects, but holds something else.")
+    return ({**row, "_line": number} for number, row in enumerate(rows, start=1))
+
+
+def read_parquet(path: Path) -> Iterator[Row]:
+    """Rows of a Parquet file."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path} must be a Parquet file, but is not: {str(error).splitlines()[0]}") from None
+    return ({**row, "_line": number} for number, row in enumerate(rows, start=1))
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
@@ -169,13 +241,10 @@ def _parsed(path: Path) -> Any:
     Raises: ValueError with file, line and column.
     """
     try:
-        with open_text(path) as stream:
-            return json.load(stream)
+        return json.loads("\n".join(line for _, line in numbered_lines(path)))
     except json.JSONDecodeError as error:
         where = f"{path}:{error.lineno}:{error.colno}"
         raise ValueError(f"{where} must be SQuAD JSON, but does not parse: {error.msg}.") from None
-    except (UnicodeDecodeError, EOFError, zlib.error, OSError) as error:
-        raise _unreadable(str(path), error) from None
 
 
 def _squad_question(path: Path, context: str, question: Row) -> Row:
@@ -247,8 +316,11 @@ def read_rows(
     if path.is_dir():
         return read_arrow(path)
     readers: dict[str, Callable[[Path], Iterator[Row]]] = {
+        "quoted_tsv": read_quoted_tsv,
         "csv": read_csv,
         "jsonl": read_jsonl,
+        "json": read_json,
+        "parquet": read_parquet,
         "conll": read_conll,
         "squad": read_squad,
     }
@@ -261,7 +333,33 @@ def read_rows(
 
 def form_of(path: Path, default: str) -> str:
     """The form that a file's name tells (.tsv, .csv, .jsonl, before .gz or .bz2), else `default`."""
-    suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".bz2")]
-    return {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".txt": "tsv"}.get(
-        suffixes[-1] if suffixes else "", default
-    )
+    return {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".txt": "tsv"}.get(suffix_of(path), default)
+
+
+def suffix_of(path: Path) -> str:
+    """The last ending of a file's name in lower case, that of its compression apart."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".bz2")]
+    return suffixes[-1] if suffixes else ""
+
+
+OWN_FORMS = {
+    **{".tsv": "quoted_tsv", ".txt": "quoted_tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"},
+    **{".json": "json", ".parquet": "parquet"},
+}
+
+
+def form_of_own_file(path: Path, kind: str) -> str:
+    """The form of a user's file by its name; tags also come one a line (.conll, .txt, .tsv), spans as SQuAD's JSON.
+
+    Raises: ValueError for another ending.
+    """
+    suffix = suffix_of(path)
+    if kind == "tags" and suffix not in (".json", ".jsonl", ".ndjson", ".parquet"):
+        return "conll"
+    if kind == "spans" and suffix == ".json":
+        content = _parsed(path)
+        articles = content.get("data") if isinstance(content, dict) else None
+        return "squad" if articles and "paragraphs" in articles[0] else "json"
+    if suffix not in OWN_FORMS:
+        raise ValueError(f"{path} must end in {', '.join(OWN_FORMS)} to be read, but does not.")
+    return OWN_FORMS[suffix]

@@ -16,8 +16,8 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainin
 from megatron_alum.config.cli import config_to_dict
 from megatron_alum.config.finetune import FinetuneConfig
 from megatron_alum.finetune.batching import GroupedTrainer
-from megatron_alum.finetune.decoding import Decoded, SpanOptions, decode
+from megatron_alum.finetune.decoding import Decoded, SpanOptions, check_finite, decode
 from megatron_alum.finetune.features import Collator, Feature
 from megatron_alum.finetune.loading import Example
 from megatron_alum.finetune.methods import method_of
@@ -46,6 +46,7 @@ from megatron_alum.finetune.records import (
     trained_before,
     write_at_once,
 )
+from megatron_alum.finetune.stored import store_task
 from megatron_alum.finetune.tasks import BATCH_SIZES, LEARNING_RATES, MAX_EPOCHS, Task
 from megatron_alum.finetune.trainer import AlumTrainer
 
@@ -79,6 +80,8 @@ class Prepared:
     """evaluated splits, dev first"""
     tags: tuple[str, ...] = ()
     """tag names in the order of their ids"""
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    """max_seq_length and the like as they came to be, kept with the model"""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ def num_epochs(config: FinetuneConfig) -> float:
 def run_grid(config: FinetuneConfig, prepared: Prepared) -> list[dict[str, Any]]:
     """Run what is not done yet; all result rows of this grid."""
     output = Path(config.data.output)
+    if is_main_process() and config.training.bf16 and not has_bf16_instructions():
+        print("--bf16: this CPU has no bfloat16 instructions, so that it is slower here than float32")
     check_same_settings(config)
     rows: list[dict[str, Any]] = []
     if is_main_process():
@@ -156,6 +161,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def has_bf16_instructions() -> bool:
+    """Whether the device multiplies in bfloat16 itself: any GPU that torch sees, a CPU with AVX512-BF16 or AMX."""
+    return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def exit_together() -> None:
     """End this process of several, with status 0, once all are done; returns where it is alone.
 
@@ -196,7 +206,8 @@ def train(trainer: AlumTrainer, folder: Path) -> Trained:
     """Train, from the last checkpoint if there is one, and leave the best weights in the model."""
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     state = trainer.state
-    assert state.best_model_checkpoint is not None and state.best_metric is not None
+    if state.best_model_checkpoint is None or state.best_metric is None:
+        raise ValueError(f"{folder.name} must have one result that is a number, but has none: it diverged.")
     trained = Trained(Path(state.best_model_checkpoint).name, state.epoch or 0.0, state.best_metric)
     if trainer.is_world_process_zero():
         keep_trained(folder, trained)
@@ -306,6 +317,7 @@ def evaluate(config: FinetuneConfig, prepared: Prepared, split: Split, outputs: 
     """Decode and score a model's outputs on a split."""
     data = config.data
     options = SpanOptions(data.n_best_size, data.max_answer_length, data.null_score_diff_threshold)
+    check_finite(outputs, f"{split.name} of the run")
     return decode(prepared.task, split.name, split.examples, split.features, outputs, tags=prepared.tags, spans=options)
 
 
@@ -346,5 +358,6 @@ def keep_best(
         return
     if config.training.save_model:
         trainer.save_model(str(output / "model"))
+        store_task(output / "model", prepared.task, prepared.lengths, prepared.tags)
     content = {"run": point.name, "split": wanted[0], "metric": wanted[1], "value": values[0]}
     write_at_once(output / "best.json", json.dumps(content) + "\n")

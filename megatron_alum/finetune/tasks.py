@@ -67,8 +67,17 @@ class Task:
     """tasks whose training sets are joined instead of `files["train"]`"""
     impossible: bool = False
     """questions may have no answer (SQuAD v2.0)"""
+    own_files: bool = False
+    """`files` are paths of the user's own, read by their endings"""
 
 
+METRICS_OF: Mapping[Kind, tuple[str, ...]] = {
+    "classification": ("accuracy",),
+    "regression": ("pearson", "spearman"),
+    "spans": ("f1", "exact_match"),
+    "choice": ("accuracy",),
+    "tags": ("entity_f1",),
+}
 NLI = ("entailment", "neutral", "contradiction")
 NLI_SHORT = {"e": "entailment", "n": "neutral", "c": "contradiction"}
 TWO_WAY = ("not_entailment", "entailment")
@@ -344,16 +353,19 @@ def task_named(name: str) -> Task:
 
 
 def custom_task(custom: CustomTaskConfig, train_file: str | None = None) -> Task:
-    """A classification task in files of the user's own, by their column names; without labels a regression."""
+    """A task in files of the user's own, by their column names; of no kind, it has classes if it has labels."""
     paths = {"train": train_file, "dev": custom.validation_file, "test": custom.test_file}
+    kind = custom.kind or ("classification" if custom.labels else "regression")
     return Task(
         name="custom",
-        kind="classification" if custom.labels else "regression",
-        metrics=("accuracy",) if custom.labels else ("pearson", "spearman"),
+        kind=kind,
+        metrics=METRICS_OF[kind],
         files={split: (str(Path(path).resolve()),) for split, path in paths.items() if path is not None},
         first=(custom.text_column,),
         second=(custom.text_pair_column,) if custom.text_pair_column else None,
         label=(custom.label_column,),
         labels=custom.labels,
-        missing_labels=NO_LABEL if custom.labels else ("",),  # -1 is a score like any other
+        missing_labels=("",) if kind == "regression" else NO_LABEL,  # -1 is a score like any other
+        impossible=kind == "spans",
+        own_files=True,
     )

@@ -4,14 +4,16 @@
     trainer.train()
 
 Everything else is the Trainer's: data loading, mixed precision, accelerate, gradient accumulation, checkpoints. With
-method "none" or alpha 0 not one operation differs from it. The clean pass is the Trainer's own `compute_loss`; the
-second pass starts from its embeddings, or from the hidden state after a layer, on the unwrapped module inside the same
-graph, so one backward serves both. The regularised loss is a mean per micro-batch, divided by the number of
-accumulation steps; the ascent climbs each example by itself. PEFT models are taken as well.
+method "none" or alpha 0 not one operation differs from it. The clean pass is the Trainer's own `compute_loss`, or that
+of another Trainer behind this one: `class Both(AlumTrainer, Mine)`. The second pass starts from its embeddings, or from
+the hidden state after a layer, on the unwrapped module inside the same graph, so one backward serves both. The
+regularised loss is a mean per micro-batch, divided by the number of accumulation steps; the ascent climbs each example
+by itself. PEFT models are taken as well.
 """
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,14 @@ from transformers import Trainer, TrainingArguments
 from megatron_alum.alum import AlumOutput, AlumRegularizer, Kernels, Samples
 from megatron_alum.finetune.bregman import MovingAverage
 from megatron_alum.finetune.divergence import SEVERAL_LABELS, Kind, comparable, kind_of, row_divergence, samples_of
-from megatron_alum.finetune.embeddings import CleanPass, EmbeddingSplit, Inputs, perturbable, without_labels
+from megatron_alum.finetune.embeddings import (
+    CleanPass,
+    EmbeddingSplit,
+    Inputs,
+    WholeModel,
+    perturbable,
+    without_labels,
+)
 from megatron_alum.finetune.fast_dropout import fast_dropout
 from megatron_alum.finetune.freelb import freelb_backward
 from megatron_alum.finetune.methods import Method
@@ -39,18 +48,22 @@ class AlumTrainer(Trainer):
 
     `method` is a preset's name (none, alum, smart, freelb, r-drop) or a `Method`; `kind` is found from the model's head
     unless given. Training logs carry alum_kl (without alpha), effective_perturbation, ascent_ratio, nonfinite and,
-    where there is an ascent step, inner_kl_start, inner_kl_last and kl_gain.
+    where there is an ascent step, inner_kl_start, inner_kl_last and kl_gain. Any other method than none trains in
+    float32 weights: a 16-bit model is converted in place, with a warning.
     Raises: ValueError for sharded models (FSDP, DeepSpeed), reentrant activation checkpoints, several labels an example
     (FreeLB takes them), and a model that cannot run from x.
     """
 
     def __init__(self, *args: Any, method: str | Method = "alum", kind: Kind | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
         self.method = method if isinstance(method, Method) else preset(method)
         self.average: MovingAverage | None = None
+        super().__init__(*args, **kwargs)
+        if not self.method.is_plain:
+            self._check_surroundings()
+        if self.model_init is None and not self.is_deepspeed_enabled:  # DeepSpeed keeps master copies
+            keep_in_full_precision(self.model, self.method)
         if self.method.is_plain:
             return
-        self._check_surroundings()
         assert isinstance(self.model, nn.Module)
         if self.method.freelb is None:
             self.kind = kind or kind_of(self.model)
@@ -60,14 +73,38 @@ class AlumTrainer(Trainer):
                 divergence=row_divergence(self.kind),
                 gradient_scale=HALF_PRECISION_GRADIENT_SCALE if self.args.fp16 else 1.0,
             )
-        self.split = EmbeddingSplit(self.model, self.method.config.level)
+        self.split = self._split_of(self.model, kind)
         self.model_accepts_loss_kwargs = False  # losses are means per micro-batch, as the divergence is
         self.statistics: dict[str, Tensor] = {}
         self.statistics_count = 0
         self.micro_step = (-1, 0)
+        self.took_part: bool | None = None  # whether a step reached `compute_loss` here; None before the first
         if self.method.bregman_weight > 0:
             self.average = MovingAverage(self.method.bregman_momentum)
             self.add_callback(self.average)
+
+    def _split_of(self, model: nn.Module, kind: Kind | None) -> EmbeddingSplit | WholeModel:
+        """How passes start from x; methods that never move x run any model as a whole where it cannot."""
+        freelb, level = self.method.freelb is not None, self.method.config.level
+        moves = freelb or (self.method.perturbs and self.method.regularizes)
+        try:
+            # FreeLB's only passes are those of the labels' loss, and a user's own may call the model as it likes.
+            return EmbeddingSplit(model, level, kind, at_table=freelb and not self._has_the_trainers_loss())
+        except ValueError:
+            if moves or level != "word":
+                raise
+            return WholeModel(model)
+
+    def _has_the_trainers_loss(self) -> bool:
+        """Whether nobody but AlumTrainer overrides `compute_loss`."""
+        owners = [base for base in type(self).__mro__ if "compute_loss" in vars(base)]
+        return owners == [AlumTrainer, Trainer]
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """The Trainer's, in float32 where the method needs it."""
+        model = super().call_model_init(trial)
+        keep_in_full_precision(model, self.method)
+        return model
 
     def _check_surroundings(self) -> None:
         """Raise for a way to train the model that the method's passes do not fit."""
@@ -109,14 +146,24 @@ class AlumTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The labels' loss plus, in training, the method's divergences."""
+        """The labels' loss plus, in training, the method's divergences.
+
+        Raises: ValueError where the `compute_loss` behind this one gives no outputs.
+        """
         if self.method.is_plain or self.method.freelb is not None or not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+        self.took_part = True
         inputs, regularizer = dict(inputs), self.regularizer
         self._check_labels(inputs)
         shared = regularizer.dropout_state if self.method.config.dropout == "shared" else None
         with self.split.clean_pass(inputs, shared) as entered:
-            loss, outputs = super().compute_loss(model, dict(entered.inputs), True, num_items_in_batch)
+            result = super().compute_loss(model, entered.inputs, True, num_items_in_batch=num_items_in_batch)
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise ValueError(
+                "`compute_loss` must give (loss, outputs) with return_outputs=True, "
+                f"but gives a {type(result).__name__} instead."
+            )
+        loss, outputs = result
         clean = comparable(outputs, self.kind, perturbable(inputs))
         samples = samples_of(entered.x, clean, self.kind, inputs.get("labels"))
         share = self._share_of_step()
@@ -131,34 +178,52 @@ class AlumTrainer(Trainer):
     def _share_of_step(self) -> float:
         """What a mean over this micro-batch must still be multiplied with to be its share of the optimizer step.
 
-        The Trainer divides by the micro-batches of the step, except where the caller's loss function has done so.
+        The Trainer divides by the micro-batches of the step, except where the labels' loss has been divided before.
         """
-        return 1.0 / self.current_gradient_accumulation_steps if self.compute_loss_func is not None else 1.0
+        return 1.0 / self.current_gradient_accumulation_steps if self._loss_is_share() else 1.0
 
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
+    def _loss_is_share(self) -> bool:
+        """Whether the labels' loss is divided by what belongs to the whole optimizer step, as the Trainer decides."""
+        said = self.loss_is_scaled_for_ga
+        return said if said is not None else self.compute_loss_func is not None
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *options: Any, **more: Any) -> Tensor:
         """The Trainer's step; FreeLB has its own, with a backward pass per ascent step."""
         if self.method.is_plain:
-            return super().training_step(model, inputs, num_items_in_batch)
+            return super().training_step(model, inputs, *options, **more)
         with self._dropout():
             self.split.model = self.accelerator.unwrap_model(model)  # drops DDP, but for a compiled one
             if self.method.freelb is None:
-                return super().training_step(model, inputs, num_items_in_batch)
+                loss = super().training_step(model, inputs, *options, **more)
+                self._warn_if_left_out()
+                return loss
             model.train()
             inputs = dict(self._prepare_inputs(inputs))
-            return freelb_backward(self, model, inputs, num_items_in_batch, self.split, self.method.freelb)
+            assert isinstance(self.split, EmbeddingSplit)
+            num_items = more.get("num_items_in_batch", options[0] if options else None)
+            return freelb_backward(self, model, inputs, num_items, self.split, self.method.freelb)
+
+    def _warn_if_left_out(self) -> None:
+        """Say once that a subclass's `compute_loss` leaves the method out."""
+        if self.took_part is None:
+            self.took_part = False
+            warnings.warn(
+                f"method {self.method.name} has no effect: compute_loss of {type(self).__name__} does not call "
+                "super().compute_loss, where the divergence is added. Let it call that, or put your Trainer behind "
+                "this one: class Both(AlumTrainer, Mine).",
+                stacklevel=2,
+            )
 
     def _dropout(self) -> AbstractContextManager[object]:
         """The fast one on a CPU; a GPU and torch.compile have fast ones of their own."""
         on_cpu = self.args.device.type == "cpu" and not self.args.torch_compile
         return fast_dropout() if on_cpu else nullcontext()
 
-    def labels_loss(self, model: nn.Module, inputs: Inputs, num_items_in_batch: Tensor | int | None) -> Tensor:
+    def labels_loss(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
         """The Trainer's own loss of the labels, without any divergence, as a share of the optimizer step."""
-        loss = super().compute_loss(model, dict(inputs), num_items_in_batch=num_items_in_batch)
+        loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         assert isinstance(loss, Tensor)
-        return loss if self.compute_loss_func is not None else loss / self.current_gradient_accumulation_steps
+        return loss if self._loss_is_share() else loss / self.current_gradient_accumulation_steps
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean statistics since the last training log."""
@@ -237,6 +302,26 @@ class AlumTrainer(Trainer):
         self.statistics_count += "alum_kl" in stats or not self.method.regularizes
         for name, value in stats.items():
             self.statistics[name] = self.statistics.get(name, 0) + value.detach().float()
+
+
+def keep_in_full_precision(model: nn.Module | None, method: Method) -> None:
+    """Give a model that is to be trained float32 weights, with one warning; with method none, warn alone.
+
+    A 16-bit weight has 3 or 4 digits: at fine-tuning's learning rates its updates round away, and so does a
+    perturbation of 1e-5. Frozen weights count where the method perturbs what they compute.
+    """
+    if model is None:
+        return
+    half = [parameter for parameter in model.parameters() if parameter.dtype in (torch.float16, torch.bfloat16)]
+    if not any(parameter.requires_grad or not method.is_plain for parameter in half):
+        return
+    dtype = str(half[0].dtype).removeprefix("torch.")
+    remedy = "Load it with dtype=torch.float32; for speed, use bf16=True of TrainingArguments."
+    if method.is_plain or getattr(model, "is_quantized", False):
+        warnings.warn(f"the model trains in {dtype} weights, in which most updates round away. {remedy}", stacklevel=3)
+        return
+    model.float()
+    warnings.warn(f"the model's {dtype} weights are converted to float32 to be trained. {remedy}", stacklevel=3)
 
 
 def _recomputes_reentrantly(model: nn.Module, args: TrainingArguments) -> bool:

@@ -28,14 +28,10 @@ EXACT = {
         "conv_act": "gelu",
     },
     "Albert": {"embedding_size": 8},
+    "Esm": {"pad_token_id": 1, "mask_token_id": 4},  # its inputs_embeds leave positions out, its table does not
 }
-# Canine has no word embeddings, Longformer pads by its token ids, IBert returns pairs, ESM leaves positions out.
-REFUSED = {
-    "Longformer": {"attention_window": 4, "max_position_embeddings": 64, "sep_token_id": 2},
-    "IBert": {},
-    "Canine": {},
-    "Esm": {"pad_token_id": 1, "mask_token_id": 4},
-}
+LONGFORMER = {"attention_window": 4, "max_position_embeddings": 64, "sep_token_id": 2}
+REFUSED = {"IBert": {}}  # returns pairs
 
 
 def encoder(name, head="ForSequenceClassification", **changes):
@@ -99,6 +95,15 @@ def test_a_layer_gives_the_logits_of_the_token_ids(name):
         assert_exact(model, layer, padded(model))
 
 
+def test_longformer_which_pads_by_its_token_ids_is_entered_at_its_table():
+    split = EmbeddingSplit(encoder("Longformer", **LONGFORMER), "word")
+    assert not split.by_argument
+    with pytest.raises(ValueError, match=r"one for each of \[2, 9\] tokens, but .* with \[2, 12, 16\] instead"):
+        with split.clean_pass(inputs := padded(split.model, (9, 5))) as entered:
+            split.model.eval()(**entered.inputs)
+    assert inputs["input_ids"].shape == (2, 9)
+
+
 @pytest.mark.parametrize("layer", [1, 2])
 def test_the_upper_layers_run_as_those_of_an_independent_implementation(layer):
     """BERT's own modules called one by one from a hidden state of ours; the lower ones are not called at all."""
@@ -149,6 +154,11 @@ def test_choices_of_a_model_that_counts_from_the_pads():
     model = encoder("MPNet", "ForMultipleChoice")
     inputs = {name: value.view(2, 2, -1) for name, value in padded(model, (12, 8, 5, 7)).items()}
     assert_exact(model, "word", inputs)
+
+
+def test_a_model_without_a_word_table_is_refused():
+    with pytest.raises(ValueError, match=r"must have one table of word embeddings .* but CanineFor"):
+        EmbeddingSplit(encoder("Canine"), "word")
 
 
 @pytest.mark.parametrize("name", REFUSED)

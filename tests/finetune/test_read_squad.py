@@ -54,5 +54,5 @@ def test_malformed_squad_json_names_file_and_place(tmp_path, text, message):
 )
 def test_damaged_squad_files_are_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} must be readable UTF-8 text"):
+    with pytest.raises(ValueError, match=f"{name}:1 must be readable UTF-8 text"):
         load_split(TASKS["squad-v1.1"], tmp_path, "train")

@@ -234,7 +234,7 @@ def test_models_that_cannot_run_from_embeddings_are_refused():
         def forward(self, input_ids):
             return input_ids
 
-    with pytest.raises(ValueError, match="inputs_embeds"):
+    with pytest.raises(ValueError, match="one table of word embeddings"):
         EmbeddingSplit(Plain(), "word")
     with pytest.raises(ValueError, match="embeddings"):
         EmbeddingSplit(Plain(), "encoder_input")
