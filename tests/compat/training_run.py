@@ -54,21 +54,26 @@ def build(world_size, precision, distributed_optimizer, *, tensor_parallel_size=
     return model, ddp, optimizer, groups
 
 
+def inputs_of(tokens, masked_positions):
+    """Rows [B, S] of full length as the network takes them."""
+    num_rows, length = tokens.shape
+    return ModelInputs.of(
+        tokens=tokens.flatten(),
+        token_types=torch.zeros(tokens.numel(), dtype=torch.int64),
+        position=torch.arange(length).repeat(num_rows),
+        lengths=(length,) * num_rows,
+        masked_positions=masked_positions,
+        device=torch.device("cpu"),
+    )
+
+
 def step(model, ddp, optimizer):
     """One step on fixed tokens; the loss."""
     ddp.zero_grad_buffer()
     optimizer.zero_grad()
     tokens = torch.arange(24).view(3, 8) % VOCAB_SIZE
     positions = torch.arange(0, 24, 2)
-    inputs = ModelInputs.of(
-        tokens=tokens.flatten(),
-        token_types=torch.zeros(24, dtype=torch.int64),
-        position=torch.arange(8).repeat(3),
-        lengths=(8, 8, 8),
-        masked_positions=positions,
-        device=torch.device("cpu"),
-    )
-    outputs = ddp(inputs)
+    outputs = ddp(inputs_of(tokens, positions))
     logits = [torch.empty_like(outputs.mlm_logits) for _ in range(model.groups.tp_size)]
     torch.distributed.all_gather(logits, outputs.mlm_logits.detach(), group=model.groups.tp)
     logits[model.groups.tp_rank] = outputs.mlm_logits
@@ -125,7 +130,7 @@ def _eval_loss(model):
     """Log-sum-exp and logits of a fixed batch, over all ranks' vocabulary rows."""
     tokens = torch.arange(24).view(3, 8) % VOCAB_SIZE
     model.eval()
-    outputs = model(tokens, torch.zeros_like(tokens), None, torch.arange(24))
+    outputs = model(inputs_of(tokens, torch.arange(24)))
     parts = [torch.empty_like(outputs.mlm_logits) for _ in range(model.groups.tp_size)]
     torch.distributed.all_gather(parts, outputs.mlm_logits, group=model.groups.tp)
     return torch.cat(parts, 1)[:, :VOCAB_SIZE]
