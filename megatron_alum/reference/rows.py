@@ -145,10 +145,8 @@ def row_gradients(
     to_adv = -p_minus_q
     to_clean = torch.zeros_like(p) if options.one_sided else p_minus_q
     if not options.detach_targets:
-        if options.one_sided:
-            to_clean = _product(p, h, less=divergence)
-        else:
-            to_clean = to_clean + _product(p, u, less=mean)
+        to_clean = to_clean + _product(p, u, less=mean)
+        if not options.one_sided:
             to_adv = to_adv - _product(p - p_minus_q, u, less=mean - divergence)
     ignored = torch.zeros_like(weight, dtype=torch.bool) if labels is None else (labels == IGNORED_LABEL)[:, None]
     skipped = ignored | (weight == 0)

@@ -1,7 +1,7 @@
 // Gradients of the row role on the CPU, for one instruction set; included after row_kernels.h.
 //     to clean   kl_weight (p - q [+ p (u - E_P[u])]) + mlm_weight (p - one at the label)
 //     to adv     kl_weight (q - p [- q (u - E_Q[u])])                              [..] without detached targets
-// One-sided: to clean 0, or p (h - KL) without detached targets. A row of weight 0 is never multiplied but written as 0.
+// One-sided: to clean 0, or p (h - KL) = p (u - E_P[u]) without detached targets. A row of weight 0 is never multiplied but written as 0.
 // With e and f the clean weight and the difference of a column, Z their clean mass and T = sum f / Z (common/row_statistics.h):
 //     p = e / Z          q - p = (f - T e) / (Z (1 + T))
 #pragma once
@@ -16,7 +16,7 @@ enum class Form { kMlm, kDetached, kFull, kOneSidedDetached, kOneSidedFull };
 struct GradientRow {
   Scale scale;
   Vector from_difference, from_clean;  // factors of f and e in q - p
-  Vector inverse_mass, log_ratio, mean, adv_mean, divergence, kl_weight, mlm_of_clean;
+  Vector inverse_mass, mean, adv_mean, kl_weight, mlm_of_clean;
 };
 
 struct GradientPair {
@@ -42,10 +42,8 @@ inline GradientRow gradient_row(const RowRecord& record, float kl_weight, float 
   row.from_difference = broadcast(factor);
   row.from_clean = broadcast(-factor * MA_MATH(expm1f)(record.log_ratio));
   row.inverse_mass = broadcast(1.0f / record.mass);
-  row.log_ratio = broadcast(record.log_ratio);
   row.mean = broadcast(record.mean);
   row.adv_mean = broadcast(record.mean - record.divergence);
-  row.divergence = broadcast(record.divergence);
   row.kl_weight = broadcast(kl_weight);
   row.mlm_of_clean = broadcast(mlm_weight / record.mass);
   return row;
@@ -61,8 +59,7 @@ inline GradientPair gradients_of(const Weights& w, const GradientRow& row) {
   if (kForm == Form::kOneSidedDetached) return GradientPair{mlm, adv};
   const Vector p = w.clean * row.inverse_mass, u = zero_where_both(p, p, zero, w.u);
   if (kForm == Form::kOneSidedFull) {
-    const Vector h = u + row.log_ratio;
-    return GradientPair{fused(row.kl_weight, p * (h - row.divergence), mlm), adv};
+    return GradientPair{fused(row.kl_weight, p * (u - row.mean), mlm), adv};
   }
   const Vector q = p + to_adv, adv_u = zero_where_both(q, q, zero, w.u);
   return GradientPair{fused(row.kl_weight, fused(p, u - row.mean, zero - to_adv), mlm),

@@ -141,7 +141,10 @@ inline Vector load_up_to(const Element* p, int64_t count, float fill) {
 template <bool kOneSided, bool kExact, bool kAny, typename Element>
 void sum_row(const Element* a, const Element* b, int64_t columns, const Scale& scale, const KeptWeights& kept,
              int64_t ahead_a, int64_t ahead_b, float totals[4]) {
-  const float beyond_a = first_of(scale.clean) - 200.0f, beyond_b = first_of(scale.adv) - 200.0f;  // weight 0, u about 0
+  // Columns after the last weigh nothing, with a u about 0. Of scales from which 200 is nothing to take away they are masked.
+  const bool takes = __builtin_fabsf(first_of(scale.clean)) < 1e6f && __builtin_fabsf(first_of(scale.adv)) < 1e6f;
+  const float beyond_a = takes ? first_of(scale.clean) - 200.0f : -MA_INFINITY;
+  const float beyond_b = takes ? first_of(scale.adv) - 200.0f : -MA_INFINITY;
   const Sums total = summed<Sums>(columns, [&](Sums& sums, int64_t i, int64_t count) {
     prefetch(a + i + ahead_a);
     prefetch(b + i + ahead_b);

@@ -44,11 +44,12 @@ inline Vector centred_difference(Vector a, Vector b, const Scale& scale) {
 // Rounding a - b costs at most 2^-24 (|c| + |u|): nothing beside |u| itself while c is not much larger than that.
 inline bool small_shift(float center, float spread) { return __builtin_fabsf(center) <= 4.0f * spread; }
 
-// For any logits. Columns that are -inf on both sides weigh nothing.
+// For any logits. Columns that are -inf on both sides weigh nothing. Around a bad centre a weight may exceed every float: it is
+// then e^80, by which the sums tell that centre as well.
 [[gnu::always_inline]] inline Weights weights_of_outliers(Vector a, Vector b, const Scale& scale) {
   const Vector lowest = broadcast(-MA_INFINITY), zero = broadcast(0.0f);
   const Vector u = zero_where_both(a, b, lowest, centred_difference<true>(a, b, scale));
-  const Vector larger = exponential<true>(maximum(b - scale.adv, a - scale.clean));
+  const Vector larger = exponential<true>(minimum(broadcast(80.0f), maximum(b - scale.adv, a - scale.clean)));
   const Growth behind = growth<true>(negated_absolute(u));
   return Weights{times_where_negative(larger, behind.factor, u),
                  with_sign_flipped_where_negative(larger * behind.minus_one, u), u, (u * u) * expm1_tail(zero - u)};
