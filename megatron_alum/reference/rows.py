@@ -83,7 +83,7 @@ def merge_statistics(records: Tensor, one_sided: bool) -> Tensor:
     top, owner = maximum.max(dim=0)
     total = (mass * torch.exp(maximum - top)).sum(0)
     empty = mass == 0
-    # Where another shard has all adversarial mass its level is taken: else the ratio would be as large as the logits are,
+    # Where another shard has all adversarial mass its level is taken: else the ratio would be as large as the logits,
     # and without digits.
     of_adv = torch.where(empty, -torch.inf, level + (log_ratio + torch.log(mass)))
     highest, holder = of_adv.max(dim=0)
