@@ -80,7 +80,10 @@ MA_FUNCTION RowRecord merge(const RowRecord& x, const RowRecord& y, bool one_sid
   if (x.mass == 0.0f) return y;
   if (y.mass == 0.0f) return x;
   const bool x_leads = !(y.maximum > x.maximum);
-  const float top = x_leads ? x.maximum : y.maximum, level = x_leads ? x.level : y.level;
+  // Where one part has all adversarial mass its level is taken, else the ratio would be as large as the logits and without digits.
+  const float adv_x = x.level + (x.log_ratio + MA_MATH(logf)(x.mass)), adv_y = y.level + (y.log_ratio + MA_MATH(logf)(y.mass));
+  const bool level_of_x = adv_x > adv_y + 20.0f || (x_leads && !(adv_y > adv_x + 20.0f));
+  const float top = x_leads ? x.maximum : y.maximum, level = level_of_x ? x.level : y.level;
   float rest;
   const float center = finite_two_difference(top, level, &rest);
   const float total =

@@ -83,6 +83,11 @@ def merge_statistics(records: Tensor, one_sided: bool) -> Tensor:
     top, owner = maximum.max(dim=0)
     total = (mass * torch.exp(maximum - top)).sum(0)
     empty = mass == 0
+    # Where another shard has all adversarial mass its level is taken: else the ratio would be as large as the logits,
+    # and without digits.
+    of_adv = torch.where(empty, -torch.inf, level + (log_ratio + torch.log(mass)))
+    highest, holder = of_adv.max(dim=0)
+    owner = torch.where(highest > of_adv.gather(0, owner[None])[0] + 20, holder, owner)
     chosen = level.gather(0, owner[None])[0]
     shift = torch.where(empty, 0.0, _difference_of_differences(maximum, level, top, chosen))
     log_mass = torch.log(mass) - torch.log(total)

@@ -152,7 +152,7 @@ def test_importing_needs_neither_megatron_nor_the_extension():
 
 @pytest.mark.parametrize("instruction_set", ["portable", "avx2", "avx512"])
 def test_every_instruction_set_passes_the_kernel_tests(instruction_set, request):
-    """The divergence, magnitude, noise and perturbation tests again in a process that is held to one instruction set."""
+    """The tests of the kernels again in a process that is held to one instruction set."""
     info = ops.build_info()
     if not info["built"]:
         pytest.skip(info["reason"])

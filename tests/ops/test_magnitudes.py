@@ -6,6 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_alum import ops
+from megatron_alum.ops import row_autograd
+from megatron_alum.reference import rows as reference
+from megatron_alum.reference.rows import RowOptions
 from tests.ops import tolerances
 
 V = 300
@@ -84,3 +87,50 @@ def test_as_in_float64(device, impl, dtype, one_way, detach, sizes, places, side
                     ) * y.norm() + tolerances.SUBNORMAL_FLOAT16 * V**0.5
                     bound += LOG_RATIO * min(scale[row], ONE_HOT) + (0 if detach else known[side] * kl[row])
                     assert (x - y).norm() <= bound, (side, row)
+
+
+@pytest.mark.parametrize("one_way", [False, True])
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    sizes=st.tuples(MAGNITUDES, MAGNITUDES),
+    places=PLACES | st.sampled_from([list(range(n)) for n in (V // 3, V // 2, 2 * V // 3)]),
+    sides=st.sampled_from(["clean", "adv", "both"]),
+)
+def test_shards_as_in_float64(device, impl, one_way, sizes, places, sides):
+    """Records of three shards, merged, and the gradients by them.
+
+    A shard masked by -infinity as a whole on one side alone has no distribution of its own there: such a row is not a
+    number, or right.
+    """
+    generator = torch.Generator().manual_seed(len(places))
+    clean = 2 * torch.randn(2, V, generator=generator)
+    adv = clean + 0.1 * torch.randn(2, V, generator=generator)
+    for logits, size, side in ((clean, sizes[0], "clean"), (adv, sizes[1], "adv")):
+        if sides in (side, "both"):
+            logits[:1, places] = size
+    kl, *exact = exactly(clean.double(), adv.double(), one_way, True)
+    shards = [
+        [x.to(device).contiguous() for x in pair]
+        for pair in zip(*(x.split(V // 3, 1) for x in (clean, adv)), strict=True)
+    ]
+    options = RowOptions(0, V // 3, one_way, True)
+    records = torch.stack([row_autograd.local_statistics(*pair, None, options, impl) for pair in shards])
+    if impl == "reference":
+        merged = reference.merge_statistics(records, one_way)
+    else:
+        merged = torch.ops.megatron_alum.merge_statistics(records, one_way)
+    found = merged[:, 5].double()
+    assert found[~(kl.abs() < 3.5e38)].isnan().all()
+    headless = torch.stack([(a == -torch.inf).all(1) != (b == -torch.inf).all(1) for a, b in shards]).any(0)
+    held = (kl.abs() < 1e38) & ~(headless & found.isnan())
+    smallest = 2.0**-46 + 1e-6 * one_way  # a shard's share is known to 2^-23 of it, and the divergence is its square
+    assert ((found - kl).abs() <= 2e-5 * kl.abs() + smallest)[held].all()
+    weight = torch.ones(2, device=device)
+    call = [(*pair, merged, None, None, weight) for pair in shards]
+    if impl == "reference":
+        parts = [reference.row_gradients(*arguments, options) for arguments in call]
+    else:
+        parts = [torch.ops.megatron_alum.row_gradients(*x, *options, True, True)[1:] for x in call]
+    for mine, theirs in zip((torch.cat(x, 1) for x in zip(*parts, strict=True)), exact, strict=True):
+        errors, norms = (mine.double() - theirs).norm(dim=1), theirs.norm(dim=1)
+        assert (errors <= 1e-5 * norms + LOG_RATIO * ONE_HOT)[held].all()
