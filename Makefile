@@ -8,7 +8,7 @@ SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f \( 
 CORPUS ?=
 DATA := $(or $(MEGATRON_ALUM_DATA),../shared/data)
 
-.PHONY: demo test test-slow lint bench gpu-check clean
+.PHONY: demo test test-slow lint bench bench-text gpu-check clean
 
 $(STAMP): $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -34,13 +34,22 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(PY) tools/bench_ops.py --output benchmarks/results/ops_cpu.csv
 	$(PY) tools/bench_ops.py --keep-memory --output benchmarks/results/ops_cpu_kept_memory.csv
-	$(PY) tools/bench_step.py --rounds 3 --output benchmarks/results/step_cpu.csv
+	$(PY) -m benchmarks.bench_step --rounds 3 --output benchmarks/results/step_cpu.csv
+	test ! -d "$(DATA)" || $(MAKE) bench-text
 	$(PY) tools/bench_finetune.py --output benchmarks/results/finetune_cpu.csv
 	$(PY) tools/bench_sampler.py --csv benchmarks/results/sampler.csv
 	test ! -d "$(DATA)" || $(PY) tools/bench_data.py --corpus $(DATA)/wiki/extracted --dump $(DATA)/wiki/dump/enwiki-latest-*.bz2 \
 		--vocab-file $(DATA)/vocab/bert-base-uncased-vocab.txt --punkt-dir $(DATA)/punkt/nltk_data --output benchmarks/results/data.csv
 	! $(PY) -c "import wikiextractor" 2> /dev/null || test ! -d "$(DATA)" || \
 		$(PY) tools/compare_cleaners.py --dump $(DATA)/wiki/dump/enwiki-latest-*.bz2
+
+# Whole steps on real text, beside stock megatron-core on padded rows of the same samples.
+bench-text: $(STAMP)
+	mkdir -p build/bench
+	$(PY) tools/preprocess_data.py --input $(DATA)/wiki/extracted/AA/wiki_0[0-9].bz2 --output-prefix build/bench/wiki \
+		--vocab-file $(DATA)/vocab/bert-base-uncased-vocab.txt
+	for length in 128 512; do $(PY) -m benchmarks.bench_step --data build/bench/wiki --seq-length $$length --rounds 3 \
+		--output benchmarks/results/step_text_$$length.csv; done
 
 gpu-check:
 	$(PY) tools/gpu_check.py

@@ -1,7 +1,7 @@
 """Time of whole training steps beside stock megatron-core's BertModel, in one run on one machine.
 
     python -m benchmarks.bench_step --data PREFIX                     4 layers of 256 on real text, rows of 128
-    python -m benchmarks.bench_step --data PREFIX --seq-length 512    benchmarks/results/step_cpu_512.csv
+    python -m benchmarks.bench_step --data PREFIX --seq-length 512    benchmarks/results/step_text_512.csv
     python -m benchmarks.bench_step --model-size base --seq-length 512 --micro-batch-size 64 --bf16 --only "K=1"
 
 Every row is a forward, backward and optimizer step on one micro-batch a process, in a process of its own: with --data
