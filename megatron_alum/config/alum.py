@@ -147,6 +147,9 @@ class AlumConfig:
             )
             if self.alpha > 0.0:
                 self._require_defaults(("alpha",), flag, reason)
+            if self.num_ascent_steps == 0:
+                flag, reason = "--alum-num-ascent-steps 0 and --alum-ascent label", "has one pass and climbs nothing"
+                self._require_defaults(("nsp", "dropout"), flag, reason)
         if self.dropout == "shared" and self.batch_fraction < 1.0:
             raise ValueError(
                 f"--alum-batch-fraction must be 1 with --alum-dropout shared, but is {self.batch_fraction} instead: "

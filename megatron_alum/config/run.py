@@ -44,6 +44,7 @@ class RunConfig:
             )
         self._check_stages()
         self._check_layer()
+        self._check_token_multiple()
         if self.checkpoint.save is None and not self.dry_run:
             raise ValueError("--save must be given, but is not. Name the folder of the run, or try --dry-run.")
 
@@ -95,8 +96,16 @@ class RunConfig:
     @property
     def token_multiple(self) -> int:
         """Tokens of a micro-batch are rounded up to a multiple of this: eights, on every tensor-parallel rank."""
+        return self.training.token_multiple or 8 * self.parallel.tensor_model_parallel_size
+
+    def _check_token_multiple(self) -> None:
+        """Refuse a multiple that would not give every tensor-parallel rank eights of tokens."""
         smallest = 8 * self.parallel.tensor_model_parallel_size
-        return -(-(self.training.token_multiple or smallest) // smallest) * smallest
+        if self.token_multiple % smallest:
+            raise ValueError(
+                f"--token-multiple must be a multiple of 8 x --tensor-model-parallel-size = {smallest}, "
+                f"but is {self.token_multiple} instead. Take {-(-self.token_multiple // smallest) * smallest}."
+            )
 
     def _check_layer(self) -> None:
         """Refuse a perturbed layer that the network does not have, or whose hidden state is already the output."""

@@ -19,8 +19,9 @@ class TrainingConfig:
     micro_batch_size: int = 8
     """sequences one process sends through the model at a time, on average: an iteration's are shared out by length"""
     token_multiple: int | None = None
-    """tokens of a micro-batch are filled up to a multiple of this; default: 8 x --tensor-model-parallel-size. A large
-    one (1024, say) leaves few shapes for compilers and CUDA graphs, and adds half of itself in idle tokens"""
+    """tokens of a micro-batch are filled up to a multiple of this, itself a multiple of 8 x
+    --tensor-model-parallel-size, the default. A large one (1024, say) leaves few shapes for compilers and CUDA graphs,
+    and adds half of itself in idle tokens"""
     seed: int = 1234
     """seed of initial weights, dropout, sampling and the adversarial noise"""
     eval_interval: int = 1000

@@ -75,6 +75,11 @@ class IterationPlan:
     """tokens of the rank that has the most, over the mean of the ranks, less 1"""
 
 
+def num_adversarial(global_batch_size: int, fraction: float) -> int:
+    """Samples of an iteration that take the adversarial branch: the nearest whole number, at least one."""
+    return max(1, round(global_batch_size * fraction))
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """Which samples a rank takes, and when."""
@@ -114,8 +119,8 @@ class BatchPlan:
 
     @property
     def num_adversarial(self) -> int:
-        """Samples of an iteration that take the adversarial branch: the nearest whole number, at least one."""
-        return max(1, round(self.global_batch_size * self.alum_batch_fraction))
+        """Samples of an iteration that take the adversarial branch."""
+        return num_adversarial(self.global_batch_size, self.alum_batch_fraction)
 
     def iteration(self, dataset: Measured, first_sample: int) -> IterationPlan:
         """This rank's part of the global batch that begins at global sample `first_sample`."""

@@ -1,7 +1,8 @@
 """--dry-run: build everything, run 2 steps of each phase on one micro-batch a process, and say what the run would take.
 
 Nothing is saved. The time of an iteration is that of a micro-batch (second of two steps, the first one warms up) times
-the number of micro-batches. It is measured on the run's first samples, which the curriculum masks least.
+the number of micro-batches; in the adversarial phase those with adversarial sequences and those without are timed
+apart. It is measured on the run's first samples, which the curriculum masks least.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import torch
 from megatron_alum.config.cli import format_config
 from megatron_alum.config.run import RunConfig
 from megatron_alum.data.loader import draw
-from megatron_alum.data.placement import BatchPlan, IterationPlan
+from megatron_alum.data.placement import BatchPlan, Counts, IterationPlan
 from megatron_alum.models import attention_backend
 from megatron_alum.parallel import initialize, shutdown
 from megatron_alum.training.flops import TextSize, iteration_flops, passes, peak_flops, run_iterations
 from megatron_alum.training.memory import estimate_memory, num_parameters
-from megatron_alum.training.micro_batch import batch_plan, load_all
+from megatron_alum.training.micro_batch import MicroBatch, batch_plan, load_all
 from megatron_alum.training.performance import peak_memory_bytes
 from megatron_alum.training.schedule import Phase
 from megatron_alum.training.state import TrainState, build_state
@@ -44,7 +45,9 @@ def dry_run(config: RunConfig) -> None:
         plan = batch_plan(config, groups)
         samples = sample_iterations(state, plan)
         phases = [phase for phase, iterations in run_iterations(config).items() if iterations]
-        seconds = {phase: plan.num_micro_batches * _time_micro_batch(state, plan, phase) for phase in phases}
+        if groups.pp_size > 1:  # RunConfig: a run in stages ends before the adversarial phase
+            phases = [phase for phase in phases if phase == "standard"]
+        seconds = {phase: _time_iteration(state, plan, phase) for phase in phases}
         if groups.world_rank == 0:
             print(format_config(config))
             print("\n".join(report(state, plan, samples, seconds)), flush=True)
@@ -105,6 +108,8 @@ def report(state: TrainState, plan: BatchPlan, samples: list[IterationPlan], sec
         )
         total["measured"] += iterations * measured
         total["projected"] += iterations * flops / (SUSTAINED * peak * world) if peak else 0.0
+    left_out = {phase: n for phase, n in run_iterations(config).items() if n and phase not in seconds}
+    lines += [f"  {phase:11} {n:,} iterations, for a run without pipeline stages" for phase, n in left_out.items()]
     lines.append(f"  memory      {peak_memory_bytes(groups.device) / 1e9:,.2f} GB so far in this process, measured")
     lines.append(f"  time        {total['measured'] / SECONDS_PER_DAY:,.2f} days at the measured speed")
     if peak:
@@ -115,17 +120,29 @@ def report(state: TrainState, plan: BatchPlan, samples: list[IterationPlan], sec
     return lines
 
 
-def _time_micro_batch(state: TrainState, plan: BatchPlan, phase: Phase) -> float:
-    """Seconds of a step on one micro-batch a process in `phase`, optimizer included."""
-    config = state.config
-    iteration = 1 if phase == "standard" else config.training.train_iters
+def _time_iteration(state: TrainState, plan: BatchPlan, phase: Phase) -> float:
+    """Seconds of an iteration of `phase` on this rank, an optimizer step a micro-batch included. Collective."""
     batches = draw(state.datasets.train, plan, 0)  # the last ones would need the index of every epoch before them
     is_adversarial = phase == "alum"
-    micro_batches = load_all(batches.micro_batches[:1], config, state.groups.device, is_adversarial=is_adversarial)
+    takes_part = [is_adversarial and batch.num_adversarial > 0 for batch in batches.micro_batches]
+    total = 0.0
+    # Every rank takes equally many steps, even where all of its own micro-batches are of one kind.
+    mixed = is_adversarial and plan.num_adversarial < plan.global_batch_size
+    for kind in (True, False) if mixed else (is_adversarial,):
+        number = takes_part.index(kind) if kind in takes_part else 0
+        chosen = batches.micro_batches[number : number + 1]
+        micro_batches = load_all(chosen, state.config, state.groups.device, is_adversarial=is_adversarial)
+        total += takes_part.count(kind) * _time_step(state, micro_batches, batches.counts, phase)
+    return total
+
+
+def _time_step(state: TrainState, micro_batches: list[MicroBatch], counts: Counts, phase: Phase) -> float:
+    """Seconds of the second of two steps on `micro_batches` in `phase`."""
+    iteration = 1 if phase == "standard" else state.config.training.train_iters
     for _ in range(2):
         torch.cuda.synchronize()  # a step returns when its kernels are launched, not when they are done
         began = time.perf_counter()
-        train_step(state, micro_batches, batches.counts, iteration)
+        train_step(state, micro_batches, counts, iteration)
         torch.cuda.synchronize()
         seconds = time.perf_counter() - began
     return seconds

@@ -8,7 +8,8 @@ frozen) 1 F. U is the part of F above the perturbed hidden state: all of it, but
                = 8 F for K = 1, rho = 1 and U = F
       label    3 F + rho 2 K U                + K ascent steps; no clean pass (--alum-ascent label)
 
-where rho is --alum-batch-fraction. Full recomputation adds a forward to every backward.
+where rho is the share of the global batch that --alum-batch-fraction selects: whole samples, at least one. Full
+recomputation adds a forward to every backward.
 Multiplications and additions count separately; only matrix products are counted.
 """
 
@@ -19,7 +20,7 @@ from dataclasses import astuple, dataclass
 import torch
 
 from megatron_alum.config.run import RunConfig
-from megatron_alum.data.placement import Counts
+from megatron_alum.data.placement import Counts, num_adversarial
 from megatron_alum.training.schedule import Phase
 
 # Dense 16-bit peak in TFLOP/s by a part of the device's name; from the makers' data sheets.
@@ -95,7 +96,9 @@ def _passes(config: RunConfig, phase: Phase) -> tuple[float, float]:
         return 3 + recompute, 0.0
     inner = config.alum.num_ascent_steps * (2 + recompute)
     outer = 3 + recompute if config.alum.ascent == "virtual" else 0
-    return 3 + recompute, config.alum.batch_fraction * (inner + outer)
+    batch = config.training.global_batch_size
+    share = num_adversarial(batch, config.alum.batch_fraction) / batch
+    return 3 + recompute, share * (inner + outer)
 
 
 def run_iterations(config: RunConfig) -> dict[Phase, int]:

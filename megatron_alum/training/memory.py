@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_alum.config.run import RunConfig
+from megatron_alum.data.placement import num_adversarial
 from megatron_alum.training.flops import TextSize
 from megatron_alum.training.schedule import Phase
 
@@ -106,7 +107,7 @@ def _activations(config: RunConfig, phase: Phase, micro: TextSize, bytes_each: i
     around = tp if config.parallel.sequence_parallel else 1
     embedding = 3 * tokens * model.hidden_size * 4 / around  # words, their sum with positions, the perturbation
     layer = _layer(config, micro, bytes_each, on_gpu)
-    rho = 0.0 if phase == "standard" else config.alum.batch_fraction
+    rho = 0.0 if phase == "standard" else _adversarial_share(config)
     layer_passes = layers + rho * (layers - (config.alum.perturb_layer or 0))  # late layers: the upper ones twice
     if config.compute.recompute_granularity == "full":
         kept = tokens * model.hidden_size * bytes_each / around
@@ -115,6 +116,14 @@ def _activations(config: RunConfig, phase: Phase, micro: TextSize, bytes_each: i
         return (1 + rho) * embedding + layer_passes * kept + layer + gradients
     spared = _spared_by_the_last_mlp(config, micro, bytes_each, on_gpu)
     return (1 + rho) * (embedding - spared) + layer_passes * layer
+
+
+def _adversarial_share(config: RunConfig) -> float:
+    """Of the sequences of the micro-batch that has most adversarial ones; they are spread evenly."""
+    training = config.training
+    number = num_adversarial(training.global_batch_size, config.alum.batch_fraction)
+    micro_batches = training.global_batch_size // training.micro_batch_size  # of all ranks
+    return -(-number // micro_batches) / training.micro_batch_size
 
 
 def _spared_by_the_last_mlp(config: RunConfig, micro: TextSize, bytes_each: int, on_gpu: bool) -> float:
@@ -152,7 +161,7 @@ def _head(config: RunConfig, phase: Phase, micro: TextSize, bytes_each: int, row
     masked = micro.tokens * max(config.data.mask_rates)
     if phase == "standard":
         return 2 * masked * rows * bytes_each + table
-    adversarial = masked * alum.batch_fraction
+    adversarial = masked * _adversarial_share(config)
     if alum.head_chunk_rows:
         chunk = min(alum.head_chunk_rows, adversarial)
         return 2 * chunk * rows * bytes_each + rows * model.hidden_size * 4 + table

@@ -72,6 +72,8 @@ def test_the_level_is_a_word_or_the_layer():
         ({"ascent": "label", "inner_divergence": "symmetric"}, "--alum-inner-divergence must be kl with --alum-ascent"),
         ({"ascent": "label", "detach_targets": False}, "--alum-detach-targets must be true with --alum-ascent label"),
         ({"ascent": "label", "head_chunk_rows": 8}, "--alum-head-chunk-rows must be 0 with --alum-ascent label"),
+        ({"ascent": "label", "num_ascent_steps": 0, "nsp": False}, "--alum-nsp must be true with --alum-num-ascent-st"),
+        ({"ascent": "label", "num_ascent_steps": 0, "dropout": "shared"}, "--alum-dropout must be independent with"),
         ({"ascent": "label", "alpha": 3.0}, "--alum-alpha must be 10.0 with --alum-ascent label"),
         ({"dropout": "shared", "batch_fraction": 0.5}, "--alum-batch-fraction must be 1 with --alum-dropout shared"),
     ],

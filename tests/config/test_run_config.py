@@ -57,6 +57,8 @@ def test_the_papers_defaults():
             "--alum-dropout shared --alum-batch-fraction 0.5",
             "--alum-batch-fraction must be 1 with --alum-dropout shared",
         ),
+        ("--token-multiple 12", "--token-multiple must be a multiple of 8 x .* = 8, but is 12 instead. Take 16"),
+        ("--token-multiple 24 --tensor-model-parallel-size 2", "--token-multiple must be a multiple of .* = 16"),
         ("--exit-interval 0", "--exit-interval must be at least 1"),
         ("--save none", "--save must be given"),
     ],

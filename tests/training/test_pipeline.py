@@ -105,3 +105,10 @@ def test_a_dry_run_counts_the_stages(prefix, tmp_path):
         in printed
     )
     assert "standard    20 iterations" in printed and nothing == ""
+
+
+def test_a_dry_run_in_stages_times_no_adversarial_phase(prefix):
+    """A run that leaves the adversarial phase to a later run without stages."""
+    argv = arguments(prefix, None, **STAGES, exit_interval=10, dry_run=True)
+    printed, _ = run_ranks(2, dry_run_output, argv)
+    assert "alum        10 iterations, for a run without pipeline stages" in printed
