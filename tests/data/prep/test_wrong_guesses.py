@@ -300,7 +300,10 @@ def test_the_command_for_a_table_makes_json_lines(tmp_path, name, text):
 
 def test_no_command_writes_into_its_own_input(tmp_path):
     """A shell empties the file that a command writes to before the command reads it."""
-    for name, data in (("in.jsonl", b'{"text": "The cat."} {"text": "A dog."}\n'), ("in.b.jsonl", b'[{"text": "A"}]\n')):
+    for name, data in (
+        ("in.jsonl", b'{"text": "The cat."} {"text": "A dog."}\n'),
+        ("in.b.jsonl", b'[{"text": "A"}]\n'),
+    ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match="jq -c") as caught:
             prepare(tmp_path, tmp_path / name)
