@@ -25,7 +25,7 @@ _MAX_CONTROLS = 0.01
 _MAX_UNDECODABLE = 0.05
 """Share of bytes that are no UTF-8 above which a file is in another encoding, or binary."""
 _MAX_FOREIGN = 0.2
-"""Share of bytes that are no UTF-8, in a text that has few of it, above which even a short file is in another encoding."""
+"""The same share for a short file, when little else in it is UTF-8 beyond ASCII."""
 _MIN_FOREIGN = 8
 _ISO_2022 = re.compile(rb"\x1b(?:\$[@AB]|\$[()][A-G]|\([IJ])")
 """Escapes that switch the characters of Japanese, Chinese and Korean mail, in seven bits."""
