@@ -40,6 +40,8 @@ _CLITIC = re.compile("['\u2018\u2019][a-z] [A-Z]")
 # those where every word with a period is one.
 _LONE = re.compile("[\u0590-\u06ff\u0750-\u077f\u0900-\u0dff]")
 _THAI_LAO = re.compile("[\u0e01-\u0eff]")
+_BEFORE_CHARS = 8
+"""Looked at before a word for the number whose unit it may be."""
 
 
 class SentenceSplitter(Protocol):
@@ -94,7 +96,8 @@ class RuleSplitter:
             return False
         if word.isdigit() and word_start == 0:
             return False
-        before = line[:word_start].rstrip()
+        # a few characters, not all of a line that may be a book
+        before = line[max(0, word_start - _BEFORE_CHARS) : word_start].rstrip()
         is_unit = word in _UNITS and before[-1:].isdigit()  # "100 m. Later"
         if lower in rules.maybe_final or (_may_be_initial(word) and not is_unit):
             return self._often_begins(line, after)

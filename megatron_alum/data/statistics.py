@@ -111,6 +111,7 @@ def _beginning(index: ShardIndex, tokens: np.ndarray, tokenizer: Any, document: 
     shown = []
     for sentence in range(first, min(last, first + _SHOWN_SENTENCES)):
         start = int(index.offsets[sentence]) // index.dtype.itemsize
-        text = tokenizer.decode(tokens[start : start + int(index.lengths[sentence])].tolist())
+        ids = tokens[start : start + int(index.lengths[sentence])].tolist()
+        text = tokenizer.decode(ids, skip_special_tokens=False)  # what the vocabulary lacks shows as [UNK]
         shown.append(text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "...")
     return " | ".join(shown) + (" | ..." if last - first > _SHOWN_SENTENCES else "")

@@ -46,6 +46,8 @@ class _Observed:
 
     token: str
     begins: bool | None
+    is_known: bool
+    """False for [UNK], which hides the mark of what it stands for"""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def word_marks(tokenizer: Any) -> WordMarks | None:
     if mark.on_edge and not mark.at_end:
         added.discard(tokenizer.unk_token_id)  # an unknown first letter leaves the mark a token of its own
     marked = np.array([i in added or mark(token) for i, token in enumerate(tokens)], dtype=np.bool_)
-    others = np.array([i in added for i in range(len(tokens))], dtype=np.bool_)
+    alone = added - {tokenizer.unk_token_id}  # an unknown letter begins no word after a token that ends none
+    others = np.array([i in alone for i in range(len(tokens))], dtype=np.bool_)
     return WordMarks(others, marked) if mark.at_end else WordMarks(marked, np.zeros_like(marked))
 
 
@@ -111,7 +114,7 @@ def _observe(tokenizer: Any, ids: Sequence[int]) -> list[_Observed]:
         if number == tokenizer.unk_token_id:
             begins = None
         if visible > 0:
-            observed.append(_Observed(token, begins))
+            observed.append(_Observed(token, begins, number != tokenizer.unk_token_id))
     return observed
 
 
@@ -144,10 +147,10 @@ def _common(tokens: list[str], at_end: bool) -> str:
 
 def _explains(mark: _Mark, observed: list[_Observed]) -> bool:
     """Whether `mark` says of every token what was observed."""
-    before = True
+    before: bool | None = True
     for item in observed:
         begins = before if mark.at_end else mark(item.token)
-        if item.begins not in (None, begins):
+        if begins is not None and item.begins not in (None, begins):
             return False
-        before = mark(item.token)
+        before = mark(item.token) if item.is_known else None
     return True

@@ -24,6 +24,11 @@ _MAX_CONTROLS = 0.01
 """Share of control characters above which bytes are no text: one NUL in a file is cleaned away."""
 _MAX_UNDECODABLE = 0.05
 """Share of bytes that are no UTF-8 above which a file is in another encoding, or binary."""
+_MAX_FOREIGN = 0.2
+"""The same share for a short file, when little else in it is UTF-8 beyond ASCII."""
+_MIN_FOREIGN = 8
+_ISO_2022 = re.compile(rb"\x1b(?:\$[@AB]|\$[()][A-G]|\([IJ])")
+"""Escapes that switch the characters of Japanese, Chinese and Korean mail, in seven bits."""
 _SAMPLE_LINES = 50
 _UNPACK = "Unpack it ({command}) and give the folder instead"
 _CONTAINERS: tuple[tuple[bytes, str, str], ...] = (
@@ -74,7 +79,9 @@ _LENIENT = json.JSONDecoder(strict=False)
 
 def refuse(path: Path, found: str, remedy: str) -> Unreadable:
     """The sentence for a file that holds `found`; {path} and {stem} in `remedy` stand for its name."""
-    stem = path.name.partition(".")[0] or path.name
+    stem = base_stem(path)
+    if f"{stem}.jsonl" == path.name:
+        stem += "-lines"  # a shell empties the file it writes to before the command reads it
     remedy = remedy.replace("{path}", str(path)).replace("{stem}", stem)
     return Unreadable(
         f"`{path}` must be text in a known format (see --format), but holds {found}. {remedy}, or leave it out of "
@@ -103,10 +110,12 @@ def check_bytes(head: bytes, path: Path) -> None:
 
 
 def unicode_encoding(head: bytes) -> str | None:
-    """UTF-16 or UTF-32, by its byte-order mark or by the zeros that ASCII has in it."""
+    """UTF-16 or UTF-32, by its byte-order mark or by the zeros that ASCII has in it; ISO-2022, by its escapes."""
     for mark, name in _BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return name
+    if _ISO_2022.search(head):
+        return "ISO-2022-KR" if b"\x1b$)C" in head else "ISO-2022-CN" if b"\x1b$)" in head else "ISO-2022-JP"
     even, odd = head[::2].count(0), head[1::2].count(0)
     if max(even, odd) > 0.3 * len(head) / 2 and min(even, odd) < 0.1 * max(even, odd):
         return "UTF-16LE" if odd > even else "UTF-16BE"
@@ -124,7 +133,9 @@ def _check_utf8(head: bytes, path: Path) -> None:
     stray = len(re.findall("[\udc80-\udcff]", text))
     in_words = len(re.findall("[A-Za-z][\udc80-\udcff]|[\udc80-\udcff][A-Za-z]", text))
     whole = len(re.findall("[^\x00-\x7f\udc80-\udcff]", text))
-    if stray > max(64, len(head) * _MAX_UNDECODABLE) or (in_words >= 2 and stray > whole):
+    is_foreign = stray > max(_MIN_FOREIGN, len(head) * _MAX_FOREIGN)
+    is_western = in_words >= 2
+    if stray > max(64, len(head) * _MAX_UNDECODABLE) or (stray > whole and (is_foreign or is_western)):
         name = _probable_encoding(head, text)
         found = f"text that is no UTF-8 ({stray} stray bytes in the first {len(head)}; probably {name})"
         raise refuse(path, found, f"Convert it (iconv -f {name.split()[0]} -t UTF-8 {{path}} > {{stem}}.utf8)")
@@ -274,3 +285,9 @@ def base_suffix(path: Path) -> str:
     """The suffix that says what is in a file, without that of its compression."""
     inner = Path(path.stem) if path.suffix.lower() in COMPRESSED else path
     return inner.suffix.lower()
+
+
+def base_stem(path: Path) -> str:
+    """The name of a file less its last suffix, and less that of its compression."""
+    inner = Path(path.stem) if path.suffix.lower() in COMPRESSED else path
+    return inner.stem

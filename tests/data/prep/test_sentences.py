@@ -1,6 +1,7 @@
 """Sentence splitting: one row a rule, properties on any line, and agreement with Punkt on real text."""
 
 import re
+import time
 import unicodedata
 from pathlib import Path
 
@@ -228,3 +229,15 @@ def test_the_language_of_a_dump_is_read_from_it(tmp_path):
     assert prepare(tmp_path, source, output_prefix=str(tmp_path / "o"))["num_sentences"] == 2
     with pytest.raises(ValueError, match=r"--language must be auto or a code .* but is german"):
         prepare(tmp_path, source, language="german")
+
+
+@pytest.mark.parametrize("piece", ["A. ", "He ran. ", "z. B. "])
+def test_time_is_linear_in_a_line(piece):
+    """A line may be a book: sixteen times the line takes no sixty-four times as long (a quadratic step, 256 times)."""
+
+    def seconds(repeats):
+        begun = time.process_time()
+        RuleSplitter("de").split(piece * repeats)
+        return time.process_time() - begun
+
+    assert seconds(240_000) < 64 * min(seconds(15_000) for _ in range(3))

@@ -15,13 +15,13 @@ LINES = [
 TEXT = "the foxes quarrelled about wizards jumping preposterously over unbelievable arguments"
 
 
-def trained(model, cutter, *, trainer=trainers.BpeTrainer, normalizer=None, **options):
+def trained(model, cutter, *, trainer=trainers.BpeTrainer, normalizer=None, lines=LINES, **options):
     backend = Tokenizer(model)
     backend.pre_tokenizer = cutter
     given = {"unk_token": "<unk>"} if trainer is trainers.UnigramTrainer else {}
     alphabet = pre_tokenizers.ByteLevel.alphabet() if isinstance(cutter, pre_tokenizers.ByteLevel) else []
     given |= {"initial_alphabet": alphabet, "special_tokens": SPECIALS, "show_progress": False}
-    backend.train_from_iterator(LINES, trainer(vocab_size=len(alphabet) + 90, **given, **options))
+    backend.train_from_iterator(lines, trainer(vocab_size=len(alphabet) + 90, **given, **options))
     if normalizer is not None:  # as Llama's: spaces are written before anything is cut
         backend.pre_tokenizer, backend.normalizer = None, normalizer
     return fast(backend)
@@ -74,6 +74,28 @@ def test_words_are_the_groups(kind):
             groups.append((begin, end))
         groups[-1] = (groups[-1][0], end)
     assert [TEXT[begin:end].strip() for begin, end in groups] == TEXT.split()
+
+
+def test_a_vocabulary_without_the_letters_of_the_probe():
+    """[UNK] hides the mark at the end of a word: what follows it tells nothing against the mark."""
+    to_cyrillic = str.maketrans(
+        "abcdefghijklmnopqrstuvwxyz",
+        "\u0430\u0431\u0446\u0434\u0435\u0444\u0433\u0445\u0438\u0439\u043a"
+        "\u043b\u043c\u043d\u043e\u043f\u044f\u0440\u0441\u0442\u0443\u0432\u0448\u0449\u044b\u0437",
+    )
+    tokenizer = trained(
+        models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"),
+        pre_tokenizers.WhitespaceSplit(),
+        lines=[line.translate(to_cyrillic) for line in LINES],
+        end_of_word_suffix="</w>",
+    )
+    marks = word_marks(tokenizer)
+    assert marks is not None
+    text = f"{TEXT.translate(to_cyrillic)} \u0434\u0435x \u0434\u0435"
+    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    pairs = zip(encoding.offsets[1:], encoding.ids[1:], encoding.ids, strict=False)
+    found = {begin for (begin, _end), number, before in pairs if marks.starts[number] or marks.ends[before]}
+    assert found == {i + 1 for i, letter in enumerate(text) if letter == " "}
 
 
 def test_tokens_without_marks_are_refused_for_whole_words_alone():

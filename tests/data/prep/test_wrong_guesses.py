@@ -38,6 +38,13 @@ from tests.data.prep.corpora import left_behind, prepare, sentences_of
 
 JSONL = b'{"id": 1, "text": "The cat sat. It ran."}\n{"id": 2, "text": "A dog sat."}\n'
 READ = [["the cat sat .", "it ran ."], ["a dog sat ."]]
+SHORT = [
+    ("\u042d\u0442\u043e \u0434\u043e\u043c. \u041e\u043d \u0441\u0442\u0430\u0440.\n", "koi8-r"),
+    ("\u042d\u0442\u043e \u0434\u043e\u043c. \u041e\u043d \u0441\u0442\u0430\u0440.\n", "cp1251"),
+    ("\u3053\u308c\u306f\u672c\u3067\u3059\u3002\n", "euc_jp"),
+    ("\u8fd9\u662f\u7b2c\u4e00\u53e5\u3002\u4e0d\u597d\u3002\n" * 3, "gbk"),
+]
+"""Texts of few bytes, none of them beside an ASCII letter."""
 ROWS = [{"id": 1, "title": "a", "body": "The cat sat. It ran."}, {"id": 2, "title": "b", "body": "A dog sat."}]
 GERMAN = (
     "Die Stra\u00dfe in M\u00fcnchen ist sch\u00f6n. \u00dcber K\u00f6ln fliegt ein Vogel.\n\nEin anderes"
@@ -195,6 +202,8 @@ REFUSED = [
     ("in.txt", RUSSIAN.encode("koi8-r"), {}, r"text that is no UTF-8 .*iconv -f KOI8-R -t UTF-8"),
     ("in.txt", JAPANESE.encode("shift_jis"), {}, r"text that is no UTF-8 .*iconv -f CP932 -t UTF-8"),
     ("in.txt", CHINESE.encode("gbk"), {}, r"text that is no UTF-8 .*iconv -f GB18030 -t UTF-8"),
+    *(("in.txt", text.encode(code), {}, r"text that is no UTF-8") for text, code in SHORT),
+    ("in.txt", (SHORT[2][0] + ENGLISH).encode("iso2022_jp", "ignore"), {}, r"ISO-2022-JP text.*iconv -f ISO-2022-JP"),
     (
         "in.txt",
         GERMAN.encode("utf-16"),
@@ -287,6 +296,19 @@ def test_the_command_for_a_table_makes_json_lines(tmp_path, name, text):
     rows = [json.loads(line) for line in (tmp_path / "in.jsonl").read_text().splitlines()]
     assert [row["title"] for row in rows] == ["a", "b"] and all("sat" in row["body"] for row in rows)
     assert shlex.split(command)[0] == "python"
+
+
+def test_no_command_writes_into_its_own_input(tmp_path):
+    """A shell empties the file that a command writes to before the command reads it."""
+    for name, data in (
+        ("in.jsonl", b'{"text": "The cat."} {"text": "A dog."}\n'),
+        ("in.b.jsonl", b'[{"text": "A"}]\n'),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match="jq -c") as caught:
+            prepare(tmp_path, tmp_path / name)
+        source, target = str(caught.value).partition("(jq -c ")[2].partition(")")[0].split(" > ")
+        assert target == name.replace(".jsonl", "-lines.jsonl") and source.endswith(name)
 
 
 # text that resembles something else and must be read

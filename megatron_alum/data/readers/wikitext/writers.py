@@ -25,6 +25,8 @@ _ROMAN = re.compile(r"[IVXLCDM]+|\d+")
 _ORDINAL = re.compile(r"er|re|e|\u00e8me|nd|nde")
 _FIELD = re.compile(r"\{([^{}]+)\}")
 _OPTIONAL = re.compile("<([^<>]*)>")
+_CODE = re.compile(r"[a-z]{2,3}(?:-[a-z]+)*")
+"""Of a language; titles begin with a capital letter."""
 _MONTHS = "January February March April May June July August September October November December".split()
 
 
@@ -304,6 +306,13 @@ def _before(word: str, given: Arguments) -> str:
     return " \u2013 ".join(f"{word} {value}" for value in positional(given)) or word
 
 
+def _linked(given: Arguments) -> str:
+    """{{ill|Title|de|Titel}} or {{ill|de|Title|Titel}} -> "Title": a link to a page that only another wiki has."""
+    shown = next((given[name] for name in ("label", "lt", "display", "texto") if given.get(name)), "")
+    values = positional(given)
+    return shown or (values[1] if len(values) > 1 and _CODE.fullmatch(values[0]) else "".join(values[:1]))
+
+
 def _glossed(given: Arguments) -> str:
     """{{nihongo|English|kanji|romaji}} -> "English (kanji, romaji)"."""
     inside = ", ".join(given[key] for key in ("2", "3") if given.get(key))
@@ -330,6 +339,7 @@ WRITERS: dict[str, Writer] = {
     "unit": _unit_with_powers,
     "music": lambda given: _ACCIDENTALS.get(given.get("1", ""), ""),
     "glossed": _glossed,
+    "link": _linked,
     "born died": _born_died,
     "time": _time,
 }
