@@ -36,6 +36,7 @@ def main():
     """One run goes on under every fault; after each, without it."""
     folder, argv = sys.argv[1], sys.argv[2:]
     run, found = Path(folder), {}
+    run.mkdir()
     assert train(folder, argv, 1) is None
     for number, fault in enumerate(FAULTS, start=1):
         refused = train(folder, argv, number + 1, fault)

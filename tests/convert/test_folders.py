@@ -204,7 +204,9 @@ def load(path, scratch):
     from megatron_alum.parallel.groups import shutdown
     from megatron_alum.training.resume import find_resume
 
-    config = types.SimpleNamespace(checkpoint=types.SimpleNamespace(load=str(path)))
+    config = types.SimpleNamespace(
+        checkpoint=types.SimpleNamespace(load=str(path), save=str(path.parent / "elsewhere"))
+    )
     groups = initialize(tensor_parallel_size=1)
     try:
         find_resume(config, groups)

@@ -215,6 +215,7 @@ def train_noting_samples(rank, world_size, argv):
 
 def test_every_sample_is_seen_once_however_the_ranks_change(prefix, tmp_path):
     run, tensor, pipeline = tmp_path / "run", "tensor_model_parallel_size", "pipeline_model_parallel_size"
+    run.mkdir()
     parts = [(2, {}), (1, {"micro_batch_size": 4}), (4, {tensor: 2}), (2, {pipeline: 2}), (2, {"micro_batch_size": 1})]
     for number, (world_size, layout) in enumerate(parts):
         options = {"train_iters": 10, "alum_alpha": 0, "exit_interval": 2 * number + 2, "load": run, **layout}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
+from tests.helpers import distributed
 from tests.helpers.distributed import run_ranks
 from tests.training.runs import arguments, launch_prepared, read_rows, train_quietly
 
@@ -104,6 +105,7 @@ def train_logged_out(rank, world_size, argv):
 
 def test_without_a_login_every_rank_says_the_same_sentence(prefix, tmp_path):
     argv = arguments(prefix, tmp_path / "run", wandb_project="alum", train_iters=1)
+    distributed._stop_pool()  # a process that has used the package once no longer asks for a login
     refused = run_ranks(2, train_logged_out, argv)
     assert len({str(error) for error in refused}) == 1 and isinstance(refused[0], ValueError)
     sentence = str(refused[0])

@@ -174,7 +174,8 @@ def seconds(source, wiki):
 @pytest.mark.parametrize("wiki", WIKIS[:2], ids=["en", "zh"])
 def test_time_is_linear(kind, wiki):
     small = min(seconds(LONG[kind](1000), wiki) for _ in range(3))
-    assert seconds(LONG[kind](20_000), wiki) < 60 * small + 0.05
+    # 20 times the size, 400 times the time if it were quadratic; the rest is room for a busy machine.
+    assert min(seconds(LONG[kind](20_000), wiki) for _ in range(2)) < 150 * small + 0.1
 
 
 def test_wikiextractor_leaves_neither_entities_nor_tags():
