@@ -3,6 +3,7 @@
 // Python (megatron_alum/ops). `first_column` and `valid_columns` place a vocabulary shard: see ops/rows.h.
 #include <torch/library.h>
 
+#include "common/large_pages.h"
 #include "ops/cpu/kernels.h"
 
 // Read by megatron_alum/ops/dispatch.py before the library is loaded.
@@ -49,4 +50,6 @@ TORCH_LIBRARY(megatron_alum, m) {
 
   // x with elements dropped with probability threshold / 2^16 and the rest scaled up. CPU only.
   m.def("dropout(Tensor x, Tensor seed, int threshold) -> Tensor");
+  // Has no effect but on time: common/large_pages.h.
+  m.def("prefer_large_pages(Tensor(a!) fresh) -> ()", [](at::Tensor fresh) { prefer_large_pages(fresh); });
 }

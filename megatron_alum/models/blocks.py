@@ -54,8 +54,12 @@ def block_attention(
 
 
 class _BlockAttention(torch.autograd.Function):
-    """By hand, because autograd would keep the scores, the weights before and after dropout and copies of q, k and v:
-    here the weights are kept, and the masks are drawn again from their seeds.
+    """By hand, because autograd would keep the scores, the weights before and after dropout and copies of q, k and v.
+    Here no matrix of L x L outlives its block: the backward pass computes the weights again (a sixth of its products)
+    and draws the dropout masks again from their seeds.
+
+    With P the weights, M the mask (0 or 1 / keep), G the gradient of the output O = (M P) V, the gradient of the scores
+    is P (M G V^T - d), d the row sums of M P G V^T. These are the row sums of G O, so no second mask is drawn.
     """
 
     @staticmethod
@@ -63,36 +67,39 @@ class _BlockAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], probability: float
     ) -> Tensor:
         out = _empty_but_for_the_tail(value, blocks)
-        seeds, kept = [], []
-        for block in blocks:
+        seeds = [draw_seed() if probability else 0 for _ in blocks]
+        for block, seed in zip(blocks, seeds, strict=True):
             q, k, v = (_gathered(tensor, block) for tensor in (query, key, value))
-            weights = torch.softmax(_scaled_product(q, k.transpose(1, 2), q.size(-1)), dim=-1)
-            kept.append(weights)
+            weights = _weights(q, k)
             if probability:
-                seeds.append(draw_seed())
-                weights = seeded_dropout(weights, seeds[-1], probability)
+                weights = seeded_dropout(weights, seed, probability)
             _scatter(out, torch.bmm(weights, v), block)
-        ctx.save_for_backward(query, key, value, *kept)
+        ctx.save_for_backward(query, key, value, out)
         ctx.blocks, ctx.probability, ctx.seeds = blocks, probability, seeds
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, *kept = ctx.saved_tensors
+        query, key, value, out = ctx.saved_tensors
         to_query, to_key, to_value = (_empty_but_for_the_tail(query, ctx.blocks) for _ in range(3))
-        for number, (block, weights) in enumerate(zip(ctx.blocks, kept, strict=True)):
-            q, k, v, gradient = (_gathered(tensor, block) for tensor in (query, key, value, gradients[0]))
-            dropped, to_weights = weights, torch.bmm(gradient, v.transpose(1, 2))
-            if ctx.probability:
-                seed = ctx.seeds[number]
-                dropped = seeded_dropout(weights, seed, ctx.probability)
-                to_weights = seeded_dropout(to_weights, seed, ctx.probability)
+        row_sums = (gradients[0] * out).sum(-1, keepdim=True)
+        for block, seed in zip(ctx.blocks, ctx.seeds, strict=True):
+            q, k, v, gradient, sums = (
+                _gathered(tensor, block) for tensor in (query, key, value, gradients[0], row_sums)
+            )
+            weights = _weights(q, k)
+            dropped = seeded_dropout(weights, seed, ctx.probability) if ctx.probability else weights
             _scatter(to_value, torch.bmm(dropped.transpose(1, 2), gradient), block)
-            to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
+            to_scores = torch.bmm(gradient, v.transpose(1, 2)).mul_(dropped).addcmul_(weights, sums, value=-1.0)
             _scatter(to_query, _scaled_product(to_scores, k, q.size(-1)), block)
             _scatter(to_key, _scaled_product(to_scores.transpose(1, 2), q, q.size(-1)), block)
         return to_query, to_key, to_value, None, None
+
+
+def _weights(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)), [b x heads, L, L]."""
+    return torch.softmax(_scaled_product(q, k.transpose(1, 2), q.size(-1)), dim=-1)
 
 
 def _scaled_product(a: Tensor, b: Tensor, head_size: int) -> Tensor:

@@ -2,13 +2,15 @@
 (megatron_alum/reference) behind each.
 
 Read in this order: rows.py, rows_from_hidden.py, perturbation.py, noise.py, cpu_dropout.py; row_autograd.py stands
-behind the first two, dispatch.py chooses the implementation.
+behind the first two, dispatch.py chooses the implementation;
+large_pages.py is about time alone.
 Importing this needs neither a GPU nor the compiled extension; the kernels are in csrc/ (csrc/README.md).
 """
 
 from megatron_alum.ops import registration  # noqa: F401  (hooks itself into the loading of the extension)
 from megatron_alum.ops.cpu_dropout import attention_with_dropout, draw_seed, dropout, seeded_dropout
 from megatron_alum.ops.dispatch import build_info
+from megatron_alum.ops.large_pages import empty_in_large_pages
 from megatron_alum.ops.noise import NoiseKey, gaussian_noise
 from megatron_alum.ops.perturbation import (
     PerturbationStatistics,
@@ -28,6 +30,7 @@ __all__ = [
     "build_info",
     "draw_seed",
     "dropout",
+    "empty_in_large_pages",
     "gaussian_noise",
     "kl_divergence",
     "mlm_symmetric_kl",

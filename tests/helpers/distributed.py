@@ -61,7 +61,7 @@ class _Worker:
 def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout_seconds: float = 240.0) -> list[Any]:
     """Calls `fn(rank, world_size, *args)` on `world_size` gloo ranks and returns their results by rank."""
     if _pool and _pool[0].num_jobs >= _JOBS_PER_POOL:
-        _stop_pool()
+        stop_pool()
     while len(_pool) < world_size:
         _pool.append(_Worker())
     port = _free_port()
@@ -72,7 +72,7 @@ def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout_secon
     answers = _collect(world_size, timeout_seconds)
     failures = sorted((answer[3], rank) for rank, answer in answers.items() if not answer[0])  # the others follow it
     if failures or len(answers) < world_size:
-        _stop_pool()  # the survivors may sit in a collective for ever
+        stop_pool()  # the survivors may sit in a collective for ever
     if failures:
         _, rank = failures[0]
         _, error, text, _ = answers[rank]
@@ -108,7 +108,8 @@ def _free_port() -> int:
 
 
 @atexit.register
-def _stop_pool() -> None:
+def stop_pool() -> None:
+    """Ends all workers; the next call starts new ones."""
     while _pool:
         _pool.pop().stop()
 

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from tests.helpers.distributed import run_ranks
+from tests.helpers.distributed import run_ranks, stop_pool
 
 
 def _sum_of_ranks(rank, world_size, factor):
@@ -34,6 +34,7 @@ def _rank_one_dies(rank, world_size):
 
 
 def test_results_come_back_by_rank_and_workers_are_reused():
+    stop_pool()  # workers that earlier tests have used may be due for replacement between the two calls
     first = run_ranks(2, _sum_of_ranks, 3)
     second = run_ranks(2, _sum_of_ranks, 5)
     assert [answer[0] for answer in first] == [0, 1]

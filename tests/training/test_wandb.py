@@ -105,7 +105,7 @@ def train_logged_out(rank, world_size, argv):
 
 def test_without_a_login_every_rank_says_the_same_sentence(prefix, tmp_path):
     argv = arguments(prefix, tmp_path / "run", wandb_project="alum", train_iters=1)
-    distributed._stop_pool()  # a process that has used the package once no longer asks for a login
+    distributed.stop_pool()  # a process that has used the package once no longer asks for a login
     refused = run_ranks(2, train_logged_out, argv)
     assert len({str(error) for error in refused}) == 1 and isinstance(refused[0], ValueError)
     sentence = str(refused[0])
