@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers import file_times
 from tests.helpers.results_table import ResultsTable
 
 SHARED_DATA = Path(os.environ.get("MEGATRON_ALUM_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")).resolve()
@@ -14,6 +15,8 @@ SHARED_DATA = Path(os.environ.get("MEGATRON_ALUM_DATA", Path(__file__).parents[1
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="device the op tests run on")
     parser.addoption("--results", type=Path, help="table in which the outcomes of slow tests are kept")
+    parser.addoption("--fast", action="store_true", help="leave out the files that take long (tests/file_times.csv)")
+    parser.addoption("--times", action="store_true", help="write tests/file_times.csv anew")
 
 
 def pytest_configure(config):
@@ -21,12 +24,15 @@ def pytest_configure(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for worker processes too: several ranks of one test share no GPU
     if config.getoption("--results"):
         config.pluginmanager.register(ResultsTable(config.getoption("--results")))
+    if config.getoption("--times") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(file_times.FileTimes())
 
 
 def pytest_collection_modifyitems(config, items):
     for item in items:
         if "requires_shared_data" in item.keywords and not SHARED_DATA.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"no real data at {SHARED_DATA}; set MEGATRON_ALUM_DATA"))
+    config.hook.pytest_deselected(items=file_times.schedule(items, fast=config.getoption("--fast")))
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,14 @@
 """tools/estimate_memory.py as a user calls it: its sums, its verdict, and what it needs."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.warm import run_script
+
 BASE = ["--vocab-size", "30522", "--model-size", "base", "--bf16", "--global-batch-size", "64"]
 
 
 def estimate(*words):
-    command = [sys.executable, "tools/estimate_memory.py", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return run_script("tools/estimate_memory.py", *words)
 
 
 def rows_of(printed):

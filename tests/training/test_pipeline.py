@@ -5,12 +5,12 @@ import pytest
 from tests.helpers.distributed import run_ranks
 from tests.training.runs import EXACT, arguments, dry_run_output, largest_difference, launch, read_rows, without_timing
 
-STANDARD = {**EXACT, "alum_alpha": 0, "num_layers": 4}
+STANDARD = {**EXACT, "alum_alpha": 0, "num_layers": 4, "train_iters": 10}
 LOSSES = ("lm_loss", "nsp_loss", "grad_norm")
 TOLERANCE = 1e-4
-"""relative, over 20 iterations, as in test_layouts.py"""
+"""relative, over 10 iterations, as over 20 in test_layouts.py"""
 STAGES = {"pipeline_model_parallel_size": 2}
-HELD_OUT = {"split": "60,40,0", "eval_interval": 10, "eval_iters": 2}
+HELD_OUT = {"split": "60,40,0", "eval_interval": 5, "eval_iters": 2}
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,8 @@ def test_losses_are_those_of_one_process(single, prefix, tmp_path, world_size, l
     "options", [{"model_type": "bert"}, {"bf16": True}, {"fp16": True}], ids=["post-ln", "bf16", "fp16"]
 )
 def test_other_networks_and_precisions(prefix, tmp_path, options):
-    rows = launch(2, prefix, tmp_path / "run", **STANDARD, **STAGES, train_iters=6, **options)
-    expected = launch(1, prefix, tmp_path / "single", **STANDARD, train_iters=6, **options)
+    rows = launch(2, prefix, tmp_path / "run", **{**STANDARD, "train_iters": 6}, **STAGES, **options)
+    expected = launch(1, prefix, tmp_path / "single", **{**STANDARD, "train_iters": 6}, **options)
     worst = largest_difference(rows, expected, LOSSES)
     assert max(worst.values()) < (TOLERANCE if "model_type" in options else 5e-3), worst
 
@@ -71,7 +71,7 @@ def test_other_networks_and_precisions(prefix, tmp_path, options):
 )
 def test_a_checkpoint_continues_on_another_number_of_stages(single, prefix, tmp_path, first, then):
     run = tmp_path / "run"
-    for (world_size, layout), options in ((first, {"exit_interval": 8}), (then, {"load": run})):
+    for (world_size, layout), options in ((first, {"exit_interval": 4}), (then, {"load": run})):
         launch(world_size, prefix, run, **STANDARD, **HELD_OUT, **layout, **options)
     assert_near(read_rows(run), read_rows(single))
 
@@ -104,7 +104,7 @@ def test_a_dry_run_counts_the_stages(prefix, tmp_path):
         "8 sequences = 2 a micro-batch on average x 4 micro-batches x 1 data-parallel replica(s) of 2 process(es)"
         in printed
     )
-    assert "standard    20 iterations" in printed and nothing == ""
+    assert "standard    10 iterations" in printed and nothing == ""
 
 
 def test_a_dry_run_in_stages_times_no_adversarial_phase(prefix):

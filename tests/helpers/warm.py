@@ -1,0 +1,78 @@
+"""Processes that start in milliseconds: forked from a server that has imported torch and megatron-core once.
+
+    process = start(my_function, argument)             # a process of its own, as multiprocessing.Process makes one
+    done = run_script(path, "--flag", "value")         # a script, with its own standard output, error and exit code
+
+A new interpreter needs 3 to 9 seconds of a processor for these imports alone. What a test says about the start of an
+interpreter itself (what is imported, variables that are read at import) needs `subprocess` instead. The server only
+imports: nothing of the test process but the variables of its environment at the first start reaches it.
+"""
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+_CONTEXT = multiprocessing.get_context("forkserver")
+_IMPORTED = ("megatron_alum.training.loop", "megatron_alum.training.dry_run", "megatron_alum.convert", "torch.testing")
+"""what is not installed is left out"""
+
+
+def context() -> multiprocessing.context.BaseContext:
+    """Start the server unless it runs, and return what makes processes with it, in place of `get_context("spawn")`."""
+    _CONTEXT.set_forkserver_preload(list(_IMPORTED))
+    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "OMP_NUM_THREADS")}
+    path = [str(ROOT), *filter(None, [before["PYTHONPATH"]])]
+    os.environ.update(PYTHONPATH=os.pathsep.join(path), OMP_NUM_THREADS="1")
+    try:
+        forkserver.ensure_running()  # the server inherits the environment, its processes the server's
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    return _CONTEXT
+
+
+def start(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
+    """A running process that calls `function(*arguments)`, both picklable; it ends when the function returns."""
+    process = context().Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def run_script(
+    path: Path | str, *arguments: object, folder: Path = ROOT, timeout_seconds: float = 300.0
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python file of the project (or elsewhere) as `python path arguments` would in `folder`.
+
+    Raises: TimeoutError.
+    """
+    words = [str(ROOT / path), *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as outputs:
+        files = [str(Path(outputs) / name) for name in ("stdout", "stderr")]
+        process = start(_run_script, words, folder, *files)
+        process.join(timeout_seconds)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(f"{path} did not end within {timeout_seconds} s")
+        printed = [Path(file).read_text(encoding="utf-8") for file in files]
+    return subprocess.CompletedProcess(words, process.exitcode, *printed)
+
+
+def _run_script(words: list[str], folder: Path, stdout: str, stderr: str) -> None:
+    """The new process: its streams are files, its arguments `words`, and then it is the script."""
+    os.chdir(folder)
+    for descriptor, path in ((1, stdout), (2, stderr)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, descriptor)
+        os.close(file)
+    sys.argv = words
+    sys.path.insert(0, str(Path(words[0]).parent))
+    runpy.run_path(words[0], run_name="__main__")
