@@ -1,6 +1,7 @@
 """The exported folder as its users meet it: offline, through Auto classes and pipelines, with its model card."""
 
 import json
+import os
 
 import pytest
 import safetensors.torch

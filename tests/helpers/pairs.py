@@ -25,7 +25,9 @@ def pairs(**options: Sequence[Any]) -> tuple[tuple[str, ...], list[tuple[Any, ..
         chosen = dict(min(missing))
         for axis in range(len(names)):
             if axis not in chosen:
-                chosen[axis] = max(sizes[axis], key=lambda value, axis=axis: (_gain(axis, value, chosen, missing), -value))
+                chosen[axis] = max(
+                    sizes[axis], key=lambda value, axis=axis: (_gain(axis, value, chosen, missing), -value)
+                )
         missing -= set(itertools.combinations(sorted(chosen.items()), 2))
         cases.append(tuple(values[axis][chosen[axis]] for axis in range(len(names))))
     return names, cases

@@ -8,7 +8,9 @@ from tests.helpers.pairs import pairs
 
 
 @pytest.mark.parametrize(
-    ("sizes", "most"), [((2, 2), 4), ((9, 3, 2), 27), ((4, 3, 2, 2), 13), ((3, 3, 3, 3), 12), ((5, 3, 2, 2, 2), 17)], ids=str
+    ("sizes", "most"),
+    [((2, 2), 4), ((9, 3, 2), 27), ((4, 3, 2, 2), 13), ((3, 3, 3, 3), 12), ((5, 3, 2, 2, 2), 17)],
+    ids=str,
 )
 def test_every_pair_is_met(sizes, most):
     options = {f"option{number}": list(range(size)) for number, size in enumerate(sizes)}

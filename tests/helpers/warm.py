@@ -4,8 +4,7 @@
     done = run_script(path, "--flag", "value")         # a script, with its own standard output, error and exit code
 
 A new interpreter needs 3 to 9 seconds of a processor for these imports alone. What a test says about the start of an
-interpreter itself (what is imported, variables that are read at import) needs `subprocess` instead. The server only
-imports: nothing of the test process but the variables of its environment at the first start reaches it.
+interpreter itself (what is imported, variables that are read at import) needs `subprocess` instead.
 """
 
 import multiprocessing
@@ -24,19 +23,22 @@ ROOT = Path(__file__).resolve().parents[2]
 _CONTEXT = multiprocessing.get_context("forkserver")
 _IMPORTED = ("megatron_alum.training.loop", "megatron_alum.training.dry_run", "megatron_alum.convert", "torch.testing")
 """what is not installed is left out"""
+_PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+_ENVIRONMENT = {**os.environ, "PYTHONPATH": _PATH, "OMP_NUM_THREADS": "1"}
+"""as tests are collected: what one of them sets in the environment does not reach the server"""
 
 
 def context() -> multiprocessing.context.BaseContext:
     """Start the server unless it runs, and return what makes processes with it, in place of `get_context("spawn")`."""
     _CONTEXT.set_forkserver_preload(list(_IMPORTED))
-    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "OMP_NUM_THREADS")}
-    path = [str(ROOT), *filter(None, [before["PYTHONPATH"]])]
-    os.environ.update(PYTHONPATH=os.pathsep.join(path), OMP_NUM_THREADS="1")
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(_ENVIRONMENT)  # which the server inherits, and its processes from it
     try:
-        forkserver.ensure_running()  # the server inherits the environment, its processes the server's
+        forkserver.ensure_running()
     finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        os.environ.clear()
+        os.environ.update(before)
     return _CONTEXT
 
 

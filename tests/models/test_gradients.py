@@ -35,9 +35,7 @@ def _one_rank(model_type, **options):
     return run_ranks(1, gradients, small_config(model_type), make_batch(model_type), options)[0]
 
 
-@pytest.mark.parametrize(
-    *pairs(model_type=TYPES, level=["word", "encoder_input", 1], sequence_parallel=[True, False])
-)
+@pytest.mark.parametrize(*pairs(model_type=TYPES, level=["word", "encoder_input", 1], sequence_parallel=[True, False]))
 def test_alum_step_equals_one_rank(model_type, sequence_parallel, level):
     expected, losses, _, delta = _one_rank(model_type, level=level)
     options = {"level": level, "sequence_parallel": sequence_parallel}

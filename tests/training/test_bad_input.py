@@ -8,6 +8,7 @@ from megatron_alum.checkpoint.folder import list_iterations
 from tests.helpers.warm import run_script
 from tests.training.runs import arguments, launch, launch_prepared, train_quietly, train_with_small_files
 
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

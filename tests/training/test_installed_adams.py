@@ -31,7 +31,7 @@ def test_an_apex_without_its_extensions_is_refused_with_the_remedy(prefix, tmp_p
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"use_distributed_optimizer": True}, {"bf16": True}],
+    [{}, {"use_distributed_optimizer": True}, pytest.param({"bf16": True}, marks=pytest.mark.slow)],
     ids=["plain", "distributed", "bf16"],
 )
 def test_a_run_goes_on_with_another_adam_and_back(prefix, tmp_path, request, options):
