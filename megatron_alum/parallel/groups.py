@@ -7,6 +7,8 @@ it the process is a world of one. The backend is NCCL with CUDA and gloo without
 
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -15,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_alum.compat import enable_cpu, silence_fallback_warnings
+from megatron_alum.config.parallel import ParallelConfig
 
 silence_fallback_warnings()
 
@@ -125,6 +128,23 @@ def initialize(
         dp_size=world_size // (tensor_parallel_size * pipeline_parallel_size),
         sequence_parallel=sequence_parallel and tensor_parallel_size > 1,
     )
+
+
+@contextmanager
+def joined(config: ParallelConfig) -> Iterator[ProcessGroups]:
+    """Within: the groups of a run laid out as `config` says; left again when the body ends well.
+
+    After an exception they stay as they are. NCCL would wait for the other ranks before it destroys a group, and these
+    may be in a collective that this rank never joins: its error would not be seen before their timeout. The process
+    ends without farewell instead (`config.cli.main_guard`), upon which torchrun ends the others.
+    """
+    yield initialize(
+        tensor_parallel_size=config.tensor_model_parallel_size,
+        pipeline_parallel_size=config.pipeline_model_parallel_size,
+        sequence_parallel=config.sequence_parallel,
+        timeout_seconds=60.0 * config.distributed_timeout_minutes,
+    )
+    shutdown()
 
 
 def seed_everything(seed: int, groups: ProcessGroups) -> None:

@@ -162,10 +162,16 @@ def apply_gradients(optimizer: MegatronOptimizer, *, clip_grad: float) -> Tensor
 
 
 def global_norm(parts: Sequence[MegatronOptimizer]) -> Tensor:
-    """L2 norm of the gradients of all parameters, each counted once, 0-dim float32 on the device."""
+    """L2 norm of the gradients of all parameters, each counted once, 0-dim float32 on the device.
+
+    A rank's shard of the distributed optimizer may hold nothing but parameters that another tensor-parallel rank
+    counts; it adds 0.
+    """
     group = parts[0].get_grad_stats_parallel_group()
     grads = [grad for part in parts for grad in part.get_main_grads_for_grad_norm()]
-    square = torch.stack(torch._foreach_norm(grads)).square().sum()
+    square = torch.zeros((), device=parts[0].get_loss_scale().device)
+    if grads:
+        square = torch.stack(torch._foreach_norm(grads)).square().sum()
     dist.all_reduce(square, group=group)
     return square.sqrt()
 
