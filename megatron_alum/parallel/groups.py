@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from megatron_alum.compat import enable_cpu, silence_fallback_warnings
 from megatron_alum.config.parallel import ParallelConfig
+from megatron_alum.parallel.network import Node, check_addresses, raise_file_limit
 
 silence_fallback_warnings()
 
@@ -98,13 +99,14 @@ def initialize(
     """Joins the ranks of a torchrun job and lays them out as tensor-parallel x data-parallel x pipeline stages.
 
     `timeout_seconds` ends a collective that a dead or stuck rank never joins. A default process group that already
-    exists is used as it is. Raises ValueError when the world size is not a multiple of the ranks of one model, or when
-    this machine has fewer GPUs than processes.
+    exists is used as it is. Raises ValueError when the world size is not a multiple of the ranks of one model, when
+    this machine has fewer GPUs than processes, and for limits and addresses that the job cannot run with (network.py).
     """
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron-core overlaps by stream order
     enable_cpu()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     _check_sizes(world_size, tensor_parallel_size, pipeline_parallel_size)
+    raise_file_limit(world_size)
     if torch.cuda.is_available():
         _take_gpu(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
@@ -193,6 +195,9 @@ def _join(world_size: int, timeout: timedelta) -> None:
     if "MASTER_ADDR" in os.environ:
         store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
         store = _of_this_attempt(store)
+        nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+        if nodes > 1:
+            check_addresses(store, Node.here(), rank=int(os.environ["GROUP_RANK"]), number=nodes)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         return
     if world_size != 1:

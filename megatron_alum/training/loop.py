@@ -71,6 +71,7 @@ class Run:
             config.checkpoint.save,
             keep_last=config.checkpoint.keep_last,
             in_background=config.checkpoint.async_save,
+            copies=groups.dp,
             confirm=lock.check,
         )
         self.saver.prepare()
