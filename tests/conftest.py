@@ -1,5 +1,6 @@
 """Shared fixtures and options: the device under test and the folder of real data (the only place that names it)."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -33,6 +34,12 @@ def pytest_collection_modifyitems(config, items):
         if "requires_shared_data" in item.keywords and not SHARED_DATA.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"no real data at {SHARED_DATA}; set MEGATRON_ALUM_DATA"))
     config.hook.pytest_deselected(items=file_times.schedule(items, fast=config.getoption("--fast")))
+
+
+def pytest_collection_finish():
+    """Modules and tests stay to the end: no collection need look at them again, and every Trainer asks for several."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ new pool.
 import atexit
 import contextlib
 import faulthandler
+import gc
 import os
 import pickle
 import random
@@ -123,6 +124,7 @@ def _serve(connection: Connection) -> None:
 
     silence_fallback_warnings()
     torch.set_num_threads(1)
+    gc.freeze()
     while True:
         try:
             job = connection.recv_bytes()

@@ -7,6 +7,7 @@ A new interpreter needs 3 to 9 seconds of a processor for these imports alone. W
 interpreter itself (what is imported, variables that are read at import) needs `subprocess` instead.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -70,6 +71,7 @@ def run_script(
 
 def _run_script(words: list[str], folder: Path, stdout: str, stderr: str) -> None:
     """The new process: its streams are files, its arguments `words`, and then it is the script."""
+    gc.freeze()
     os.chdir(folder)
     for descriptor, path in ((1, stdout), (2, stderr)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -32,7 +32,9 @@ def assert_near(rows, expected, names=LOSSES):
         pytest.param(2, {}, id="pp2"),
         pytest.param(4, {"pipeline_model_parallel_size": 4}, id="pp4", marks=pytest.mark.slow),
         pytest.param(4, {"tensor_model_parallel_size": 2}, id="tp2-pp2", marks=pytest.mark.slow),
-        pytest.param(4, {"tensor_model_parallel_size": 2, "sequence_parallel": True}, id="tp2-sp-pp2"),
+        pytest.param(
+            4, {"tensor_model_parallel_size": 2, "sequence_parallel": True, "micro_batch_size": 4}, id="tp2-sp-pp2"
+        ),
         pytest.param(
             4,
             {"use_distributed_optimizer": True, "overlap_grad_reduce": True},
@@ -64,7 +66,10 @@ def test_other_networks_and_precisions(prefix, tmp_path, options):
     [
         ((2, STAGES), (1, {})),
         ((1, {}), (2, STAGES)),
-        ((4, {**STAGES, "tensor_model_parallel_size": 2}), (2, {"tensor_model_parallel_size": 2})),
+        (
+            (4, {**STAGES, "tensor_model_parallel_size": 2, "micro_batch_size": 4}),
+            (2, {"tensor_model_parallel_size": 2, "micro_batch_size": 8}),
+        ),
         ((2, {"use_distributed_optimizer": True}), (4, {**STAGES, "use_distributed_optimizer": True})),
     ],
     ids=["pp2-to-1", "1-to-pp2", "tp2-pp2-to-tp2", "dp2-to-pp2-dp2-distributed"],
