@@ -66,7 +66,7 @@ def test_every_option_is_right_under_sequence_parallelism(prefix, tmp_path, opti
 @pytest.mark.parametrize(
     ("world_size", "layout"),
     [
-        pytest.param(2, {"tensor_model_parallel_size": 2, "micro_batch_size": 4}, id="tp2"),
+        pytest.param(2, {"tensor_model_parallel_size": 2, "micro_batch_size": 8}, id="tp2"),
         pytest.param(2, {}, id="dp2"),
         pytest.param(1, {"micro_batch_size": 8}, id="one-micro-batch"),
         pytest.param(
