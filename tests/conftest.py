@@ -29,11 +29,15 @@ def pytest_configure(config):
         config.pluginmanager.register(file_times.FileTimes())
 
 
+def pytest_ignore_collect(collection_path, config):
+    return True if config.getoption("--fast") and file_times.is_long(collection_path) else None
+
+
 def pytest_collection_modifyitems(config, items):
     for item in items:
         if "requires_shared_data" in item.keywords and not SHARED_DATA.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"no real data at {SHARED_DATA}; set MEGATRON_ALUM_DATA"))
-    config.hook.pytest_deselected(items=file_times.schedule(items, fast=config.getoption("--fast")))
+    items.sort(key=lambda item: file_times.seconds_of(item.path), reverse=True)
 
 
 def pytest_collection_finish():

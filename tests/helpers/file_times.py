@@ -6,6 +6,7 @@ quick. `make times` runs the suite and replaces the table; it need not be exact.
 """
 
 import csv
+import functools
 from collections import Counter
 from pathlib import Path
 
@@ -17,23 +18,21 @@ FAST_SECONDS = 4.0
 KEPT_SECONDS = 1.0
 
 
+@functools.cache
 def read() -> dict[str, float]:
     """{path of a test file from tests/ on: seconds}."""
     with TABLE.open(newline="", encoding="utf-8") as stream:
         return {row["file"]: float(row["seconds"]) for row in csv.DictReader(stream)}
 
 
-def schedule(items: list[pytest.Item], *, fast: bool) -> list[pytest.Item]:
-    """Orders `items` in place by the times of their files and returns those that `fast` takes out of it."""
-    times = read()
+def seconds_of(path: Path) -> float:
+    """What the table says of a file; 0 for one that it does not know."""
+    return read().get(path.relative_to(TESTS).as_posix(), 0.0) if path.is_relative_to(TESTS) else 0.0
 
-    def seconds(item: pytest.Item) -> float:
-        path = item.path
-        return times.get(path.relative_to(TESTS).as_posix(), 0.0) if path.is_relative_to(TESTS) else 0.0
 
-    left_out = [item for item in items if fast and seconds(item) > FAST_SECONDS]
-    items[:] = sorted((item for item in items if item not in set(left_out)), key=seconds, reverse=True)
-    return left_out
+def is_long(path: Path) -> bool:
+    """Whether `--fast` leaves the file out."""
+    return seconds_of(path) > FAST_SECONDS
 
 
 class FileTimes:

@@ -7,30 +7,20 @@ import pytest
 from tests.helpers import file_times
 
 
-def item(file, name):
-    return SimpleNamespace(path=file_times.TESTS / file, name=name)
-
-
 @pytest.fixture
 def table(tmp_path, monkeypatch):
-    path = tmp_path / "file_times.csv"
-    path.write_text("file,seconds\nb/long.py,90.0\na/middle.py,3.5\ngone.py,50.0\n")
-    monkeypatch.setattr(file_times, "TABLE", path)
-    return path
+    monkeypatch.setattr(file_times, "TESTS", tmp_path)
+    monkeypatch.setattr(file_times, "TABLE", tmp_path / "file_times.csv")
+    file_times.TABLE.write_text("file,seconds\nb/long.py,90.0\na/middle.py,3.5\ngone.py,50.0\n")
+    file_times.read.cache_clear()
+    yield tmp_path
+    file_times.read.cache_clear()
 
 
-ITEMS = [("a/middle.py", "x"), ("a/middle.py", "y"), ("a/new.py", "x"), ("b/long.py", "z"), ("b/long.py", "a")]
-
-
-@pytest.mark.parametrize("fast", [False, True])
-def test_long_files_begin_and_fast_leaves_them_out(table, fast):
-    items = [item(*pair) for pair in ITEMS]
-    left_out = file_times.schedule(items, fast=fast)
-    names = [(entry.path.name, entry.name) for entry in items]
-    rest = [("middle.py", "x"), ("middle.py", "y"), ("new.py", "x")]
-    long = [("long.py", "z"), ("long.py", "a")]
-    assert names == (rest if fast else long + rest)
-    assert [(entry.path.name, entry.name) for entry in left_out] == (long if fast else [])
+def test_only_files_known_to_take_long_are_left_out_of_the_fast_run(table):
+    files = ["a/middle.py", "b/long.py", "a/new.py", "../elsewhere/long.py"]
+    assert [file for file in files if file_times.is_long((table / file).resolve())] == ["b/long.py"]
+    assert sorted(files, key=lambda file: file_times.seconds_of(table / file), reverse=True)[:2] == files[1::-1]
 
 
 def test_times_of_a_session_become_the_table(table):
@@ -38,6 +28,7 @@ def test_times_of_a_session_become_the_table(table):
     for file, duration in (("b/long.py", 2.0), ("a/quick.py", 0.5), ("a/middle.py", 4.0), ("b/long.py", 1.0)):
         times.pytest_runtest_logreport(SimpleNamespace(nodeid=f"tests/{file}::test", duration=duration))
     times.pytest_sessionfinish()
+    file_times.read.cache_clear()
     assert file_times.read() == {"a/middle.py": 4.0, "b/long.py": 3.0}
 
 
