@@ -163,6 +163,6 @@ def _head(config: RunConfig, phase: Phase, micro: TextSize, bytes_each: int, row
         return 2 * masked * rows * bytes_each + table
     adversarial = masked * _adversarial_share(config)
     if alum.head_chunk_rows:
-        chunk = min(alum.head_chunk_rows, adversarial)
+        chunk = min(alum.head_chunk_rows, max(adversarial, masked - adversarial))
         return 2 * chunk * rows * bytes_each + rows * model.hidden_size * 4 + table
     return (masked + adversarial) * rows * bytes_each + 2 * table
