@@ -15,7 +15,6 @@ from torch import Tensor
 
 from megatron_alum.models.sequences import PackedSequences
 
-
 _COMPILED_VERSIONS = 64
 
 

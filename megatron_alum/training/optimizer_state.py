@@ -12,7 +12,7 @@ place. The names and shapes are megatron-core's `fully_reshardable` ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
