@@ -69,8 +69,8 @@ def report(config: RunConfig, text: TextSize, *, processes: int, vocab_size: int
             lines.append(f"{'':12}{verdict} into {limit_gb:g} GB")
     stored = checkpoint_bytes(config, vocab_size=vocab_size)
     lines.append(
-        f"a checkpoint of {stored / 1e9:,.2f} GB, {stored / processes / 1e9:,.2f} GB written by each process (and held in "
-        "its host memory meanwhile with --async-save)"
+        f"a checkpoint of {stored / 1e9:,.2f} GB, {stored / processes / 1e9:,.2f} GB written by each process (and held "
+        "in its host memory meanwhile with --async-save)"
     )
     return lines
 

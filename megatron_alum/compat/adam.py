@@ -1,4 +1,4 @@
-"""Makes megatron-core take torch's fused Adam, although it prefers Transformer Engine's or apex's where one is installed.
+"""Makes megatron-core take torch's fused Adam, although it prefers Transformer Engine's or apex's where there is one.
 
 These decide on the host whether a step with a gradient that is not finite is left out, so that it would wait for the
 device in each iteration; torch's kernel reads a flag there. It also divides by the clipping factor as it reads.

@@ -21,7 +21,7 @@ from megatron_alum.compat.cpu import SUPPORTED_VERSION
 _APEX_SOURCE = "https://github.com/NVIDIA/apex"
 _APEX_BUILD = f"APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation git+{_APEX_SOURCE}.git"
 _APEX_EXTENSIONS = ("amp_C", "fused_layer_norm_cuda")
-"""what tells a built apex from one without kernels, and what its build leaves out unless the variables above ask for it"""
+"""what tells a built apex from one without kernels, and is left out unless the variables above ask for it"""
 
 
 @dataclass(frozen=True)

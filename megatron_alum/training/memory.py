@@ -8,9 +8,9 @@
                   straight into the buffer (models/accumulation.py)
 
 The peak lies at the start of the outer backward: both graphs are alive, the inner pass's is freed by then and was
-smaller (frozen parameters keep no inputs of linear layers). What a save takes: `checkpoint_bytes`. Sizes are those of the real tokens. Letters: h hidden, f
-feed-forward. Not counted: the process itself (Python, torch, CUDA context), communication buffers and allocator
-fragmentation.
+smaller (frozen parameters keep no inputs of linear layers). What a save takes: `checkpoint_bytes`. Sizes are those of
+the real tokens. Letters: h hidden, f feed-forward. Not counted: the process itself (Python, torch, CUDA context),
+communication buffers and allocator fragmentation.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def estimate_memory(
 def checkpoint_bytes(config: RunConfig, *, vocab_size: int) -> float:
     """Size of a checkpoint: weights, and float32 moments and master weights where they are not the weights themselves.
 
-    Every process writes an equal share of it; with --async-save it holds a copy of that share in host memory until it is
-    written. The device needs no memory for a save: shares are parts of the tensors that are there.
+    Every process writes an equal share of it; with --async-save it holds a copy of that share in host memory until that
+    is written. The device needs no memory for a save: shares are parts of the tensors that are there.
     """
     divisor = config.model.make_vocab_size_divisible_by
     parameters = num_parameters(config, padded_vocab_size=-(-vocab_size // divisor) * divisor)

@@ -53,8 +53,7 @@ def save_and_load(rank, world_size, argv):
     from megatron_alum.checkpoint.save import CheckpointSaver
     from megatron_alum.parallel import initialize
     from megatron_alum.training.optimizer import apply_gradients
-    from megatron_alum.training.memory import checkpoint_bytes
-from megatron_alum.training.optimizer_state import STATES
+    from megatron_alum.training.optimizer_state import STATES
     from megatron_alum.training.state import build_state, checkpoint_content, describe, load_into
 
     config = parse_config(RunConfig, argv)
