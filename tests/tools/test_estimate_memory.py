@@ -53,8 +53,8 @@ def test_more_processes_share_the_optimizer():
 
 def test_float32_is_the_cpus():
     """By hand: LayerNorms 4 h, q, k, v and context 4 h, around the GELU 8 h a token and layer, and 3 h of embedding;
-    the last MLP keeps 10 h for the tokens alone that a head reads, 15 % and the first of each sequence. Attention keeps no
-    weights, with dropout or without."""
+    the last MLP keeps 10 h for the tokens alone that a head reads, 15 % and the first of each sequence. Attention keeps
+    no weights, with dropout or without."""
     words = [word for word in BASE if word != "--bf16"]
     h, tokens = 768, 8 * 512
     by_hand = (12 * 16 + 3) * h * tokens * 4 - 10 * h * 4 * (tokens * 0.85 - 8)
