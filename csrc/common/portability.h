@@ -28,3 +28,5 @@
 #endif
 
 #define MA_INFINITY __builtin_huge_valf()
+
+constexpr float kLog2E = 1.44269504f;
