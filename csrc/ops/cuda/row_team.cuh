@@ -13,7 +13,6 @@ constexpr int kBlock = 256, kLargeBlock = 384;  // threads
 constexpr int kMostParts = 8;   // the portable limit of a cluster
 constexpr int kMostWarps = kLargeBlock / 32;
 
-
 // Packs of 16 bytes, of each side, in a thread's registers: of the large block, alone on its processor, a thread has up to 168.
 constexpr int held_packs(int threads) { return threads == kLargeBlock ? 11 : 4; }
 
