@@ -21,7 +21,7 @@ MA_FUNCTION int32_t bits_of_float(float value) {
 template <int kCount>
 MA_FUNCTION float polynomial(const float (&coefficient)[kCount], float x) {
   float total = coefficient[0];
-#pragma GCC unroll 16
+  MA_UNROLL
   for (int i = 1; i < kCount; ++i) total = MA_ADD(MA_MUL(total, x), coefficient[i]);
   return total;
 }

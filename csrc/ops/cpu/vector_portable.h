@@ -4,8 +4,6 @@
 
 #include <stdint.h>
 
-#pragma GCC diagnostic ignored "-Wpsabi"  // how functions hand on such vectors does not matter: all are inline
-
 typedef float Floats __attribute__((vector_size(32)));
 constexpr const char* kInstructionSet = "portable";
 
