@@ -27,7 +27,7 @@ from megatron_alum.training.schedule import learning_rate
 
 
 def wrap_data_parallel(model: SplitBert, config: RunConfig) -> DistributedDataParallel:
-    """The model with gradient buffers that are summed over the data-parallel group, in float32 unless asked otherwise."""
+    """The model with gradient buffers that are summed over the data-parallel group, in float32 by default."""
     layout = DistributedDataParallelConfig(
         grad_reduce_in_fp32=not config.parallel.grad_reduce_in_bf16,
         overlap_grad_reduce=config.parallel.overlap_grad_reduce,
