@@ -50,7 +50,7 @@ class Encoder(TransformerBlock):
             hidden = self.final_layernorm(hidden)
         return hidden
 
-    def compile_layers(self) -> None:
+    def compile_layers(self, *, backend: str = "inductor") -> None:
         """Compile each layer on its first use, in place: parameter names stay.
 
         All layers share their compiled versions: one for each combination of training or not, frozen parameters or not,
@@ -58,7 +58,7 @@ class Encoder(TransformerBlock):
         """
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILED_VERSIONS)
         for layer in self.layers:
-            layer.compile()
+            layer.compile(backend=backend)
         self._is_compiled = True
 
     def _run(self, index: int, hidden: Tensor, sequences: PackedSequences, rows: Tensor | None) -> Tensor:
