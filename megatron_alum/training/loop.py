@@ -216,6 +216,7 @@ class Run:
         performance = self.stopwatch.row(
             iteration,
             loader_wait_seconds=loader_wait_seconds,
+            own_work_seconds=self.state.watch.take_own_work(),
             nonfinite_samples=means.get("nonfinite"),
             loss_scale=float(self.state.optimizer.get_loss_scale()),
         )

@@ -2,13 +2,14 @@
 
 import gzip
 import json
+import time
 
 import pytest
 import torch
 
 from megatron_alum.training.replicas import _hash
 from tests.helpers.distributed import run_ranks
-from tests.training.runs import EXACT, arguments, largest_difference, launch, train_quietly
+from tests.training.runs import EXACT, arguments, largest_difference, launch, read_rows, train_quietly
 
 CHECK = {"check_weight_hash_across_dp_replicas_interval": 2, "train_iters": 4}
 
@@ -76,3 +77,30 @@ def test_gradients_in_bfloat16_stay_near(prefix, tmp_path):
     rows = launch(2, prefix, tmp_path / "bfloat16", **options, grad_reduce_in_bf16=True, use_distributed_optimizer=True)
     worst = largest_difference(rows, expected, ("lm_loss", "grad_norm"))
     assert 0 < worst["lm_loss"] < 0.02 and worst["grad_norm"] < 0.05, worst
+
+
+def train_with_a_slow_rank(rank, world_size, argv):
+    """A run of whose four ranks the third takes 50 ms more for each micro-batch."""
+    from megatron_alum.training.objective import Objective
+
+    standard = Objective.standard
+
+    def slow(self, *args):
+        if rank == 2:
+            time.sleep(0.05)
+        return standard(self, *args)
+
+    Objective.standard = slow
+    try:
+        return train_quietly(rank, world_size, argv)
+    finally:
+        Objective.standard = standard
+
+
+def test_the_slowest_rank_is_named(prefix, tmp_path):
+    """Not the others, which wait for it when they reduce the gradients."""
+    run = tmp_path / "run"
+    argv = arguments(prefix, run, train_iters=8, log_interval=4, alum_alpha=0, num_layers=1)
+    assert run_ranks(4, train_with_a_slow_rank, argv) == [None] * 4
+    last = read_rows(run, "performance.jsonl")[-1]
+    assert last["slowest_rank"] == 2 and last["slowest_excess"] > 0.3, last
