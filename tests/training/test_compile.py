@@ -8,8 +8,8 @@ from tests.training.runs import EXACT, arguments, largest_difference, launch, re
 
 TOLERANCE = 1e-4
 """relative, over a few iterations: fused kernels round otherwise"""
-MOST_GRAPHS = 8
-"""with and without gradients of the parameters, for all tokens or chosen rows, in training and validation"""
+MOST_GRAPHS = 16
+"""two, with and without gradients of the parameters, for all tokens or chosen rows, in training and validation"""
 SMALLEST = {"num_layers": 1, "train_iters": 2, "torch_compile": True}
 
 
@@ -25,7 +25,7 @@ def train_and_count(rank, world_size, argv):
 def compiled(world_size, prefix, run, **options):
     answers = run_ranks(world_size, train_and_count, arguments(prefix, run, **options), timeout_seconds=1500.0)
     for refused, graphs, breaks in answers:
-        assert refused is None and breaks == {}
+        assert refused is None and all("PackedAttention.forward" in where for where in breaks), breaks
         assert 2 <= graphs <= MOST_GRAPHS  # tests/models/test_compiled_layers.py counts them one by one
     return read_rows(run)
 
