@@ -17,9 +17,16 @@ from megatron_alum.config.finetune import FinetuneConfig
 
 
 def main() -> None:
-    """Parse, prepare, run, summarise."""
+    """Parse the command line, then run it."""
     config = parse_config(FinetuneConfig, description=(__doc__ or "").splitlines()[0])
     require(*EXTRAS["finetune"])
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    record(_run)(config)  # torchrun shows the first traceback of all ranks
+
+
+def _run(config: FinetuneConfig) -> None:
+    """Prepare, run, summarise."""
     from megatron_alum.finetune.evaluation import evaluate_folder
     from megatron_alum.finetune.prepare import prepare
     from megatron_alum.finetune.runs import exit_together, is_main_process, run_grid
