@@ -38,7 +38,7 @@ for words in [[name] for name in COMMANDS] + [["convert", "to-hf"], ["convert", 
         run()
     printed[" ".join(words)] = out.getvalue()
 foreign = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
-json.dump([printed, sorted(foreign - {"megatron_alum", "yaml", "__mp_main__"})], sys.stdout)
+json.dump([printed, sorted(foreign - {"megatron_alum", "yaml", "__main__"})], sys.stdout)
 """
 
 
