@@ -2,7 +2,7 @@
 
 The text goes through the readers and the cleaning of preprocessing. Memory holds the counts of different words (not the
 text), and an even sample of about `max_mb` of text keeps that bounded on any corpus. The result is a Hugging Face
-folder whose tokenizer loads with AutoTokenizer and serves tools/preprocess_data.py --tokenizer. Two trainings on one
+folder whose tokenizer loads with AutoTokenizer and serves megatron-alum preprocess --tokenizer. Two trainings on one
 text may number equally frequent entries differently: the library breaks such ties by the order of a hash table.
 """
 

@@ -37,7 +37,8 @@ for words in [[name] for name in COMMANDS] + [["convert", "to-hf"], ["convert", 
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         run()
     printed[" ".join(words)] = out.getvalue()
-foreign = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+loaded = {name.partition(".")[0] for name, module in sys.modules.items() if getattr(module, "__file__", None)}
+foreign = loaded - set(sys.stdlib_module_names)
 json.dump([printed, sorted(foreign - {"megatron_alum", "yaml", "__main__"})], sys.stdout)
 """
 
@@ -110,6 +111,13 @@ def test_every_tool_of_the_set_is_a_front():
         name for name in FRONTS if name.startswith("tools/")
     }
     assert set(FRONTS.values()) == set(console.COMMANDS)
+
+
+def test_messages_name_commands_and_not_scripts():
+    """Who installed the package has no tools/ folder: what an error tells to run must be there."""
+    for path in (ROOT / "megatron_alum").rglob("*.py"):
+        named = [front for front in FRONTS if front.startswith("tools/") and front in path.read_text()]
+        assert not named, f"{path.name} names {named}"
 
 
 def test_without_a_command_it_lists_them(monkeypatch, capsys):
