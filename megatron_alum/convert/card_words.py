@@ -38,9 +38,11 @@ class CardWish:
 
 def recipe_sentences(run: Mapping[str, Any], iteration: int | None) -> Iterator[str]:
     """How it was trained, from the options of the run."""
-    objective = OBJECTIVES.get(str(run.get("objective")))
-    if objective:
-        yield f"It learned to predict {objective}."
+    objective = run.get("objective")
+    if objective == "auto":
+        objective = "none" if run.get("model_type") == "roberta" else "nsp"
+    if objective in OBJECTIVES:
+        yield f"It learned to predict {OBJECTIVES[objective]}."
     iters, batch, length = (run.get(name) for name in ("train_iters", "global_batch_size", "seq_length"))
     if iters and batch:
         tokens = f" of at most {length:,} tokens" if length else ""

@@ -22,7 +22,8 @@ MANIFEST = {
 
 def run(**changes):
     """The options of the paper's first recipe, changed."""
-    return config_to_dict(build_config(RunConfig, [{"data_path": ["data/wiki"], "train_iters": 1_000_000, **changes}]))
+    given = {"data_path": ("data/wiki",), "save": "run", "model_size": "base", "train_iters": 1_000_000}
+    return config_to_dict(build_config(RunConfig, [{**given, **changes}]))
 
 
 def test_the_papers_recipe():
@@ -48,6 +49,8 @@ def test_the_papers_recipe():
         ({"alum_projection": "normalize"}, "took one step of size 0.001: as in the released code"),
         ({"mask_rate_start": 0.15, "mask_rate_end": 0.15}, "The share of masked tokens was 15 %."),
         ({"objective": "none"}, "It learned to predict masked words."),
+        ({"model_type": "roberta"}, "It learned to predict masked words."),
+        ({"objective": "sop"}, "It learned to predict masked words and the order of two texts."),
     ],
 )
 def test_other_recipes(changes, sentence):

@@ -99,7 +99,7 @@ def test_the_card_states_the_records_of_the_run(exported):
     card = (exported / "README.md").read_text()
     header = card.split("---")[1]
     assert "library_name: transformers" in header and "pipeline_tag: fill-mask" in header
-    assert "`MegatronBertForPreTraining`" in card and "at iteration 7" in card
+    assert "`MegatronBertForPreTraining`" in card and "after iteration 7." in card
     assert "license: unknown" in header and "language:" not in header
     for fact in ("lr 0.0001", "train_iters 9", "alum_alpha 10", "12 documents and 3,456 tokens."):
         assert fact in card

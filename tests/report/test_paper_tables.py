@@ -222,7 +222,7 @@ def test_the_page_holds_every_cell_and_needs_no_other_file():
     assert ["HellaSWAG", "34k", "10", "10k", "-", "accuracy"] in rows
     markdown = markdown_page(results, {}, size_rows(None))
     expected = [
-        [re.sub(r"[\[\]\\]", "", one).strip().replace("+-", "\u00b1") for one in line.strip("|").split(" | ")]
+        [re.sub(r"[\[\]\\]", "", one).strip().replace(" +- ", " \u00b1 ") for one in line.strip("|").split(" | ")]
         for line in markdown.splitlines()
         if line.startswith("| ") and "---" not in line
     ]
