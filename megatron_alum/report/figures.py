@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron_alum.config.extras import require
 from megatron_alum.report.results import Results, method_means, pretraining_curves
@@ -63,8 +63,9 @@ def _svg(name: str, draw: Callable[[Axes], None]) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
-    with matplotlib.rc_context({**ink, "svg.fonttype": "none", "svg.hashsalt": name, "font.size": 11}):
+    style: Any = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
+    style |= {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 11}
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=(7.2, 3.8), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()

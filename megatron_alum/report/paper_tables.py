@@ -134,7 +134,10 @@ def _document() -> dict[str, Any]:
 
 
 def _part(part: dict[str, Any]) -> Part:
-    columns = tuple(Column(*words[:3], cell=tuple(words[3:])) for words in part["columns"])
+    columns = tuple(
+        Column(dataset, split, metric, (task, our_split, our_metric))
+        for dataset, split, metric, task, our_split, our_metric in part["columns"]
+    )
     rows = []
     for system, source, *values in part["rows"]:
         assert len(values) == len(columns), (system, values)
