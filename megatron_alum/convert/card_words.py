@@ -5,10 +5,14 @@ A sentence is left out where the record lacks what it tells: runs of other versi
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
+
+from megatron_alum.config.fields import options_of
+from megatron_alum.config.run import RunConfig
 
 PROJECTIONS = {
     "clamp": "as in the paper, a gradient step clipped to the radius",
@@ -34,6 +38,22 @@ class CardWish:
     """codes such as en; () for those of the preprocessing"""
     command: str = ""
     """the command line that writes the export"""
+
+
+def training_command(run: Mapping[str, Any]) -> str:
+    """A run's options that are not the defaults, as a command line, without the places where it saved and logged."""
+    words = []
+    for option in options_of(RunConfig):
+        value = run.get(option.name)
+        given = list(value) if isinstance(value, list | tuple) else [value]
+        if option.path[0] in ("checkpoint", "logging") or value is None or given == [option.default] or not given:
+            continue
+        words.append(shlex.join([option.flag, *(_as_word(one) for one in given)]))
+    return " \\\n    ".join(["torchrun -m megatron_alum.pretrain", *words])
+
+
+def _as_word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def recipe_sentences(run: Mapping[str, Any], iteration: int | None) -> Iterator[str]:

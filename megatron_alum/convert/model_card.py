@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_alum.convert.card_words import CardWish, corpus_sentences, recipe_sentences
+from megatron_alum.convert.card_words import CardWish, corpus_sentences, recipe_sentences, training_command
 
 AVERAGED_ROWS = 20
 """Logged iterations averaged for the first and last values of the table: single batches are noisy."""
@@ -145,8 +145,9 @@ def _recipe(facts: CardFacts) -> str:
         shown = [f"{name} {_value(run[name])}" for name in names if run.get(name) is not None]
         if shown:
             lines.append(f"| {title} | {', '.join(shown)} |")
-    if facts.wish.command:
-        lines += ["", "This folder was written by", "", "```bash", facts.wish.command, "```"]
+    commands = [training_command(run) if run else "", facts.wish.command]
+    if any(commands):
+        lines += ["", "Trained and exported by", "", "```bash", *(command for command in commands if command), "```"]
     return "\n".join(lines)
 
 
@@ -159,7 +160,7 @@ def _data(manifests: Sequence[Mapping[str, Any]]) -> str:
 
 def _limits(facts: CardFacts) -> str:
     longest = facts.run.get("max_position_embeddings") or facts.run.get("seq_length")
-    cut = f" Texts of more than {longest:,} tokens are cut." if longest else ""
+    cut = f" It reads at most {longest:,} tokens at a time." if longest else ""
     return (
         "## Limits\n\nThe model repeats what its texts hold, their errors and prejudices included; it knows nothing of "
         f"languages and fields that they lack, and it does not generate text.{cut} Training against small "
@@ -221,6 +222,4 @@ def mean_of(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, int):
-        return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)

@@ -1,11 +1,13 @@
 """The model card's sentences, against what a person would write of the same records."""
 
+import shlex
+
 import pytest
 import yaml
 
-from megatron_alum.config.cli import build_config, config_to_dict
+from megatron_alum.config.cli import build_config, config_to_dict, parse_config
 from megatron_alum.config.run import RunConfig
-from megatron_alum.convert.card_words import CardWish, corpus_sentences, recipe_sentences
+from megatron_alum.convert.card_words import CardWish, corpus_sentences, recipe_sentences, training_command
 from megatron_alum.convert.model_card import CardFacts, model_card, with_evaluation
 
 MANIFEST = {
@@ -68,6 +70,23 @@ def test_options_that_a_run_lacks_are_not_spoken_of():
         text = " ".join(recipe_sentences({key: value for key, value in whole.items() if key != name}, 5))
         assert text and "None" not in text
     assert list(recipe_sentences({}, 5)) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"alum_nsp": False, "bf16": True, "alum_epsilon": 1e-3, "save": "elsewhere", "init_from": "my folder/bert"},
+        {"data_path": ("0.3", "a", "0.7", "b"), "tensor_model_parallel_size": 2, "model_size": "large"},
+    ],
+)
+def test_the_command_of_the_card_is_the_run(changes):
+    """Read as a shell would and parsed, it gives the options of the run, but for where that run saved."""
+    command = training_command(run(**changes))
+    words = shlex.split(command)
+    assert words[:3] == ["torchrun", "-m", "megatron_alum.pretrain"] and "elsewhere" not in words
+    parsed = parse_config(RunConfig, [*words[3:], "--save", changes.get("save", "run")])
+    assert config_to_dict(parsed) == run(**changes)
 
 
 def test_a_corpus_in_words():
