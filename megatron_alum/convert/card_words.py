@@ -46,7 +46,8 @@ def training_command(run: Mapping[str, Any]) -> str:
     for option in options_of(RunConfig):
         value = run.get(option.name)
         given = list(value) if isinstance(value, list | tuple) else [value]
-        if option.path[0] in ("checkpoint", "logging") or value is None or given == [option.default] or not given:
+        is_place = option.path[0] in ("checkpoint", "logging") and option.name != "init_from"
+        if is_place or value is None or given == [option.default] or not given:
             continue
         words.append(shlex.join([option.flag, *(_as_word(one) for one in given)]))
     return " \\\n    ".join(["torchrun -m megatron_alum.pretrain", *words])
