@@ -72,6 +72,7 @@ def best_values(rows: Iterable[Row], cell: Cell) -> list[float]:
     """
     task, split, metric = cell
     of_task = [row for row in rows if row["task"] == task]
+    chooser = TASKS[task].metrics[0] if task in TASKS else metric  # a task of the user's own has no table
     points: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     choosing: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     seen: dict[tuple[Any, ...], Row] = {}
@@ -80,12 +81,12 @@ def best_values(rows: Iterable[Row], cell: Cell) -> list[float]:
         if (row["split"], row["metric"]) == (split, metric):
             _refuse_second(seen, (*point, row["seed"]), row)
             points[point].append(row["value"])
-        if (row["split"], row["metric"]) == ("dev", TASKS[task].metrics[0]):
+        if (row["split"], row["metric"]) == ("dev", chooser):
             choosing[point].append(row["value"])
     if not points:
         return []
     best = max(points, key=lambda point: statistics.fmean(choosing.get(point) or points[point]))
-    scale = 1.0 if metric in PERCENT_ALREADY and TASKS[task].kind == "spans" else 100.0
+    scale = 1.0 if metric in PERCENT_ALREADY else 100.0
     return [scale * value for value in points[best]]
 
 

@@ -282,11 +282,13 @@ def test_the_results_become_the_evaluation_of_a_card(tmp_path):
     card = tmp_path / "README.md"
     card.write_text("# m\n\n## Evaluation\n\nNone.\n\n## Limits\n\nMany.\n")
     rows = [row(0.80), row(0.82, seed=2), row(0.5, split="dev_mismatched"), row(70.0, task="squad-v2", metric="f1")]
+    rows.append(row(0.25, task="custom"))
     assert add_evaluation(tmp_path, {"mine": rows}) == card
     assert [line for line in card.read_text().splitlines() if line.startswith("| ")][1:] == [
         "| mnli | dev | accuracy | 81.0 +- 1.4 (n 2) |",
         "| mnli | dev_mismatched | accuracy | 50.0 (n 1) |",
         "| squad-v2 | dev | f1 | 70.0 (n 1) |",
+        "| custom | dev | accuracy | 25.0 (n 1) |",
     ]
     with pytest.raises(ValueError, match="--results must hold results for --model-card"):
         add_evaluation(tmp_path, {})
