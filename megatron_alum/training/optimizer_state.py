@@ -71,9 +71,7 @@ def rectangles(shape: tuple[int, ...], start: int, end: int) -> Iterator[tuple[t
         yield from _in_row(shape, last, 0, end % row)
 
 
-def _in_row(
-    shape: tuple[int, ...], row: int, start: int, end: int
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _in_row(shape: tuple[int, ...], row: int, start: int, end: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     for offset, size in rectangles(shape[1:], start, end):
         yield (row, *offset), (1, *size)
 
