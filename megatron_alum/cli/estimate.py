@@ -48,7 +48,7 @@ def main() -> None:
 def report(config: RunConfig, text: TextSize, *, processes: int, vocab_size: int, limit_gb: float | None) -> list[str]:
     """The table for global batches of `text`: one line a phase, gigabytes by use."""
     from megatron_alum.training.flops import iteration_flops, passes, run_iterations
-    from megatron_alum.training.memory import estimate_memory, num_parameters
+    from megatron_alum.training.memory import checkpoint_bytes, estimate_memory, num_parameters
 
     divisor = config.model.make_vocab_size_divisible_by
     padded = -(-vocab_size // divisor) * divisor
@@ -76,4 +76,9 @@ def report(config: RunConfig, text: TextSize, *, processes: int, vocab_size: int
                 else "does not fit: try --recompute-granularity or --use-distributed-optimizer"
             )
             lines.append(f"{'':12}{verdict} into {limit_gb:g} GB")
+    stored = checkpoint_bytes(config, vocab_size=vocab_size)
+    lines.append(
+        f"a checkpoint of {stored / 1e9:,.2f} GB, {stored / processes / 1e9:,.2f} GB written by each process (and held "
+        "in its host memory meanwhile with --async-save)"
+    )
     return lines
