@@ -41,9 +41,9 @@ def write_report(results: Results, output: Path, *, data_dir: str | None) -> lis
     """
     figures = draw_figures(results)
     sizes = size_rows(data_dir)
-    output.mkdir(parents=True, exist_ok=True)
     texts = {"report.html": html_page(results, figures, sizes), "tables.md": markdown_page(results, figures, sizes)}
     texts |= {f"figure{number}.svg": svg for number, svg in figures.items()}
+    output.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_at_once(output / name, text)
     return [output / name for name in texts]

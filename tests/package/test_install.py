@@ -56,16 +56,14 @@ def clean_environment(**more):
     return {**names, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", **more}
 
 
-@pytest.fixture(scope="module")
-def distributions(tmp_path_factory):
+def build(root):
     """(sdist, wheel) as `python -m build --no-isolation` makes them."""
-    tree = copy_of_the_tree(tmp_path_factory.mktemp("tree") / "megatron_alum")
-    out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(tree)]
-    environment = clean_environment(MAX_JOBS="1", USE_CUDA="0", TMPDIR=str(tmp_path_factory.mktemp("build")))
+    tree = copy_of_the_tree(root / "megatron_alum")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(root / "dist"), str(tree)]
+    environment = clean_environment(MAX_JOBS="1", USE_CUDA="0")
     run = subprocess.run(command, capture_output=True, text=True, timeout=2400, env=environment)
     assert run.returncode == 0, (run.stdout + run.stderr)[-3000:]
-    (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
+    (sdist,), (wheel,) = (root / "dist").glob("*.tar.gz"), (root / "dist").glob("*.whl")
     return sdist, wheel
 
 
@@ -91,13 +89,18 @@ class Installed:
         return run.stdout if status == 0 else run.stderr
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory, distributions):
-    return Installed(tmp_path_factory.mktemp("installed"), distributions[1])
+def test_built_installed_and_used(tmp_path):
+    """In one test, since each step stands on the one before."""
+    sdist, wheel = build(tmp_path)
+    the_sdist_holds_what_builds_and_tests_it(sdist)
+    the_wheel_holds_both_extensions_and_the_data(wheel)
+    installed = Installed(tmp_path, wheel)
+    the_chain_from_another_folder(installed)
+    pretraining_and_conversion_need_no_extra(installed)
 
 
-def test_the_sdist_holds_what_builds_and_tests_it(distributions):
-    with tarfile.open(distributions[0]) as archive:
+def the_sdist_holds_what_builds_and_tests_it(sdist):
+    with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     for folder, pattern in (("csrc", "*"), ("tests", "*.py"), ("tools", "*.py"), ("megatron_alum", "*.py")):
         missing = {p.relative_to(ROOT).as_posix() for p in (ROOT / folder).rglob(pattern) if p.is_file()} - names
@@ -106,8 +109,8 @@ def test_the_sdist_holds_what_builds_and_tests_it(distributions):
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
 
-def test_the_wheel_holds_both_extensions_and_the_data(distributions):
-    with zipfile.ZipFile(distributions[1]) as archive:
+def the_wheel_holds_both_extensions_and_the_data(wheel):
+    with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     for wanted in ("megatron_alum/_C.", "megatron_alum/_data.", "megatron_alum/data/languages/de.toml"):
         assert any(name.startswith(wanted) for name in names), wanted
@@ -115,7 +118,7 @@ def test_the_wheel_holds_both_extensions_and_the_data(distributions):
     assert {name.split("/")[0].split("-")[0] for name in names} == {"megatron_alum"}
 
 
-def test_the_chain_from_another_folder(installed):
+def the_chain_from_another_folder(installed):
     """Doctor, preprocess, two processes of pre-training, convert, AutoModel, fine-tune, report."""
     folder = installed.folder
     where = installed("python", "-c", "import megatron_alum; print(megatron_alum.__file__)")
@@ -149,7 +152,7 @@ def test_the_chain_from_another_folder(installed):
     assert "| custom | dev | accuracy |" in (folder / "model" / "README.md").read_text()
 
 
-def test_pretraining_and_conversion_need_no_extra(installed):
+def pretraining_and_conversion_need_no_extra(installed):
     """With every library of the extras taken away; what needs one says which extra to install.
 
     On the shards that the chain above has left: preprocessing them is what the data extra is for.
