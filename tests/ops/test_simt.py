@@ -134,11 +134,11 @@ PLANS = {  # (dtype, columns, intermediate code) -> (threads of a block, blocks 
     (torch.float32, 30592, 90): (256, 8),
     (torch.bfloat16, 30592, 90): (256, 4),
     (torch.float16, 30592, 90): (256, 4),
-    (torch.bfloat16, 30592, 80): (512, 1),
-    (torch.float32, 15296, 80): (512, 1),
+    (torch.bfloat16, 30592, 80): (384, 1),
+    (torch.float32, 15296, 80): (384, 1),
     (torch.float32, 30592, 80): (256, 1),  # from memory
-    (torch.float32, 65536, 90): (512, 4),
-    (torch.bfloat16, 131072, 100): (512, 4),
+    (torch.float32, 65536, 90): (384, 4),
+    (torch.bfloat16, 131072, 100): (384, 4),
 }
 
 

@@ -36,7 +36,7 @@ def test_table_of_a_tiny_network(tmp_path, monkeypatch):
 
 def test_the_batch_of_full_rows_is_what_it_says():
     arguments = bench_step.parse_arguments(list(TINY))
-    config = bench_step._config(arguments, bench_step.VARIANTS["alum half of the batch"])
+    config = bench_step.configuration(arguments, bench_step.VARIANTS["alum half of the batch"])
     batches = one_micro_batch(arguments, config)
     (batch,) = batches.micro_batches
     assert batch.lengths == (16,) * 4 and batch.num_adversarial == 2
@@ -51,7 +51,7 @@ def test_the_batch_of_full_rows_is_what_it_says():
 def test_real_text_is_one_of_sixteen_equal_micro_batches(prefix):
     """All contestants get the same samples: stock as padded rows, ours without padding."""
     arguments = bench_step.parse_arguments([*TINY[:2], "--seq-length", "48", "--data", prefix])
-    config = bench_step._config(arguments, bench_step.VARIANTS["alum K=1"])
+    config = bench_step.configuration(arguments, bench_step.VARIANTS["alum K=1"])
     (batch,) = one_micro_batch(arguments, config).micro_batches
     assert 12 <= batch.num_sequences <= 20 and max(batch.lengths) <= 48
     tokens, _, is_real, _ = padded_rows(batch, 48)
