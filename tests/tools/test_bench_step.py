@@ -1,35 +1,24 @@
 """The step table on a network of a few thousand weights: the same code that measures BERT-base on a GPU."""
 
 import csv
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import bench_step
 from benchmarks.batches import one_micro_batch, padded_rows
+from tests.helpers import warm
 
-ROOT = Path(__file__).parents[2]
 TINY = "--model-size tiny --seq-length 16 --micro-batch-size 4 --vocab-size 300 --steps 1 --rounds 1".split()
 
 
-def test_table_of_a_tiny_network(tmp_path):
+def test_table_of_a_tiny_network(tmp_path, monkeypatch):
     output = tmp_path / "steps.csv"
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.bench_step",
-        *TINY,
-        "--only",
-        "standard, 2",
-        "K=1",
-        "--output",
-        str(output),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(bench_step.multiprocessing, "get_context", lambda method: warm.context())
+    words = ["bench_step.py", *TINY, "--only", "standard, 2", "K=1", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", words)
+    bench_step.main()
     with output.open(newline="") as stream:
         rows = {row["step"]: row for row in csv.DictReader(stream)}
     assert list(rows) == [bench_step.STOCK, "alum K=1", "standard, 2 processes"]

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import bench_step
+from tests.helpers.warm import run_script
 from tools import bench_ops, gpu_check
 from tools.gpu import budget, promises
 from tools.gpu.budget import Check
@@ -20,7 +21,7 @@ from tools.gpu.budget import Check
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: make gpu-check")
 def test_refuses_a_machine_without_gpu_in_one_sentence(tmp_path):
-    done = subprocess.run([sys.executable, gpu_check.__file__], capture_output=True, text=True, timeout=120)
+    done = run_script(gpu_check.__file__)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: gpu-check must run on a machine with a GPU and nvcc, but torch ")
     assert done.stderr.endswith(" sees no GPU.\n")
