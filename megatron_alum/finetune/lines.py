@@ -1,4 +1,4 @@
-"""The numbered lines of a text file, plain or compressed; bytes that are no UTF-8 are named by the line they stand in."""
+"""The numbered lines of a text file, plain or compressed; bytes that are no UTF-8 are named by their line."""
 
 from __future__ import annotations
 

@@ -142,7 +142,9 @@ def sampled_split(task: Task, data_dir: str, name: str, limit: int | None) -> li
     """`limit` examples of a split, in their order, or all: from each of its files its share (ANLI's three rounds)."""
     parts = load_parts(task, data_dir, name)
     if not any(parts):
-        raise ValueError(f"{name} of {task.name} must hold examples, but {find_files(task, data_dir, name)[0]} has none.")
+        raise ValueError(
+            f"{name} of {task.name} must hold examples, but {find_files(task, data_dir, name)[0]} has none."
+        )
     if name.startswith("add_") and limit is not None:
         return whole_questions([example for part in parts for example in part], limit)
     return [example for part, share in zip(parts, shares(parts, limit), strict=True) for example in sample(part, share)]

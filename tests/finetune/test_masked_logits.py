@@ -36,8 +36,9 @@ def model_with(kind, change):
 
 
 def fit(folder, kind, plan, change):
-    """(last log row, parameters) of a short training."""
-    trainer, parameters = train(folder, kind, model=model_with(kind, change), method=plan)
+    """(log row, parameters) of one step."""
+    one = {"max_steps": 1}
+    trainer, parameters = train(folder, kind, model=model_with(kind, change), method=plan, arguments_changes=one)
     return [row for row in trainer.state.log_history if "loss" in row][-1], parameters
 
 
@@ -50,20 +51,20 @@ def masked(value, dtype=torch.float32):
     return change
 
 
-def check(found, expected, *, rtol):
-    (row, parameters), (reference, others) = found, expected
+def check(found, expected):
+    """The same divergence and length of the gradient; weights that are numbers."""
+    (row, parameters), (reference, _) = found, expected
     name = "bregman_kl" if "bregman_kl" in reference else "alum_kl"
-    assert reference[name] > 0 and row[name] == pytest.approx(reference[name], rel=rtol)
-    assert row.get("nonfinite", 0.0) == 0.0
-    for key, value in parameters.items():
-        torch.testing.assert_close(value, others[key], rtol=rtol, atol=rtol)
+    assert row[name] == pytest.approx(reference[name], rel=1e-4, abs=1e-7)
+    assert row["grad_norm"] == pytest.approx(reference["grad_norm"], rel=1e-4)
+    assert row.get("nonfinite", 0.0) == 0.0 and all(value.isfinite().all() for value in parameters.values())
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("kind", ["classification", "spans", "tags", "choice"])
 def test_a_masked_class_is_as_none(tmp_path, kind, name):
     expected = fit(tmp_path, kind, METHODS[name], lambda logits: logits[..., :-1] if kind != "spans" else cut(logits))
-    check(fit(tmp_path, kind, METHODS[name], masked(MASKS[0])), expected, rtol=2e-4)
+    check(fit(tmp_path, kind, METHODS[name], masked(MASKS[0])), expected)
 
 
 def cut(logits):
@@ -75,4 +76,4 @@ def cut(logits):
 @pytest.mark.parametrize("value", MASKS)
 def test_whatever_masks_it_and_in_any_precision(tmp_path, value, dtype):
     expected = fit(tmp_path, "classification", METHODS["alum"], lambda logits: logits[..., :-1].to(dtype))
-    check(fit(tmp_path, "classification", METHODS["alum"], masked(value, dtype)), expected, rtol=2e-4)
+    check(fit(tmp_path, "classification", METHODS["alum"], masked(value, dtype)), expected)
