@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from megatron_alum.config.extras import require
 from megatron_alum.finetune.lines import numbered_lines
 
 Row = dict[str, Any]
@@ -58,6 +59,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
 
 def read_parquet(path: Path) -> Iterator[Row]:
     """Rows of a Parquet file; class labels that the `datasets` library wrote come as their names."""
+    require("pyarrow")
     import pyarrow
     from pyarrow import parquet
 
@@ -72,6 +74,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
 
 def read_arrow(folder: Path) -> Iterator[Row]:
     """Rows of one split saved by the `datasets` library; ClassLabel columns come as their names, -1 as -1."""
+    require("pyarrow")
     import pyarrow
 
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
