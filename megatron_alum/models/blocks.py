@@ -67,7 +67,7 @@ class _BlockAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], probability: float
     ) -> Tensor:
         out = _empty_but_for_the_tail(value, blocks)
-        seeds = [draw_seed() if probability else 0 for _ in blocks]
+        seeds: list[Any] = [draw_seed() if probability else 0 for _ in blocks]
         for block, seed in zip(blocks, seeds, strict=True):
             q, k, v = (_gathered(tensor, block) for tensor in (query, key, value))
             weights = _weights(q, k)
