@@ -34,11 +34,13 @@ def main() -> None:
     """Parse the command line into a RunConfig, then train."""
     description = "Pre-train BERT or RoBERTa with adversarial regularisation (ALUM)."
     config = parse_config(RunConfig, description=description, infer=options_of_start)
-    # After parsing: --help and refused options need no megatron-core.
+    # After parsing: --help and refused options need neither torch nor megatron-core.
+    from torch.distributed.elastic.multiprocessing.errors import record
+
     from megatron_alum.training.dry_run import dry_run
     from megatron_alum.training.loop import train
 
-    (dry_run if config.dry_run else train)(config)
+    record(dry_run if config.dry_run else train)(config)  # torchrun shows the first traceback of all ranks
 
 
 if __name__ == "__main__":

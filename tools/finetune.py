@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing.errors import record
+
 from megatron_alum.config.cli import format_config, main_guard, parse_config
 from megatron_alum.config.finetune import FinetuneConfig
 from megatron_alum.finetune.evaluation import evaluate_folder
@@ -38,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main_guard(main)
+    main_guard(record(main))  # torchrun shows the first traceback of all ranks

@@ -18,7 +18,7 @@ from megatron_alum.checkpoint.save import CheckpointSaver
 from megatron_alum.config.cli import format_config
 from megatron_alum.config.run import RunConfig
 from megatron_alum.data.loader import BatchLoader, IterationBatches
-from megatron_alum.parallel import initialize, shutdown
+from megatron_alum.parallel import joined
 from megatron_alum.training.control import Control
 from megatron_alum.training.metrics import (
     METRICS_FILE,
@@ -46,14 +46,7 @@ def train(config: RunConfig) -> None:
     assert config.checkpoint.save is not None
     if config.checkpoint.load is not None:
         origin_of(config.checkpoint.load)  # before the lock makes the folder that it may name, too
-    groups = initialize(
-        tensor_parallel_size=config.parallel.tensor_model_parallel_size,
-        pipeline_parallel_size=config.parallel.pipeline_model_parallel_size,
-        sequence_parallel=config.parallel.sequence_parallel,
-        timeout_seconds=60.0 * config.parallel.distributed_timeout_minutes,
-    )
-    lock = RunLock(config.checkpoint.save)
-    try:
+    with joined(config.parallel) as groups, RunLock(config.checkpoint.save) as lock:
         together(groups.world, lock.take, only_leader=True)
         check_save_folder(config)
         resumed = find_resume(config, groups)
@@ -63,9 +56,6 @@ def train(config: RunConfig) -> None:
             return
         run = Run(build_state(config, groups, stored=None if resumed is None else resumed.stored), resumed, lock)
         run.state.watch.run(run.until_done)
-    finally:
-        lock.release()
-        shutdown()
 
 
 class Run:
@@ -81,6 +71,7 @@ class Run:
             config.checkpoint.save,
             keep_last=config.checkpoint.keep_last,
             in_background=config.checkpoint.async_save,
+            copies=groups.dp,
             confirm=lock.check,
         )
         self.saver.prepare()

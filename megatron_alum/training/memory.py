@@ -147,20 +147,16 @@ def _layer(config: RunConfig, micro: TextSize, bytes_each: int, on_gpu: bool) ->
     h, f = model.hidden_size, model.ffn_hidden_size
     around = tp if config.parallel.sequence_parallel else 1
     residual = 4 * h * bytes_each + 2 * h * _keeps_masks(config, on_gpu)  # two LayerNorms, in and out; two masks
-    inside = (5 * h + 2 * f) / tp * bytes_each  # q, k, v, context twice; before and after the GELU
-    attention = 0.0
-    fused_attention = on_gpu or model.attention_dropout == 0.0  # keeps no matrices of query x key
-    if not fused_attention and config.compute.recompute_granularity == "none":
-        attention = model.num_attention_heads / tp * micro.squared_lengths * 2 * bytes_each  # softmax, dropped
-    return micro.tokens * (residual / around + inside) + attention
+    inside = (4 * h + 2 * f) / tp * bytes_each  # q, k, v, context; before and after the GELU
+    return micro.tokens * (residual / around + inside)
 
 
 def _head(config: RunConfig, phase: Phase, micro: TextSize, bytes_each: int, rows: int, table: int) -> float:
     """Logits and the gradients of the vocabulary table at the start of backward, `table` bytes each."""
     model, alum = config.model, config.alum
     masked = micro.tokens * max(config.data.mask_rates)
-    if phase == "standard":
-        return 2 * masked * rows * bytes_each + table
+    if phase == "standard":  # the gradient is written over the logits
+        return masked * rows * bytes_each + table
     adversarial = masked * _adversarial_share(config)
     if alum.head_chunk_rows:
         chunk = min(alum.head_chunk_rows, adversarial)

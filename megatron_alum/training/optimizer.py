@@ -78,36 +78,20 @@ def build_optimizer(model: DistributedDataParallel, config: RunConfig) -> Megatr
     return optimizer
 
 
-def prepare_for_loading(optimizer: MegatronOptimizer) -> None:
-    """Give a fresh distributed optimizer over torch's Adam the state that a checkpoint is loaded over.
-
-    megatron-core makes it itself for its other optimizers; this one asks for the step count of its moments first.
-    """
-    for part in optimizer.chained_optimizers:
-        if isinstance(part, DistributedOptimizer) and isinstance(part.optimizer, torch.optim.AdamW):
-            part.init_state_fn(part.optimizer, part.config)
-            for state in part.optimizer.state.values():
-                state["step"] = torch.zeros(())
-
-
 def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
-    """Take over the state that `sharded_state_dict` describes.
-
-    The distributed optimizer over torch's Adam is loaded in two parts, because megatron-core 0.16.1 looks for a step
-    count beside each parameter's moments, where it has not stored one; and it gives all parameters one step tensor,
-    which torch's fused kernel would count up once for each of them.
+    """Take over what a checkpoint stores of the optimizer, but for the tensors of a distributed one's shard: these get
+    their place only and are read afterwards (`optimizer_state.own_tensors`).
     """
     (part,) = optimizer.chained_optimizers
     _fit_to_adam(part.optimizer, loaded.get("optimizer", loaded))
-    if not isinstance(part, DistributedOptimizer) or not isinstance(part.optimizer, torch.optim.AdamW):
+    if not isinstance(part, DistributedOptimizer):
         optimizer.load_state_dict(loaded)
         return
     optimizer.load_state_dict({name: value for name, value in loaded.items() if name != "param_state"})
-    states = list(part.optimizer.state.values())
-    steps = [state.pop("step") for state in states]
-    part.load_parameter_state_from_fully_reshardable(loaded["param_state"])
-    for state, step in zip(states, steps, strict=True):
-        state["step"] = step.clone()
+    for state in part.optimizer.state.values():
+        # megatron-core gives all parameters one step tensor, which torch's fused kernel would count up for each.
+        if "step" in state:
+            state["step"] = state["step"].clone()
 
 
 def _fit_to_adam(inner: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
@@ -162,10 +146,16 @@ def apply_gradients(optimizer: MegatronOptimizer, *, clip_grad: float) -> Tensor
 
 
 def global_norm(parts: Sequence[MegatronOptimizer]) -> Tensor:
-    """L2 norm of the gradients of all parameters, each counted once, 0-dim float32 on the device."""
+    """L2 norm of the gradients of all parameters, each counted once, 0-dim float32 on the device.
+
+    A rank's shard of the distributed optimizer may hold nothing but parameters that another tensor-parallel rank
+    counts; it adds 0.
+    """
     group = parts[0].get_grad_stats_parallel_group()
     grads = [grad for part in parts for grad in part.get_main_grads_for_grad_norm()]
-    square = torch.stack(torch._foreach_norm(grads)).square().sum()
+    square = torch.zeros((), device=parts[0].get_loss_scale().device)
+    if grads:
+        square = torch.stack(torch._foreach_norm(grads)).square().sum()
     dist.all_reduce(square, group=group)
     return square.sqrt()
 
