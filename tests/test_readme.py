@@ -1,4 +1,4 @@
-"""The README: its library example trains, its tour names files that exist. Its commands: tests/docs/test_commands.py."""
+"""The README: its library example trains, its tour names files that exist. Its commands: tests/docs."""
 
 import re
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""Docstrings of the package as reStructuredText: they are plain text, with `code` in single backticks and indented blocks
-for formulas and examples, and no character of them means markup.
+"""Docstrings of the package as reStructuredText: they are plain text, with `code` in single backticks and indented
+blocks for formulas and examples, and no character of them means markup.
 """
 
 import re

@@ -67,11 +67,13 @@ def option_lines(option: Option) -> Iterator[str]:
 
 def _markdown(text: str) -> str:
     """Plain help text as Markdown: flags as code, no other character markup."""
-    parts = re.split(r"(`[^`]+`|--[a-z][a-z0-9-]*)", text)
-    return "".join(
-        f"`{part}`" if part.startswith("--") else part if part.startswith("`") else re.sub(r"([\\<>\[\]*_$~])", r"\\\1", part)
-        for part in parts
-    )
+
+    def of_part(part: str) -> str:
+        if part.startswith("--"):
+            return f"`{part}`"
+        return part if part.startswith("`") else re.sub(r"([\\<>\[\]*_$~])", r"\\\1", part)
+
+    return "".join(map(of_part, re.split(r"(`[^`]+`|--[a-z][a-z0-9-]*)", text)))
 
 
 class ProgramOptions(SphinxDirective):

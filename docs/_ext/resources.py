@@ -16,9 +16,9 @@ from megatron_alum.config.run import RunConfig
 from megatron_alum.training.flops import TextSize, iteration_flops, run_iterations
 from megatron_alum.training.memory import estimate_memory, num_parameters
 
-HEADINGS = ("recipe", "phase", "weights, gradients, Adam", "activations", "head", "in all", "TFLOP", "device-days")
-BYTES_OF_CHECKPOINT = 16
-"""a parameter: its weight, master weight and two moments in float32"""
+HEADINGS = ("recipe", "phase", "state, GB", "activations, GB", "head, GB", "in all, GB", "TFLOP", "device-days")
+BYTES_OF_CHECKPOINT = 14
+"""a parameter: its weight in 16 bits; master weight and two moments in float32"""
 
 
 def rows_of(words: list[str], *, tokens: float | None, effective_tflops: float) -> list[tuple[str, ...]]:
@@ -35,10 +35,10 @@ def rows_of(words: list[str], *, tokens: float | None, effective_tflops: float) 
         memory = estimate_memory(config, phase, vocab_size=vocab_size, world_size=world, on_gpu=True, text=text)
         state = memory.weights + memory.gradients + memory.optimizer
         flops = iteration_flops(config, phase, text, vocab_size=vocab_size)
-        gigabytes = (f"{part / 1e9:,.1f} GB" for part in (state, memory.activations, memory.head, memory.total))
+        gigabytes = (f"{part / 1e9:,.1f}" for part in (state, memory.activations, memory.head, memory.total))
         days = iterations * flops / (effective_tflops * 1e12) / 86_400
         name = f"{recipe} on {world}{' with ' if flags else ''}{' '.join(flags)}"
-        rows.append((name, phase, *gigabytes, f"{flops / 1e12:,.0f}", f"{days:,.0f}"))
+        rows.append((name, phase, *gigabytes, f"{flops / 1e12:,.0f}", f"{days:,.1f}" if days < 10 else f"{days:,.0f}"))
     return rows
 
 
@@ -75,11 +75,11 @@ class Checkpoints(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """The table, by way of a list table."""
         lines = ["::::{list-table}", ":header-rows: 1", ""]
-        rows: list[tuple[str, ...]] = [("recipe", "parameters", "one checkpoint", "Hugging Face folder, float32")]
+        rows: list[tuple[str, ...]] = [("recipe", "parameters", "one checkpoint", "exported folder, 16 bits")]
         for line in self.content:
             recipe, vocabulary = line.split()
             count = parameters_of(recipe, int(vocabulary))
-            sizes = (f"{count * each / 1e9:,.1f} GB" for each in (BYTES_OF_CHECKPOINT, 4))
+            sizes = (f"{count * each / 1e9:,.1f} GB" for each in (BYTES_OF_CHECKPOINT, 2))
             rows.append((recipe, f"{count / 1e6:,.0f} million", *sizes))
         for row in rows:
             lines += [f"{'*' if number == 0 else ' '} - {cell}" for number, cell in enumerate(row)]

@@ -1,5 +1,6 @@
 """The documentation site: it builds without a warning, every link of it leads somewhere, and it needs no network."""
 
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -97,8 +98,6 @@ def test_every_flag_has_its_place(site, program):
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if DOCS not in path.parents], ids=name_of)
 def test_links_of_documents_beside_the_site(path):
     """Files that are read in the repository: README, examples, csrc."""
-    import re
-
     links = re.findall(r"\]\(([^)\s]+)\)", prose(path.read_text()))
     local = [link for link in links if not urlsplit(link).scheme]
     assert not [link for link in local if not (path.parent / Path(urlsplit(link).path)).exists()]
