@@ -5,7 +5,7 @@
 # goes back into the queue, until the run is finished or a job ends without a newer checkpoint than it found.
 # 300 s must hold an iteration or two, the save (bytes of a checkpoint / speed of the file system, docs/scale.md; with
 # --async-save perhaps the one before it, too) and a reserve of 60 s. torchrun, which passes the signal on, would kill its
-# workers after 30 s of its own: SAVE_SECONDS tells it to wait. Change both numbers together.
+# workers after 30 s of its own: it waits for SAVE_SECONDS instead (240). Change both numbers together.
 # IFACE names the network interface between the nodes where their names do not resolve to it.
 #SBATCH --job-name=alum
 #SBATCH --nodes=2
@@ -18,6 +18,7 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # a new store after every restart, without addresses of dead workers
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${SAVE_SECONDS:-240}  # torchrun kills workers so long after a SIGTERM (else 30 s)
 export TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}  # the last collectives of each rank, /tmp/nccl_trace_rank_*
 export TORCH_NCCL_TRACE_BUFFER_SIZE=${TORCH_NCCL_TRACE_BUFFER_SIZE:-2000}
 if [ -n "${IFACE:-}" ]; then export GLOO_SOCKET_IFNAME=$IFACE NCCL_SOCKET_IFNAME=$IFACE; fi
@@ -36,7 +37,7 @@ SAVE=$(save_folder "$@")
 mkdir -p "$SAVE"  # --load of an empty folder is a fresh start, of a missing one an error
 FOUND=$(newest)
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-if srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node 8 --max-restarts 3 --shutdown-timeout "${SAVE_SECONDS:-240}" \
+if srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node 8 --max-restarts 3 \
     --rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-id "$SLURM_JOB_ID" \
     pretrain_bert_alum.py "$@"; then
     exit 0  # a run that was told to stop ends otherwise: torchrun fails on SIGTERM

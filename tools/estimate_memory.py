@@ -14,7 +14,7 @@ import sys
 from megatron_alum.config.cli import main_guard, parse_config
 from megatron_alum.config.run import RunConfig
 from megatron_alum.training.flops import TextSize, iteration_flops, passes, run_iterations
-from megatron_alum.training.memory import estimate_memory, num_parameters
+from megatron_alum.training.memory import checkpoint_bytes, estimate_memory, num_parameters
 
 
 def main() -> None:
@@ -67,6 +67,11 @@ def report(config: RunConfig, text: TextSize, *, processes: int, vocab_size: int
                 else "does not fit: try --recompute-granularity or --use-distributed-optimizer"
             )
             lines.append(f"{'':12}{verdict} into {limit_gb:g} GB")
+    stored = checkpoint_bytes(config, vocab_size=vocab_size)
+    lines.append(
+        f"a checkpoint of {stored / 1e9:,.2f} GB, {stored / processes / 1e9:,.2f} GB written by each process (and held "
+        "in its host memory meanwhile with --async-save)"
+    )
     return lines
 
 

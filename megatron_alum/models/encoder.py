@@ -7,15 +7,21 @@ Parameters, their names and sharded checkpoints are TransformerBlock's; so is wh
 
 import contextlib
 
+import torch
+import torch._dynamo
 from megatron.core import tensor_parallel
 from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
 
 from megatron_alum.models.sequences import PackedSequences
 
+_COMPILED_VERSIONS = 64
+
 
 class Encoder(TransformerBlock):
     """The layers of this pipeline stage and, in a pre-LayerNorm network's last stage, the LayerNorm after them."""
+
+    _is_compiled = False
 
     def forward(
         self,
@@ -44,10 +50,23 @@ class Encoder(TransformerBlock):
             hidden = self.final_layernorm(hidden)
         return hidden
 
+    def compile_layers(self) -> None:
+        """Compile each layer on its first use, in place: parameter names stay.
+
+        All layers share their compiled versions: one for each combination of training or not, frozen parameters or not,
+        chosen rows or not, gradients or not, and of sizes that are 1, which torch.compile holds for special.
+        """
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILED_VERSIONS)
+        for layer in self.layers:
+            layer.compile()
+        self._is_compiled = True
+
     def _run(self, index: int, hidden: Tensor, sequences: PackedSequences, rows: Tensor | None) -> Tensor:
         """One layer, with recomputation where it is asked for."""
 
         def layer(hidden: Tensor) -> Tensor:
+            if self._is_compiled:
+                _mark_dynamic(hidden, sequences, rows)
             output: Tensor = self.layers[index](hidden, packed_seq_params=sequences, rows=rows)[0]
             return output
 
@@ -55,3 +74,10 @@ class Encoder(TransformerBlock):
             output: Tensor = tensor_parallel.checkpoint(layer, False, hidden)
             return output
         return layer(hidden)
+
+
+def _mark_dynamic(hidden: Tensor, sequences: PackedSequences, rows: Tensor | None) -> None:
+    """Tokens, sequences and chosen rows are as many as the batch has: one compiled version serves all numbers."""
+    for tensor in (hidden, sequences.cu_seqlens_q, sequences.lengths_on_host, rows):
+        if tensor is not None:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)

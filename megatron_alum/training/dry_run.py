@@ -18,7 +18,7 @@ from megatron_alum.data.placement import BatchPlan, Counts, IterationPlan
 from megatron_alum.models import attention_backend
 from megatron_alum.parallel import joined
 from megatron_alum.training.flops import TextSize, iteration_flops, passes, peak_flops, run_iterations
-from megatron_alum.training.memory import estimate_memory, num_parameters
+from megatron_alum.training.memory import checkpoint_bytes, estimate_memory, num_parameters
 from megatron_alum.training.micro_batch import MicroBatch, batch_plan, load_all
 from megatron_alum.training.performance import peak_memory_bytes
 from megatron_alum.training.schedule import Phase
@@ -102,6 +102,9 @@ def report(state: TrainState, plan: BatchPlan, samples: list[IterationPlan], sec
         total["projected"] += iterations * flops / (SUSTAINED * peak * world) if peak else 0.0
     left_out = {phase: n for phase, n in run_iterations(config).items() if n and phase not in seconds}
     lines += [f"  {phase:11} {n:,} iterations, for a run without pipeline stages" for phase, n in left_out.items()]
+    stored = checkpoint_bytes(config, vocab_size=vocab)
+    held = ", held in its host memory meanwhile" if config.checkpoint.async_save else ""
+    lines.append(f"  checkpoint  {stored / 1e9:,.2f} GB, {stored / world / 1e9:,.2f} GB written by each process{held}")
     lines.append(f"  memory      {peak_memory_bytes(groups.device) / 1e9:,.2f} GB so far in this process, measured")
     lines.append(f"  time        {total['measured'] / SECONDS_PER_DAY:,.2f} days at the measured speed")
     if peak:

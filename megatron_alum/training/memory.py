@@ -8,9 +8,9 @@
                   straight into the buffer (models/accumulation.py)
 
 The peak lies at the start of the outer backward: both graphs are alive, the inner pass's is freed by then and was
-smaller (frozen parameters keep no inputs of linear layers). Sizes are those of the real tokens. Letters: h hidden, f
-feed-forward. Not counted: the process itself (Python, torch, CUDA context), communication buffers and allocator
-fragmentation.
+smaller (frozen parameters keep no inputs of linear layers). What a save takes: `checkpoint_bytes`. Sizes are those of
+the real tokens. Letters: h hidden, f feed-forward. Not counted: the process itself (Python, torch, CUDA context),
+communication buffers and allocator fragmentation.
 """
 
 from __future__ import annotations
@@ -99,6 +99,20 @@ def estimate_memory(
     return max((of_stage(stage) for stage in {0, stages - 1}), key=lambda estimate: estimate.total)
 
 
+def checkpoint_bytes(config: RunConfig, *, vocab_size: int) -> float:
+    """Size of a checkpoint: weights, and float32 moments and master weights where they are not the weights themselves.
+
+    Every process writes an equal share of it; with --async-save it holds a copy of that share in host memory until that
+    is written. The device needs no memory for a save: shares are parts of the tensors that are there.
+    """
+    divisor = config.model.make_vocab_size_divisible_by
+    parameters = num_parameters(config, padded_vocab_size=-(-vocab_size // divisor) * divisor)
+    is_16_bit = config.precision.dtype_name != "float32"
+    return parameters * (
+        (2 if is_16_bit else 4) + (12 if is_16_bit or config.parallel.use_distributed_optimizer else 8)
+    )
+
+
 def _activations(config: RunConfig, phase: Phase, micro: TextSize, bytes_each: int, on_gpu: bool) -> float:
     """Of embedding and layers, both passes."""
     model, tp = config.model, config.parallel.tensor_model_parallel_size
@@ -159,6 +173,6 @@ def _head(config: RunConfig, phase: Phase, micro: TextSize, bytes_each: int, row
         return masked * rows * bytes_each + table
     adversarial = masked * _adversarial_share(config)
     if alum.head_chunk_rows:
-        chunk = min(alum.head_chunk_rows, adversarial)
+        chunk = min(alum.head_chunk_rows, max(adversarial, masked - adversarial))
         return 2 * chunk * rows * bytes_each + rows * model.hidden_size * 4 + table
     return (masked + adversarial) * rows * bytes_each + 2 * table

@@ -19,7 +19,7 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
-from megatron_alum.compat.detect import check_apex
+from megatron_alum.compat.adam import use_torch_adam
 from megatron_alum.config.run import RunConfig
 from megatron_alum.models import SplitBert
 from megatron_alum.models.accumulation import accumulate_in_place
@@ -43,11 +43,8 @@ def wrap_data_parallel(model: SplitBert, config: RunConfig) -> DistributedDataPa
 
 
 def build_optimizer(model: DistributedDataParallel, config: RunConfig) -> MegatronOptimizer:
-    """Adam over float32 master weights; apex's or Transformer Engine's fused one where megatron-core finds it.
-
-    Raises: ValueError for an apex that cannot be used.
-    """
-    check_apex()
+    """torch's fused Adam over float32 master weights."""
+    use_torch_adam()
     options, precision = config.optimizer, config.precision
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
@@ -73,8 +70,7 @@ def build_optimizer(model: DistributedDataParallel, config: RunConfig) -> Megatr
         use_gloo_process_groups=False,
     )
     for group in optimizer.param_groups:
-        if "fused" in group and group["fused"] is None:  # torch's AdamW: one kernel for all tensors of a group
-            group["fused"] = True
+        group["fused"] = True  # one kernel for all tensors of a group
     return optimizer
 
 
@@ -95,11 +91,10 @@ def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None
 
 
 def _fit_to_adam(inner: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
-    """Change the stored groups and step count in place to what the class of `inner` keeps.
+    """Change groups and step count in place to what torch's Adam keeps, where another library's has stored them.
 
-    Another of torch's, apex's and Transformer Engine's Adams may have been installed when they were stored. Each has
-    options in its groups that the others lack. torch's counts steps beside the moments of every parameter, of which
-    megatron-core stores one count for all; the others count in the groups.
+    Each has options in its groups that the others lack. torch's counts steps beside the moments of every parameter, of
+    which megatron-core stores one count for all; the others count in the groups.
     """
     groups, moments = stored["param_groups"], stored.get("state")  # the distributed optimizer's moments are elsewhere
     counts = [group.pop("step") for group in groups if group.get("step") is not None]
@@ -111,7 +106,7 @@ def _fit_to_adam(inner: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
         members = {"params": group["params"]} if "params" in group else {}
         group.clear()
         group.update({**options, **members})
-    if isinstance(inner, torch.optim.AdamW) and moments is not None:
+    if moments is not None:
         moments["common_step"] = torch.tensor(float(counts[0]))
     else:
         for group in groups:
@@ -162,12 +157,7 @@ def global_norm(parts: Sequence[MegatronOptimizer]) -> Tensor:
 
 def _step(part: MegatronOptimizer, norm: Tensor, excess: Tensor) -> None:
     """One optimizer's step with gradients divided by `excess`, unless `norm` is not finite."""
-    inner = part.optimizer
-    if isinstance(inner, torch.optim.AdamW) and inner.param_groups[0]["fused"]:
-        # Its kernel divides as it reads, and does nothing where the flag is set: no pass over the gradients more.
-        kernel: Any = inner  # its class does not declare what torch.amp sets on it
-        kernel.grad_scale, kernel.found_inf = excess, torch.isfinite(norm).logical_not().float()
-        part.step_with_ready_grads()
-    elif bool(torch.isfinite(norm)):  # another library's Adam decides on the host
-        torch._foreach_div_([p.grad for p in part.get_parameters() if p.grad is not None], excess)
-        part.step_with_ready_grads()
+    # The fused kernel divides as it reads, and does nothing where the flag is set: no pass over the gradients more.
+    kernel: Any = part.optimizer  # its class does not declare what torch.amp sets on it
+    kernel.grad_scale, kernel.found_inf = excess, torch.isfinite(norm).logical_not().float()
+    part.step_with_ready_grads()

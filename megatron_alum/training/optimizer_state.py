@@ -12,7 +12,7 @@ place. The names and shapes are megatron-core's `fully_reshardable` ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -38,13 +38,12 @@ def to_save(optimizer: MegatronOptimizer, model: dict[str, Any]) -> dict[str, An
 
 
 def own_tensors(part: DistributedOptimizer, model: dict[str, Any]) -> dict[str, Any]:
-    """The tensors in this rank's shard, {name of the parameter: {state: [ShardedTensor, ...]}}, all of them views."""
+    """The tensors in this rank's shard, {number of the parameter: {state: [ShardedTensor, ...]}}, all of them views."""
     whole = {id(entry.data): entry for entry in nested_values(model)}
     tensors: dict[str, Any] = {}
-    for parameter, span in _own_ranges(part):
-        entry = whole[id(parameter)]
-        states = part._get_main_param_and_optimizer_states(parameter)
-        tensors[entry.key] = {state: list(_pieces(states[state], entry, state, span)) for state in STATES}
+    for number, (parameter, span) in enumerate(_own_ranges(part)):
+        states, entry = part._get_main_param_and_optimizer_states(parameter), whole[id(parameter)]
+        tensors[str(number)] = {state: list(_pieces(states[state], entry, state, span)) for state in STATES}
     return tensors
 
 
@@ -71,7 +70,9 @@ def rectangles(shape: tuple[int, ...], start: int, end: int) -> Iterator[tuple[t
         yield from _in_row(shape, last, 0, end % row)
 
 
-def _in_row(shape: tuple[int, ...], row: int, start: int, end: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _in_row(
+    shape: tuple[int, ...], row: int, start: int, end: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     for offset, size in rectangles(shape[1:], start, end):
         yield (row, *offset), (1, *size)
 
@@ -80,7 +81,8 @@ def _pieces(flat: Tensor, entry: ShardedTensor, state: str, span: range) -> Iter
     """`flat` [len(span)], the numbers `span` of the parameter that `entry` describes, as parts of the stored tensor."""
     assert flat.numel() == len(span), (entry.key, flat.shape, span)
     done, (copy_id, tensor_rank, _) = 0, entry.replica_id
-    for offset, size in rectangles(tuple(entry.local_shape), span.start, span.stop):
+    stacked = entry.prepend_axis_num  # megatron-core stores the same parameter of all layers as one tensor
+    for offset, size in rectangles((1,) * stacked + tuple(entry.local_shape), span.start, span.stop):
         count = math.prod(size)
         yield replace(
             entry,
@@ -90,6 +92,7 @@ def _pieces(flat: Tensor, entry: ShardedTensor, state: str, span: range) -> Iter
             local_shape=size,
             global_offset=tuple(a + b for a, b in zip(entry.global_offset, offset, strict=True)),
             axis_fragmentations=None,  # no regular grid
+            prepend_axis_num=0,
             replica_id=(copy_id, tensor_rank, 0),  # no other data-parallel rank has it
         )
         done += count

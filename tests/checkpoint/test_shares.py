@@ -11,6 +11,7 @@ import torch
 from megatron_alum.checkpoint.folder import find_checkpoint
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
+from megatron_alum.training.memory import checkpoint_bytes
 from megatron_alum.training.optimizer_state import rectangles
 from tests.helpers.distributed import run_ranks
 from tests.training.runs import arguments
@@ -103,10 +104,12 @@ def bytes_read() -> int:
 def test_every_rank_writes_and_reads_its_share(prefix, tmp_path, distributed, bf16):
     argv = arguments(prefix, tmp_path / "run", hidden_size=128, use_distributed_optimizer=distributed, bf16=bf16)
     answers = run_ranks(4, save_and_load, argv)
+    config, parameters = parse_config(RunConfig, argv), answers[0][-1]
     # Weights and three float32 numbers each; a float32 network without shards is its own master.
-    each = 2 + 12 if bf16 else 4 + 12 if distributed else 4 + 8
-    for written, received, read, equal, parameters in answers:
-        whole = parameters * each
+    whole = parameters * (2 + 12 if bf16 else 4 + 12 if distributed else 4 + 8)
+    assert checkpoint_bytes(config, vocab_size=100) == whole
+    assert sum(answer[0] for answer in answers) == pytest.approx(whole, rel=0.1)  # and headers
+    for written, received, read, equal, _ in answers:
         assert equal
         assert received < 0.01 * parameters
         assert 0.15 * whole < written < 0.35 * whole

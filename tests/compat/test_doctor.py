@@ -30,7 +30,6 @@ def test_prints_everything_with_advice_and_runs_a_step(tmp_path):
         "megatron-core",
         "CUDA",
         "apex",
-        "Transformer Engine",
         "fused ops",
         "sampler",
         "attention",

@@ -98,7 +98,13 @@ def test_every_flag_has_its_place(site, program):
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if DOCS not in path.parents], ids=name_of)
 def test_links_of_documents_beside_the_site(path):
     """Files that are read in the repository: README, examples, csrc."""
-    links = re.findall(r"\]\(([^)\s]+)\)", prose(path.read_text()))
-    local = [link for link in links if not urlsplit(link).scheme]
-    assert not [link for link in local if not (path.parent / Path(urlsplit(link).path)).exists()]
-    assert not [link for link in local if urlsplit(link).fragment], "places are checked on the site alone"
+    links = [urlsplit(link) for link in re.findall(r"\]\(([^)\s]+)\)", prose(path.read_text()))]
+    local = [(path.parent / link.path if link.path else path, link.fragment) for link in links if not link.scheme]
+    assert not [target for target, _ in local if not target.exists()]
+    assert not [(target, place) for target, place in local if place and place not in places(target)]
+
+
+def places(path):
+    """What a reader's browser makes of the headings of a Markdown file."""
+    headings = re.findall(r"^#+ (.*)$", prose(path.read_text()), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}

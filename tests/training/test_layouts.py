@@ -73,6 +73,9 @@ def test_every_option_is_right_under_sequence_parallelism(prefix, tmp_path, opti
         pytest.param(2, {"use_distributed_optimizer": True}, id="dp2-distributed-optimizer"),
         pytest.param(2, {"overlap_grad_reduce": True}, id="dp2-overlap"),
         pytest.param(
+            4, {"use_distributed_optimizer": True, "overlap_grad_reduce": True}, id="dp4-distributed-optimizer-overlap"
+        ),
+        pytest.param(
             4, {"tensor_model_parallel_size": 2, "sequence_parallel": True, "use_distributed_optimizer": True}, id="all"
         ),
         pytest.param(1, {"recompute_granularity": "full"}, id="recompute-full"),

@@ -159,3 +159,55 @@ def test_the_norm_of_large_layouts(layers, h, tp, dp, has_empty, monkeypatch):
         squares += float(global_norm([_Shard(lengths)])) ** 2 * (tp - 1 if tp_rank else 1)  # the other ranks are alike
     assert (num_empty > 0) == has_empty
     assert squares == pytest.approx(sum(size if whole else size * tp for size, whole in parameters), rel=1e-5)
+
+
+DECAYED = """
+embedding.word_embeddings.weight
+embedding.position_embeddings.weight
+embedding.tokentype_embeddings.weight
+encoder.layers.0.self_attention.linear_proj.weight
+encoder.layers.0.self_attention.linear_qkv.weight
+encoder.layers.0.mlp.linear_fc1.weight
+encoder.layers.0.mlp.linear_fc2.weight
+lm_head.dense.weight
+pooler.dense.weight
+binary_head.weight
+"""
+PLAIN = """
+encoder.layers.0.input_layernorm.weight
+encoder.layers.0.input_layernorm.bias
+encoder.layers.0.self_attention.linear_proj.bias
+encoder.layers.0.self_attention.linear_qkv.bias
+encoder.layers.0.pre_mlp_layernorm.weight
+encoder.layers.0.pre_mlp_layernorm.bias
+encoder.layers.0.mlp.linear_fc1.bias
+encoder.layers.0.mlp.linear_fc2.bias
+encoder.final_layernorm.weight
+encoder.final_layernorm.bias
+lm_head.dense.bias
+lm_head.layer_norm.weight
+lm_head.layer_norm.bias
+output_layer.bias
+pooler.dense.bias
+binary_head.bias
+"""
+
+
+def _decay_by_name(rank: int, world_size: int) -> dict[str, float]:
+    from megatron_alum.parallel import initialize
+
+    groups = initialize(tensor_parallel_size=1, timeout_seconds=60)
+    values = {"data_path": ("none",), "dry_run": True, "num_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
+    values |= {"seq_length": 16, "train_iters": 4, "micro_batch_size": 2, "global_batch_size": 2, "weight_decay": 0.01}
+    config = build_config(RunConfig, [values])
+    network = build_model(config.model, vocab_size=100, groups=groups)
+    optimizer = build_optimizer(wrap_data_parallel(network, config), config)
+    set_learning_rate(optimizer, 2, config)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    return {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_what_decays_by_name():
+    """Matrices and tables, as in Google's BERT (which leaves out LayerNorm and bias)."""
+    (decay,) = run_ranks(1, _decay_by_name)
+    assert decay == dict.fromkeys(DECAYED.split(), 0.01) | dict.fromkeys(PLAIN.split(), 0.0)

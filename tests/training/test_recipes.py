@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.launcher.api import LaunchConfig
 
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
@@ -112,6 +113,15 @@ def test_a_dry_run_builds_the_recipe(prefix, tmp_path, monkeypatch, recipe):
 def test_launchers_are_valid_shell_and_name_the_entry(launcher):
     assert subprocess.run(["bash", "-n", str(launcher)], capture_output=True).returncode == 0
     assert 'pretrain_bert_alum.py "$@"' in launcher.read_text()
+
+
+@pytest.mark.parametrize("launcher", sorted(EXAMPLES.glob("launch_*.sh")), ids=lambda path: path.stem)
+def test_torchrun_waits_for_the_last_save(launcher, monkeypatch):
+    (seconds,) = re.findall(r"TORCH_ELASTIC_SHUTDOWN_TIMEOUT=\$\{SAVE_SECONDS:-(\d+)\}", launcher.read_text())
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", seconds)
+    assert LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=1).shutdown_timeout == int(seconds) >= 240
+    for warning in re.findall(r"#SBATCH --signal=TERM@(\d+)", launcher.read_text()):
+        assert int(warning) >= int(seconds) + 60
 
 
 SRUN = """#!/bin/sh

@@ -34,8 +34,15 @@ def failing(tmp_path, argv, *, error, broken="loop"):
     """Status, stderr and torchrun's error file of a run whose first step raises `error`."""
     program, report = tmp_path / "program.py", tmp_path / "error.json"
     program.write_text(PROGRAM.format(module="pretrain_bert_alum", broken=broken, error=error))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHELASTIC_ERROR_FILE": str(report)}
-    done = subprocess.run([sys.executable, program, *argv], capture_output=True, text=True, timeout=120, env=environment)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "TORCHELASTIC_ERROR_FILE": str(report),
+    }
+    done = subprocess.run(
+        [sys.executable, program, *argv], capture_output=True, text=True, timeout=120, env=environment
+    )
     return done.returncode, done.stderr, json.loads(report.read_text())["message"]
 
 
