@@ -6,25 +6,26 @@ differ. Formulas: megatron_alum/training/memory.py and flops.py.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from docutils import nodes
-from docutils.parsers.rst import directives
+from list_table import list_table
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
 from megatron_alum.training.flops import TextSize, iteration_flops, run_iterations
-from megatron_alum.training.memory import estimate_memory, num_parameters
+from megatron_alum.training.memory import checkpoint_bytes, estimate_memory, num_parameters
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 HEADINGS = ("recipe", "phase", "state, GB", "activations, GB", "head, GB", "in all, GB", "TFLOP", "device-days")
-BYTES_OF_CHECKPOINT = 14
-"""a parameter: its weight in 16 bits; master weight and two moments in float32"""
 
 
 def rows_of(words: list[str], *, tokens: float | None, effective_tflops: float) -> list[tuple[str, ...]]:
     """Cells of one recipe, a row a phase."""
     recipe, processes, vocabulary, *flags = words
-    config = parse_config(RunConfig, ["--config", f"examples/{recipe}", "--save", "run", *flags])
+    config = parse_config(RunConfig, ["--config", f"{EXAMPLES}/{recipe}", "--save", "run", *flags])
     world, vocab_size = int(processes), int(vocabulary)
     config.data_parallel_size(world)
     text = TextSize.full(config, tokens_per_sequence=tokens)
@@ -42,29 +43,28 @@ def rows_of(words: list[str], *, tokens: float | None, effective_tflops: float) 
     return rows
 
 
-def parameters_of(recipe: str, vocab_size: int) -> int:
-    """Parameters of a recipe's network."""
-    config = parse_config(RunConfig, ["--config", f"examples/{recipe}", "--save", "run"])
+def sizes_of(recipe: str, vocab_size: int) -> tuple[str, ...]:
+    """Cells of one recipe: its network, a checkpoint, what is exported."""
+    config = parse_config(RunConfig, ["--config", f"{EXAMPLES}/{recipe}", "--save", "run"])
     divisor = config.model.make_vocab_size_divisible_by
-    return num_parameters(config, padded_vocab_size=-(-vocab_size // divisor) * divisor)
+    parameters = num_parameters(config, padded_vocab_size=-(-vocab_size // divisor) * divisor)
+    stored = checkpoint_bytes(config, vocab_size=vocab_size)
+    return recipe, f"{parameters / 1e6:,.0f} million", f"{stored / 1e9:,.1f}", f"{2 * parameters / 1e9:,.1f}"
 
 
 class Resources(SphinxDirective):
     """A table of recipes."""
 
     has_content = True
-    option_spec = {"tokens": float, "effective-tflops": float, "class": directives.class_option}  # noqa: RUF012
+    option_spec = {"tokens": float, "effective-tflops": float}  # noqa: RUF012
 
     def run(self) -> list[nodes.Node]:
         """The table, by way of a list table."""
-        lines = ["::::{list-table}", ":header-rows: 1", ""]
         speed = self.options["effective-tflops"]
         rows = [HEADINGS]
         for line in self.content:
             rows += rows_of(line.split(), tokens=self.options.get("tokens"), effective_tflops=speed)
-        for row in rows:
-            lines += [f"{'*' if number == 0 else ' '} - {cell}" for number, cell in enumerate(row)]
-        return self.parse_text_to_nodes("\n".join([*lines, "::::"]))
+        return self.parse_text_to_nodes(list_table(rows))
 
 
 class Checkpoints(SphinxDirective):
@@ -74,16 +74,11 @@ class Checkpoints(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """The table, by way of a list table."""
-        lines = ["::::{list-table}", ":header-rows: 1", ""]
-        rows: list[tuple[str, ...]] = [("recipe", "parameters", "one checkpoint", "exported folder, 16 bits")]
+        rows: list[tuple[str, ...]] = [("recipe", "parameters", "checkpoint, GB", "exported folder, GB, 16 bits")]
         for line in self.content:
             recipe, vocabulary = line.split()
-            count = parameters_of(recipe, int(vocabulary))
-            sizes = (f"{count * each / 1e9:,.1f} GB" for each in (BYTES_OF_CHECKPOINT, 2))
-            rows.append((recipe, f"{count / 1e6:,.0f} million", *sizes))
-        for row in rows:
-            lines += [f"{'*' if number == 0 else ' '} - {cell}" for number, cell in enumerate(row)]
-        return self.parse_text_to_nodes("\n".join([*lines, "::::"]))
+            rows.append(sizes_of(recipe, int(vocabulary)))
+        return self.parse_text_to_nodes(list_table(rows))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -4,6 +4,7 @@ read."""
 from __future__ import annotations
 
 from docutils import nodes
+from list_table import list_table
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -28,10 +29,7 @@ class TaskTable(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """The table, by way of a list table."""
-        lines = ["::::{list-table}", ":header-rows: 1", ""]
-        for row in (HEADINGS, *(cells(task) for task in TASKS.values())):
-            lines += [f"{'*' if number == 0 else ' '} - {cell}" for number, cell in enumerate(row)]
-        return self.parse_text_to_nodes("\n".join([*lines, "::::"]))
+        return self.parse_text_to_nodes(list_table([HEADINGS, *(cells(task) for task in TASKS.values())]))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
