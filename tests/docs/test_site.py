@@ -76,7 +76,8 @@ def test_no_page_names_a_machine(site):
 
 
 def test_a_broken_link_is_seen(tmp_path):
-    (tmp_path / "there.html").write_text("")
+    for name in ("a.html", "there.html"):
+        (tmp_path / name).write_text("")
     page = Page('<p id="here"><a href="#here"><a href="#gone"><a href="there.html"><a href="absent.html">')
     assert broken({tmp_path / "a.html": page}, lambda page: page.links) == [
         "a.html -> #gone: no such place",
@@ -88,9 +89,8 @@ def test_a_broken_link_is_seen(tmp_path):
 def test_every_flag_has_its_place(site, program):
     """Other pages, and people's bookmarks, link to a flag."""
     anchors = set().union(*(page.anchors for page in site.values()))
-    stem = program.replace("/", "-").replace(".", "-")
     flags = [option.flag for option in options_of(configuration_of(program))]
-    missing = [flag for flag in flags if f"cmdoption-{stem}-{flag.lstrip('-')}" not in anchors]
+    missing = [flag for flag in flags if f"cmdoption-{program.replace('/', '-')}-{flag.lstrip('-')}" not in anchors]
     assert not missing, sorted(anchor for anchor in anchors if "cmdoption" in anchor)[:5]
 
 

