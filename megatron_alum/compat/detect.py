@@ -1,7 +1,7 @@
 """What this machine has: CUDA, NVIDIA's apex (or the unrelated package of that name), versions.
 
 Nothing found here is required. Looks at files and package metadata without importing an accelerator library, since some
-fail or print on import. `tools/doctor.py` prints the report with advice.
+fail or print on import. `megatron-alum doctor` prints the report with advice.
 """
 
 import functools

@@ -22,13 +22,14 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import yaml
 
+from megatron_alum.config.extras import MissingExtraError
 from megatron_alum.config.fields import Option, options_of, section_of
 
 T = TypeVar("T")
 
 
 def main_guard(fn: Callable[[], None]) -> None:
-    """Run `fn`; turn a user's error (ValueError, OSError) into `error: <sentence>` on stderr and exit status 2.
+    """Run `fn`; turn a user's error (ValueError, OSError, missing extra) into `error: <sentence>` on stderr, status 2.
 
     Ctrl-C ends with status 130 and no traceback. Under torchrun all ranks refuse the same input, so a ValueError is
     printed once a node, by local rank 0.
@@ -38,7 +39,7 @@ def main_guard(fn: Callable[[], None]) -> None:
     """
     try:
         fn()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MissingExtraError) as error:
         if isinstance(error, OSError) or os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         _leave(2)

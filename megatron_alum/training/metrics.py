@@ -23,6 +23,7 @@ from megatron_alum.checkpoint.agreement import reason
 from megatron_alum.checkpoint.folder import write_durably
 from megatron_alum.checkpoint.origin import ROWS_FILES, WANDB_FILE
 from megatron_alum.checkpoint.rows import Rows
+from megatron_alum.config.extras import require
 from megatron_alum.config.run import RunConfig
 from megatron_alum.ops import perturbation_statistics
 from megatron_alum.parallel import ProcessGroups
@@ -199,6 +200,7 @@ class Writers:
         for name in (METRICS_FILE, PERFORMANCE_FILE, VALIDATION_FILE):
             self._files[name] = JsonLines(root / name, resumed_iteration=resumed_iteration)
         if config.logging.tensorboard_dir is not None:
+            require("tensorboard")
             from torch.utils.tensorboard import SummaryWriter
 
             self._tensorboard = SummaryWriter(config.logging.tensorboard_dir, purge_step=resumed_iteration + 1)
@@ -235,13 +237,9 @@ def _start_wandb(config: RunConfig, root: Path, *, is_resumed: bool) -> Any:
     """
     from megatron_alum.config.cli import config_to_dict
 
-    try:
-        import wandb
-    except ImportError:
-        raise ValueError(
-            "--wandb-project needs the wandb package, but it is not installed. "
-            "Run `pip install wandb`, or leave the option out."
-        ) from None
+    require("wandb")
+    import wandb
+
     note = root / WANDB_FILE
     known = note.read_text(encoding="utf-8").strip() if is_resumed and note.is_file() else None
     options: dict[str, Any] = {

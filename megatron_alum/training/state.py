@@ -138,7 +138,7 @@ def data_fingerprint(config: RunConfig, *, weights: Sequence[float] | None) -> s
         path = shard_paths(prefix)["json"]
         if not path.is_file():
             raise ValueError(
-                f"--data-path must name shards of tools/preprocess_data.py, but `{path}` does not exist. A corpus that "
+                f"--data-path must name shards of megatron-alum preprocess, but `{path}` does not exist. A corpus that "
                 "was moved is recognised by its fingerprint: give its new place with --data-path."
             )
         digest.update(json.dumps(read_manifest(path)["files"], sort_keys=True).encode())

@@ -14,7 +14,7 @@ def _run(**environment):
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, **environment},
+        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join([environment["PYTHONPATH"], str(ROOT)])},
     )
 
 

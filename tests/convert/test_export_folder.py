@@ -99,8 +99,9 @@ def test_the_card_states_the_records_of_the_run(exported):
     card = (exported / "README.md").read_text()
     header = card.split("---")[1]
     assert "library_name: transformers" in header and "pipeline_tag: fill-mask" in header
-    assert "`MegatronBertForPreTraining`" in card and "at iteration 7" in card
-    for fact in ("lr 0.0001", "train_iters 9", "alum_alpha 10", "num_documents 12", "num_tokens 3456"):
+    assert "`MegatronBertForPreTraining`" in card and "after iteration 7." in card
+    assert "license: unknown" in header and "language:" not in header
+    for fact in ("lr 0.0001", "train_iters 9", "alum_alpha 10", "12 documents and 3,456 tokens."):
         assert fact in card
     # Iterations 4 to 7 only: the fifth row is later than the export, the torn one is no row.
     assert "| lm_loss | 4.5 | 4.5 |" in card and "skipped for non-finite values: 3" in card
@@ -116,6 +117,7 @@ def test_a_card_without_records_says_so():
     card = model_card(CardFacts(name="m", class_name="BertModel"))
     assert "no configuration of a training run" in card and "was not found" in card and "No metrics.jsonl" in card
     assert "pipeline_tag: feature-extraction" in card and "Perturbation" not in card
+    assert "## Evaluation\n\nNone was recorded" in card and card.index("## Evaluation") < card.index("## Limits")
 
 
 def test_means_by_hand():
@@ -158,11 +160,17 @@ def run_tool(*arguments):
 
 
 def test_the_tool_verifies_and_prints_one_line(exported, tmp_path):
-    done = run_tool("to-hf", "--load", exported.parent / "run", "--output", tmp_path / "out", "--verify")
+    card = ("--license", "apache-2.0", "--language", "en", "de")
+    done = run_tool("to-hf", "--load", exported.parent / "run", "--output", tmp_path / "out", "--verify", *card)
     assert done.returncode == 0, done.stderr
     verified, closing = done.stdout.splitlines()
     assert verified.startswith("verified: largest difference of hidden states") and "KL" in verified
     assert closing.startswith(f"{tmp_path / 'out'}: iteration 7 of")
+    written = (tmp_path / "out" / "README.md").read_text()
+    assert "license: apache-2.0\nlanguage:\n- en\n- de\n" in written
+    assert (
+        f"megatron-alum convert to-hf --load {exported.parent / 'run'} --output {tmp_path / 'out'} --verify" in written
+    )
 
 
 def test_the_tool_reports_a_user_error_in_one_sentence(tmp_path):

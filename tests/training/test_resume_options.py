@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from megatron_alum.checkpoint.folder import FORMAT_VERSION, hash_file, iteration_folder, read_run_config
+from megatron_alum.cli.pretrain import options_of_start
 from megatron_alum.config.cli import config_to_dict, parse_config
 from megatron_alum.config.fields import options_of
 from megatron_alum.config.run import RunConfig
 from megatron_alum.config.stored import KINDS, Kind
 from megatron_alum.training.resume import check_compatible
 from megatron_alum.training.state import data_fingerprint
-from pretrain_bert_alum import options_of_start
 from tests.training.runs import (
     arguments,
     build_synthetic_corpus,
