@@ -27,7 +27,6 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_alum.compat.compiler import opaque_to_compiler
 from megatron_alum.models.blocks import block_attention
 from megatron_alum.models.sequences import PackedSequences
 
@@ -86,6 +85,7 @@ class PackedAttention(MegatronModule):
         # Under sequence parallelism the encoder has forked the tracker already.
         self.forks = config.tensor_model_parallel_size > 1 and not config.sequence_parallel
 
+    @torch.compiler.disable  # lengths change with each batch; nothing here is left to fuse
     def forward(
         self,
         query: Tensor,
@@ -112,44 +112,14 @@ class PackedAttention(MegatronModule):
         sequences = packed_seq_params
         if not isinstance(sequences, PackedSequences):
             raise ValueError(f"`packed_seq_params` must be PackedSequences, but is {type(sequences)} instead.")
+        shape = (sequences.num_tokens, *query.shape[1:])
+        _refuse_unless(
+            query.shape == key.shape == value.shape == shape, "query, key, value", f"of shape {shape}", query.shape
+        )
         probability = self.probability if self.training else 0.0
-        how = self.backend, probability, probability > 0.0 and self.forks
-        if torch.compiler.is_compiling():
-            where = sequences.cu_seqlens_q, sequences.lengths_on_host
-            return _opaque_attention(query, key, value, *where, *how)
-        return _attention(query, key, value, sequences, *how)
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    sequences: PackedSequences,
-    name: AttentionName,
-    dropped: float,
-    forks: bool,
-) -> Tensor:
-    """[T, heads x D] by the backend `name`; with `forks` the masks come from the stream of this rank."""
-    shape = (sequences.num_tokens, *query.shape[1:])
-    _refuse_unless(
-        query.shape == key.shape == value.shape == shape, "query, key, value", f"of shape {shape}", query.shape
-    )
-    with tensor_parallel.get_cuda_rng_tracker().fork() if forks else contextlib.nullcontext():
-        return _BACKENDS[name](query, key, value, sequences, dropped).flatten(1)
-
-
-@opaque_to_compiler
-def _opaque_attention(
-    query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, lengths: Tensor, *how: Any
-) -> Tensor:
-    """`_attention` with the lengths in tensors: what torch.compile sees as a number, it compiles for that number."""
-    sequences = PackedSequences(lengths.tolist(), len(query), query.device, boundaries=boundaries)
-    return _attention(query, key, value, sequences, *how)
-
-
-@_opaque_attention.register_fake
-def _(query: Tensor, *_others: Any) -> Tensor:
-    return query.new_empty((query.size(0), query.size(1) * query.size(2)))
+        forks = probability > 0.0 and self.forks
+        with tensor_parallel.get_cuda_rng_tracker().fork() if forks else contextlib.nullcontext():
+            return _BACKENDS[self.backend](query, key, value, sequences, probability).flatten(1)
 
 
 def _refuse_unless(holds: bool, name: str, expected: str, value: Any) -> None:

@@ -7,8 +7,6 @@ Parameters, their names and sharded checkpoints are TransformerBlock's; so is wh
 
 import contextlib
 
-import torch
-import torch._dynamo
 from megatron.core import tensor_parallel
 from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
@@ -16,12 +14,11 @@ from torch import Tensor
 from megatron_alum.models.sequences import PackedSequences
 
 _COMPILED_VERSIONS = 64
+"""torch.compile gives up on a function after 8 of its own accord; sizes of 1 and dtypes multiply the combinations"""
 
 
 class Encoder(TransformerBlock):
     """The layers of this pipeline stage and, in a pre-LayerNorm network's last stage, the LayerNorm after them."""
-
-    _is_compiled = False
 
     def forward(
         self,
@@ -50,23 +47,23 @@ class Encoder(TransformerBlock):
             hidden = self.final_layernorm(hidden)
         return hidden
 
-    def compile_layers(self) -> None:
+    def compile_layers(self, *, backend: str = "inductor") -> None:
         """Compile each layer on its first use, in place: parameter names stay.
 
-        All layers share their compiled versions: one for each combination of training or not, frozen parameters or not,
-        chosen rows or not, gradients or not, and of sizes that are 1, which torch.compile holds for special.
+        All layers share what is compiled, one graph before the attention and one after it, for any number of tokens and
+        rows: a version for each combination of training or not, frozen parameters or not, chosen rows or not, and
+        gradients or not.
         """
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILED_VERSIONS)
+        from torch._dynamo import config  # takes a second to import
+
+        config.recompile_limit = max(config.recompile_limit, _COMPILED_VERSIONS)
         for layer in self.layers:
-            layer.compile()
-        self._is_compiled = True
+            layer.compile(dynamic=True, backend=backend)
 
     def _run(self, index: int, hidden: Tensor, sequences: PackedSequences, rows: Tensor | None) -> Tensor:
         """One layer, with recomputation where it is asked for."""
 
         def layer(hidden: Tensor) -> Tensor:
-            if self._is_compiled:
-                _mark_dynamic(hidden, sequences, rows)
             output: Tensor = self.layers[index](hidden, packed_seq_params=sequences, rows=rows)[0]
             return output
 
@@ -74,10 +71,3 @@ class Encoder(TransformerBlock):
             output: Tensor = tensor_parallel.checkpoint(layer, False, hidden)
             return output
         return layer(hidden)
-
-
-def _mark_dynamic(hidden: Tensor, sequences: PackedSequences, rows: Tensor | None) -> None:
-    """Tokens, sequences and chosen rows are as many as the batch has: one compiled version serves all numbers."""
-    for tensor in (hidden, sequences.cu_seqlens_q, sequences.lengths_on_host, rows):
-        if tensor is not None:
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)

@@ -11,7 +11,6 @@ from itertools import accumulate
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
-from torch import Tensor
 
 from megatron_alum.models.blocks import Block, cut_into_blocks
 
@@ -19,11 +18,8 @@ from megatron_alum.models.blocks import Block, cut_into_blocks
 class PackedSequences(PackedSeqParams):
     """megatron-core's parameters of the `thd` layout, with what the host knows of the sequences."""
 
-    def __init__(
-        self, lengths: Sequence[int], num_tokens: int, device: torch.device, *, boundaries: Tensor | None = None
-    ) -> None:
-        """`lengths` of the B sequences in their order, each at least 1, and T = `num_tokens` in all. `boundaries` are
-        the `cu_seqlens_q` of these lengths where they exist already.
+    def __init__(self, lengths: Sequence[int], num_tokens: int, device: torch.device) -> None:
+        """`lengths` of the B sequences in their order, each at least 1, and T = `num_tokens` in all.
 
         Raises ValueError when they do not fit.
         """
@@ -37,8 +33,7 @@ class PackedSequences(PackedSeqParams):
         tail = num_tokens - sum(lengths)
         pieces = [*lengths, *[longest] * (tail // longest), *([tail % longest] if tail % longest else [])]
         self.shortest = min(pieces)
-        if boundaries is None:
-            boundaries = torch.tensor([0, *accumulate(pieces)], dtype=torch.int32).to(device, non_blocking=True)
+        boundaries = torch.tensor([0, *accumulate(pieces)], dtype=torch.int32).to(device, non_blocking=True)
         super().__init__(
             qkv_format="thd",
             cu_seqlens_q=boundaries,
@@ -46,11 +41,6 @@ class PackedSequences(PackedSeqParams):
             max_seqlen_q=longest,
             max_seqlen_kv=longest,
         )
-
-    @cached_property
-    def lengths_on_host(self) -> Tensor:
-        """int64 [B], on the CPU."""
-        return torch.tensor(self.lengths)
 
     @property
     def starts(self) -> list[int]:

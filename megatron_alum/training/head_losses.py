@@ -60,7 +60,8 @@ class VocabularyHead:
         if not self.chunk_rows:
             return self.mlm(rows, labels, weights=weights)
         nothing = torch.zeros_like(weights)
-        return self._losses(rows, rows.detach(), labels, mlm_weight=weights, kl_weight=nothing).mlm
+        losses = self._losses(rows, rows.detach(), labels, mlm_weight=weights, kl_weight=nothing)
+        return losses.mlm + losses.kl  # 0, but with a gradient: both sums must enter a loss alike
 
     def inner(self, clean: Tensor, adversarial: Tensor, *, weights: Tensor) -> Tensor:
         """Sum of weights [N] * what the ascent climbs, row by row; the rows `clean` are constants.

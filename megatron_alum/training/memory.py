@@ -1,7 +1,7 @@
 """Memory of one process at the peak of a step, by formula, for any network, layout and precision.
 
     weights       parameters of this rank, in the compute dtype
-    gradients     float32 buffer of the data-parallel wrapper
+    gradients     float32 or bfloat16 buffer of the data-parallel wrapper
     optimizer     Adam's two moments, and float32 master weights under 16 bits or the distributed optimizer
     activations   what the layers keep for backward: of the clean pass, and of the adversarial one in the same graph
     head          logits at masked positions and the gradients of the vocabulary table that meet there, unless they go
@@ -90,7 +90,7 @@ def estimate_memory(
         in_flight = min(stages - stage, micro_batches)  # forward passes whose backward has not come
         return MemoryEstimate(
             weights=parameters * bytes_each,
-            gradients=parameters * 4,
+            gradients=parameters * (2 if config.parallel.grad_reduce_in_bf16 else 4),
             optimizer=parameters * (12 if needs_master else 8) / sharing,
             activations=activations * in_flight,
             head=_head(config, phase, micro, bytes_each, padded // tp, table) if stage == stages - 1 else 0.0,

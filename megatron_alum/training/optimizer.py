@@ -27,9 +27,9 @@ from megatron_alum.training.schedule import learning_rate
 
 
 def wrap_data_parallel(model: SplitBert, config: RunConfig) -> DistributedDataParallel:
-    """The model with gradient buffers in float32 that are summed over the data-parallel group."""
+    """The model with gradient buffers that are summed over the data-parallel group, in float32 by default."""
     layout = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
+        grad_reduce_in_fp32=not config.parallel.grad_reduce_in_bf16,
         overlap_grad_reduce=config.parallel.overlap_grad_reduce,
         use_distributed_optimizer=config.parallel.use_distributed_optimizer,
     )
