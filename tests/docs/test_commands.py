@@ -10,6 +10,7 @@ from functools import cache
 
 import pytest
 
+from megatron_alum.cli.main import COMMANDS as COMMANDS_OF_PACKAGE
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.fields import options_of
 from tests.docs.pages import DOCUMENTS, ROOT, commands, name_of, prose
@@ -30,8 +31,20 @@ SIZES = {"num_layers": 12, "hidden_size": 768, "num_attention_heads": 12}
 MAKE_TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
 
+SCRIPT_OF = {
+    **{"pretrain": "pretrain_bert_alum.py", "preprocess": "tools/preprocess_data.py", "doctor": "tools/doctor.py"},
+    **{"train-tokenizer": "tools/train_tokenizer.py", "inspect": "tools/inspect_shards.py"},
+    **{"merge": "tools/merge_shards.py", "convert": "tools/convert_checkpoint.py", "finetune": "tools/finetune.py"},
+    **{"attack": "tools/attack.py", "report": "tools/make_report.py", "estimate": "tools/estimate_memory.py"},
+}
+"""sub-command of megatron-alum -> its script"""
+
+
 def program_and_arguments(words):
     """("tools/x.py", its arguments) of `[torchrun ...] x.py ...` or `python -m package.x ...`."""
+    if words[0] == "megatron-alum":
+        assert words[1] in SCRIPT_OF, f"megatron-alum has no {words[1]}"
+        return SCRIPT_OF[words[1]], words[2:]
     if "-m" in words:
         at = words.index("-m") + 1
         return words[at].replace(".", "/") + ".py", words[at + 1 :]
@@ -61,7 +74,9 @@ def check(command):
         return
     if words[0] in OTHER_WORDS:
         return
-    assert words[0] in ("python", "torchrun"), f"{words[0]} is not known here"
+    if words == ["megatron-alum", "--help"]:
+        return
+    assert words[0] in ("python", "torchrun", "megatron-alum"), f"{words[0]} is not known here"
     program, arguments = program_and_arguments(words)
     assert (ROOT / program).is_file(), f"{program} is not there"
     if program in PROGRAMS:
@@ -115,6 +130,11 @@ def test_make_targets_in_the_text_exist():
     named = {name for path in DOCUMENTS for name in re.findall(r"`make ([a-z-]+)", path.read_text())}
     assert {"demo", "test", "docs"} <= named
     assert not named - MAKE_TARGETS
+
+
+def test_every_sub_command_has_its_script():
+    assert SCRIPT_OF.keys() == COMMANDS_OF_PACKAGE.keys()
+    assert all((ROOT / script).is_file() for script in SCRIPT_OF.values())
 
 
 def test_every_configuration_has_a_page():

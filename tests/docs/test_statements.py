@@ -1,7 +1,6 @@
-"""Statements of the pages that could grow old: quoted errors, figures of a kept run, figures of the paper."""
+"""Statements of the pages that could grow old: quoted errors, figures of a kept run."""
 
 import ast
-import csv
 import json
 import re
 import statistics
@@ -64,38 +63,3 @@ def test_figures_of_the_kept_run():
 
 def _short(value):
     return f"{value:.1e}".replace("e-0", "e-")
-
-
-@pytest.mark.requires_shared_data
-def test_scores_are_the_papers(shared_data):
-    table = shared_data.parent / "paper" / "tables.csv"
-    with table.open() as stream:
-        printed = list(csv.DictReader(line for line in stream if not line.startswith("#")))
-    page = (DOCS / "finetuning.md").read_text().split("## What the paper reports")[1].split("\n## ")[0]
-    lines = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("|")]
-    header, _, *rows = [[cell.strip() for cell in line] for line in lines]
-    assert len(rows) == 24
-    for task, metric_split, *values in rows:
-        metric, split = metric_split.split(", ")
-        dataset, split = DATASETS.get((task.strip("`"), split), (NAMES.get(task.strip("`")), split))
-        for system, value in zip(header[2:], values, strict=True):
-            of_paper = {
-                row["value"]
-                for row in printed
-                if (row["dataset"], row["split"], row["metric"], row["system"]) == (dataset, split, metric, system)
-            }
-            if task != "`adv-squad`" or value:  # of RoBERTa the page leaves out what is swapped in print
-                assert of_paper == ({value} if value else set()), (task, metric_split, system)
-
-
-NAMES = {
-    **{"squad-v1.1": "SQuAD v1.1", "squad-v2": "SQuAD v2.0", "mnli": "MNLI-m", "sst2": "SST-2", "qnli": "QNLI"},
-    **{"cola": "CoLA", "rte": "RTE", "mrpc": "MRPC", "qqp": "QQP", "stsb": "STS-B", "anli-all": "ANLI All"},
-    **{"hellaswag": "HellaSWAG", "snli": "SNLI", "scitail": "SciTail", "swag": "SWAG", "bc2gm": "BC2GM"},
-    **{"ncbi-disease": "NCBI", "jnlpba": "JNLPBA"},
-}
-DATASETS = {
-    ("mnli", "dev_mismatched"): ("MNLI-mm", "dev"),
-    ("adv-squad", "add_sent"): ("AddSent", "dev"),
-    ("adv-squad", "add_one_sent"): ("AddOneSent", "dev"),
-}
