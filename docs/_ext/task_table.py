@@ -1,5 +1,7 @@
-"""Tables of benchmarks: `task-table` says what is measured and which files are read, from megatron_alum/finetune/tasks.py;
-`paper-scores` what the paper reports of its main models, from megatron_alum/report/paper.toml."""
+"""Tables of benchmarks. `task-table` says what is measured and which files are read, from
+megatron_alum/finetune/tasks.py; `paper-scores` what the paper reports of its main models, from
+megatron_alum/report/paper.toml.
+"""
 
 from __future__ import annotations
 
