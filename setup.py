@@ -26,7 +26,7 @@ OLDER_ARCHITECTURES = "8.0;9.0+PTX"  # of an nvcc before 12.8, which does not kn
 # Contraction off: the noise must have the same bits in every build. Where a fused multiply-add is wanted it is written
 # out; the CUDA code rounds step by step with intrinsics in the noise.
 CXX_FLAGS = [
-    *("-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas"),
+    *("-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas", "-Wno-psabi"),
     "-ffp-contract=off",
     "-fno-math-errno",  # sqrt as an instruction, also in vectors
     "-fvisibility=hidden",

@@ -2,9 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -19,8 +16,8 @@ from megatron_alum.convert.to_hf import export_folder
 from tests.convert import ranks
 from tests.convert.models import VOCAB_SIZE, save_hf_model, tokenizer_folder
 from tests.helpers.distributed import run_ranks
+from tests.helpers.warm import run_script
 
-ROOT = Path(__file__).resolve().parents[2]
 RUN = {"objective": "nsp", "lr": 1e-4, "alum_alpha": 10.0, "train_iters": 9, "global_batch_size": 32, "seed": 4}
 
 
@@ -72,9 +69,9 @@ assert (len(vectors[0]), len(vectors[0][0])) == (5, 20)  # [CLS] w1 w2 w3 [SEP],
 """
 
 
-def test_loads_without_network_in_auto_classes_and_pipelines(exported):
-    command = [sys.executable, "-W", "ignore", "-c", USE_OFFLINE, str(exported), str(VOCAB_SIZE)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+def test_loads_without_network_in_auto_classes_and_pipelines(exported, tmp_path):
+    (tmp_path / "use.py").write_text(USE_OFFLINE)
+    done = run_script(tmp_path / "use.py", exported, VOCAB_SIZE)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -155,8 +152,7 @@ def test_a_tokenizer_that_is_none_or_one_too_many_is_refused(exported, tmp_path)
 
 
 def run_tool(*arguments):
-    command = [sys.executable, ROOT / "tools" / "convert_checkpoint.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return run_script("tools/convert_checkpoint.py", *arguments)
 
 
 def test_the_tool_verifies_and_prints_one_line(exported, tmp_path):

@@ -1,18 +1,14 @@
 """tools/estimate_memory.py as a user calls it: its sums, its verdict, and what it needs."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.warm import run_script
+
 BASE = ["--vocab-size", "30522", "--model-size", "base", "--bf16", "--global-batch-size", "64"]
 
 
 def estimate(*words):
-    command = [sys.executable, "tools/estimate_memory.py", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return run_script("tools/estimate_memory.py", *words)
 
 
 def rows_of(printed):
@@ -56,9 +52,9 @@ def test_more_processes_share_the_optimizer():
 
 
 def test_float32_is_the_cpus():
-    """By hand: LayerNorms 4 h, q, k, v and context 4 h, around the GELU 8 h a token and layer, and 3 h of embedding; the
-    last MLP keeps 10 h for the tokens alone that a head reads, 15 % and the first of each sequence. Attention keeps no
-    weights, with dropout or without."""
+    """By hand: LayerNorms 4 h, q, k, v and context 4 h, around the GELU 8 h a token and layer, and 3 h of embedding;
+    the last MLP keeps 10 h for the tokens alone that a head reads, 15 % and the first of each sequence. Attention keeps
+    no weights, with dropout or without."""
     words = [word for word in BASE if word != "--bf16"]
     h, tokens = 768, 8 * 512
     by_hand = (12 * 16 + 3) * h * tokens * 4 - 10 * h * 4 * (tokens * 0.85 - 8)
