@@ -398,3 +398,7 @@ def main() -> None:
     head = head_contestants(arguments.rows, arguments.vocab, device)
     add("MLM head with both losses", head, dtype="float32", size=f"{size} H=256", floor_copies=0)
     print(f"\nwrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

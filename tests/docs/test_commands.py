@@ -22,7 +22,7 @@ OTHER_WORDS = {"pip", "source", "mkdir", "cd"}
 """commands that are not ours"""
 SUBCOMMANDS = {"tools/convert_checkpoint.py": ("to-hf", "from-hf")}
 OTHER_FLAGS = {
-    *("--help", "--no-build-isolation", "--nproc-per-node", "--nnodes", "--max-restarts"),  # pip, torchrun
+    *("--help", "--no-build-isolation", "--nproc-per-node", "--nnodes", "--max-restarts", "--signal"),  # pip, torchrun, sbatch
     *("--corpus", "--output", "--sentence"),  # examples/demo.py
 }
 ONE_FLAG = re.compile(r"--[a-z][a-z0-9-]*")
