@@ -22,7 +22,8 @@ OTHER_WORDS = {"pip", "source", "mkdir", "cd"}
 """commands that are not ours"""
 SUBCOMMANDS = {"tools/convert_checkpoint.py": ("to-hf", "from-hf")}
 OTHER_FLAGS = {
-    *("--help", "--no-build-isolation", "--nproc-per-node", "--nnodes", "--max-restarts", "--signal"),  # pip, torchrun, sbatch
+    *("--help", "--no-build-isolation"),  # pip
+    *("--nproc-per-node", "--nnodes", "--max-restarts", "--signal"),  # torchrun, sbatch
     *("--corpus", "--output", "--sentence"),  # examples/demo.py
 }
 ONE_FLAG = re.compile(r"--[a-z][a-z0-9-]*")
@@ -54,7 +55,9 @@ def program_and_arguments(words):
 
 @cache
 def flags_in_help(program, *subcommand):
-    return set(ONE_FLAG.findall(help_of(program, *subcommand)))
+    printed = help_of(program, *subcommand)
+    assert "usage:" in printed, f"python {program} --help prints no help: {printed!r}"
+    return set(ONE_FLAG.findall(printed))
 
 
 @cache
