@@ -1,17 +1,14 @@
 """Speed and memory of the fused ops against eager torch, torch.compile and the memory floor: a table and a CSV.
 
-    python tools/bench_ops.py [--device cpu|cuda] [--threads 2] [--rows 1024] [--vocab 30592] [--tokens 8192]
-                              [--repeats 15] [--quick] [--output benchmarks/results/ops_cpu.csv]
+    python tools/bench_ops.py [--device cpu|cuda] [--threads 2] [--quick] [--output benchmarks/results/ops_cpu.csv]
 
-Every figure is a median over rounds in which all contestants of a table take turns, so that whatever else the machine
-does hits all alike; each ratio is between medians of the same run. The floor is the time that the bytes an op must
-move take at the bandwidth of a plain copy measured in the same rounds. "value and both gradients" is the symmetric KL
-of N rows, forward and backward: "row losses" as one gets them from ops.symmetric_kl, "weighted sum" as from
-ops.row_losses with weights, which the training step uses, "one launch" the kernel by itself. "overwritten" ones write
-gradients over the logits (what the training step does); the others allocate them anew, which on CPU costs more than
-computing them, since the system hands out fresh pages for every call; that favours whatever allocates less. With
---keep-memory the process keeps what is freed, and only the ops' own work is left to compare. "whole" is the unchunked
-head: the chunked one is compared with it.
+Every figure is a median over rounds in which all contestants of a table take turns; each ratio is between medians of
+the same run. The floor is the time of the bytes that an op must move, at the speed of a plain copy in the same rounds.
+"value and both gradients" is the symmetric KL of N rows, forward and backward: "row losses" as from ops.symmetric_kl,
+"weighted sum" as from ops.row_losses with weights, which the training step uses, "one launch" the kernel by itself.
+"overwritten" ones write gradients over the logits, as the training step does; the others allocate them anew, which on
+the CPU costs more than computing them: fresh pages for every call. With --keep-memory the process keeps what is freed,
+and only the ops' own work is compared. "whole" is the unchunked head.
 """
 
 import argparse
