@@ -1,4 +1,4 @@
-"""Compiled layers: one graph before the attention and one after it, which all layers share, whatever the batch holds."""
+"""Compiled layers: one graph before the attention and one after it, which all layers share, for any batch."""
 
 import pytest
 import torch
