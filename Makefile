@@ -8,7 +8,7 @@ SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f \( 
 CORPUS ?=
 DATA := $(or $(MEGATRON_ALUM_DATA),../shared/data)
 
-.PHONY: demo test test-fast test-slow times mutations lint bench bench-text gpu-check clean
+.PHONY: demo test test-fast test-slow times mutations lint docs bench bench-text gpu-check clean
 
 $(STAMP): $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -44,6 +44,10 @@ mutations: $(STAMP)
 lint: $(STAMP)
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 	$(PY) -m pytest -q -s -m "slow or not slow" tests/test_architecture.py tests/ops/test_instructions.py
+
+# The site: build/docs/index.html. A warning is an error, as in the tests.
+docs: $(STAMP)
+	$(PY) -m sphinx -W --keep-going -q -b html docs build/docs
 
 bench: $(STAMP)
 	$(PY) tools/bench_ops.py --output benchmarks/results/ops_cpu.csv

@@ -39,10 +39,10 @@ MEGATRON_FILES = {"megatron_alum/data/shards.py"}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_LINES_OF = {"setup.py": 150, "pretrain_bert_alum.py": 60}
-SOURCE_FOLDERS = (PACKAGE, "tools", "examples", "tests", "csrc", "benchmarks")
+SOURCE_FOLDERS = (PACKAGE, "tools", "examples", "tests", "csrc", "benchmarks", "docs")
 NATIVE_SUFFIXES = {".cpp", ".cu", ".cuh", ".h"}
 # Folders of one machine or one user; a Path built from parts or a command-line example never needs them.
-MACHINE_PATH = re.compile(r"(?<![\w.\-])/(?:home|root|work|Users|mnt|data)/[\w.\-]")
+MACHINE_PATH = re.compile(r"(?<![\w.\-*])/(?:home|root|work|Users|mnt|data)/[\w.\-]")
 
 
 def source_files(root: Path, suffixes: set[str]) -> Iterator[Path]:

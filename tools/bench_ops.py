@@ -24,8 +24,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -312,9 +312,16 @@ def head_contestants(rows: int, vocab: int, device: torch.device) -> dict[str, R
 
 
 def table(
-    op: str, contestants: dict[str, Run], *, dtype: str, size: str, floor_copies: float, arguments: argparse.Namespace
-) -> list[Row]:
-    """Measures, prints and returns one table; the floor is `floor_copies` times the copy, 0 = there is none."""
+    rows: list[Row],
+    arguments: argparse.Namespace,
+    op: str,
+    contestants: dict[str, Run],
+    *,
+    dtype: str,
+    size: str,
+    floor_copies: float,
+) -> None:
+    """Measures, prints and adds one table to the CSV; the floor is `floor_copies` times the copy, 0 = there is none."""
     device = torch.device(arguments.device)
     seconds = measure(contestants, device=device, repeats=arguments.repeats)
 
@@ -325,7 +332,6 @@ def table(
     floor = floor_copies * quantile("copy", 0.5) if floor_copies else 0.0
     label = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     commit = current_commit()
-    rows = []
     print(f"\n{op}, {dtype}, {size}" + (f": floor {floor:.2f} ms" if floor else ""))
     for name in seconds:
         run, median = contestants[name], quantile(name, 0.5)
@@ -336,7 +342,11 @@ def table(
         rows.append(Row(op, name, dtype, size, *measured, *where))
         times = f"{median:10.2f} ms  {against:6.2f} x floor  {speedup:7.2f} x eager"
         print(f"  {name:32s} {times}  {memory / 2**20:9.1f} MiB extra")
-    return rows
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.output.open("w", newline="") as file:  # after each table: who stops a slow run keeps what there is
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in fields(Row)])
+        writer.writerows([[f"{v:.4g}" if isinstance(v, float) else v for v in vars(row).values()] for row in rows])
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -354,15 +364,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write(rows: list[Row], output: Path) -> None:
-    """The CSV."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(Row)])
-        writer.writerows([[f"{v:.4g}" if isinstance(v, float) else v for v in vars(row).values()] for row in rows])
-
-
 def main() -> None:
     """All tables, the CSV after each."""
     arguments = parse_arguments()
@@ -372,12 +373,7 @@ def main() -> None:
         raise SystemExit("--keep-memory needs glibc's mallopt, which this system lacks: leave it out.")
     print(f"extension: {ops.build_info()}")
     device, size = torch.device(arguments.device), f"N={arguments.rows} V={arguments.vocab}"
-    rows: list[Row] = []
-
-    def add(*given: Any, **options: Any) -> None:
-        rows.extend(table(*given, arguments=arguments, **options))
-        write(rows, arguments.output)  # after each table: whoever stops a slow run keeps what there is
-
+    add = partial(table, [], arguments)
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         logits = divergence_contestants(arguments.rows, arguments.vocab, dtype, device, arguments.quick)
@@ -398,3 +394,7 @@ def main() -> None:
     head = head_contestants(arguments.rows, arguments.vocab, device)
     add("MLM head with both losses", head, dtype="float32", size=f"{size} H=256", floor_copies=0)
     print(f"\nwrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -23,7 +23,7 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 import yaml
 
 from megatron_alum.config.extras import MissingExtraError
-from megatron_alum.config.fields import Option, options_of
+from megatron_alum.config.fields import Option, options_of, section_of
 
 T = TypeVar("T")
 
@@ -72,6 +72,18 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}. See --help.")
+
+
+class _Once(argparse.Action):
+    """A list that starts empty: a second `--labels` would put its values in the place of the first's, not beside them.
+
+    A list with values of its own (`--seeds`) is a setting like any other: what comes last counts.
+    """
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if hasattr(namespace, self.dest):
+            raise ValueError(f"{option_string} must be given once, with all its values, but is given again.")
+        setattr(namespace, self.dest, values)
 
 
 def parse_config(
@@ -179,24 +191,16 @@ def _build_parser(cls: type, options: Mapping[str, Option], description: str) ->
     groups: dict[type, argparse._ArgumentGroup] = {}
     for option in options.values():
         if option.owner not in groups:
-            title, _, rest = (option.owner.__doc__ or option.owner.__name__).strip().partition("\n\n")
-            groups[option.owner] = parser.add_argument_group(" ".join(title.split()), " ".join(rest.split()) or None)
+            title, text = section_of(option.owner)
+            groups[option.owner] = parser.add_argument_group(title, text or None)
         extra: dict[str, Any] = {"nargs": "+"} if option.is_list else {}
+        if option.is_list and option.default in (dataclasses.MISSING, None, ()):
+            extra["action"] = _Once
         if option.is_bool:
             extra = {"nargs": "?", "const": "true"}
-        metavar = "{true,false}" if option.is_bool else option.path[-1].rsplit("_", 1)[-1].upper()
-        metavar = "{" + ",".join(option.choices) + "}" if option.choices else metavar
-        groups[option.owner].add_argument(option.flag, dest=option.name, metavar=metavar, help=_help(option), **extra)
+        text = f"{option.doc} ({option.default_note})".replace("%", "%%")
+        groups[option.owner].add_argument(option.flag, dest=option.name, metavar=option.metavar, help=text, **extra)
     return parser
-
-
-def _help(option: Option) -> str:
-    default = "required" if option.default is dataclasses.MISSING else f"default: {_display(option.default)}"
-    return f"{option.doc} ({default})".replace("%", "%%")
-
-
-def _display(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 def _convert(option: Option, value: Any) -> Any:

@@ -52,6 +52,27 @@ class Option:
         """The command-line spelling."""
         return "--" + self.name.replace("_", "-")
 
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in help and reference: the admitted words, or the name's last word."""
+        if self.is_bool:
+            return "{true,false}"
+        return "{" + ",".join(self.choices) + "}" if self.choices else self.path[-1].rsplit("_", 1)[-1].upper()
+
+    @property
+    def default_note(self) -> str:
+        """`required`, or the default as a user would write it."""
+        if self.default is dataclasses.MISSING:
+            return "required"
+        is_word = isinstance(self.default, bool) or self.default is None
+        return f"default: {str(self.default).lower() if is_word else self.default}"
+
+
+def section_of(owner: type) -> tuple[str, str]:
+    """(title, text) of the section that a configuration's options stand in, from its docstring."""
+    title, _, text = (owner.__doc__ or owner.__name__).strip().partition("\n\n")
+    return " ".join(title.split()), " ".join(text.split())
+
 
 @functools.cache
 def field_docs(cls: type) -> dict[str, str]:

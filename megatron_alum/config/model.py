@@ -30,7 +30,10 @@ _FIRST_POSITION = {"megatron-bert": 0, "bert": 0, "roberta": 2}
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network. Values left out come from `model_size` or from other fields, and are filled in on construction."""
+    """The network
+
+    Values left out come from `model_size` or from other fields, and are filled in on construction.
+    """
 
     FLAG_PREFIX: ClassVar[str] = ""
 

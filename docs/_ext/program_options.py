@@ -1,0 +1,118 @@
+"""Directives that print a program's options from the program itself: `program-options` and `program-help`.
+
+`program-options tools/finetune.py` reads the configuration dataclass behind the program, as --help does: one section a
+dataclass, one entry a field, with its type, default and docstring. Other pages link to an entry by {option}`--flag`.
+`program-help tools/merge_shards.py` prints what the program prints for --help (programs without such a dataclass).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from megatron_alum.config.fields import Option, options_of, section_of
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = {
+    "pretrain_bert_alum.py": "megatron_alum.config.run:RunConfig",
+    "tools/preprocess_data.py": "megatron_alum.data.settings:PreprocessSettings",
+    "tools/train_tokenizer.py": "megatron_alum.data.train_tokenizer:TrainTokenizerSettings",
+    "tools/finetune.py": "megatron_alum.config.finetune:FinetuneConfig",
+    "tools/attack.py": "megatron_alum.config.attack:AttackConfig",
+    "tools/make_report.py": "megatron_alum.config.report:ReportConfig",
+}
+"""program -> the dataclass that is its command line"""
+
+
+def configuration_of(program: str) -> type:
+    """The dataclass behind a program of PROGRAMS."""
+    module, _, name = PROGRAMS[program].partition(":")
+    found: type = getattr(importlib.import_module(module), name)
+    return found
+
+
+def help_of(program: str, *words: str) -> str:
+    """What `python PROGRAM WORDS --help` prints, run in this process."""
+    printed = io.StringIO()
+    with (
+        patch.object(sys, "argv", [program, *words, "--help"]),
+        patch.dict("os.environ", {"COLUMNS": "100"}),
+        contextlib.redirect_stdout(printed),
+        contextlib.suppress(SystemExit),
+    ):
+        runpy.run_path(str(ROOT / program), run_name="__main__")
+    return printed.getvalue()
+
+
+def option_lines(option: Option) -> Iterator[str]:
+    """MyST lines of one option."""
+    values = f"{option.metavar} [{option.metavar} ...]" if option.is_list else option.metavar
+    yield f"::::{{option}} {option.flag} {f'[{values}]' if option.is_bool else values}"
+    yield ""
+    yield f"{_markdown(option.doc)} ({_markdown(option.default_note)})"
+    yield "::::"
+    yield ""
+
+
+def _markdown(text: str) -> str:
+    """Plain help text as Markdown: flags as code, no other character markup."""
+
+    def of_part(part: str) -> str:
+        if part.startswith("--"):
+            return f"`{part}`"
+        return part if part.startswith("`") else re.sub(r"([\\<>\[\]*_$~])", r"\\\1", part)
+
+    return "".join(map(of_part, re.split(r"(`[^`]+`|--[a-z][a-z0-9-]*)", text)))
+
+
+class ProgramOptions(SphinxDirective):
+    """All options of one program of PROGRAMS."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Sections of option entries."""
+        program = self.arguments[0]
+        self.env.note_dependency(str(ROOT / program))
+        lines, owner = [f":::{{program}} {program}", ":::", ""], None
+        for option in options_of(configuration_of(program)):
+            if option.owner is not owner:
+                owner = option.owner
+                title, text = section_of(owner)
+                lines += [f"## {_markdown(title.rstrip('.'))}", "", _markdown(text), ""]
+            lines += option_lines(option)
+        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+
+
+class ProgramHelp(SphinxDirective):
+    """What a program prints for --help; arguments: the program, then a sub-command if it has some."""
+
+    required_arguments = 1
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """A block of text."""
+        text = help_of(*self.arguments)
+        if "usage:" not in text:
+            raise self.error(f"{' '.join(self.arguments)} --help printed no help but {text!r}.")
+        block = nodes.literal_block(text, text)
+        block["language"] = "text"
+        return [block]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the directives."""
+    app.add_directive("program-options", ProgramOptions)
+    app.add_directive("program-help", ProgramHelp)
+    return {"parallel_read_safe": True}
