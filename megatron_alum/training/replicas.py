@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megatron_alum.models import SplitBert
 
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BITS = {2: torch.int16, 4: torch.int32}
 _MULTIPLIER = 6_364_136_223_846_793_005  # Knuth's, for a linear congruential generator modulo 2^64
 
 
@@ -42,4 +42,4 @@ def _hash(values: Tensor) -> Tensor:
     """0-dim int64; sums modulo 2^64, so no order of summation changes it."""
     bits = values.contiguous().view(_BITS[values.element_size()]).flatten().to(torch.int64)
     places = torch.arange(1, len(bits) + 1, device=bits.device).mul_(_MULTIPLIER).bitwise_or_(1)
-    return places.mul_(bits).sum()  # not into `bits`, which may be the weights themselves
+    return places.mul_(bits).sum()

@@ -14,7 +14,7 @@ from tests.training.runs import EXACT, arguments, largest_difference, launch, re
 CHECK = {"check_weight_hash_across_dp_replicas_interval": 2, "train_iters": 4}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_bit_and_any_swap_change_a_hash(dtype):
     values = torch.linspace(-1, 1, 257).to(dtype).view(257, 1)
     before = int(_hash(values))
