@@ -132,8 +132,8 @@ class Encoder:
                 first = word is not None and word not in seen
                 seen.add(word)
                 words.append(word if first else None)
-                tag = example["tags"][word] if first and example["tags"] is not None else None
-                labels.append(IGNORED_LABEL if tag is None else self._tag_numbers.get(tag, IGNORED_LABEL))
+                tag: str = example["tags"][word] if first and example["tags"] is not None else ""
+                labels.append(self._tag_numbers.get(tag, IGNORED_LABEL))
             features.append({**self._model_inputs(encoded, window), "labels": labels, "example": index, "words": words})
         return features
 
