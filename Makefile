@@ -8,7 +8,7 @@ SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f \( 
 CORPUS ?=
 DATA := $(or $(MEGATRON_ALUM_DATA),../shared/data)
 
-.PHONY: demo test test-slow lint bench bench-text gpu-check clean
+.PHONY: demo test test-fast test-slow times mutations lint bench bench-text gpu-check clean
 
 $(STAMP): $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -21,11 +21,25 @@ $(STAMP): $(SOURCES)
 demo: $(STAMP)
 	$(PY) examples/demo.py $(if $(CORPUS),--corpus $(CORPUS))
 
+SUITE := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile tests
+	$(SUITE)
+
+# The files that take seconds, for the loop of writing code.
+test-fast: $(STAMP)
+	$(SUITE) --fast
+
+# Measures the files anew for the schedule of the two above (tests/file_times.csv).
+times: $(STAMP)
+	$(SUITE) --times
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n 2 --dist worksteal -o timeout=3000 --results tests/slow_results.csv tests
+
+# Faults put into copies of the project, each of which a test must notice (tests/mutations/faults.toml).
+mutations: $(STAMP)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n 2 --dist worksteal --results tests/slow_results.csv tests/mutations
 
 lint: $(STAMP)
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy

@@ -5,14 +5,12 @@ megatron_alum._C      csrc/library.cpp, csrc/ops/; needs the torch it will run w
                       CUDA too when this torch is a CUDA build and nvcc of the same major version is found.
 USE_CUDA=0 leaves CUDA out, USE_CUDA=1 makes its absence an error. TORCH_CUDA_ARCH_LIST overrides the architectures.
 Both are compiled with ninja where it is installed (`python setup.py build_ext --inplace` recompiles what changed only).
-A folder without sources is skipped.
+MEGATRON_ALUM_NO_EXTENSIONS=1 builds neither: the references in torch and Python do the same, many times slower.
 """
 
 import json
 import os
-import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,12 +18,15 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT / "csrc"))  # a build in isolation has no other way to it
+from toolchain import cuda_refusal, find_toolkit, lacking, nvcc_release
+
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 OLDER_ARCHITECTURES = "8.0;9.0+PTX"  # of an nvcc before 12.8, which does not know sm_100
 # Contraction off: the noise must have the same bits in every build. Where a fused multiply-add is wanted it is written
 # out; the CUDA code rounds step by step with intrinsics in the noise.
 CXX_FLAGS = [
-    *("-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas"),
+    *("-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas", "-Wno-psabi"),
     "-ffp-contract=off",
     "-fno-math-errno",  # sqrt as an instruction, also in vectors
     "-fvisibility=hidden",
@@ -33,21 +34,14 @@ CXX_FLAGS = [
 NVCC_FLAGS = ["-O3", "-std=c++17", "-lineinfo"]
 
 
-def find_toolkit() -> None:
-    """Sets CUDA_HOME where torch would guess wrong: it takes the folder above nvcc, which may be a wrapper."""
-    nvcc = shutil.which("nvcc")
-    guesses = [Path(nvcc).resolve().parents[1]] if nvcc else []
-    for home in [*guesses, Path("/usr/local/cuda")]:
-        if (home / "include" / "cuda_runtime.h").is_file():
-            os.environ.setdefault("CUDA_HOME", str(home))
-
-
 find_toolkit()  # before the import below, which looks for it
 try:
     import torch
     from torch.utils import cpp_extension
+
+    CUDA_HOME: str | None = cpp_extension.CUDA_HOME
 except ImportError:
-    torch = None
+    torch = CUDA_HOME = None
 
 
 def sources(pattern: str) -> list[str]:
@@ -55,35 +49,12 @@ def sources(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
 
 
-def nvcc_release() -> tuple[int, int] | None:
-    """(major, minor) of the nvcc that will compile; None without one."""
-    home = cpp_extension.CUDA_HOME
-    nvcc = shutil.which("nvcc") or (home and shutil.which("nvcc", path=str(Path(home) / "bin")))
-    if not nvcc:
-        return None
-    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"release (\d+)\.(\d+)", text)
-    return (int(found[1]), int(found[2])) if found else None
-
-
-def cuda_refusal() -> str | None:
-    """Why CUDA cannot be built here, or None when it can."""
-    if torch is None or torch.version.cuda is None:
-        return "this torch is not a CUDA build"
-    release = nvcc_release()
-    if release is None:
-        return "nvcc was not found; put it on PATH or set CUDA_HOME"
-    if release[0] != int(torch.version.cuda.split(".")[0]):
-        return f"nvcc must be of CUDA {torch.version.cuda}, but is of {release[0]}.{release[1]} instead"
-    return None
-
-
 def with_cuda() -> bool:
     """Applies USE_CUDA; says on stderr why CUDA is left out."""
     wish = os.environ.get("USE_CUDA", "")
     if wish not in ("", "0", "1"):
         sys.exit(f"error: `USE_CUDA` must be 0 or 1, but is {wish!r} instead.")
-    reason = "USE_CUDA=0" if wish == "0" else cuda_refusal()
+    reason = "USE_CUDA=0" if wish == "0" else cuda_refusal(torch, CUDA_HOME)
     if reason and wish == "1":
         sys.exit(f"error: USE_CUDA=1, but {reason}.")
     if reason:
@@ -100,7 +71,7 @@ def ops_extension() -> Extension | None:
     # Kept as text inside the binary: Python reads it before loading, since another torch would be an undefined symbol.
     info = {"torch": torch.__version__, "cuda": None}
     if cuda:
-        known = CUDA_ARCHITECTURES if (nvcc_release() or (0, 0)) >= (12, 8) else OLDER_ARCHITECTURES
+        known = CUDA_ARCHITECTURES if (nvcc_release(CUDA_HOME) or (0, 0)) >= (12, 8) else OLDER_ARCHITECTURES
         architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", known)
         info |= {"cuda": torch.version.cuda, "architectures": architectures}
     # Not among define_macros: nvcc would split the text at its commas.
@@ -131,6 +102,25 @@ def data_extension() -> Extension | None:
     return Extension("megatron_alum._data", files, include_dirs=include, extra_compile_args=flags, language="c++")
 
 
+class Build(build_ext if torch is None else cpp_extension.BuildExtension):  # type: ignore[misc]
+    """The compilation, whose failure ends in a sentence that says what to do."""
+
+    def build_extensions(self) -> None:
+        """Compile; exits with the sentence, after what the compiler itself printed."""
+        missing = lacking()
+        try:
+            if missing:
+                raise RuntimeError
+            super().build_extensions()
+        except Exception as error:  # of the compiler, of ninja, of torch's checks: there is no common class
+            reason = "; ".join(missing) or f"{' '.join(str(error).split())[:300]} (the compiler's output is above)"
+            advice = "" if shutil.which("ninja") else " `pip install ninja` compiles in parallel."
+            sys.exit(
+                f"error: the extensions could not be compiled: {reason}.{advice} MEGATRON_ALUM_NO_EXTENSIONS=1 in the "
+                "environment installs without them: the references in torch and Python do the same, many times slower."
+            )
+
+
 def headers_of(extension: Extension) -> list[str]:
     """Headers setuptools should watch: without ninja a changed header must rebuild the whole module."""
     if extension.name.endswith("_data"):
@@ -140,11 +130,14 @@ def headers_of(extension: Extension) -> list[str]:
 
 def main() -> None:
     """Collects the extensions that can be built here and hands them to setuptools."""
-    extensions = [extension for extension in (data_extension(), ops_extension()) if extension is not None]
+    wish = os.environ.get("MEGATRON_ALUM_NO_EXTENSIONS", "0")
+    if wish not in ("0", "1"):
+        sys.exit(f"error: `MEGATRON_ALUM_NO_EXTENSIONS` must be 0 or 1, but is {wish!r} instead.")
+    makers = () if wish == "1" else (data_extension, ops_extension)
+    extensions = [extension for make in makers if (extension := make()) is not None]
     for extension in extensions:
         extension.depends = headers_of(extension)
-    command = build_ext if torch is None else cpp_extension.BuildExtension.with_options(no_python_abi_suffix=False)
-    setup(ext_modules=extensions, cmdclass={"build_ext": command})
+    setup(ext_modules=extensions, cmdclass={"build_ext": Build})
 
 
 main()

@@ -25,8 +25,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import torch
 
@@ -67,7 +66,8 @@ VARIANTS = {
     "standard, 2 processes": Variant(STANDARD, processes=2, threads=1),
 }
 COLUMNS = (
-    *("step", "seconds", "samples_per_second", "tflops", "ratio_to_standard", "ratio_to_stock", "peak_memory_mb"),
+    *("step", "seconds", "samples_per_second", "tokens_per_second", "tflops", "ratio_to_standard", "ratio_to_stock"),
+    *("peak_memory_mb", "estimated_memory_mb"),
     *("seq_length", "fill", "processes", "threads", "device", "torch", "commit"),
 )
 
@@ -81,6 +81,8 @@ class Measured(NamedTuple):
     tflops: float | None
     fill: float
     """real tokens over those of padded rows"""
+    estimate: float | None = None
+    """bytes, by megatron_alum/training/memory.py; None of stock"""
 
 
 def main() -> None:
@@ -99,7 +101,10 @@ def main() -> None:
             continue
         rows[name] = min(rows.get(name, row), row)
         print(f"{name:44}{row.seconds:8.3f} s {row.bytes / 1e6:8.0f} MB", flush=True)
-    write(rows, arguments, Path(arguments.output) if arguments.output else None)
+        if arguments.output:  # after each row: whoever stops a slow run keeps what there is
+            with open(arguments.output, "w", newline="", encoding="utf-8") as stream:
+                write(rows, arguments, stream)
+    write(rows, arguments, sys.stdout)
     if failed:
         sys.exit(1)
 
@@ -137,13 +142,14 @@ def _rank_of_variant(
         torch.set_num_threads(variant.threads)
     from megatron_alum.parallel import initialize, seed_everything, shutdown
     from megatron_alum.training.flops import TextSize, iteration_flops
+    from megatron_alum.training.memory import estimate_memory
     from megatron_alum.training.schedule import phase_of
 
     groups = initialize(tensor_parallel_size=1, timeout_seconds=600)
     seed_everything(1234, groups)
-    config = _config(arguments, variant)
+    config = configuration(arguments, variant)
     batches = one_micro_batch(arguments, config)
-    build = _stock_step if variant.is_stock else _our_step
+    build = _stock_step if variant.is_stock else our_step
     try:
         seconds, peak = measure(lambda: build(arguments, config, groups, batches), arguments.steps)
     finally:
@@ -152,7 +158,13 @@ def _rank_of_variant(
     flops = iteration_flops(config, phase_of(2, config), text, vocab_size=arguments.vocab_size)
     tflops = None if variant.is_stock else flops / seconds / 1e12
     fill = text.tokens / (text.sequences * arguments.seq_length)
-    return Measured(seconds, peak, torch.get_num_threads(), tflops, fill)
+    estimate = None
+    if not variant.is_stock:
+        place = {"world_size": variant.processes, "on_gpu": groups.device.type == "cuda"}
+        whole = text.scaled(variant.processes)  # of the global batch
+        memory = estimate_memory(config, phase_of(2, config), vocab_size=arguments.vocab_size, text=whole, **place)
+        estimate = memory.total
+    return Measured(seconds, peak, torch.get_num_threads(), tflops, fill, estimate)
 
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -180,7 +192,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def _config(arguments: argparse.Namespace, variant: Variant) -> RunConfig:
+def configuration(arguments: argparse.Namespace, variant: Variant) -> RunConfig:
+    """The run whose step a row is."""
     values = {
         "data_path": (arguments.data or "random tokens",),
         "dry_run": True,
@@ -202,7 +215,7 @@ def _config(arguments: argparse.Namespace, variant: Variant) -> RunConfig:
     return build_config(RunConfig, [{**values, **options}])
 
 
-def _our_step(arguments: argparse.Namespace, config: RunConfig, groups: Any, batches: Any) -> Callable[[], object]:
+def our_step(arguments: argparse.Namespace, config: RunConfig, groups: Any, batches: Any) -> Callable[[], object]:
     """`train_step` on the micro-batch."""
     from megatron_alum.models import build_model
     from megatron_alum.training.control import Watch
@@ -327,8 +340,8 @@ class _PeakMemory:
             self.bytes = max(self.bytes, float(self._process.memory_info().rss - self._before))
 
 
-def write(rows: dict[str, Measured], arguments: argparse.Namespace, output: Path | None) -> None:
-    """Ratios to our standard step and to the stock step of this run, to stdout and to `output`."""
+def write(rows: dict[str, Measured], arguments: argparse.Namespace, stream: TextIO) -> None:
+    """The table with ratios to our standard step and to the stock step of this run."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
     table = []
     for name, row in rows.items():
@@ -340,10 +353,12 @@ def write(rows: dict[str, Measured], arguments: argparse.Namespace, output: Path
                 "step": name,
                 "seconds": f"{row.seconds:.4f}",
                 "samples_per_second": f"{samples:.1f}",
+                "tokens_per_second": f"{samples * row.fill * arguments.seq_length:.0f}",
                 "tflops": "" if row.tflops is None else f"{row.tflops * variant.processes:.3g}",
                 "ratio_to_standard": _ratio(row, rows.get("standard")) if alike else "",
                 "ratio_to_stock": _ratio(row, rows.get(STOCK)) if alike else "",
                 "peak_memory_mb": f"{row.bytes / 1e6:.0f}",
+                "estimated_memory_mb": "" if row.estimate is None else f"{row.estimate / 1e6:.0f}",
                 "seq_length": arguments.seq_length,
                 "fill": f"{row.fill:.2f}",
                 "processes": variant.processes,
@@ -353,12 +368,10 @@ def write(rows: dict[str, Measured], arguments: argparse.Namespace, output: Path
                 "commit": current_commit(),
             }
         )
-    streams = [sys.stdout] if output is None else [sys.stdout, output.open("w", newline="", encoding="utf-8")]
-    for stream in streams:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-        stream.flush()
+    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    stream.flush()
 
 
 def _ratio(row: Measured, base: Measured | None) -> str:

@@ -35,18 +35,12 @@ TORCH_LIBRARY(megatron_alum, m) {
   // values *= factor, by a kernel that reads the factor where it is and stops where it is 1.
   m.def("scale_(Tensor(a!) values, Tensor factor) -> ()");
 
-  // [T, num_channels] float32 from one sample index and one position a token.
+  // (x + delta', delta', sums [6]). Without delta it is noise [T, num_channels] or of x's shape, from one sample index and one
+  // position a token. Without x: (empty, delta', zeros).
   m.def(
-      "gaussian_noise(Tensor sample_index, Tensor position, int num_channels, float std, int seed, int iteration) -> Tensor");
-  m.def("ascend_and_project(Tensor delta, Tensor grad, float step_size, float epsilon, int projection) -> Tensor");
-  // (x + delta', delta', sums [6]).
-  m.def(
-      "perturb(Tensor x, Tensor delta, Tensor? grad, float step_size, float epsilon, int projection, Tensor? mask, "
-      "ScalarType out_dtype) -> (Tensor, Tensor, Tensor)");
-  m.def(
-      "perturb_noise(Tensor x, Tensor sample_index, Tensor position, float std, int seed, int iteration, "
-      "Tensor? grad, float step_size, float epsilon, int projection, Tensor? mask, "
-      "ScalarType out_dtype) -> (Tensor, Tensor, Tensor)");
+      "perturb(Tensor? x, Tensor? delta, Tensor? sample_index, Tensor? position, float std, int seed, int iteration, "
+      "int num_channels, Tensor? grad, float step_size, float epsilon, int projection, Tensor? mask, ScalarType out_dtype) "
+      "-> (Tensor, Tensor, Tensor)");
 
   // x with elements dropped with probability threshold / 2^16 and the rest scaled up. CPU only.
   m.def("dropout(Tensor x, Tensor seed, int threshold) -> Tensor");

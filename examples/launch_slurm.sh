@@ -1,19 +1,27 @@
 #!/usr/bin/env bash
 # 16 GPUs on two nodes under Slurm, the paper's setting:
 #   sbatch examples/launch_slurm.sh --config examples/from_scratch.yaml --save runs/alum --load runs/alum
-# Slurm warns with SIGTERM 120 s before the time limit: the run saves, ends cleanly and the job goes back into the queue,
-# until the run is finished or a job ends without a newer checkpoint than it found.
+# Slurm warns with SIGTERM 300 s before the time limit: the run finishes its iteration, saves, ends cleanly and the job
+# goes back into the queue, until the run is finished or a job ends without a newer checkpoint than it found.
+# 300 s must hold an iteration or two, the save (bytes of a checkpoint / speed of the file system, docs/scale.md; with
+# --async-save perhaps the one before it, too) and a reserve of 60 s. torchrun, which passes the signal on, would kill its
+# workers after 30 s of its own: it waits for SAVE_SECONDS instead (240). Change both numbers together.
+# IFACE names the network interface between the nodes where their names do not resolve to it.
 #SBATCH --job-name=alum
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
 #SBATCH --time=24:00:00
-#SBATCH --signal=TERM@120
+#SBATCH --signal=TERM@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # a new store after every restart, without addresses of dead workers
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${SAVE_SECONDS:-240}  # torchrun kills workers so long after a SIGTERM (else 30 s)
+export TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}  # the last collectives of each rank, /tmp/nccl_trace_rank_*
+export TORCH_NCCL_TRACE_BUFFER_SIZE=${TORCH_NCCL_TRACE_BUFFER_SIZE:-2000}
+if [ -n "${IFACE:-}" ]; then export GLOO_SOCKET_IFNAME=$IFACE NCCL_SOCKET_IFNAME=$IFACE; fi
 
 save_folder() {
     while [ $# -gt 1 ]; do

@@ -1,11 +1,13 @@
 """Shared fixtures and options: the device under test and the folder of real data (the only place that names it)."""
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.helpers import file_times
 from tests.helpers.results_table import ResultsTable
 
 SHARED_DATA = Path(os.environ.get("MEGATRON_ALUM_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")).resolve()
@@ -14,6 +16,8 @@ SHARED_DATA = Path(os.environ.get("MEGATRON_ALUM_DATA", Path(__file__).parents[1
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="device the op tests run on")
     parser.addoption("--results", type=Path, help="table in which the outcomes of slow tests are kept")
+    parser.addoption("--fast", action="store_true", help="leave out the files that take long (tests/file_times.csv)")
+    parser.addoption("--times", action="store_true", help="write tests/file_times.csv anew")
 
 
 def pytest_configure(config):
@@ -21,12 +25,25 @@ def pytest_configure(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for worker processes too: several ranks of one test share no GPU
     if config.getoption("--results"):
         config.pluginmanager.register(ResultsTable(config.getoption("--results")))
+    if config.getoption("--times") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(file_times.FileTimes())
+
+
+def pytest_ignore_collect(collection_path, config):
+    return True if config.getoption("--fast") and file_times.is_long(collection_path) else None
 
 
 def pytest_collection_modifyitems(config, items):
     for item in items:
         if "requires_shared_data" in item.keywords and not SHARED_DATA.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"no real data at {SHARED_DATA}; set MEGATRON_ALUM_DATA"))
+    items.sort(key=lambda item: file_times.seconds_of(item.path), reverse=True)
+
+
+def pytest_collection_finish():
+    """Modules and tests stay to the end: no collection need look at them again, and every Trainer asks for several."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

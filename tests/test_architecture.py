@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("convert",),
     ("finetune", "training"),
     ("report",),
+    ("cli",),
     ("tools", "examples", "entry"),
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
@@ -56,7 +57,8 @@ def area_of(path: str) -> str | None:
     """The layer name of a repository path: a package of megatron_alum, tools, examples or entry; None elsewhere."""
     parts = Path(path).parts
     if parts[0] == PACKAGE:
-        return parts[1] if len(parts) > 2 else None
+        fronts = ("pretrain.py", "__main__.py")
+        return parts[1] if len(parts) > 2 else "entry" if parts[1] in fronts else None
     if len(parts) == 1:
         return "entry" if parts[0] not in {"setup.py"} else None
     return parts[0] if parts[0] in RANK else None

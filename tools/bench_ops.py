@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -353,8 +354,17 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def write(rows: list[Row], output: Path) -> None:
+    """The CSV."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in fields(Row)])
+        writer.writerows([[f"{v:.4g}" if isinstance(v, float) else v for v in vars(row).values()] for row in rows])
+
+
 def main() -> None:
-    """All tables, then the CSV."""
+    """All tables, the CSV after each."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -362,39 +372,29 @@ def main() -> None:
         raise SystemExit("--keep-memory needs glibc's mallopt, which this system lacks: leave it out.")
     print(f"extension: {ops.build_info()}")
     device, size = torch.device(arguments.device), f"N={arguments.rows} V={arguments.vocab}"
-    rows = []
+    rows: list[Row] = []
+
+    def add(*given: Any, **options: Any) -> None:
+        rows.extend(table(*given, arguments=arguments, **options))
+        write(rows, arguments.output)  # after each table: whoever stops a slow run keeps what there is
+
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         logits = divergence_contestants(arguments.rows, arguments.vocab, dtype, device, arguments.quick)
         # Two reads and two writes of one logit tensor: two copies.
-        rows += table(
-            "symmetric_kl, value and both gradients", logits, dtype=name, size=size, floor_copies=2, arguments=arguments
-        )
+        add("symmetric_kl, value and both gradients", logits, dtype=name, size=size, floor_copies=2)
         del logits
         mlm = mlm_contestants(arguments.rows, arguments.vocab, dtype, device)
         # One read and one write of the logits: one copy.
-        rows += table("MLM loss, value and gradient", mlm, dtype=name, size=size, floor_copies=1, arguments=arguments)
+        add("MLM loss, value and gradient", mlm, dtype=name, size=size, floor_copies=1)
         del mlm
         moved, size_of_x = perturb_contestants(arguments.tokens, 768, dtype, device), f"T={arguments.tokens} H=768"
         # In units of a float32 copy (8 bytes): x, delta, g read, x_adv and delta' written.
         copies = (8 + 4 + 2 * dtype.itemsize) / 8
-        rows += table("perturb_embeddings", moved, dtype=name, size=size_of_x, floor_copies=copies, arguments=arguments)
+        add("perturb_embeddings", moved, dtype=name, size=size_of_x, floor_copies=copies)
         if device.type == "cpu":
             dropped = dropout_contestants(arguments.tokens, 768, dtype)
-            rows += table(
-                "dropout, value and gradient", dropped, dtype=name, size=size_of_x, floor_copies=2, arguments=arguments
-            )
+            add("dropout, value and gradient", dropped, dtype=name, size=size_of_x, floor_copies=2)
     head = head_contestants(arguments.rows, arguments.vocab, device)
-    rows += table(
-        "MLM head with both losses", head, dtype="float32", size=f"{size} H=256", floor_copies=0, arguments=arguments
-    )
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.output.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(Row)])
-        writer.writerows([[f"{v:.4g}" if isinstance(v, float) else v for v in vars(row).values()] for row in rows])
+    add("MLM head with both losses", head, dtype="float32", size=f"{size} H=256", floor_copies=0)
     print(f"\nwrote {arguments.output}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

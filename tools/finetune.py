@@ -1,41 +1,7 @@
-"""Fine-tune and evaluate an encoder on a benchmark of the paper, plainly or adversarially.
+"""Fine-tuning and evaluation of an encoder: the front of `megatron-alum finetune`."""
 
-    python tools/finetune.py --model HF_DIR --task sst2 --data-dir glue --output out/sst2 --alum --seeds 1 2 3
-
-Results: OUTPUT/results.jsonl, predictions in OUTPUT/runs/*/, the best model in OUTPUT/model. Call it again to resume.
-Without training data: `--evaluate-only`, or `--predict-file FILE`, with --model OUTPUT/model.
-Several processes: `torchrun --nproc-per-node N tools/finetune.py ...`.
-"""
-
-from __future__ import annotations
-
-from pathlib import Path
-
-from megatron_alum.config.cli import format_config, main_guard, parse_config
-from megatron_alum.config.finetune import FinetuneConfig
-from megatron_alum.finetune.evaluation import evaluate_folder
-from megatron_alum.finetune.prepare import prepare
-from megatron_alum.finetune.runs import exit_together, is_main_process, run_grid
-from megatron_alum.finetune.summary import format_summary
-
-
-def main() -> None:
-    """Parse, prepare, run, summarise."""
-    config = parse_config(FinetuneConfig, description=(__doc__ or "").splitlines()[0])
-    if is_main_process():
-        print(format_config(config), flush=True)
-    if config.data.evaluate_only or config.data.predict_file is not None:
-        for row in evaluate_folder(config):
-            print(f"{row['split']} {row['metric']} {row['value']:.4f} (n {row['n']})")
-        print(f"predictions: {config.data.output}")
-        return
-    prepared = prepare(config)
-    rows = run_grid(config, prepared)
-    if is_main_process():
-        print(format_summary(rows, prepared.task.metrics[0]))
-        print(f"results: {Path(config.data.output) / 'results.jsonl'}")
-    exit_together()
-
+from megatron_alum.cli.finetune import main
+from megatron_alum.config.cli import main_guard
 
 if __name__ == "__main__":
     main_guard(main)

@@ -1,39 +1,48 @@
 r"""Everything that needs a GPU, in one command of under eight minutes on a bare machine: `make gpu-check PY=python3`.
 
-    build      the extension with CUDA, in a temporary copy of the tree (nothing is installed or left behind)
-    ops        tools/bench_ops.py --device cuda                                    -> benchmarks/results/<gpu>-ops.csv
-    steps      benchmarks/bench_step.py, BERT-base at 512 in bfloat16, with stock -> benchmarks/results/<gpu>-steps.csv
-    test       tests/ops with --device cuda
-    sanitize   a few of them under compute-sanitizer's tools, or the reason why not
-    promises   each figure that the project promises, asked and measured           -> benchmarks/results/<gpu>.csv
+    build       the extension with CUDA, in a temporary copy of the tree (nothing is installed or left behind)
+    test        tests/ops with --device cuda
+    steps       BERT-base at 512 in bfloat16 on real lengths, beside padded stock megatron-core: samples and tokens a
+                second, share of the peak, memory               -> benchmarks/results/<gpu>-steps.csv
+    training    30 iterations through both phases, saved, killed, resumed, exported          (tools/gpu/real_run.py)
+    sync        a training step waits for the GPU nowhere                                    (tools/gpu/probes.py)
+    graphs      the ops in a CUDA graph
+    attention   the ways to compute it, against each other, with dropout by statistics
+    ops         tools/bench_ops.py --device cuda                -> benchmarks/results/<gpu>-ops.csv
+    sanitize    a few tests under compute-sanitizer's tools, or the reason why not
+    promises    each figure that the project promises           -> benchmarks/results/<gpu>.csv
 
-Needs nvcc and a python that has a CUDA build of torch, setuptools, numpy, packaging, pyyaml and psutil; no network, no
-data. What that python lacks of pytest and its needs, and megatron-core itself, is taken from wheels in the folder .whl
-of the project, which somebody with a network fills beforehand (here for Python 3.12):
+Most important first: what no time is left for is skipped and named at the end. Figures are written as they come.
+Needs nvcc and a python that has a CUDA build of torch, setuptools, numpy, packaging, pyyaml and psutil; no network.
+What that python lacks is taken from wheels in the folder .whl of the project, which somebody with a network fills
+beforehand (here for Python 3.12); without ninja the build takes minutes longer:
 
-    pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 -d .whl \
-        megatron-core==0.16.1 pytest pluggy iniconfig pygments
+    pip download --only-binary=:all: --no-deps --python-version 3.12 --platform manylinux_2_28_x86_64 -d .whl \
+        megatron-core==0.16.1 pytest pluggy iniconfig pygments hypothesis sortedcontainers ninja tokenizers \
+        transformers safetensors huggingface-hub regex tqdm filelock requests
 
-A step that fails, or whose needs are missing, does not keep the others from running; the exit code is 1 if any did.
-A step for which no time is left is skipped, and named at the end. Where the variable OUT names a folder, it gets a copy
-of the tables.
+Real text are the shards that `make bench-text` leaves in build/bench, or those of --data PREFIX; without any, steps are
+measured on full rows of random tokens and there is no training run.
+
+Exit code: 0 where all was shown; 1 where a step failed or a promise is not kept; 3 where nothing is known to be wrong,
+but a step was not finished or skipped. Where the variable OUT names a folder, it gets a copy of the tables.
 """
 
-import csv
-import importlib.util
+import argparse
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-import zipfile
-from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-CARRIED = ("csrc", "megatron_alum", "tests", "tools", "benchmarks", "setup.py", "README.md")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.gpu.budget import ROOT, Check, answers, python, unpack_wheels
+from tools.gpu.promises import Promise, promises, read_table, report
+
+CARRIED = ("csrc", "megatron_alum", "tests", "tools", "benchmarks", "setup.py", "README.md", "pretrain_bert_alum.py")
 # Rows of one block, of a cluster of blocks, and tokens: what runs on the GPU, which test_simt.py runs on a CPU.
 SANITIZED = (
     "(test_identical_logits_give_exactly_zero or test_padded_columns or test_wide_rows or test_tokens_outside_the_mask)"
@@ -42,93 +51,17 @@ SANITIZED = (
 SANITIZERS = ("memcheck", "racecheck", "synccheck")  # bounds, shared memory, barriers
 # Our kernel alone, else torch's are instrumented, too; torch probes the driver with calls that may fail.
 SANITIZER_FLAGS = ("--kernel-name", "kns=alum_kernel", "--report-api-errors", "no", "--error-exitcode", "9")
-SECONDS_IN_ALL = 460
-LEAST_SECONDS = 20  # with less than this left a step is not started
-SHOWN = 6000  # characters of a step's output
+TESTS = "-m pytest -q -p no:cacheprovider tests/ops --device cuda".split()
 OPS = ("--device", "cuda", "--rows", "8192", "--tokens", "65536", "--repeats", "20")
 STEPS = "--model-size base --seq-length 512 --micro-batch-size 64 --bf16 --steps 10 --rounds 1".split()
-ROWS_OF_STEPS = ("--only", "standard", "alum K=1")
-ROW_KERNEL = "ours, one launch"  # a contestant of bench_ops.py
-PEAK_TFLOPS = 989.0  # H100 and H200, dense bfloat16
-
-
-@dataclass
-class Check:
-    """The copy of the tree, and how its steps went."""
-
-    folder: Path
-    label: str
-    """the GPU's name as part of a file name"""
-    began: float = field(default_factory=time.monotonic)
-    failed: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    """for want of time"""
-
-    def results(self, suffix: str = "") -> Path:
-        """CSV file of this GPU in the project."""
-        return ROOT / "benchmarks" / "results" / f"{self.label}{suffix}.csv"
-
-    def environment(self, **more: str) -> dict[str, str]:
-        """Of a step: modules from the copy and the wheels, the commit from the project."""
-        paths = [str(self.folder), str(self.folder / "site"), os.environ.get("PYTHONPATH", "")]
-        git = {"GIT_DIR": str(ROOT / ".git")} if (ROOT / ".git").exists() else {}
-        return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **git, **more}
-
-    def seconds_for(self, name: str, wanted: int) -> float | None:
-        """How long a step may take that would like `wanted`; None, and a note, where the time is spent."""
-        left = SECONDS_IN_ALL - (time.monotonic() - self.began)
-        if left >= LEAST_SECONDS:
-            return min(wanted, left)
-        self.skipped.append(name)
-        print(f"\n=== {name}: skipped, no time left", flush=True)
-        return None
-
-    def run(self, name: str, command: list[str], *, seconds: int, **environment: str) -> str | None:
-        """Run one step, show its output and return it; None where it failed, took longer than `seconds` or had no
-        time left."""
-        limit = self.seconds_for(name, seconds)
-        if limit is None:
-            return None
-        print(f"\n=== {name}: {' '.join(command)}", flush=True)
-        start = time.monotonic()
-        process = subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=self.environment(**environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            output, _ = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            output = (process.communicate()[0] or "") + f"\nstopped: it took longer than {limit:.0f} s"
-        passed = process.returncode == 0
-        print(output[-SHOWN:].rstrip() if passed else output.rstrip())
-        print(f"=== {name}: {'passed' if passed else 'FAILED'} in {time.monotonic() - start:.0f} s", flush=True)
-        if passed:
-            return output
-        print(first_error(output), end="", flush=True)
-        self.fail(name)
-        return None
-
-    def fail(self, name: str, why: str = "") -> None:
-        """Note a failed step."""
-        self.failed.append(name)
-        if why:
-            print(f"\n=== {name}: FAILED, {why}", flush=True)
-
-    def has(self, module: str) -> bool:
-        """Whether a step can import `module`, from this python or from a wheel."""
-        return importlib.util.find_spec(module) is not None or (self.folder / "site" / module).is_dir()
-
-
-def first_error(output: str) -> str:
-    """Once more, where whoever sees the end alone will find it: what a compiler complained about first."""
-    found = re.search(r"^.*(error:|FAILED:)", output, re.MULTILINE)
-    return "" if found is None else f"=== from its first error on:\n{output[found.start() :][:SHOWN].rstrip()}\n"
+ROWS_OF_STEPS = ("--only", "standard", "alum K=1", "alum late layer")
+TRAINING = "--model-size mini --seq-length 128 --micro-batch-size 16 --global-batch-size 32 --bf16".split()
+WHEELS = {
+    "steps": ("megatron",),
+    "training": ("megatron", "tokenizers", "transformers"),
+    "test": ("pytest", "hypothesis"),
+}
+_ONE_KERNEL = "import torch; assert torch.ones(8, device='cuda').sum().item() == 8"
 
 
 def refusal() -> str | None:
@@ -159,132 +92,70 @@ def copy_tree(folder: Path) -> None:
             shutil.copy2(source, folder / name)
 
 
-def unpack_wheels(wheels: Path, site: Path) -> None:
-    """Makes the carried wheels importable; a wheel is an archive of what lies in site-packages."""
-    for wheel in sorted(wheels.glob("*.whl")):
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(site)
-
-
 def build(check: Check, capability: str) -> bool:
     """The extension for this GPU alone. pyproject.toml comes after: an older setuptools refuses its metadata."""
     settings = {"USE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": capability, "MAX_JOBS": str(os.cpu_count())}
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    built = check.run("build", command, seconds=240, **settings)
+    has_ninja = shutil.which("ninja", path=check.environment()["PATH"]) is not None
+    if not has_ninja:
+        print("ninja is missing (carry its wheel in .whl): one file is compiled after the other", flush=True)
+    built = check.run(
+        "build", python("setup.py", "build_ext", "--inplace"), seconds=240 if has_ninja else 420, **settings
+    )
     shutil.copy2(ROOT / "pyproject.toml", check.folder)
     return built is not None
 
 
-def measure_steps(check: Check) -> None:
-    """Whole steps beside stock megatron-core."""
-    if not check.has("megatron"):
-        check.fail("steps", "megatron-core is missing; carry its wheel in .whl (see --help)")
-        return
+def possible(check: Check, name: str) -> bool:
+    """Whether the modules of a step are there; a step without them has failed."""
+    missing = [module for module in WHEELS.get(name, ()) if not check.has(module)]
+    if missing:
+        check.fail(name, f"{' and '.join(missing)} missing; carry the wheels in .whl (see --help)")
+    return not missing
+
+
+def parts(check: Check, data: str | None) -> list[tuple[str, list[str], int]]:
+    """(name, command, seconds) of each step between the build and the sanitizer, most important first."""
+    real = ["--data", data] if data else []
     output = ["--output", str(check.results("-steps"))]
-    check.run("steps", [sys.executable, "-m", "benchmarks.bench_step", *STEPS, *ROWS_OF_STEPS, *output], seconds=180)
-
-
-def test(check: Check) -> None:
-    """The tests of the ops on the GPU, then a few of them under the sanitizer."""
-    if not check.has("pytest"):
-        check.fail("test", "pytest is missing; carry its wheels in .whl (see --help)")
-        return
-    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops", "--device", "cuda"]
-    check.run("test", [*tests, "-k", "not nvcc"], seconds=200)
-    sanitize(check, tests)
+    probes = [(name, python("-m", "tools.gpu.probes", name), 40) for name in ("sync", "graphs", "attention")]
+    training = python("-m", "tools.gpu.real_run", *real, "--folder", str(check.folder / "runs"), *TRAINING)
+    ops = python("tools/bench_ops.py", *OPS, "--output", str(check.results("-ops")))
+    return [
+        ("test", python(*TESTS, "-k", "not nvcc"), 150),
+        ("steps", python("-m", "benchmarks.bench_step", *STEPS, *real, *ROWS_OF_STEPS, *output), 150),
+        *([("training", training, 120)] if data else []),
+        *probes,
+        ("ops", ops, 90),
+    ]
 
 
 def sanitize(check: Check, tests: list[str]) -> None:
     """The command `tests`, of a few of them, under each of the sanitizer's tools."""
     tool = shutil.which("compute-sanitizer")
     if tool is None:
+        check.skipped.append("sanitize")
         print("\n=== sanitize: skipped, compute-sanitizer is not on PATH", flush=True)
         return
     limit = check.seconds_for("sanitize", 60)
     if limit is None:
         return
-    if not answers([tool, sys.executable, "-c", _ONE_KERNEL], seconds=limit):
-        print(f"\n=== sanitize: skipped, the sanitizer refuses this device or is not up in {limit:.0f} s", flush=True)
+    answer = answers([tool, sys.executable, "-c", _ONE_KERNEL], seconds=limit)
+    if not answer:
+        check.unfinished.append("sanitize")
+        why = f"the sanitizer is not up in {limit:.0f} s" if answer is None else "the sanitizer refuses this device"
+        print(f"\n=== sanitize: NOT FINISHED, {why}", flush=True)
         return
     for kind in SANITIZERS:
         command = [tool, "--tool", kind, *SANITIZER_FLAGS, *tests, "-x", "-k", SANITIZED]
         check.run(f"sanitize, {kind}", command, seconds=90, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
-def answers(command: list[str], *, seconds: float) -> bool:
-    """Whether a command succeeds in time."""
-    try:
-        return subprocess.run(command, capture_output=True, timeout=seconds).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
-
-
-_ONE_KERNEL = "import torch; assert torch.ones(8, device='cuda').sum().item() == 8"
-
-
-@dataclass(frozen=True)
-class Promise:
-    """One figure that the project promises for an H100 or H200."""
-
-    what: str
-    asked: float
-    measured: float | None
-    """None where its step has failed"""
-    at_most: bool = False
-
-    @property
-    def met(self) -> str:
-        """yes, no, or unknown."""
-        if self.measured is None:
-            return "unknown"
-        return "yes" if (self.measured <= self.asked if self.at_most else self.measured >= self.asked) else "no"
-
-
-def promises(ops: list[dict[str, str]], steps: list[dict[str, str]]) -> list[Promise]:
-    """The figures from the rows of the two tables."""
-
-    def op(name: str, contestant: str, column: str) -> float | None:
-        wanted = [r for r in ops if r["op"].startswith(name) and r["contestant"].startswith(contestant)]
-        return next((float(r[column]) for r in wanted if r["dtype"] == "bfloat16"), None)
-
-    def step(name: str, column: str) -> float | None:
-        found = (row[column] for row in steps if row["step"] == name)
-        return next((float(value) for value in found if value), None)  # empty where stock or the standard step failed
-
-    def inverse(value: float | None, scale: float = 1.0) -> float | None:
-        return None if value is None else scale / value
-
-    tflops = step("standard", "tflops")
-    row_kernel = ("symmetric_kl", ROW_KERNEL)
-    return [
-        Promise("row kernel, share of copy bandwidth", 0.75, inverse(op(*row_kernel, "against_floor"))),
-        Promise("row kernel, times faster than eager", 8.0, op(*row_kernel, "speedup")),
-        Promise("token role, share of copy bandwidth", 0.80, inverse(op("perturb", "ours", "against_floor"))),
-        Promise("standard step, share of 989 TFLOP/s", 0.30, None if tflops is None else tflops / PEAK_TFLOPS),
-        Promise("standard step, times faster than stock", 1.3, inverse(step("standard", "ratio_to_stock"))),
-        Promise("ALUM step over standard step", 2.75, step("alum K=1", "ratio_to_standard"), at_most=True),
-    ]
-
-
-def read_table(path: Path, *, since: float) -> list[dict[str, str]]:
-    """Rows of a CSV file written after `since` (seconds of the epoch); none of an older run's."""
-    if not path.is_file() or path.stat().st_mtime < since:
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
-def report(check: Check, found: list[Promise], machine: dict[str, str]) -> None:
-    """Print the promises and write them to <gpu>.csv."""
-    print()
-    with check.results().open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["promise", "asked", "measured", "met", *machine])
-        for promise in found:
-            bound = f"{'<=' if promise.at_most else '>='} {promise.asked:g}"
-            measured = "" if promise.measured is None else f"{promise.measured:.3g}"
-            writer.writerow([promise.what, bound, measured, promise.met, *machine.values()])
-            print(f"{promise.what:42}{bound:>10}{measured:>10}   {promise.met}")
+def measured(check: Check, since: float, machine: dict[str, str]) -> list[Promise]:
+    """The promises by the tables as they stand, written and shown."""
+    found = promises(*(read_table(check.results(suffix), since=since) for suffix in ("-ops", "-steps")))
+    report(check.results(), found, machine)
+    copy_tables(check, since=since)
+    return found
 
 
 def copy_tables(check: Check, *, since: float) -> None:
@@ -295,11 +166,37 @@ def copy_tables(check: Check, *, since: float) -> None:
             shutil.copy2(table, os.environ["OUT"])
 
 
-def main() -> int:
-    """All steps; 0 when none failed."""
-    if any(word in ("-h", "--help") for word in sys.argv[1:]):
-        print(__doc__)
-        return 0
+def run_all(check: Check, capability: str, machine: dict[str, str], data: str | None) -> int:
+    """All steps; the exit code."""
+    since = time.time()
+    copy_tree(check.folder)
+    unpack_wheels(ROOT / ".whl", check.folder / "site")
+    if data is None:
+        check.skipped.append("training")
+        print("\n=== training: skipped, no shards (see --help); steps are measured on full rows", flush=True)
+    if not build(check, capability):
+        return check.exit_code(unmet=0, unknown=1)
+    for name, command, seconds in parts(check, data):
+        if possible(check, name):
+            check.run(name, command, seconds=seconds)
+        if name in ("steps", "ops"):
+            measured(check, since, machine)
+    sanitize(check, python(*TESTS))
+    met = [promise.met for promise in measured(check, since, machine)]
+    for verdict in ("failed", "unfinished", "skipped"):
+        print(f"{verdict}: {', '.join(getattr(check, verdict)) or 'nothing'}")
+    print(f"promises not kept: {met.count('no')}, not measured: {met.count('unknown')}")
+    print(f"in all {time.monotonic() - check.began:.0f} s")
+    return check.exit_code(unmet=met.count("no"), unknown=met.count("unknown"))
+
+
+def main(words: list[str] | None = None) -> int:
+    """The command line above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shards = ROOT / "build" / "bench" / "wiki"
+    default = str(shards) if shards.with_suffix(".idx").is_file() else None
+    parser.add_argument("--data", default=default, help="prefix of preprocessed shards (default: build/bench/wiki)")
+    arguments = parser.parse_args(words)
     reason = refusal()
     if reason is not None:
         print(f"error: gpu-check must run on a machine with a GPU and nvcc, but {reason}.", file=sys.stderr)
@@ -308,24 +205,10 @@ def main() -> int:
 
     name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
     print(f"{name}, compute capability {major}.{minor}, torch {torch.__version__}, python {sys.version.split()[0]}")
-    since = time.time()
+    machine = {"device": name, "cuda": str(torch.version.cuda), "torch": torch.__version__}
     with tempfile.TemporaryDirectory() as temporary:
         check = Check(Path(temporary), re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"))
-        copy_tree(check.folder)
-        unpack_wheels(ROOT / ".whl", check.folder / "site")
-        if not build(check, f"{major}.{minor}"):
-            return 1
-        ops = [sys.executable, "tools/bench_ops.py", *OPS, "--output", str(check.results("-ops"))]
-        check.run("ops", ops, seconds=120)
-        measure_steps(check)
-        test(check)
-        tables = (read_table(check.results(suffix), since=since) for suffix in ("-ops", "-steps"))
-        machine = {"device": name, "cuda": str(torch.version.cuda), "torch": torch.__version__}
-        report(check, promises(*tables), machine)
-    copy_tables(check, since=since)
-    skipped = f"; no time left for: {', '.join(check.skipped)}" if check.skipped else ""
-    print(f"\nin all {time.monotonic() - check.began:.0f} s; failed: {', '.join(check.failed) or 'nothing'}{skipped}")
-    return 1 if check.failed else 0
+        return run_all(check, f"{major}.{minor}", machine, arguments.data)
 
 
 if __name__ == "__main__":

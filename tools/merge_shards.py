@@ -1,30 +1,7 @@
-"""Join corpora written by tools/preprocess_data.py with one tokenizer into one corpus.
+"""Shards written apart into one corpus: the front of `megatron-alum merge`."""
 
-    python tools/merge_shards.py --input 'data/part-*.json' --output-prefix data/wiki
-
-Checksums of the parts are compared first. Shards of one input (--num-shards) must all be given, in order.
-"""
-
-import argparse
-
+from megatron_alum.cli.merge import main
 from megatron_alum.config.cli import main_guard
-from megatron_alum.data.merge import find_parts, merge_shards
-
-
-def main() -> None:
-    """Parse the command line, merge, print the counts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", nargs="+", required=True, help="prefixes of the corpora in order, or globs of .json")
-    parser.add_argument("--output-prefix", required=True, help="prefix of the joined corpus")
-    parser.add_argument("--no-verify", action="store_true", help="do not compare the checksums of the parts")
-    arguments = parser.parse_args()
-    parts = find_parts(arguments.input)
-    manifest = merge_shards(parts, arguments.output_prefix, verify=not arguments.no_verify)
-    print(
-        f"{arguments.output_prefix}: {len(parts)} corpora, {manifest['num_documents']:,} documents, "
-        f"{manifest['num_sentences']:,} sentences, {manifest['num_tokens']:,} tokens"
-    )
-
 
 if __name__ == "__main__":
     main_guard(main)

@@ -1,33 +1,7 @@
-"""Turn raw text (Wikipedia dumps, extracted Wikipedia, JSON lines, parquet, plain text) into indexed shards for
-training.
+"""Raw text into shards for training: the front of `megatron-alum preprocess`."""
 
-    python tools/preprocess_data.py --input wiki/ --output-prefix data/wiki --vocab-file vocab.txt --workers 8
-
-writes data/wiki.bin, .idx (Megatron's layout: one sequence a sentence, one document an article), .json (counts,
-checksums, settings, what was skipped) and data/wiki-tokenizer/. An interrupted run continues with --resume. The
-summary on stderr says what was read, kept and skipped, and shows two documents as they came out.
-"""
-
-import sys
-
-from megatron_alum.config.cli import main_guard, parse_config
-from megatron_alum.data.pipeline import preprocess
-from megatron_alum.data.settings import PreprocessSettings
-from megatron_alum.data.statistics import summary
-
-
-def main() -> None:
-    """Parse the command line, run, print a summary and the counts."""
-    settings = parse_config(PreprocessSettings, description=__doc__ or "")
-    manifest = preprocess(settings)
-    for line in summary(settings.run.output_prefix, manifest):
-        print(line, file=sys.stderr)
-    print(
-        f"{settings.run.output_prefix}: {manifest['num_documents']:,} documents, "
-        f"{manifest['num_sentences']:,} sentences, "
-        f"{manifest['num_tokens']:,} tokens ({manifest['dtype']}, vocabulary {manifest['tokenizer']['vocab_size']:,})"
-    )
-
+from megatron_alum.cli.preprocess import main
+from megatron_alum.config.cli import main_guard
 
 if __name__ == "__main__":
     main_guard(main)

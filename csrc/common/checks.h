@@ -1,9 +1,29 @@
-// Checks of tensors handed to the ops from Python, in the project's sentence: what must be, what is instead.
+// What the glue of all ops needs: checks of tensors handed over from Python, in the project's sentence (what must be, what is
+// instead), and the way to a GPU.
 #pragma once
 
 #include <ATen/ATen.h>
+#include <c10/core/DeviceGuard.h>
+#ifdef MEGATRON_ALUM_CUDA
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
 
 #include "ops/rows.h"
+
+// On a GPU queues `launch(stream)`, a generic lambda (a build for the CPU has no launches to link); false on the CPU.
+template <typename Launch>
+bool launched(const at::Device& device, [[maybe_unused]] const Launch& launch) {
+#ifdef MEGATRON_ALUM_CUDA
+  if (device.is_cuda()) {
+    const c10::DeviceGuard guard(device);
+    C10_CUDA_CHECK(static_cast<cudaError_t>(launch(static_cast<void*>(c10::cuda::getCurrentCUDAStream().stream()))));
+    return true;
+  }
+#endif
+  TORCH_CHECK_VALUE(device.is_cpu(), "the tensors must be on a device with a kernel, but are on ", device, ".");
+  return false;
+}
 
 inline int element_of(const at::Tensor& tensor, const char* name) {
   switch (tensor.scalar_type()) {
@@ -29,12 +49,4 @@ inline void check_vector(const at::Tensor& tensor, at::ScalarType type, int64_t 
                         tensor.device() == device,
                     "`", name, "` must be ", type, " [", length, "] on ", device, ", but is ", tensor.scalar_type(), " ",
                     tensor.sizes(), " on ", tensor.device(), " instead.");
-}
-
-// Records of all shards, as they come out of the all-gather.
-inline void check_shards(const at::Tensor& records) {
-  TORCH_CHECK_VALUE(records.dim() == 3 && records.scalar_type() == at::kFloat && records.size(0) > 0 &&
-                        (records.size(2) == kRecordFloats || records.size(2) == kRecordFloats + 1),
-                    "`records` must be float32 [R, N, 6 or 7] with R > 0, but is ", records.scalar_type(), " ",
-                    records.sizes(), " instead.");
 }

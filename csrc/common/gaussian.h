@@ -17,57 +17,38 @@ MA_FUNCTION int32_t bits_of_float(float value) {
   return bits;
 }
 
-// total * x + coefficient, rounded twice.
-#define MA_HORNER(total, x, coefficient) MA_ADD(MA_MUL(total, x), coefficient)
+// Coefficients from the highest power down; every product and every sum is rounded.
+template <int kCount>
+MA_FUNCTION float polynomial(const float (&coefficient)[kCount], float x) {
+  float total = coefficient[0];
+  MA_UNROLL
+  for (int i = 1; i < kCount; ++i) total = MA_ADD(MA_MUL(total, x), coefficient[i]);
+  return total;
+}
 
 // log y for positive, normal y.
 MA_FUNCTION float ordered_log(float y) {
+  constexpr float kLog[] = {0.08808367f, -0.14351936f, 0.1491018f,   -0.16563112f,
+                            0.1996212f,  -0.25002128f, 0.33333957f, -0.49999985f};
   const int32_t sqrt_half = 0x3F3504F3;
   const int32_t bits = bits_of_float(y) - sqrt_half;
   const float exponent = static_cast<float>(bits >> 23);
   const float f = MA_ADD(float_of_bits((bits & 0x7FFFFF) + sqrt_half), -1.0f);
-  float p = 0.08808367f;
-  p = MA_HORNER(p, f, -0.14351936f);
-  p = MA_HORNER(p, f, 0.1491018f);
-  p = MA_HORNER(p, f, -0.16563112f);
-  p = MA_HORNER(p, f, 0.1996212f);
-  p = MA_HORNER(p, f, -0.25002128f);
-  p = MA_HORNER(p, f, 0.33333957f);
-  p = MA_HORNER(p, f, -0.49999985f);
-  return MA_ADD(MA_ADD(f, MA_MUL(MA_MUL(f, f), p)), MA_MUL(exponent, 0.693147182f));
-}
-
-MA_FUNCTION float erfinv_over_x_central(float w) {
-  float p = 2.81022636e-08f;
-  p = MA_HORNER(p, w, 3.43273939e-07f);
-  p = MA_HORNER(p, w, -3.5233877e-06f);
-  p = MA_HORNER(p, w, -4.39150654e-06f);
-  p = MA_HORNER(p, w, 0.00021858087f);
-  p = MA_HORNER(p, w, -0.00125372503f);
-  p = MA_HORNER(p, w, -0.00417768164f);
-  p = MA_HORNER(p, w, 0.246640727f);
-  return MA_HORNER(p, w, 1.50140941f);
-}
-
-MA_FUNCTION float erfinv_over_x_tail(float w) {
-  float p = -0.000200214257f;
-  p = MA_HORNER(p, w, 0.000100950558f);
-  p = MA_HORNER(p, w, 0.00134934322f);
-  p = MA_HORNER(p, w, -0.00367342844f);
-  p = MA_HORNER(p, w, 0.00573950773f);
-  p = MA_HORNER(p, w, -0.0076224613f);
-  p = MA_HORNER(p, w, 0.00943887047f);
-  p = MA_HORNER(p, w, 1.00167406f);
-  return MA_HORNER(p, w, 2.83297682f);
+  return MA_ADD(MA_ADD(f, MA_MUL(MA_MUL(f, f), polynomial(kLog, f))), MA_MUL(exponent, 0.693147182f));
 }
 
 MA_FUNCTION float gaussian_of_word(uint32_t word) {
+  // erfinv(x) / x, of w - 2.5 where w < 5 and of sqrt(w) - 3 elsewhere.
+  constexpr float kCentral[] = {2.81022636e-08f, 3.43273939e-07f,  -3.5233877e-06f, -4.39150654e-06f, 0.00021858087f,
+                                -0.00125372503f, -0.00417768164f, 0.246640727f,    1.50140941f};
+  constexpr float kTail[] = {-0.000200214257f, 0.000100950558f, 0.00134934322f, -0.00367342844f, 0.00573950773f,
+                             -0.0076224613f,   0.00943887047f,  1.00167406f,    2.83297682f};
   const float bits = static_cast<float>(static_cast<int32_t>(word & 0x7FFFFFFFu));
   const float v = MA_MUL(MA_ADD(bits, 0.5f), 2.3283064365386963e-10f);  // 2^-32
   const float x = MA_ADD(1.0f, -MA_MUL(2.0f, v));
   const float w = -ordered_log(MA_MUL(MA_MUL(4.0f, v), MA_ADD(1.0f, -v)));
-  const float central = erfinv_over_x_central(MA_ADD(w, -2.5f));
-  const float tail = erfinv_over_x_tail(MA_ADD(MA_SQRT(w), -3.0f));
+  const float central = polynomial(kCentral, MA_ADD(w, -2.5f));
+  const float tail = polynomial(kTail, MA_ADD(MA_SQRT(w), -3.0f));
   const float z = MA_MUL(MA_MUL(w < 5.0f ? central : tail, x), 1.41421354f);
   return (word >> 31) != 0 ? -z : z;
 }

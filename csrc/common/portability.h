@@ -9,9 +9,11 @@
 #ifdef __CUDACC__
 #define MA_FUNCTION __host__ __device__ static inline
 #define MA_MATH(name) name
+#define MA_UNROLL _Pragma("unroll")
 #else
 #define MA_FUNCTION [[maybe_unused]] static inline
 #define MA_MATH(name) __builtin_##name
+#define MA_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 #ifdef __CUDA_ARCH__
@@ -28,3 +30,5 @@
 #endif
 
 #define MA_INFINITY __builtin_huge_valf()
+
+constexpr float kLog2E = 1.44269504f;

@@ -106,6 +106,20 @@ MA_FUNCTION RowRecord merge(const RowRecord& x, const RowRecord& y, bool one_sid
   return RowRecord{top, total, level, ratio, mean, divergence};
 }
 
+// The records of all shards of a row, `step` floats apart, as one. Of 7 floats the last is the label's logit, 0 in all shards but one.
+MA_FUNCTION void merge_shards(const float* parts, int64_t shards, int64_t step, int width, bool one_sided, float* to) {
+  constexpr int fields = sizeof(RowRecord) / sizeof(float);
+  RowRecord total = empty_record(), part;
+  float label = 0.0f;
+  for (int64_t shard = 0; shard < shards; ++shard, parts += step) {
+    __builtin_memcpy(&part, parts, sizeof(part));
+    total = merge(total, part, one_sided);
+    if (width > fields) label += parts[fields];
+  }
+  __builtin_memcpy(to, &total, sizeof(total));
+  if (width > fields) to[fields] = label;
+}
+
 // Infinite as it may be exactly, a divergence that is no finite float32 is reported as not a number.
 MA_FUNCTION float reported(float divergence) { return divergence - divergence == 0.0f ? divergence : divergence - divergence; }
 

@@ -13,13 +13,15 @@
 #include <string>
 #include <thread>
 
-#include "bindings.h"
 #include "rows.h"
 #include "sampler.h"
 
 namespace py = pybind11;
 
 namespace megatron_alum::data {
+
+void bind_word_table(py::module_& m);  // word_bindings.cpp
+
 namespace {
 
 constexpr int64_t kPartDocuments = 4096;

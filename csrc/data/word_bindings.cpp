@@ -7,12 +7,14 @@
 #include <string>
 #include <utility>
 
-#include "bindings.h"
 #include "word_table.h"
 
 namespace py = pybind11;
 
 namespace megatron_alum::data {
+
+void bind_word_table(py::module_& m);
+
 namespace {
 
 // The UTF-8 form that Python keeps with the string; it lives as long as `text`.

@@ -1,7 +1,6 @@
 // The row ops: checks the tensors, builds the RowTask, hands it to the device's kernel, returns tensors. The kernels are found
 // through ops/cpu/kernels.h and in ops/cuda/row_kernel.cu.
 #include <ATen/ATen.h>
-#include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
 #include <tuple>
@@ -10,9 +9,6 @@
 #include "common/large_pages.h"
 #include "common/row_statistics.h"
 #include "ops/rows.h"
-#ifdef MEGATRON_ALUM_CUDA
-#include <c10/cuda/CUDAStream.h>
-#endif
 
 namespace {
 
@@ -87,20 +83,22 @@ struct Rows {
     return kGradients;
   }
 
+  // Leaves the gradients in two tensors, an empty one being unwanted; returns the new records or an empty tensor.
+  Tensor gradients(const OptionalTensor& given, const Tensor& to_clean, const Tensor& to_adv) {
+    const RowPhase phase = records_of(given);
+    const auto place = [](const Tensor& grad, void** pointer, int64_t* stride) {
+      if (grad.dim() == 2) *pointer = grad.mutable_data_ptr(), *stride = grad.stride(0);
+    };
+    place(to_clean, &task.clean_grad, &task.clean_grad_stride);
+    place(to_adv, &task.adv_grad, &task.adv_grad_stride);
+    if (phase == kFused || to_clean.dim() == 2 || to_adv.dim() == 2) run(phase);
+    return phase == kFused ? records : at::empty({0}, clean.options().dtype(at::kFloat));
+  }
+
   void run(RowPhase phase) const {
     if (task.rows == 0) return;
-#ifdef MEGATRON_ALUM_CUDA
-    const c10::OptionalDeviceGuard guard(clean.device());
-    if (clean.is_cuda()) return check_launch(launch_rows(task, phase, c10::cuda::getCurrentCUDAStream().stream()));
-#endif
-    TORCH_CHECK_VALUE(clean.is_cpu(), "the logits must be on a device with a kernel, but are on ", clean.device(), ".");
-    run_rows_cpu(task, phase);
+    if (!launched(clean.device(), [&](auto stream) { return launch_rows(task, phase, stream); })) run_rows_cpu(task, phase);
   }
-#ifdef MEGATRON_ALUM_CUDA
-  static void check_launch(int error) {
-    TORCH_CHECK(error == 0, "the CUDA kernel could not be launched: ", launch_error_text(error));
-  }
-#endif
 };
 
 Tensor row_statistics(const Tensor& clean, const OptionalTensor& adv, const OptionalTensor& labels, int64_t first_column,
@@ -118,19 +116,13 @@ std::tuple<Tensor, Tensor, Tensor> row_gradients(const Tensor& clean, const Opti
                                                  bool detach_targets, bool need_clean, bool need_adv) {
   Rows rows(clean, adv, labels, {first_column, valid_columns, one_sided, detach_targets});
   rows.weigh(mlm_weight, kl_weight);
-  const RowPhase phase = rows.records_of(records);
-  const auto gradient = [&](bool wanted, void** pointer, int64_t* stride) {
+  const auto fresh = [&](bool wanted) {
     Tensor grad = wanted ? at::empty(rows.clean.sizes(), rows.clean.options()) : at::empty({0}, rows.clean.options());
-    if (!wanted) return grad;
     prefer_large_pages(grad);
-    *pointer = grad.mutable_data_ptr();
-    *stride = rows.task.columns;
     return grad;
   };
-  Tensor to_clean = gradient(need_clean, &rows.task.clean_grad, &rows.task.clean_grad_stride);
-  Tensor to_adv = gradient(need_adv && adv.has_value(), &rows.task.adv_grad, &rows.task.adv_grad_stride);
-  if (phase == kFused || need_clean || need_adv) rows.run(phase);
-  return {phase == kFused ? rows.records : at::empty({0}, rows.clean.options().dtype(at::kFloat)), to_clean, to_adv};
+  const Tensor to_clean = fresh(need_clean), to_adv = fresh(need_adv && adv.has_value());
+  return {rows.gradients(records, to_clean, to_adv), to_clean, to_adv};
 }
 
 Tensor row_gradients_(const Tensor& clean, const OptionalTensor& adv, const OptionalTensor& records,
@@ -139,60 +131,29 @@ Tensor row_gradients_(const Tensor& clean, const OptionalTensor& adv, const Opti
                       bool need_adv) {
   Rows rows(clean, adv, labels, {first_column, valid_columns, one_sided, detach_targets});
   rows.weigh(mlm_weight, kl_weight);
-  const RowPhase phase = rows.records_of(records);
   need_adv = need_adv && adv.has_value();
   TORCH_CHECK_VALUE(!(need_clean && need_adv) || clean.const_data_ptr() != adv->const_data_ptr() || clean.numel() == 0,
                     "logits to be overwritten must be two tensors, but are one.");
-  const auto place = [](bool wanted, const Tensor& logits, void** pointer, int64_t* stride) {
-    if (!wanted) return;
-    TORCH_CHECK_VALUE(logits.is_contiguous(), "logits to be overwritten must be contiguous.");
-    *pointer = logits.mutable_data_ptr();
-    *stride = logits.stride(0);
-  };
-  place(need_clean, clean, &rows.task.clean_grad, &rows.task.clean_grad_stride);
-  if (need_adv) place(true, *adv, &rows.task.adv_grad, &rows.task.adv_grad_stride);
-  if (phase == kFused || need_clean || need_adv) rows.run(phase);
-  return phase == kFused ? rows.records : at::empty({0}, rows.clean.options().dtype(at::kFloat));
-}
-
-// Small tensors: composed of torch's own ops, on any device.
-std::tuple<Tensor, Tensor> row_losses(const Tensor&, const OptionalTensor&, const Tensor& records,
-                                      const OptionalTensor& labels, int64_t, int64_t, bool, bool, bool) {
-  const Tensor mass = records.select(1, 1), divergence = records.select(1, 5);
-  // A row without a single column that counts has no distribution.
-  const Tensor kl = at::where(mass == 0, at::scalar_tensor(NAN, records.options()), divergence);
-  if (!labels.has_value()) return {at::zeros_like(kl), kl};
-  const Tensor kept = *labels != kIgnoredLabel, zero = at::zeros({}, records.options());
-  const Tensor mlm = records.select(1, 0) + mass.log() - records.select(1, kRecordFloats);
-  return {at::where(kept, mlm, zero), at::where(kept, kl, zero)};
+  TORCH_CHECK_VALUE((!need_clean || clean.is_contiguous()) && (!need_adv || adv->is_contiguous()),
+                    "logits to be overwritten must be contiguous.");
+  return rows.gradients(records, need_clean ? clean : at::empty({0}), need_adv ? *adv : at::empty({0}));
 }
 
 Tensor merge_statistics(const Tensor& records, bool one_sided) {
-  check_shards(records);
+  TORCH_CHECK_VALUE(records.dim() == 3 && records.scalar_type() == at::kFloat && records.size(0) > 0 &&
+                        (records.size(2) == kRecordFloats || records.size(2) == kRecordFloats + 1),
+                    "`records` must be float32 [R, N, 6 or 7] with R > 0, but is ", records.scalar_type(), " ",
+                    records.sizes(), " instead.");
   const Tensor all = records.contiguous();
-  const int64_t shards = all.size(0), rows = all.size(1), width = all.size(2);
+  const int64_t shards = all.size(0), rows = all.size(1);
+  const int width = static_cast<int>(all.size(2));
   Tensor merged = at::empty({rows, width}, all.options());
   const float* from = all.const_data_ptr<float>();
   float* to = merged.mutable_data_ptr<float>();
-#ifdef MEGATRON_ALUM_CUDA
-  const c10::OptionalDeviceGuard guard(all.device());
-  if (all.is_cuda()) {
-    void* stream = c10::cuda::getCurrentCUDAStream().stream();
-    return Rows::check_launch(launch_merge(from, to, shards, rows, static_cast<int>(width), one_sided, stream)), merged;
-  }
-#endif
+  const auto launch = [&](auto stream) { return launch_merge(from, to, shards, rows, width, one_sided, stream); };
+  if (launched(all.device(), launch)) return merged;
   for (int64_t row = 0; row < rows; ++row) {
-    RowRecord total = empty_record();
-    float label = 0.0f;
-    for (int64_t shard = 0; shard < shards; ++shard) {
-      const float* part = from + (shard * rows + row) * width;
-      RowRecord record;
-      __builtin_memcpy(&record, part, sizeof(record));
-      total = merge(total, record, one_sided);
-      if (width > kRecordFloats) label += part[kRecordFloats];
-    }
-    __builtin_memcpy(to + row * width, &total, sizeof(total));
-    if (width > kRecordFloats) to[row * width + kRecordFloats] = label;
+    merge_shards(from + row * width, shards, rows * width, width, one_sided, to + row * width);
   }
   return merged;
 }
@@ -203,14 +164,11 @@ void scale_(const Tensor& values, const Tensor& factor) {
                         factor.device() == values.device(),
                     "`values` must be contiguous and `factor` one float32 number beside them, but they are ",
                     values.sizes(), " and ", factor.scalar_type(), " ", factor.sizes(), " instead.");
-#ifdef MEGATRON_ALUM_CUDA
-  const c10::OptionalDeviceGuard guard(values.device());
-  if (values.is_cuda()) {
-    void* stream = c10::cuda::getCurrentCUDAStream().stream();
-    return Rows::check_launch(launch_scale(values.mutable_data_ptr(), element_of(values, "values"), values.numel(),
-                                           factor.const_data_ptr<float>(), stream));
-  }
-#endif
+  const auto launch = [&](auto stream) {
+    return launch_scale(values.mutable_data_ptr(), element_of(values, "values"), values.numel(),
+                        factor.const_data_ptr<float>(), stream);
+  };
+  if (launched(values.device(), launch)) return;
   if (factor.item<float>() != 1.0f) Tensor(values).mul_(factor);
 }
 
@@ -218,7 +176,6 @@ void register_all(torch::Library& m) {
   m.impl("row_statistics", row_statistics);
   m.impl("row_gradients", row_gradients);
   m.impl("row_gradients_", row_gradients_);
-  m.impl("row_losses", row_losses);
   m.impl("merge_statistics", merge_statistics);
   m.impl("scale_", scale_);
 }

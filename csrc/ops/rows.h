@@ -11,7 +11,7 @@
 // | clean_grad,adv_grad| [rows, columns], element       | out; null = not wanted; may be clean and adv themselves      |
 #pragma once
 
-#include <stdint.h>
+#include "common/portability.h"
 
 enum Element : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
@@ -44,6 +44,29 @@ struct RowTask {
   bool detach_targets;
 };
 
+template <typename Number>
+struct RowPointers {
+  const Number *clean, *adv;
+  Number *clean_grad, *adv_grad;  // null = not wanted
+};
+
+// Where a row begins, the elements being of type Number.
+template <typename Number>
+MA_FUNCTION RowPointers<Number> row_pointers(const RowTask& task, int64_t row) {
+  RowPointers<Number> at{static_cast<const Number*>(task.clean) + row * task.clean_stride,
+                         static_cast<const Number*>(task.adv) + row * task.adv_stride,
+                         static_cast<Number*>(task.clean_grad), static_cast<Number*>(task.adv_grad)};
+  if (at.clean_grad != nullptr) at.clean_grad += row * task.clean_grad_stride;
+  if (at.adv_grad != nullptr) at.adv_grad += row * task.adv_grad_stride;
+  return at;
+}
+
+// The column of the row's label; negative: it has none, or not in this shard.
+MA_FUNCTION int64_t label_column(const RowTask& task, int64_t row) {
+  const int64_t column = task.labels == nullptr ? -1 : task.labels[row] - task.first_column;
+  return column < task.valid_columns ? column : -1;
+}
+
 // Adversarial logits that are the clean ones (one pointer) ask for the MLM loss alone.
 void run_rows_cpu(const RowTask& task, RowPhase phase);
 
@@ -53,4 +76,3 @@ int launch_rows(const RowTask& task, RowPhase phase, void* stream);
 int launch_merge(const float* records, float* merged, int64_t shards, int64_t rows, int width, bool one_sided, void* stream);
 // values[i] *= *factor; the device reads the factor and leaves the values alone where it is 1.
 int launch_scale(void* values, int element, int64_t count, const float* factor, void* stream);
-const char* launch_error_text(int error);

@@ -3,158 +3,96 @@
 #include "ops/tokens.h"
 
 #include <ATen/ATen.h>
-#include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
 #include <tuple>
 
 #include "common/checks.h"
 #include "common/large_pages.h"
-#ifdef MEGATRON_ALUM_CUDA
-#include <c10/cuda/CUDAStream.h>
-#endif
 
 namespace {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-struct Noise {
-  Tensor sample_index, position;
-  double deviation;
-  int64_t seed, iteration;
-};
-
-struct Step {
-  double step_size, epsilon;
-  int64_t projection;
-};
-
-void run(const TokenTask& task, const at::Device& device) {
-  if (task.tokens == 0 || task.channels == 0) return;
-#ifdef MEGATRON_ALUM_CUDA
-  const c10::OptionalDeviceGuard guard(device);
-  if (device.is_cuda()) {
-    const int error = launch_tokens(task, c10::cuda::getCurrentCUDAStream().stream());
-    TORCH_CHECK(error == 0, "the CUDA kernel could not be launched: ", launch_error_text(error));
-    return;
-  }
-#endif
-  TORCH_CHECK_VALUE(device.is_cpu(), "the tensors must be on a device with a kernel, but are on ", device, ".");
-  run_tokens_cpu(task);
-}
-
-TokenTask task_of(at::IntArrayRef sizes, const Step& step) {
+TokenTask task_of(at::IntArrayRef sizes, double step_size, double epsilon, int64_t projection) {
   TORCH_CHECK_VALUE(!sizes.empty(), "the perturbation must have a dimension of channels, but has none.");
-  TORCH_CHECK_VALUE(kClamp <= step.projection && step.projection <= kNormalizedGradient,
-                    "`projection` must be 0, 1 or 2, but is ", step.projection, " instead.");
+  TORCH_CHECK_VALUE(kClamp <= projection && projection <= kNormalizedGradient,
+                    "`projection` must be 0, 1 or 2, but is ", projection, " instead.");
   TokenTask task{};
   task.channels = sizes.back();
   task.tokens = c10::multiply_integers(sizes.slice(0, sizes.size() - 1));
-  task.step = {static_cast<float>(step.step_size), static_cast<float>(step.epsilon), static_cast<int>(step.projection)};
+  task.step = {static_cast<float>(step_size), static_cast<float>(epsilon), static_cast<int>(projection)};
   return task;
 }
 
-void add_noise(TokenTask& task, const Noise& noise, const at::Device& device) {
-  check_vector(noise.sample_index, at::kLong, task.tokens, device, "sample_index");
-  check_vector(noise.position, at::kLong, task.tokens, device, "position");
-  TORCH_CHECK_VALUE(noise.sample_index.is_contiguous() && noise.position.is_contiguous(),
-                    "`sample_index` and `position` must be contiguous.");
-  task.sample_index = noise.sample_index.const_data_ptr<int64_t>();
-  task.position = noise.position.const_data_ptr<int64_t>();
-  task.seed = static_cast<uint32_t>(noise.seed);
-  task.iteration = static_cast<uint32_t>(noise.iteration);
-  task.noise_std = static_cast<float>(noise.deviation);
+void add_noise(TokenTask& task, const Tensor& sample_index, const Tensor& position, double std, int64_t seed,
+               int64_t iteration, const at::Device& device) {
+  check_vector(sample_index, at::kLong, task.tokens, device, "sample_index");
+  check_vector(position, at::kLong, task.tokens, device, "position");
+  task.sample_index = sample_index.const_data_ptr<int64_t>();
+  task.position = position.const_data_ptr<int64_t>();
+  task.seed = static_cast<uint32_t>(seed);
+  task.iteration = static_cast<uint32_t>(iteration);
+  task.noise_std = static_cast<float>(std);
 }
 
-Tensor gaussian_noise(const Tensor& sample_index, const Tensor& position, int64_t num_channels, double std, int64_t seed,
-                      int64_t iteration) {
-  const Tensor samples = sample_index.contiguous(), positions = position.contiguous();
-  Tensor noise = at::empty({sample_index.size(0), num_channels}, sample_index.options().dtype(at::kFloat));
-  TokenTask task = task_of(noise.sizes(), {0.0, 0.0, kClamp});
-  add_noise(task, {samples, positions, std, seed, iteration}, sample_index.device());
-  task.delta_out = noise.mutable_data_ptr<float>();
-  run(task, noise.device());
-  return noise;
-}
-
-Tensor ascend_and_project(const Tensor& delta_any, const Tensor& grad_any, double step_size, double epsilon,
-                          int64_t projection) {
-  check_like(grad_any, delta_any, "grad");
-  const Tensor delta = delta_any.contiguous(), grad = grad_any.contiguous();
-  Tensor result = at::empty(delta.sizes(), delta.options().dtype(at::kFloat));
-  TokenTask task = task_of(delta.sizes(), {step_size, epsilon, projection});
-  task.delta = delta.const_data_ptr();
-  task.delta_element = element_of(delta, "delta");
-  task.grad = grad.const_data_ptr();
-  task.grad_element = element_of(grad, "grad");
-  task.delta_out = result.mutable_data_ptr<float>();
-  run(task, delta.device());
-  return result;
-}
-
-// Completes a task whose delta or noise is already set; `x`, `grad` and `mask` are contiguous.
-std::tuple<Tensor, Tensor, Tensor> perturbed(TokenTask& task, const Tensor& x, const OptionalTensor& grad_any,
-                                             const OptionalTensor& mask_any, at::ScalarType out_dtype) {
-  Tensor grad, mask;
-  if (grad_any.has_value()) {
-    check_like(*grad_any, x, "grad");
-    grad = grad_any->contiguous();
-    task.grad = grad.const_data_ptr();
-    task.grad_element = element_of(grad, "grad");
+std::tuple<Tensor, Tensor, Tensor> perturb(const OptionalTensor& x_any, const OptionalTensor& delta_any,
+                                           const OptionalTensor& sample_index, const OptionalTensor& position, double std,
+                                           int64_t seed, int64_t iteration, int64_t num_channels,
+                                           const OptionalTensor& grad_any, double step_size, double epsilon,
+                                           int64_t projection, const OptionalTensor& mask_any, at::ScalarType out_dtype) {
+  TORCH_CHECK_VALUE(delta_any.has_value() || (sample_index.has_value() && position.has_value()),
+                    "`delta`, or the noise's `sample_index` and `position`, must be given, but are not.");
+  const auto fresh = [](at::IntArrayRef sizes, const at::TensorOptions& options) {
+    Tensor tensor = at::empty(sizes, options);
+    prefer_large_pages(tensor);
+    return tensor;
+  };
+  const auto options = (delta_any.has_value() ? *delta_any : *sample_index).options().dtype(at::kFloat);
+  Tensor moved = x_any.has_value()       ? fresh(x_any->sizes(), options)
+                 : delta_any.has_value() ? fresh(delta_any->sizes(), options)
+                                         : fresh({sample_index->size(0), num_channels}, options);
+  TokenTask task = task_of(moved.sizes(), step_size, epsilon, projection);
+  // The tensor as the kernels read it; kept alive until they are queued.
+  const auto given = [&](const OptionalTensor& tensor, const char* name, const void** pointer, int* element) {
+    if (!tensor.has_value()) return Tensor();
+    check_like(*tensor, moved, name);
+    const Tensor read = tensor->contiguous();
+    *pointer = read.const_data_ptr();
+    *element = element_of(read, name);
+    return read;
+  };
+  const Tensor x = given(x_any, "x", &task.x, &task.x_element);
+  const Tensor delta = given(delta_any, "delta", &task.delta, &task.delta_element);
+  const Tensor grad = given(grad_any, "grad", &task.grad, &task.grad_element);
+  Tensor samples, positions, mask;
+  if (!delta_any.has_value()) {
+    samples = sample_index->contiguous(), positions = position->contiguous();
+    add_noise(task, samples, positions, std, seed, iteration, moved.device());
   }
   if (mask_any.has_value()) {
     mask = mask_any->contiguous().view(-1);
-    check_vector(mask, at::kBool, task.tokens, x.device(), "mask");
+    check_vector(mask, at::kBool, task.tokens, moved.device(), "mask");
     task.mask = mask.const_data_ptr<bool>();
   }
-  Tensor x_adv = at::empty(x.sizes(), x.options().dtype(out_dtype));
-  Tensor moved = at::empty(x.sizes(), x.options().dtype(at::kFloat));
-  prefer_large_pages(x_adv);
-  prefer_large_pages(moved);
-  Tensor token_sums = at::empty({task.tokens, kTokenSums}, x.options().dtype(at::kFloat));
-  task.x = x.const_data_ptr();
-  task.x_element = element_of(x, "x");
-  task.x_adv = x_adv.mutable_data_ptr();
-  task.out_element = element_of(x_adv, "out_dtype");
   task.delta_out = moved.mutable_data_ptr<float>();
-  task.token_sums = token_sums.mutable_data_ptr<float>();
-  run(task, x.device());
+  Tensor x_adv = at::empty({0}, options.dtype(out_dtype)), token_sums = at::zeros({0, kTokenSums}, options);
+  if (x_any.has_value()) {
+    x_adv = fresh(moved.sizes(), x_adv.options());
+    task.x_adv = x_adv.mutable_data_ptr();
+    task.out_element = element_of(x_adv, "out_dtype");
+    token_sums = at::empty({task.tokens, kTokenSums}, options);
+    task.token_sums = token_sums.mutable_data_ptr<float>();
+  }
+  const auto launch = [&](auto stream) { return launch_tokens(task, stream); };
+  if (moved.numel() > 0 && !launched(moved.device(), launch)) run_tokens_cpu(task);
   return {x_adv, moved, token_sums.sum(0)};
-}
-
-std::tuple<Tensor, Tensor, Tensor> perturb(const Tensor& x_any, const Tensor& delta_any, const OptionalTensor& grad,
-                                           double step_size, double epsilon, int64_t projection,
-                                           const OptionalTensor& mask, at::ScalarType out_dtype) {
-  check_like(delta_any, x_any, "delta");
-  const Tensor x = x_any.contiguous(), delta = delta_any.contiguous();
-  TokenTask task = task_of(x.sizes(), {step_size, epsilon, projection});
-  task.delta = delta.const_data_ptr();
-  task.delta_element = element_of(delta, "delta");
-  return perturbed(task, x, grad, mask, out_dtype);
-}
-
-std::tuple<Tensor, Tensor, Tensor> perturb_noise(const Tensor& x_any, const Tensor& sample_index, const Tensor& position,
-                                                 double std, int64_t seed, int64_t iteration,
-                                                 const OptionalTensor& grad, double step_size, double epsilon,
-                                                 int64_t projection, const OptionalTensor& mask,
-                                                 at::ScalarType out_dtype) {
-  const Tensor x = x_any.contiguous(), samples = sample_index.contiguous(), positions = position.contiguous();
-  TokenTask task = task_of(x.sizes(), {step_size, epsilon, projection});
-  add_noise(task, {samples, positions, std, seed, iteration}, x.device());
-  return perturbed(task, x, grad, mask, out_dtype);
-}
-
-void register_all(torch::Library& m) {
-  m.impl("gaussian_noise", gaussian_noise);
-  m.impl("ascend_and_project", ascend_and_project);
-  m.impl("perturb", perturb);
-  m.impl("perturb_noise", perturb_noise);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(megatron_alum, CPU, m) { register_all(m); }
+TORCH_LIBRARY_IMPL(megatron_alum, CPU, m) { m.impl("perturb", perturb); }
 #ifdef MEGATRON_ALUM_CUDA
-TORCH_LIBRARY_IMPL(megatron_alum, CUDA, m) { register_all(m); }
+TORCH_LIBRARY_IMPL(megatron_alum, CUDA, m) { m.impl("perturb", perturb); }
 #endif

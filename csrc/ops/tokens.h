@@ -12,6 +12,7 @@
 // | token_sums      | [tokens, kTokenSums] float or null   | out; summed over tokens by the caller, in order         |
 #pragma once
 
+#include "common/gaussian.h"
 #include "common/projection.h"
 
 // sum |delta'|, sum |cast(x + delta') - cast(x)|, sum delta'^2, sum (eta g)^2, sum delta^2, 1 if g is not finite.
@@ -38,6 +39,12 @@ struct TokenTask {
   int grad_element;
   int out_element;
 };
+
+MA_FUNCTION NoiseToken noise_token(const TokenTask& task, int64_t token) {
+  return NoiseToken{{task.seed, task.iteration},
+                    static_cast<uint32_t>(task.position[token]),
+                    static_cast<uint64_t>(task.sample_index[token])};
+}
 
 void run_tokens_cpu(const TokenTask& task);
 // Queues the launch on `stream` (a cudaStream_t), waits for nothing and returns its cudaError_t.

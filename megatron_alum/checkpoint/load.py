@@ -17,6 +17,8 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -61,15 +63,22 @@ def verify(candidate: Path, group: dist.ProcessGroup) -> None:
     together(group, check_share)
 
 
-def load_checkpoint(folder: Path, sharded: dict[str, Any], group: dist.ProcessGroup) -> dict[str, Any]:
+def load_checkpoint(
+    folder: Path, sharded: dict[str, Any], group: dist.ProcessGroup, *, copies: dist.ProcessGroup | None = None
+) -> dict[str, Any]:
     """The stored values for a nested dict of megatron-core ShardedTensors, plus the plain values of common.pt.
 
-    Tensors are loaded into the parts of this rank whatever the layout of the saving run. Collective.
+    Tensors are loaded into the parts of this rank whatever the layout of the saving run. Ranks of `copies` ask for the
+    same tensors: each reads a share and sends it to the others. Without it every rank reads all of its own, into the
+    tensors of `sharded` themselves. Collective.
     Raises: ValueError when the folder is unsafe, damaged or of another model.
     """
     together(group, lambda: read_metadata(folder))
+    strategy = get_default_load_sharded_strategy(str(folder))
+    if copies is not None:
+        strategy = FullyParallelLoadStrategyWrapper(strategy, copies)
     try:
-        return dist_checkpointing.load(sharded, str(folder), validate_access_integrity=False)
+        return dist_checkpointing.load(sharded, str(folder), strategy, validate_access_integrity=False)
     except (CheckpointException, CheckpointingException, KeyError, UnpicklingError) as error:
         raise ValueError(
             f"{folder} must hold the tensors of this model and optimizer, but does not ({_first_reason(error)}). "

@@ -85,7 +85,10 @@ class Holder:
 
 
 class RunLock:
-    """The lock of a run's folder; `take` it before anything in the folder is read or written."""
+    """The lock of a run's folder; `take` it before anything in the folder is read or written.
+
+    As a context it gives the lock up at the end, if it was taken meanwhile.
+    """
 
     def __init__(self, root: str | Path) -> None:
         """Nothing is touched yet."""
@@ -95,6 +98,14 @@ class RunLock:
         self._made_folder = False
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> RunLock:
+        """Take nothing yet."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Release."""
+        self.release()
 
     def take(self) -> None:
         """Make the folder and the lock. Raises: ValueError naming the run that holds it; OSError of the disk."""

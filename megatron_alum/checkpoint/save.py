@@ -23,11 +23,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.core import CONFIG_FNAME, CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.exchange_utils import (
+    ShardDistribution,
+    determine_main_replica_uniform_distribution,
+)
 from megatron.core.dist_checkpointing.mapping import ShardedBase, ShardedTensor, is_main_replica
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    distribute_main_replicas_with_precomputed_distribution,
+)
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
     _replace_state_dict_keys_with_sharded_keys,
@@ -37,6 +44,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_alum.checkpoint import folder as layout
 from megatron_alum.checkpoint.agreement import reason, together
+from megatron_alum.checkpoint.metadata import METADATA_FILE
 
 SPACE_MARGIN = 1.02
 """bytes asked of the disk per byte of tensors: headers, index and small files"""
@@ -65,11 +73,13 @@ class CheckpointSaver:
         *,
         keep_last: int,
         in_background: bool,
+        copies: dist.ProcessGroup | None = None,
         confirm: Callable[[], None] = lambda: None,
     ) -> None:
         """Must be called by all ranks at the same point: it makes a process group.
 
-        Rank 0 calls `confirm` before a checkpoint appears; an OSError of it gives the checkpoint up.
+        The ranks of `copies` hold the same tensors and share the work of writing them. Rank 0 calls `confirm` before a
+        checkpoint appears; an OSError of it gives the checkpoint up.
         """
         self._confirm = confirm
         self.root = Path(root)
@@ -79,6 +89,8 @@ class CheckpointSaver:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._validated = False
+        self._copies = copies
+        self._shares: ShardDistribution | None = None
 
     def prepare(self) -> None:
         """Create the folder and remove what interrupted saves left. Raises: OSError on all ranks alike."""
@@ -98,6 +110,7 @@ class CheckpointSaver:
         self.wait()
         sharded, common = save_preprocess(content.sharded, validate_access_integrity=not self._validated)
         self._validated = True
+        self._share_out(sharded)
         tensors = _local_tensors(sharded)
         self._check_space(tensors)
         if not self.in_background:
@@ -137,6 +150,14 @@ class CheckpointSaver:
         except BaseException as error:  # handed to the training thread
             self._failure = error
 
+    def _share_out(self, sharded: Any) -> None:
+        """Mark which of the tensors that several ranks hold this one writes: shares of equal size, agreed upon once."""
+        if self._copies is None:
+            return
+        if self._shares is None:
+            self._shares = determine_main_replica_uniform_distribution(sharded, self._copies)
+        distribute_main_replicas_with_precomputed_distribution(sharded, self._copies, self._shares)
+
     def _check_space(self, tensors: list[ShardedTensor]) -> None:
         local = sum(t.data.numel() * t.data.element_size() for t in tensors if t.data is not None)
         sizes: list[int] = [0] * dist.get_world_size(self._group)
@@ -157,10 +178,10 @@ class CheckpointSaver:
         temporary = layout.temporary_folder(self.root, iteration)
         try:
             together(self._group, lambda: temporary.mkdir(parents=True), only_leader=True)
-            self._write_tensors(temporary, sharded)
-            together(self._group, lambda: _write_own_files(temporary, content))
-            together(self._group, lambda: _write_shared_files(temporary, content, common), only_leader=True)
-            self._seal(temporary)
+            names = self._write_tensors(temporary, sharded)
+            names += together(self._group, lambda: _write_own_files(temporary, content)) or []
+            shared = together(self._group, lambda: _write_shared_files(temporary, content, common), only_leader=True)
+            self._seal(temporary, names + (shared or []))
             together(self._group, lambda: self._publish(temporary, iteration), only_leader=True)
         except OSError as error:
             if dist.get_rank(self._group) == 0:
@@ -177,7 +198,8 @@ class CheckpointSaver:
                 f"The checkpoint of iteration {iteration} itself is complete; continue with --load."
             ) from None
 
-    def _write_tensors(self, temporary: Path, sharded: Any) -> None:
+    def _write_tensors(self, temporary: Path, sharded: Any) -> list[str]:
+        """Names of this rank's files."""
         renamed, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
         state = mcore_to_pyt_state_dict(renamed, False)
         planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
@@ -188,13 +210,14 @@ class CheckpointSaver:
             dcp.save(state, storage_writer=writer, planner=planner, process_group=self._group)
         except CheckpointException as error:
             raise OSError(_reason(error)) from None
+        return sorted(writer.names)
 
-    def _seal(self, temporary: Path) -> None:
-        """Flush all files to the disk and write their SHA-256 into COMPLETE; the work is shared by the ranks."""
-        rank, size = dist.get_rank(self._group), dist.get_world_size(self._group)
+    def _seal(self, temporary: Path, names: list[str]) -> None:
+        """Flush all files to the disk and write their SHA-256 into COMPLETE; each rank those `names` that it has
+        written itself. No listing of the folder is asked: on a network file system it may lag.
+        """
 
         def hash_share() -> dict[str, str]:
-            names = layout.content_files(temporary)[rank::size]
             for name in names:
                 layout.sync(temporary / name)
             return {name: layout.hash_file(temporary / name) for name in names}
@@ -205,7 +228,7 @@ class CheckpointSaver:
                     layout.sync(path)
             layout.write_durably(temporary / layout.COMPLETE_FILE, text)
 
-        shares: list[Any] = [None] * size
+        shares: list[Any] = [None] * dist.get_world_size(self._group)
         dist.all_gather_object(shares, together(self._group, hash_share), group=self._group)
         digests = {name: digest for share in shares for name, digest in share.items()}
         text = json.dumps({"files": dict(sorted(digests.items()))}, indent=1)
@@ -257,28 +280,41 @@ def _to_cpu(value: Any) -> Any:
     return value
 
 
-def _write_own_files(temporary: Path, content: CheckpointContent) -> None:
-    _save(content.rng, temporary / f"rng_{dist.get_rank():05d}.pt")
+def _write_own_files(temporary: Path, content: CheckpointContent) -> list[str]:
+    """Names of the files beside the tensors that every rank writes."""
+    name = f"rng_{dist.get_rank():05d}.pt"
+    _save(content.rng, temporary / name)
+    return [name]
 
 
-def _write_shared_files(temporary: Path, content: CheckpointContent, common: dict[str, Any]) -> None:
+def _write_shared_files(temporary: Path, content: CheckpointContent, common: dict[str, Any]) -> list[str]:
+    """Names of the files that the leader writes."""
     _save(common, temporary / COMMON_STATE_FNAME)
     save_config(CheckpointingConfig("torch_dist", 1), str(temporary))
     layout.write_durably(temporary / layout.CONFIG_FILE, json.dumps(content.config, indent=1) + "\n")
+    names = [COMMON_STATE_FNAME, CONFIG_FNAME, layout.CONFIG_FILE, METADATA_FILE]  # the last by dcp
     if content.tokenizer is not None:
         copies = temporary / layout.TOKENIZER_FOLDER
         copies.mkdir()
         for path in content.tokenizer.iterdir():  # shutil.copytree hides what the disk said in a list
             shutil.copyfile(path, copies / path.name)
+            names.append(f"{layout.TOKENIZER_FOLDER}/{path.name}")
+    return names
 
 
 class _Writer(dcp.FileSystemWriter):
-    """PyTorch's writer of tensor files, whose errors are the operating system's."""
+    """PyTorch's writer of tensor files, whose errors are the operating system's; `names` are the files it has written
+    on this rank.
+    """
+
+    names: frozenset[str] = frozenset()
 
     def write_data(self, plan: Any, planner: Any) -> Any:
         """Write this rank's file. Raises: OSError."""
         try:
-            return super().write_data(plan, planner)
+            written = super().write_data(plan, planner)
+            self.names = frozenset(result.storage_data.relative_path for result in written.value())
+            return written
         except RuntimeError as error:
             raise _system_error(error) from None
 

@@ -28,7 +28,7 @@ import torch
 SUPPORTED_VERSION = "0.16.1"
 
 # What megatron-core and its bundled FSDP say at import when neither apex nor Transformer Engine is there;
-# tools/doctor.py says it once, and better.
+# megatron-alum doctor says it once, and better.
 _FALLBACK_WARNINGS = (
     r"Transformer Engine and Apex are not installed\. Falling back to .*",
     r"Apex is not installed\. Falling back to Torch Norm",

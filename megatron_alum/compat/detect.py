@@ -1,7 +1,7 @@
-"""What this machine has: CUDA, NVIDIA's apex (or the unrelated package of that name), Transformer Engine, versions.
+"""What this machine has: CUDA, NVIDIA's apex (or the unrelated package of that name), versions.
 
 Nothing found here is required. Looks at files and package metadata without importing an accelerator library, since some
-fail or print on import. `tools/doctor.py` prints the report with advice.
+fail or print on import. `megatron-alum doctor` prints the report with advice.
 """
 
 import functools
@@ -21,7 +21,7 @@ from megatron_alum.compat.cpu import SUPPORTED_VERSION
 _APEX_SOURCE = "https://github.com/NVIDIA/apex"
 _APEX_BUILD = f"APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation git+{_APEX_SOURCE}.git"
 _APEX_EXTENSIONS = ("amp_C", "fused_layer_norm_cuda")
-"""what apex's Adam and LayerNorm are made of, and what its build leaves out unless the variables above ask for it"""
+"""what tells a built apex from one without kernels, and is left out unless the variables above ask for it"""
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,6 @@ def _missing_apex_extensions() -> str:
     return ", ".join(name for name in _APEX_EXTENSIONS if importlib.util.find_spec(name) is None)
 
 
-def check_apex() -> None:
-    """Raises: ValueError where megatron-core would take apex's Adam, which cannot be made without its compiled part."""
-    if apex_kind() == "incomplete" and not has_transformer_engine():
-        raise ValueError(
-            f"NVIDIA's apex must be installed with its CUDA extensions, but is without {_missing_apex_extensions()} "
-            f"instead. Build it again with `{_APEX_BUILD}`, or remove it with `pip uninstall apex`."
-        )
-
-
-def has_transformer_engine() -> bool:
-    """Whether Transformer Engine is installed."""
-    return importlib.util.find_spec("transformer_engine") is not None
-
-
 @functools.cache
 def fused_layer_norm_function() -> Callable[..., Any] | None:
     """apex's fused LayerNorm (input, weight, bias, normalized_shape, eps), or None where CUDA or NVIDIA's apex is
@@ -94,7 +80,6 @@ def environment_report() -> list[Finding]:
         _megatron(),
         _cuda(),
         _apex(),
-        _transformer_engine(),
     ]
 
 
@@ -124,18 +109,9 @@ def _apex() -> Finding:
         advice = f"pip uninstall apex: that package is not NVIDIA's, which is built with: {_APEX_BUILD}"
         return Finding("apex", "a package of that name that is not NVIDIA's (ignored)", advice)
     if kind == "nvidia":
-        return Finding("apex", "NVIDIA's: fused Adam and LayerNorm on CUDA")
+        return Finding("apex", "NVIDIA's: fused LayerNorm on CUDA")
     if kind == "incomplete":
-        found = f"NVIDIA's without {_missing_apex_extensions()}, which training needs of it"
-        return Finding("apex", found, f"pip uninstall apex, or build it again: {_APEX_BUILD}", required=True)
-    advice = f"optional, faster optimizer and LayerNorm: {_APEX_BUILD}" if torch.cuda.is_available() else ""
-    return Finding("apex", "absent: torch's own optimizer and LayerNorm", advice)
-
-
-def _transformer_engine() -> Finding:
-    if has_transformer_engine():
-        return Finding("Transformer Engine", f"{package_version('transformer_engine')}: fused Adam on CUDA")
-    advice = (
-        "optional: pip install --no-build-isolation transformer_engine[pytorch]" if torch.cuda.is_available() else ""
-    )
-    return Finding("Transformer Engine", "absent", advice)
+        found = f"NVIDIA's without {_missing_apex_extensions()} (ignored)"
+        return Finding("apex", found, f"optional, faster LayerNorm: {_APEX_BUILD}")
+    advice = f"optional, faster LayerNorm: {_APEX_BUILD}" if torch.cuda.is_available() else ""
+    return Finding("apex", "absent: torch's own LayerNorm", advice)

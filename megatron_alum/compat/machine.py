@@ -17,10 +17,16 @@ def processor_name() -> str:
 
 
 def current_commit() -> str:
-    """Short hash of the checkout this package lies in, or "unknown"."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True)
-    except OSError:
+    """Short hash of the checkout this package lies in; "unknown" where it is installed, in whatever repository."""
+    if not _git("ls-files", Path(__file__).name):
         return "unknown"
-    return found.stdout.strip() or "unknown"
+    return _git("rev-parse", "--short", "HEAD") or "unknown"
+
+
+def _git(*words: str) -> str:
+    """What git prints in this package's folder; "" where it fails or is absent."""
+    try:
+        run = subprocess.run(["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return run.stdout.strip()

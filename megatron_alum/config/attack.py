@@ -1,4 +1,4 @@
-"""Settings of tools/attack.py."""
+"""Settings of megatron-alum attack."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class AttackConfig:
     """This attack"""
 
     model: tuple[str, ...]
-    """fine-tuned Hugging Face folders to compare, such as OUTPUT/model of tools/finetune.py"""
+    """fine-tuned Hugging Face folders to compare, such as OUTPUT/model of megatron-alum finetune"""
     output: str
     """folder of attack.jsonl and attack.png"""
     task: str | None = None

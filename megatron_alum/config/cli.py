@@ -15,32 +15,56 @@ import dataclasses
 import difflib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import yaml
 
+from megatron_alum.config.extras import MissingExtraError
 from megatron_alum.config.fields import Option, options_of
 
 T = TypeVar("T")
 
 
 def main_guard(fn: Callable[[], None]) -> None:
-    """Run `fn`; turn a user's error (ValueError, OSError) into `error: <sentence>` on stderr and exit status 2.
+    """Run `fn`; turn a user's error (ValueError, OSError, missing extra) into `error: <sentence>` on stderr, status 2.
 
     Ctrl-C ends with status 130 and no traceback. Under torchrun all ranks refuse the same input, so a ValueError is
     printed once a node, by local rank 0.
+
+    A process that has joined others ends without farewell after any error: they may be in a collective that it never
+    joins, and NCCL's own end would wait for them. torchrun then ends them, and shows the traceback.
     """
     try:
         fn()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MissingExtraError) as error:
         if isinstance(error, OSError) or os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        _leave(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
-        sys.exit(130)
+        _leave(130)
+    except Exception:
+        if not _has_joined_others():
+            raise
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(status: int) -> NoReturn:
+    if _has_joined_others():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _has_joined_others() -> bool:
+    """Whether this process is part of a process group; asked without importing torch."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 class _Parser(argparse.ArgumentParser):

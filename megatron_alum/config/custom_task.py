@@ -1,4 +1,4 @@
-"""Files and columns of --task custom, which tools/finetune.py and tools/attack.py read alike."""
+"""Files and columns of --task custom, which megatron-alum finetune and megatron-alum attack read alike."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Literal
 class DataConfig:
     """Pre-training data
 
-    Shards written by tools/preprocess_data.py, and how samples are drawn from them.
+    Shards written by megatron-alum preprocess, and how samples are drawn from them.
     """
 
     data_path: tuple[str, ...]

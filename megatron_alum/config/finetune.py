@@ -1,4 +1,4 @@
-"""Settings of tools/finetune.py: what to train on, how, and which grid to search. ALUM's own flags override the
+"""Settings of megatron-alum finetune: what to train on, how, and which grid to search. ALUM's own flags override the
 method's.
 
 Flags bear the names of Hugging Face's example scripts where those have them. Lists (`--seeds 1 2 3`) span a grid.

@@ -23,6 +23,12 @@ class ParallelConfig:
     """split master weights and Adam's moments over the data-parallel group"""
     overlap_grad_reduce: bool = False
     """reduce gradients over the data-parallel group while backward still runs"""
+    grad_reduce_in_bf16: bool = False
+    """keep the gradient buffer in bfloat16 and reduce it so: half the memory and traffic, and sums over micro-batches
+    and replicas with 8 bits; with --bf16 only"""
+    check_weight_hash_across_dp_replicas_interval: int = 0
+    """iterations between two checks that all data-parallel replicas hold the same weights, bit for bit; 0 never checks.
+    One pass over the weights, for which the host waits"""
     distributed_timeout_minutes: float = 10.0
     """minutes after which a collective that some process never joined is given up"""
 
@@ -38,6 +44,11 @@ class ParallelConfig:
             raise ValueError(
                 "--sequence-parallel must be false without tensor parallelism, but is true instead. "
                 "Set --tensor-model-parallel-size to 2 or more."
+            )
+        if self.check_weight_hash_across_dp_replicas_interval < 0:
+            raise ValueError(
+                "--check-weight-hash-across-dp-replicas-interval must not be negative, but is "
+                f"{self.check_weight_hash_across_dp_replicas_interval} instead."
             )
         if self.distributed_timeout_minutes <= 0:
             raise ValueError(

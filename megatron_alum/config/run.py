@@ -45,6 +45,8 @@ class RunConfig:
         self._check_stages()
         self._check_layer()
         self._check_token_multiple()
+        if self.parallel.grad_reduce_in_bf16 and not self.precision.bf16:
+            raise ValueError("--grad-reduce-in-bf16 must be false without --bf16, but is true instead. Add --bf16.")
         if self.checkpoint.save is None and not self.dry_run:
             raise ValueError("--save must be given, but is not. Name the folder of the run, or try --dry-run.")
 
@@ -77,7 +79,8 @@ class RunConfig:
         if self.last_iteration >= self.first_alum_iteration:
             raise ValueError(
                 f"--pipeline-model-parallel-size must be 1 in the adversarial phase, but is {stages} instead: "
-                "the ascent needs the embedding and the logits in one process. Use --tensor-model-parallel-size, "
+                "the ascent needs the embedding and the logits in one process. A network that needs stages is beyond "
+                "20 billion parameters: use --tensor-model-parallel-size, "
                 "--sequence-parallel, --use-distributed-optimizer or --recompute-granularity; or stop before iteration "
                 f"{self.first_alum_iteration} with --exit-interval, or train without ALUM (--alum-alpha 0)."
             )

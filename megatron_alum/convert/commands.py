@@ -1,4 +1,4 @@
-"""What tools/convert_checkpoint.py does: one conversion, its warnings and its closing line."""
+"""What `megatron-alum convert` does: one conversion, its warnings and its closing line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_alum.compat import silence_fallback_warnings
 from megatron_alum.compat.allocator import return_freed_memory
+from megatron_alum.convert.card_words import CardWish
 from megatron_alum.convert.checkpoint_source import CheckpointWeights, read_checkpoint_source
 from megatron_alum.convert.from_hf import fill_parameters
 from megatron_alum.convert.hf_config import ExportKind
@@ -28,6 +29,7 @@ def to_hf(
     tokenizer: Path | None = None,
     num_attention_heads: int | None = None,
     verify: bool = False,
+    wish: CardWish | None = None,
 ) -> None:
     """Export the newest valid checkpoint of `load` as the new folder `output`.
 
@@ -52,7 +54,7 @@ def to_hf(
         )
         _report(compared, exact=dtype is None)
 
-    export_folder(source, output, kind=kind, dtype=dtype, check=check if verify else None)
+    export_folder(source, output, kind=kind, dtype=dtype, check=check if verify else None, wish=wish)
     print(f"{output}: iteration {source.iteration} of {load} ({time.perf_counter() - start:.1f} s)")
 
 

@@ -54,7 +54,7 @@ def instead_of_a_model(path: Path) -> str | None:
     if list_iterations(path) or (path / COMPLETE_FILE).is_file():
         return (
             f"{path} must be a Hugging Face model, but is a run of this project. Export it: "
-            f"tools/convert_checkpoint.py to-hf --load {path} --output HF_DIR."
+            f"megatron-alum convert to-hf --load {path} --output HF_DIR."
         )
     found = _kind_of(path)
     return None if found is None else f"{path} must be a Hugging Face model with PyTorch weights, but is {found}"

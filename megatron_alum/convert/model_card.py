@@ -1,7 +1,8 @@
-"""The README.md of an exported model: what was trained on what, how, and what the metrics say.
+"""The README.md of an exported model: what was trained on what, how, what the metrics say, and what its limits are.
 
-Everything comes from three records of the run: the configuration stored with the checkpoint, the manifests of its
-shards, and metrics.jsonl up to the exported iteration. A record that is absent gives a sentence that says so.
+Facts come from three records of the run: the configuration stored with the checkpoint, the manifests of its shards, and
+metrics.jsonl up to the exported iteration. A record that is absent gives a sentence that says so. Licence and languages
+come from the person who exports, the evaluation from `megatron-alum report`; card_words.py has the sentences.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from megatron_alum.convert.card_words import CardWish, corpus_sentences, recipe_sentences, training_command
 
 AVERAGED_ROWS = 20
 """Logged iterations averaged for the first and last values of the table: single batches are noisy."""
@@ -47,6 +50,7 @@ RECIPE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
 )
 """Section and the flags it shows, where the run's configuration has them."""
+EVALUATION = "## Evaluation"
 PERTURBATION = (
     ("effective_perturbation", "mean |cast(x + delta) - cast(x)| / mean |delta|: 1 means that no digit was lost"),
     ("ascent_ratio", "|eta g| / |delta|: size of the gradient step against the random start"),
@@ -71,6 +75,8 @@ class CardFacts:
     """Manifests of the shards, one a corpus."""
     metrics: Sequence[Mapping[str, Any]] = ()
     """Rows of metrics.jsonl up to `iteration`."""
+    wish: CardWish = field(default_factory=CardWish)
+    """What only the person who exports can know."""
 
 
 def model_card(facts: CardFacts) -> str:
@@ -78,24 +84,46 @@ def model_card(facts: CardFacts) -> str:
     sections = [
         _header(facts),
         _usage(facts),
-        _recipe(facts.run),
+        _recipe(facts),
         _data(facts.manifests),
         _metrics(facts.metrics),
         _perturbation(facts.metrics),
+        f"{EVALUATION}\n\nNone was recorded. `megatron-alum report --model-card` puts the results of fine-tuning here.",
+        _limits(facts),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
+def with_evaluation(card: str, table: str) -> str:
+    """The card with `table` (Markdown) as its evaluation, in place of what stood there or at the end."""
+    before, found, rest = card.partition(EVALUATION)
+    following = rest.find("\n## ")
+    after = rest[following:] if found and following >= 0 else "\n"
+    return f"{before.rstrip()}\n\n{EVALUATION}\n\n{table.strip()}\n{after}"
+
+
 def _header(facts: CardFacts) -> str:
-    trained = f" at iteration {facts.iteration}" if facts.iteration else ""
     pipeline = "feature-extraction" if facts.class_name.endswith("Model") else "fill-mask"
+    languages = facts.wish.languages or _languages(facts.manifests)
+    fields = [
+        f"license: {facts.wish.license}",
+        *(["language:", *(f"- {code}" for code in languages)] if languages else []),
+    ]
+    trained = f" after iteration {facts.iteration:,}" if facts.iteration else ""
     return (
-        f"---\nlibrary_name: transformers\npipeline_tag: {pipeline}\ntags:\n- alum\n- adversarial-pretraining\n---\n\n"
-        f"# {facts.name}\n\n"
-        f"A `{facts.class_name}` exported by megatron_alum from a megatron-core checkpoint{trained}. ALUM adds to\n"
-        "masked language modelling the divergence between the predictions on the input and on its adversarially\n"
-        "perturbed embeddings (Liu et al. 2020, arXiv 2004.08994)."
+        f"---\nlibrary_name: transformers\npipeline_tag: {pipeline}\n" + "\n".join(fields) + "\n"
+        f"tags:\n- alum\n- adversarial-pretraining\n---\n\n# {facts.name}\n\n"
+        f"A text encoder, `{facts.class_name}`, exported by megatron_alum{trained}. It was made for fine-tuning on\n"
+        "tasks of language understanding. ALUM ([Liu et al. 2020](https://arxiv.org/abs/2004.08994)) adds to masked\n"
+        "language modelling a second aim: that predictions stay the same where the embeddings of the words are\n"
+        "slightly moved, in the direction that changes them most."
     )
+
+
+def _languages(manifests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Language codes that the preprocessing was told."""
+    codes = [str((manifest.get("settings") or {}).get("language", "auto")) for manifest in manifests]
+    return sorted({code for code in codes if code != "auto"})
 
 
 def _usage(facts: CardFacts) -> str:
@@ -106,25 +134,39 @@ def _usage(facts: CardFacts) -> str:
     )
 
 
-def _recipe(run: Mapping[str, Any]) -> str:
+def _recipe(facts: CardFacts) -> str:
+    run = facts.run
+    lines = ["## Training", ""]
     if not run:
-        return "## Recipe\n\nThe checkpoint stores no configuration of a training run."
-    lines = ["## Recipe", "", "| | |", "|---|---|"]
-    for title, names in RECIPE:
+        lines.append("The checkpoint stores no configuration of a training run.")
+    else:
+        lines += [" ".join(recipe_sentences(run, facts.iteration)), "", "| | |", "|---|---|"]
+    for title, names in RECIPE if run else ():
         shown = [f"{name} {_value(run[name])}" for name in names if run.get(name) is not None]
         if shown:
             lines.append(f"| {title} | {', '.join(shown)} |")
+    commands = [training_command(run) if run else "", facts.wish.command]
+    if any(commands):
+        lines += ["", "Trained and exported by", "", "```bash", *(command for command in commands if command), "```"]
     return "\n".join(lines)
 
 
 def _data(manifests: Sequence[Mapping[str, Any]]) -> str:
     if not manifests:
         return "## Data\n\nThe manifest of the training data was not found beside the checkpoint."
-    lines = ["## Data", ""]
-    for manifest in manifests:
-        facts = [f"{name} {_value(value)}" for name, value in sorted(manifest.items()) if _is_plain(value)]
-        lines.append(f"- {', '.join(facts)}")
-    return "\n".join(lines)
+    sentences = [corpus_sentences(manifest) for manifest in manifests]
+    return "\n".join(["## Data", "", *([f"- {one}" for one in sentences] if len(sentences) > 1 else sentences)])
+
+
+def _limits(facts: CardFacts) -> str:
+    longest = facts.run.get("max_position_embeddings") or facts.run.get("seq_length")
+    cut = f" It reads at most {longest:,} tokens at a time." if longest else ""
+    return (
+        "## Limits\n\nThe model repeats what its texts hold, their errors and prejudices included; it knows nothing of "
+        f"languages and fields that they lack, and it does not generate text.{cut} Training against small "
+        "perturbations of embeddings is no protection against a person who sets out to deceive it. Before use in "
+        "earnest, measure it on your own task and data."
+    )
 
 
 def _metrics(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -135,7 +177,7 @@ def _metrics(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         "## Metrics",
         "",
-        f"Training metrics to iteration {last}, means of the first and the last {count} logged iterations.",
+        f"Training metrics to iteration {last:,}, means of the first and the last {count} logged iterations.",
         "",
         "| | first | last |",
         "|---|---|---|",
@@ -146,7 +188,7 @@ def _metrics(rows: Sequence[Mapping[str, Any]]) -> str:
             lines.append(f"| {name} | {_value(first)} | {_value(final)} |")
     skipped = rows[-1].get("skipped")
     if skipped is not None:
-        lines += ["", f"Iterations skipped for non-finite values: {skipped}."]
+        lines += ["", f"Iterations skipped for non-finite values: {skipped:,}."]
     return "\n".join(lines)
 
 
@@ -158,7 +200,7 @@ def _perturbation(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         "## Perturbation",
         "",
-        f"Means over the {count} logged adversarial iterations.",
+        f"Means over the {count:,} logged adversarial iterations.",
         "",
         "| | mean | |",
         "|---|---|---|",
@@ -181,7 +223,3 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, str | int | float) and not isinstance(value, bool)

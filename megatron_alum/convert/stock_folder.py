@@ -23,7 +23,7 @@ def how_to_convert(path: str | Path) -> str | None:
     if not Path(path).is_dir() or find_stock_checkpoint(path) is None:
         return None
     return (
-        f"{path} is a checkpoint of Megatron-LM. Convert it first: tools/convert_checkpoint.py to-hf --load {path} "
+        f"{path} is a checkpoint of Megatron-LM. Convert it first: megatron-alum convert to-hf --load {path} "
         "--tokenizer TOKENIZER_DIR --output HF_DIR, then start from it with --init-from HF_DIR."
     )
 

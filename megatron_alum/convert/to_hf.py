@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from megatron_alum.config.model import ModelConfig
+from megatron_alum.convert.card_words import CardWish
 from megatron_alum.convert.hf_config import ExportKind, hf_config_fields, sizes_of, tokenizer_ids
 from megatron_alum.convert.hf_model import build_hf_model, export_rows, export_state_dict
 from megatron_alum.convert.keys import ARCHITECTURES
@@ -68,10 +69,12 @@ def export_folder(
     kind: ExportKind | None = None,
     dtype: str | None = None,
     check: Callable[[Path], None] | None = None,
+    wish: CardWish | None = None,
 ) -> Path:
     """Write `source` to the new folder `output`; `dtype` None keeps the stored one. Returns `output`.
 
-    `check` sees the finished folder before it takes its name; an error of it leaves nothing behind.
+    `wish` has what the model card cannot know from the run. `check` sees the finished folder before it takes its name;
+    an error of it leaves nothing behind.
 
     Raises: ValueError when `output` is not free, or tensors are missing, unknown or misshapen.
     """
@@ -94,7 +97,8 @@ def export_folder(
         if source.tokenizer_dir is not None:
             copy_tokenizer(source.tokenizer_dir, partial, tokenizer)
             limit_length(partial, source.model.max_position_embeddings)
-        (partial / "README.md").write_text(_card(source, output.name, architecture.classes[kind]), encoding="utf-8")
+        card = _card(source, output.name, architecture.classes[kind], wish or CardWish())
+        (partial / "README.md").write_text(card, encoding="utf-8")
         if check is not None:
             check(partial)
     return output
@@ -126,7 +130,7 @@ def _check_source(source: ExportSource, sizes: Sizes, kind: ExportKind) -> None:
     check_shapes(source.label, given, expected)
 
 
-def _card(source: ExportSource, name: str, class_name: str) -> str:
+def _card(source: ExportSource, name: str, class_name: str, wish: CardWish) -> str:
     return model_card(
         CardFacts(
             name=name,
@@ -135,5 +139,6 @@ def _card(source: ExportSource, name: str, class_name: str) -> str:
             run=source.run,
             manifests=source.manifests,
             metrics=source.metrics,
+            wish=wish,
         )
     )

@@ -41,7 +41,7 @@ def parse_data_path(data_path: Sequence[str]) -> tuple[list[str], list[float] | 
     if len(prefixes) > MAX_DATASETS:
         raise ValueError(
             f"--data-path must name at most {MAX_DATASETS} shards, but names {len(prefixes)}. "
-            "Join them by tools/merge_shards.py."
+            "Join them by megatron-alum merge."
         )
     return prefixes, [float(weight) for weight in weights if weight is not None] or None
 

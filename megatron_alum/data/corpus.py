@@ -60,7 +60,7 @@ class Corpus:
             raise ValueError(
                 f"`{self.prefix}.bin` must hold token ids from 0 to {vocab_size - 1}, but holds "
                 f"{int(self.tokens[place])} at token {place}, in document {document}. The file is damaged or not of "
-                f"this tokenizer: compare its checksum by tools/inspect_shards.py {self.prefix} --verify, then copy "
+                f"this tokenizer: compare its checksum by megatron-alum inspect {self.prefix} --verify, then copy "
                 "it again or preprocess again."
             )
         return ids

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from megatron_alum.config.extras import require
 from megatron_alum.data.languages import primary
 
 _FILES = ("abbrev_types.txt", "collocations.tab", "sent_starters.txt", "ortho_context.tab")
@@ -61,6 +62,7 @@ def find_punkt(folder: str | Path, language: str = "en") -> Path:
 
 def _load(folder: Path) -> Any:
     """nltk's tokenizer with the parameters in `folder`; its own loader takes no plain path since 3.10."""
+    require("nltk")
     from nltk.tabdata import PunktDecoder
     from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
@@ -97,6 +99,7 @@ def train_punkt(documents: Iterable[str], folder: Path) -> int:
     Raises ValueError when the text is too little to learn anything. Memory grows with the vocabulary of the text, not
     with its length; a few hundred MB of text are plenty.
     """
+    require("nltk")
     from nltk.tokenize.punkt import PunktTrainer
 
     trainer = PunktTrainer()

@@ -17,6 +17,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from megatron_alum.config.extras import require
+
 T = TypeVar("T")
 Task = TypeVar("Task", bound=tuple[Any, ...])
 DASK_TIMEOUT_SECONDS = 15
@@ -87,13 +89,9 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ValueError(
-            f"--scheduler {address} must have the package distributed, but it is not installed. "
-            "Install it with: pip install 'megatron_alum[dask]'."
-        ) from error
+    require("distributed")
+    from distributed import Client
+
     try:
         client = Client(address, timeout=DASK_TIMEOUT_SECONDS)
     except (OSError, TimeoutError) as error:

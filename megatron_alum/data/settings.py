@@ -1,4 +1,4 @@
-"""Settings of a preprocessing run: what tools/preprocess_data.py takes, what the manifest keeps, what --resume
+"""Settings of a preprocessing run: what megatron-alum preprocess takes, what the manifest keeps, what --resume
 compares."""
 
 import dataclasses
@@ -29,7 +29,7 @@ class InputSettings:
     shard_id: int = 0
     """which of --num-shards parts of the input this run takes, from 0 (for job arrays)"""
     num_shards: int = 1
-    """into how many runs the input is divided; join their outputs in order by tools/merge_shards.py"""
+    """into how many runs the input is divided; join their outputs in order by megatron-alum merge"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.shard_id < self.num_shards:

@@ -1,6 +1,6 @@
 """Indexed shards on disk: opened only after their parts are known to belong together.
 
-A corpus `OUT` is four things side by side, written by `tools/preprocess_data.py`:
+A corpus `OUT` is four things side by side, written by `megatron-alum preprocess`:
 
     OUT.bin          token ids of all sentences, back to back (uint16 below 65,500 vocabulary entries, else int32)
     OUT.idx          Megatron's index: one sequence a sentence, one document an article
@@ -121,7 +121,7 @@ def open_shards(prefix: str | Path, *, verify: bool = False) -> Shards:
         if not path.exists():
             raise ValueError(
                 f"`{path}` must exist, but is missing. `{prefix}` must be the output prefix of a finished "
-                f"tools/preprocess_data.py run (its {role} part was looked for)."
+                f"megatron-alum preprocess run (its {role} part was looked for)."
             )
     manifest = read_manifest(paths["json"])
     index = read_index(paths["idx"])

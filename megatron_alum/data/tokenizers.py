@@ -75,7 +75,7 @@ def check_special_tokens(tokenizer: Any, name: str) -> None:
         if token is None or token_id is None or not 0 <= token_id < size:
             raise ValueError(
                 f"`{role}` of the tokenizer {name} must have an id below {size}, but is {token!r} with id {token_id} "
-                "instead. Use a vocabulary for masked language modelling, or train one by tools/train_tokenizer.py."
+                "instead. Use a vocabulary for masked language modelling, or train one: megatron-alum train-tokenizer."
             )
         if token_id in ids:
             raise ValueError(
@@ -176,7 +176,7 @@ def _with_case(tokenizer: Any, source: TokenizerSource) -> Any:
         if source.case == "lower" or source.strip_accents:
             raise ValueError(
                 f"`--case` must be keep for the tokenizer folder {source.folder}, but is lower instead: its "
-                "vocabulary decides. Train a tokenizer with the case you want by tools/train_tokenizer.py."
+                "vocabulary decides. Train a tokenizer with the case you want by megatron-alum train-tokenizer."
             )
         return tokenizer
     lower = source.case == "lower" if source.case else bool(getattr(tokenizer, "do_lower_case", False))

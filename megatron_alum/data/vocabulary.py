@@ -140,7 +140,7 @@ def _require_specials(specials: Sequence[str], entries: Any, path: Path) -> None
     if missing:
         raise ValueError(
             f"`--vocab-file` must contain {', '.join(specials)}, but {path} lacks {', '.join(missing)}. "
-            "Use a vocabulary made for masked language modelling, or train one by tools/train_tokenizer.py."
+            "Use a vocabulary made for masked language modelling, or train one by megatron-alum train-tokenizer."
         )
 
 

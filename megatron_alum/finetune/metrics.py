@@ -11,22 +11,25 @@ Values are fractions in [0, 1] (correlations in [-1, 1]); SQuAD's are percentage
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from megatron_alum.config.extras import require
 
 Numbers = Sequence[float] | np.ndarray
 
 FLAT_METRICS: dict[str, Callable[[Numbers, Numbers], float]] = {
-    "accuracy": lambda gold, predicted: float(accuracy_score(gold, predicted)),
-    "mcc": lambda gold, predicted: float(matthews_corrcoef(gold, predicted)),
-    "f1_binary": lambda gold, predicted: float(f1_score(gold, predicted, pos_label=1, zero_division=0)),
-    "pearson": lambda gold, predicted: _correlation(pearsonr, gold, predicted),
-    "spearman": lambda gold, predicted: _correlation(spearmanr, gold, predicted),
+    "accuracy": lambda gold, predicted: float(_library("sklearn.metrics").accuracy_score(gold, predicted)),
+    "mcc": lambda gold, predicted: float(_library("sklearn.metrics").matthews_corrcoef(gold, predicted)),
+    "f1_binary": lambda gold, predicted: float(
+        _library("sklearn.metrics").f1_score(gold, predicted, pos_label=1, zero_division=0)
+    ),
+    "pearson": lambda gold, predicted: _correlation(_library("scipy.stats").pearsonr, gold, predicted),
+    "spearman": lambda gold, predicted: _correlation(_library("scipy.stats").spearmanr, gold, predicted),
 }
 
 
@@ -47,6 +50,7 @@ def entity_metrics(gold: list[list[str]], predicted: list[list[str]], names: Seq
 
     `names` are all tags of the task: a split may happen to hold none that tells the scheme.
     """
+    require("seqeval")
     from seqeval import metrics
     from seqeval.scheme import IOB2, IOBES
 
@@ -61,6 +65,12 @@ def entity_metrics(gold: list[list[str]], predicted: list[list[str]], names: Seq
                 metrics.f1_score(gold, predicted, mode="strict", scheme=IOBES if with_ends else IOB2)
             ),
         }
+
+
+def _library(name: str) -> Any:
+    """A module of the extra "finetune", imported when a metric needs it: whoever only reads results does not."""
+    require(name.split(".")[0])
+    return importlib.import_module(name)
 
 
 def _correlation(function: Callable[..., Any], gold: Numbers, predicted: Numbers) -> float:

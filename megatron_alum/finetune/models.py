@@ -174,7 +174,7 @@ def check_finetuned(folder: str, task: Task) -> None:
         architecture = (config.architectures or ["a model without a head"])[0]
         raise ValueError(
             f"--model must end in {_ending(task)} for the task {task.name}, but {folder} holds {architecture} instead. "
-            "Fine-tune it with tools/finetune.py."
+            "Fine-tune it with megatron-alum finetune."
         )
     wanted = 1 if task.kind == "regression" else len(task.labels)
     if task.kind in ("classification", "regression") and config.num_labels != wanted:

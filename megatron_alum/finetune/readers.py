@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
+from megatron_alum.config.extras import require
+
 Row = dict[str, Any]
 LARGEST_CELL = 2**31 - 1  # characters; the csv module's own limit of 131,072 is below a long document
 TAG = re.compile(r"O|[BIES](-\S+)?")  # BIO and BIOES, with or without an entity type
@@ -166,6 +168,7 @@ def read_json(path: Path) -> Iterator[Row]:
 
 def read_parquet(path: Path) -> Iterator[Row]:
     """Rows of a Parquet file."""
+    require("pyarrow")
     import pyarrow
     from pyarrow import parquet
 
@@ -272,6 +275,7 @@ def check_answers(where: str, context: str, answers: Sequence[Row]) -> None:
 
 def read_arrow(folder: Path) -> Iterator[Row]:
     """Rows of one split saved by the `datasets` library; ClassLabel columns come as their names, -1 as -1."""
+    require("pyarrow")
     import pyarrow
 
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))

@@ -49,7 +49,7 @@ def stored_task(folder: str | Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return {**content, "max_seq_length": int(content["max_seq_length"]), "task": str(content["task"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} must be as tools/finetune.py writes it, but is not: {error!r}.") from None
+        raise ValueError(f"{path} must be as megatron-alum finetune writes it, but is not: {error!r}.") from None
 
 
 def task_of(folder: str, name: str | None, custom: CustomTaskConfig, train_file: str | None = None) -> Task:

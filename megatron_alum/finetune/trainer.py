@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from megatron_alum.alum import AlumOutput, AlumRegularizer, Kernels, Samples
+from megatron_alum.config.extras import require
 from megatron_alum.finetune.bregman import MovingAverage
 from megatron_alum.finetune.divergence import SEVERAL_LABELS, Kind, comparable, kind_of, row_divergence, samples_of
 from megatron_alum.finetune.embeddings import (
@@ -55,6 +56,7 @@ class AlumTrainer(Trainer):
     """
 
     def __init__(self, *args: Any, method: str | Method = "alum", kind: Kind | None = None, **kwargs: Any) -> None:
+        require("accelerate")
         self.method = method if isinstance(method, Method) else preset(method)
         self.average: MovingAverage | None = None
         super().__init__(*args, **kwargs)

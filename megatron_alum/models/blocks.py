@@ -67,12 +67,12 @@ class _BlockAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], probability: float
     ) -> Tensor:
         out = _empty_but_for_the_tail(value, blocks)
-        seeds = [draw_seed() if probability else 0 for _ in blocks]
-        for block, seed in zip(blocks, seeds, strict=True):
+        seeds = [draw_seed() for _ in blocks] if probability else []
+        for number, block in enumerate(blocks):
             q, k, v = (_gathered(tensor, block) for tensor in (query, key, value))
             weights = _weights(q, k)
             if probability:
-                weights = seeded_dropout(weights, seed, probability)
+                weights = seeded_dropout(weights, seeds[number], probability)
             _scatter(out, torch.bmm(weights, v), block)
         ctx.save_for_backward(query, key, value, out)
         ctx.blocks, ctx.probability, ctx.seeds = blocks, probability, seeds
@@ -84,12 +84,12 @@ class _BlockAttention(torch.autograd.Function):
         query, key, value, out = ctx.saved_tensors
         to_query, to_key, to_value = (_empty_but_for_the_tail(query, ctx.blocks) for _ in range(3))
         row_sums = (gradients[0] * out).sum(-1, keepdim=True)
-        for block, seed in zip(ctx.blocks, ctx.seeds, strict=True):
+        for number, block in enumerate(ctx.blocks):
             q, k, v, gradient, sums = (
                 _gathered(tensor, block) for tensor in (query, key, value, gradients[0], row_sums)
             )
             weights = _weights(q, k)
-            dropped = seeded_dropout(weights, seed, ctx.probability) if ctx.probability else weights
+            dropped = seeded_dropout(weights, ctx.seeds[number], ctx.probability) if ctx.probability else weights
             _scatter(to_value, torch.bmm(dropped.transpose(1, 2), gradient), block)
             to_scores = torch.bmm(gradient, v.transpose(1, 2)).mul_(dropped).addcmul_(weights, sums, value=-1.0)
             _scatter(to_query, _scaled_product(to_scores, k, q.size(-1)), block)

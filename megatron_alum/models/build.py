@@ -60,8 +60,7 @@ def build_model(
         )
     initialize_weights(model, model_config, vocab_size=vocab_size, seed=seed, groups=groups)
     if torch_compile:
-        for layer in model.encoder.layers:
-            layer.compile()  # in place: parameter names stay
+        model.encoder.compile_layers()
     return model.to(device=groups.device, dtype=dtype)
 
 

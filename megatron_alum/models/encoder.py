@@ -13,6 +13,9 @@ from torch import Tensor
 
 from megatron_alum.models.sequences import PackedSequences
 
+_COMPILED_VERSIONS = 64
+"""torch.compile gives up on a function after 8 of its own accord; sizes of 1 and dtypes multiply the combinations"""
+
 
 class Encoder(TransformerBlock):
     """The layers of this pipeline stage and, in a pre-LayerNorm network's last stage, the LayerNorm after them."""
@@ -43,6 +46,19 @@ class Encoder(TransformerBlock):
         if end == num_layers and self.final_layernorm is not None:
             hidden = self.final_layernorm(hidden)
         return hidden
+
+    def compile_layers(self, *, backend: str = "inductor") -> None:
+        """Compile each layer on its first use, in place: parameter names stay.
+
+        All layers share what is compiled, one graph before the attention and one after it, for any number of tokens and
+        rows: a version for each combination of training or not, frozen parameters or not, chosen rows or not, and
+        gradients or not.
+        """
+        from torch._dynamo import config  # takes a second to import
+
+        config.recompile_limit = max(config.recompile_limit, _COMPILED_VERSIONS)
+        for layer in self.layers:
+            layer.compile(dynamic=True, backend=backend)
 
     def _run(self, index: int, hidden: Tensor, sequences: PackedSequences, rows: Tensor | None) -> Tensor:
         """One layer, with recomputation where it is asked for."""

@@ -77,7 +77,7 @@ def select(impl: str, tensor: Tensor, *more: Tensor | torch.dtype | None) -> str
         return impl
     device = tensor.device.type
     dtypes = [tensor.dtype, *(x.dtype if isinstance(x, Tensor) else x for x in more if x is not None)]
-    reason = next((why for dtype in dtypes if (why := _refusal(device, dtype)) is not None), None)
+    reason = next((why for dtype in dtypes if (why := _refusal(tensor.device, dtype)) is not None), None)
     if impl != "auto" and device != impl:
         reason = f"the tensors are on {device}"
     if reason is None:
@@ -110,24 +110,24 @@ def build_info() -> dict[str, Any]:
 
 
 @torch.compiler.assume_constant_result
-def _refusal(device: str, dtype: torch.dtype) -> str | None:
+def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why no kernel serves this device and dtype, or None; a constant to torch.compile."""
     return _cached_refusal(device, dtype)
 
 
 @lru_cache(maxsize=64)
-def _cached_refusal(device: str, dtype: torch.dtype) -> str | None:
-    if device not in ("cpu", "cuda"):
-        return f"there is no kernel for device {device}"
+def _cached_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type not in ("cpu", "cuda"):
+        return f"there is no kernel for device {device.type}"
     if dtype not in KERNEL_DTYPES:
         return f"there is no kernel for {dtype} (only {', '.join(str(x) for x in KERNEL_DTYPES)})"
     reason = load_extension()
-    if reason is not None or device == "cpu":
+    if reason is not None or device.type == "cpu":
         return reason
     info = build_info()
     if info["cuda"] is None:
         return f"the extension was built without CUDA; {_REBUILD} where nvcc and a CUDA torch are"
-    capability = torch.cuda.get_device_capability()
+    capability = torch.cuda.get_device_capability(device)  # a machine may hold GPUs of several kinds
     if not runs_on(info["architectures"], capability):
         wanted = ".".join(map(str, capability))
         return f"the extension was built for {info['architectures']}, not for {wanted}; {_REBUILD}"

@@ -41,5 +41,7 @@ def gaussian_noise(
     if dispatch.select(impl, torch.empty(0, dtype=torch.float32, device=device)) == "reference":
         noise = reference.gaussian_noise(sample_index, position, num_channels, std, key)
     else:
-        noise = torch.ops.megatron_alum.gaussian_noise(sample_index, position, num_channels, std, *key)
+        noise = torch.ops.megatron_alum.perturb(
+            *(None, None, sample_index, position, std, *key, num_channels), *(None, 0.0, 0.0, 0, None, torch.float32)
+        )[1]
     return noise.to(dtype)

@@ -27,8 +27,10 @@ def ascend_and_project(
     _check(delta, grad, None, step_size, epsilon, projection)
     if dispatch.select(impl, delta, grad) == "reference":
         return reference.ascend_and_project(delta.detach(), grad.detach(), step_size, epsilon, projection)
-    index = reference.PROJECTIONS.index(projection)
-    return torch.ops.megatron_alum.ascend_and_project(delta.detach(), grad.detach(), step_size, epsilon, index)
+    step = step_size, epsilon, reference.PROJECTIONS.index(projection)
+    no_noise = None, None, 0.0, 0, 0, 0
+    perturb = torch.ops.megatron_alum.perturb
+    return perturb(None, delta.detach(), *no_noise, grad.detach(), *step, None, torch.float32)[1]
 
 
 def perturb_embeddings(
@@ -76,10 +78,11 @@ class _Perturb(torch.autograd.Function):
         out_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
         projection = reference.PROJECTIONS.index(step[2])
-        if not isinstance(delta, Tensor):
-            noise = (delta.sample_index, delta.position, delta.std, delta.seed, delta.iteration)
-            return torch.ops.megatron_alum.perturb_noise(x, *noise, grad, *step[:2], projection, mask, out_dtype)
-        return torch.ops.megatron_alum.perturb(x, delta, grad, *step[:2], projection, mask, out_dtype)
+        if isinstance(delta, Tensor):
+            start: tuple = (delta, None, None, 0.0, 0, 0, 0)
+        else:
+            start = (None, delta.sample_index, delta.position, delta.std, delta.seed, delta.iteration, 0)
+        return torch.ops.megatron_alum.perturb(x, *start, grad, *step[:2], projection, mask, out_dtype)
 
     @staticmethod
     def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:

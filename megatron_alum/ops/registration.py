@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_alum.ops import dispatch, row_autograd
+from megatron_alum.reference import rows as reference
 from megatron_alum.reference.rows import STATISTICS
 from megatron_alum.reference.tokens import SUMS
 
@@ -18,6 +19,7 @@ def register() -> None:
     """Attaches fake kernels and autograd formulas; called once a process."""
     for name, fake in _FAKES.items():
         torch.library.register_fake(f"megatron_alum::{name}", fake)
+    torch.library.impl("megatron_alum::row_losses", ("cpu", "cuda"), _row_losses_of_records)
     torch.library.register_autograd(
         "megatron_alum::row_losses", _row_losses_backward, setup_context=row_autograd.setup_context
     )
@@ -34,6 +36,12 @@ def _row_statistics(clean: Tensor, adv: Tensor | None, labels: Tensor | None, *_
 
 def _merge_statistics(records: Tensor, one_sided: bool) -> Tensor:
     return records.new_empty(records.shape[1:])
+
+
+def _row_losses_of_records(
+    clean: Tensor, adv: Tensor | None, records: Tensor, labels: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor]:
+    return reference.row_losses(records, labels)
 
 
 def _row_losses(clean: Tensor, adv: Tensor | None, records: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -58,17 +66,13 @@ def _scale_(values: Tensor, factor: Tensor) -> None:
     return None
 
 
-def _gaussian_noise(sample_index: Tensor, position: Tensor, num_channels: int, *_: float) -> Tensor:
-    return sample_index.new_empty(sample_index.shape[0], num_channels, dtype=torch.float32)
-
-
-def _ascend_and_project(delta: Tensor, *_: Any) -> Tensor:
-    return delta.new_empty(delta.shape, dtype=torch.float32)
-
-
-def _perturb(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    moved = x.new_empty(x.shape, dtype=torch.float32)
-    return x.new_empty(x.shape, dtype=rest[-1]), moved, x.new_empty(SUMS, dtype=torch.float32)
+def _perturb(
+    x: Tensor | None, delta: Tensor | None, sample_index: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    model = next(tensor for tensor in (x, delta, sample_index) if tensor is not None)
+    shape = (model.shape[0], rest[4]) if model is sample_index else model.shape
+    moved, sums = (model.new_empty(size, dtype=torch.float32) for size in (shape, [SUMS]))
+    return model.new_empty([0] if x is None else shape, dtype=rest[-1]), moved, sums
 
 
 def _dropout(x: Tensor, seed: Tensor, threshold: int) -> Tensor:
@@ -82,10 +86,7 @@ _FAKES: dict[str, Any] = {
     "row_gradients": _row_gradients,
     "row_gradients_": _row_gradients_,
     "scale_": _scale_,
-    "gaussian_noise": _gaussian_noise,
-    "ascend_and_project": _ascend_and_project,
     "perturb": _perturb,
-    "perturb_noise": _perturb,
     "dropout": _dropout,
 }
 

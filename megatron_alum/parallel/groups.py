@@ -7,6 +7,8 @@ it the process is a world of one. The backend is NCCL with CUDA and gloo without
 
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -15,6 +17,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_alum.compat import enable_cpu, silence_fallback_warnings
+from megatron_alum.config.parallel import ParallelConfig
+from megatron_alum.parallel.network import Node, check_addresses, raise_file_limit
 
 silence_fallback_warnings()
 
@@ -95,13 +99,14 @@ def initialize(
     """Joins the ranks of a torchrun job and lays them out as tensor-parallel x data-parallel x pipeline stages.
 
     `timeout_seconds` ends a collective that a dead or stuck rank never joins. A default process group that already
-    exists is used as it is. Raises ValueError when the world size is not a multiple of the ranks of one model, or when
-    this machine has fewer GPUs than processes.
+    exists is used as it is. Raises ValueError when the world size is not a multiple of the ranks of one model, when
+    this machine has fewer GPUs than processes, and for limits and addresses that the job cannot run with (network.py).
     """
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron-core overlaps by stream order
     enable_cpu()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     _check_sizes(world_size, tensor_parallel_size, pipeline_parallel_size)
+    raise_file_limit(world_size)
     if torch.cuda.is_available():
         _take_gpu(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
@@ -125,6 +130,23 @@ def initialize(
         dp_size=world_size // (tensor_parallel_size * pipeline_parallel_size),
         sequence_parallel=sequence_parallel and tensor_parallel_size > 1,
     )
+
+
+@contextmanager
+def joined(config: ParallelConfig) -> Iterator[ProcessGroups]:
+    """Within: the groups of a run laid out as `config` says; left again when the body ends well.
+
+    After an exception they stay as they are. NCCL would wait for the other ranks before it destroys a group, and these
+    may be in a collective that this rank never joins: its error would not be seen before their timeout. The process
+    ends without farewell instead (`config.cli.main_guard`), upon which torchrun ends the others.
+    """
+    yield initialize(
+        tensor_parallel_size=config.tensor_model_parallel_size,
+        pipeline_parallel_size=config.pipeline_model_parallel_size,
+        sequence_parallel=config.sequence_parallel,
+        timeout_seconds=60.0 * config.distributed_timeout_minutes,
+    )
+    shutdown()
 
 
 def seed_everything(seed: int, groups: ProcessGroups) -> None:
@@ -173,6 +195,9 @@ def _join(world_size: int, timeout: timedelta) -> None:
     if "MASTER_ADDR" in os.environ:
         store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
         store = _of_this_attempt(store)
+        nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+        if nodes > 1:
+            check_addresses(store, Node.here(), rank=int(os.environ["GROUP_RANK"]), number=nodes)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         return
     if world_size != 1:

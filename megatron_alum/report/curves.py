@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from megatron_alum.config.extras import require
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -85,6 +87,7 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 
 def plot_curves(metrics: str | Path, png: str | Path, *, title: str = "") -> Path:
     """Draw the curves of `metrics` (a metrics.jsonl) into `png`, written whole or not at all; returns its path."""
+    require("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_alum.config.extras import require
+
 
 def robustness_curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     """{model: [(radius, accuracy)]} in order of the radius."""
@@ -19,6 +21,7 @@ def robustness_curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple
 
 def plot_robustness(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
     """Write the curves as a PNG."""
+    require("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -84,10 +84,23 @@ class Watch:
         self.rank = rank
         self.operation = "starting"
         self.since = time.monotonic()
+        self._own_work: list[tuple[torch.cuda.Event | float, torch.cuda.Event | float]] = []
 
     def enter(self, operation: str) -> None:
         """This rank begins `operation`."""
         self.operation, self.since = operation, time.monotonic()
+
+    @contextmanager
+    def own_work(self) -> Iterator[None]:
+        """Within, this rank works by itself or with those of its model, and waits for no replica."""
+        began = _moment()
+        yield
+        self._own_work.append((began, _moment()))
+
+    def take_own_work(self) -> float:
+        """Seconds of own work since the last call, on the device; the host waits for the last of it."""
+        pairs, self._own_work = self._own_work, []
+        return sum(_seconds(began, ended) for began, ended in pairs)
 
     def run(self, body: Callable[[], None]) -> None:
         """Run `body`. Raises: OSError with rank, operation and time in place of a collective's own error."""
@@ -101,6 +114,23 @@ class Watch:
                 f"{time.monotonic() - self.since:.0f} s: {str(error).strip().splitlines()[0]} "
                 "Nothing was saved; restart from the last checkpoint with --load."
             ) from error
+
+
+def _moment() -> torch.cuda.Event | float:
+    """Now: in the stream of the device, or here."""
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds(began: torch.cuda.Event | float, ended: torch.cuda.Event | float) -> float:
+    if isinstance(began, float) or isinstance(ended, float):
+        assert isinstance(began, float) and isinstance(ended, float)
+        return ended - began
+    ended.synchronize()
+    return began.elapsed_time(ended) / 1000
 
 
 def _is_collective(error: RuntimeError) -> bool:

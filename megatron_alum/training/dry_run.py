@@ -16,9 +16,9 @@ from megatron_alum.config.run import RunConfig
 from megatron_alum.data.loader import draw
 from megatron_alum.data.placement import BatchPlan, Counts, IterationPlan
 from megatron_alum.models import attention_backend
-from megatron_alum.parallel import initialize, shutdown
+from megatron_alum.parallel import joined
 from megatron_alum.training.flops import TextSize, iteration_flops, passes, peak_flops, run_iterations
-from megatron_alum.training.memory import estimate_memory, num_parameters
+from megatron_alum.training.memory import checkpoint_bytes, estimate_memory, num_parameters
 from megatron_alum.training.micro_batch import MicroBatch, batch_plan, load_all
 from megatron_alum.training.performance import peak_memory_bytes
 from megatron_alum.training.schedule import Phase
@@ -34,13 +34,7 @@ LOOKED_AT = 4096
 
 def dry_run(config: RunConfig) -> None:
     """Print what `config` means; called on every rank, printed by the first. Raises: ValueError as `train`."""
-    groups = initialize(
-        tensor_parallel_size=config.parallel.tensor_model_parallel_size,
-        pipeline_parallel_size=config.parallel.pipeline_model_parallel_size,
-        sequence_parallel=config.parallel.sequence_parallel,
-        timeout_seconds=60.0 * config.parallel.distributed_timeout_minutes,
-    )
-    try:
+    with joined(config.parallel) as groups:
         state = build_state(config, groups)
         plan = batch_plan(config, groups)
         samples = sample_iterations(state, plan)
@@ -51,8 +45,6 @@ def dry_run(config: RunConfig) -> None:
         if groups.world_rank == 0:
             print(format_config(config))
             print("\n".join(report(state, plan, samples, seconds)), flush=True)
-    finally:
-        shutdown()
 
 
 def sample_iterations(state: TrainState, plan: BatchPlan) -> list[IterationPlan]:
@@ -110,6 +102,9 @@ def report(state: TrainState, plan: BatchPlan, samples: list[IterationPlan], sec
         total["projected"] += iterations * flops / (SUSTAINED * peak * world) if peak else 0.0
     left_out = {phase: n for phase, n in run_iterations(config).items() if n and phase not in seconds}
     lines += [f"  {phase:11} {n:,} iterations, for a run without pipeline stages" for phase, n in left_out.items()]
+    stored = checkpoint_bytes(config, vocab_size=vocab)
+    held = ", held in its host memory meanwhile" if config.checkpoint.async_save else ""
+    lines.append(f"  checkpoint  {stored / 1e9:,.2f} GB, {stored / world / 1e9:,.2f} GB written by each process{held}")
     lines.append(f"  memory      {peak_memory_bytes(groups.device) / 1e9:,.2f} GB so far in this process, measured")
     lines.append(f"  time        {total['measured'] / SECONDS_PER_DAY:,.2f} days at the measured speed")
     if peak:

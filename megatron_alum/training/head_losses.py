@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from megatron_alum.config.alum import AlumConfig
@@ -49,6 +50,18 @@ class VocabularyHead:
     def mlm(self, logits: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:
         """Sum of weights [N] * MLM losses, of whole logits; gives them up to their gradient."""
         return row_losses(logits, None, labels, mlm_weight=weights, overwrite_logits=True, **self.vocabulary).mlm
+
+    def plain(self, rows: Tensor, labels: Tensor, *, weights: Tensor) -> Tensor:
+        """Sum of weights [N] * MLM losses of `rows` from `heads`; gives logits up. A loss scale belongs into the
+        weights, as in `inner`.
+
+        In pieces the rows are their own adversarial ones, of weight 0: two products of four more, but no other loop.
+        """
+        if not self.chunk_rows:
+            return self.mlm(rows, labels, weights=weights)
+        nothing = torch.zeros_like(weights)
+        losses = self._losses(rows, rows.detach(), labels, mlm_weight=weights, kl_weight=nothing)
+        return losses.mlm + losses.kl  # 0, but with a gradient: both sums must enter a loss alike
 
     def inner(self, clean: Tensor, adversarial: Tensor, *, weights: Tensor) -> Tensor:
         """Sum of weights [N] * what the ascent climbs, row by row; the rows `clean` are constants.

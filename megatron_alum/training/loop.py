@@ -7,7 +7,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -18,7 +21,7 @@ from megatron_alum.checkpoint.save import CheckpointSaver
 from megatron_alum.config.cli import format_config
 from megatron_alum.config.run import RunConfig
 from megatron_alum.data.loader import BatchLoader, IterationBatches
-from megatron_alum.parallel import initialize, shutdown
+from megatron_alum.parallel import joined
 from megatron_alum.training.control import Control
 from megatron_alum.training.metrics import (
     METRICS_FILE,
@@ -31,6 +34,8 @@ from megatron_alum.training.metrics import (
 )
 from megatron_alum.training.micro_batch import batch_plan, load_all
 from megatron_alum.training.performance import Stopwatch
+from megatron_alum.training.profiler import Profile
+from megatron_alum.training.replicas import check_replicas
 from megatron_alum.training.resume import Resume, check_save_folder, find_resume, finished_note, origin_of, roll_back
 from megatron_alum.training.schedule import phase_of
 from megatron_alum.training.state import TrainState, build_state, checkpoint_content, load_into
@@ -46,14 +51,7 @@ def train(config: RunConfig) -> None:
     assert config.checkpoint.save is not None
     if config.checkpoint.load is not None:
         origin_of(config.checkpoint.load)  # before the lock makes the folder that it may name, too
-    groups = initialize(
-        tensor_parallel_size=config.parallel.tensor_model_parallel_size,
-        pipeline_parallel_size=config.parallel.pipeline_model_parallel_size,
-        sequence_parallel=config.parallel.sequence_parallel,
-        timeout_seconds=60.0 * config.parallel.distributed_timeout_minutes,
-    )
-    lock = RunLock(config.checkpoint.save)
-    try:
+    with joined(config.parallel) as groups, RunLock(config.checkpoint.save) as lock:
         together(groups.world, lock.take, only_leader=True)
         check_save_folder(config)
         resumed = find_resume(config, groups)
@@ -63,9 +61,6 @@ def train(config: RunConfig) -> None:
             return
         run = Run(build_state(config, groups, stored=None if resumed is None else resumed.stored), resumed, lock)
         run.state.watch.run(run.until_done)
-    finally:
-        lock.release()
-        shutdown()
 
 
 class Run:
@@ -81,6 +76,7 @@ class Run:
             config.checkpoint.save,
             keep_last=config.checkpoint.keep_last,
             in_background=config.checkpoint.async_save,
+            copies=groups.dp,
             confirm=lock.check,
         )
         self.saver.prepare()
@@ -100,13 +96,15 @@ class Run:
         )
         assert writers is not None
         self.writers = writers
+        self.profile = Profile(config.logging, self.saver.root, is_leader=self.is_leader)
         self.warned = False
         self.last_saved = state.iteration if resumed is not None else None
 
     def until_done(self) -> None:
         """Iterate to the end of the run, then save; a second SIGTERM during the save changes nothing."""
-        with self.control.signals():
+        with self.control.signals(), self._garbage_collected_by_hand():
             self._iterate()
+            self.profile.close()
             self.save()
             self.saver.close()
             self.writers.close()
@@ -145,6 +143,7 @@ class Run:
     def _iteration(self, batches: IterationBatches, bar: Any, loader: BatchLoader) -> None:
         """One step of the optimizer, and what is due after it."""
         state, iteration = self.state, self.state.iteration + 1
+        self.profile.begin(iteration)
         is_adversarial = phase_of(iteration, self.config) == "alum"
         micro_batches = load_all(batches.micro_batches, self.config, state.groups.device, is_adversarial=is_adversarial)
         result = train_step(state, micro_batches, batches.counts, iteration)
@@ -185,7 +184,30 @@ class Run:
                 self.writers.write(VALIDATION_FILE, {"iteration": iteration, **losses})
         if self.config.checkpoint.save_interval and iteration % self.config.checkpoint.save_interval == 0:
             self.save()
+        self._look_after(iteration)
         self.stopwatch.resume(paused_at)
+
+    def _look_after(self, iteration: int) -> None:
+        """What is done on all ranks at once, and seldom: garbage, and whether the replicas still agree."""
+        config, collect = self.config, self.config.compute.manual_gc_interval
+        if collect and iteration % collect == 0:
+            gc.collect()
+        check = config.parallel.check_weight_hash_across_dp_replicas_interval
+        if check and iteration % check == 0:
+            self.state.watch.enter(f"comparing the replicas after iteration {iteration}")
+            check_replicas(self.state.network, self.state.groups.dp, iteration=iteration)
+
+    @contextmanager
+    def _garbage_collected_by_hand(self) -> Iterator[None]:
+        """Within: Python collects no garbage by itself, if the run does."""
+        by_hand = self.config.compute.manual_gc_interval > 0
+        if by_hand:
+            gc.disable()
+        try:
+            yield
+        finally:
+            if by_hand:
+                gc.enable()
 
     def _log(self, result: StepResult, bar: Any, loader_wait_seconds: float) -> None:
         config, iteration = self.config, self.state.iteration
@@ -194,6 +216,7 @@ class Run:
         performance = self.stopwatch.row(
             iteration,
             loader_wait_seconds=loader_wait_seconds,
+            own_work_seconds=self.state.watch.take_own_work(),
             nonfinite_samples=means.get("nonfinite"),
             loss_scale=float(self.state.optimizer.get_loss_scale()),
         )

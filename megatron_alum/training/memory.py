@@ -1,16 +1,16 @@
 """Memory of one process at the peak of a step, by formula, for any network, layout and precision.
 
     weights       parameters of this rank, in the compute dtype
-    gradients     float32 buffer of the data-parallel wrapper
+    gradients     float32 or bfloat16 buffer of the data-parallel wrapper
     optimizer     Adam's two moments, and float32 master weights under 16 bits or the distributed optimizer
     activations   what the layers keep for backward: of the clean pass, and of the adversarial one in the same graph
     head          logits at masked positions and the gradients of the vocabulary table that meet there, unless they go
                   straight into the buffer (models/accumulation.py)
 
 The peak lies at the start of the outer backward: both graphs are alive, the inner pass's is freed by then and was
-smaller (frozen parameters keep no inputs of linear layers). Sizes are those of the real tokens. Letters: h hidden, f
-feed-forward. Not counted: the process itself (Python, torch, CUDA context), communication buffers and allocator
-fragmentation.
+smaller (frozen parameters keep no inputs of linear layers). What a save takes: `checkpoint_bytes`. Sizes are those of
+the real tokens. Letters: h hidden, f feed-forward. Not counted: the process itself (Python, torch, CUDA context),
+communication buffers and allocator fragmentation.
 """
 
 from __future__ import annotations
@@ -90,13 +90,27 @@ def estimate_memory(
         in_flight = min(stages - stage, micro_batches)  # forward passes whose backward has not come
         return MemoryEstimate(
             weights=parameters * bytes_each,
-            gradients=parameters * 4,
+            gradients=parameters * (2 if config.parallel.grad_reduce_in_bf16 else 4),
             optimizer=parameters * (12 if needs_master else 8) / sharing,
             activations=activations * in_flight,
             head=_head(config, phase, micro, bytes_each, padded // tp, table) if stage == stages - 1 else 0.0,
         )
 
     return max((of_stage(stage) for stage in {0, stages - 1}), key=lambda estimate: estimate.total)
+
+
+def checkpoint_bytes(config: RunConfig, *, vocab_size: int) -> float:
+    """Size of a checkpoint: weights, and float32 moments and master weights where they are not the weights themselves.
+
+    Every process writes an equal share of it; with --async-save it holds a copy of that share in host memory until that
+    is written. The device needs no memory for a save: shares are parts of the tensors that are there.
+    """
+    divisor = config.model.make_vocab_size_divisible_by
+    parameters = num_parameters(config, padded_vocab_size=-(-vocab_size // divisor) * divisor)
+    is_16_bit = config.precision.dtype_name != "float32"
+    return parameters * (
+        (2 if is_16_bit else 4) + (12 if is_16_bit or config.parallel.use_distributed_optimizer else 8)
+    )
 
 
 def _activations(config: RunConfig, phase: Phase, micro: TextSize, bytes_each: int, on_gpu: bool) -> float:
@@ -147,22 +161,18 @@ def _layer(config: RunConfig, micro: TextSize, bytes_each: int, on_gpu: bool) ->
     h, f = model.hidden_size, model.ffn_hidden_size
     around = tp if config.parallel.sequence_parallel else 1
     residual = 4 * h * bytes_each + 2 * h * _keeps_masks(config, on_gpu)  # two LayerNorms, in and out; two masks
-    inside = (5 * h + 2 * f) / tp * bytes_each  # q, k, v, context twice; before and after the GELU
-    attention = 0.0
-    fused_attention = on_gpu or model.attention_dropout == 0.0  # keeps no matrices of query x key
-    if not fused_attention and config.compute.recompute_granularity == "none":
-        attention = model.num_attention_heads / tp * micro.squared_lengths * 2 * bytes_each  # softmax, dropped
-    return micro.tokens * (residual / around + inside) + attention
+    inside = (4 * h + 2 * f) / tp * bytes_each  # q, k, v, context; before and after the GELU
+    return micro.tokens * (residual / around + inside)
 
 
 def _head(config: RunConfig, phase: Phase, micro: TextSize, bytes_each: int, rows: int, table: int) -> float:
     """Logits and the gradients of the vocabulary table at the start of backward, `table` bytes each."""
     model, alum = config.model, config.alum
     masked = micro.tokens * max(config.data.mask_rates)
-    if phase == "standard":
-        return 2 * masked * rows * bytes_each + table
+    if phase == "standard":  # the gradient is written over the logits
+        return masked * rows * bytes_each + table
     adversarial = masked * _adversarial_share(config)
     if alum.head_chunk_rows:
-        chunk = min(alum.head_chunk_rows, adversarial)
+        chunk = min(alum.head_chunk_rows, max(adversarial, masked - adversarial))
         return 2 * chunk * rows * bytes_each + rows * model.hidden_size * 4 + table
     return (masked + adversarial) * rows * bytes_each + 2 * table

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from megatron_alum.checkpoint.agreement import reason
 from megatron_alum.checkpoint.folder import write_durably
 from megatron_alum.checkpoint.origin import ROWS_FILES, WANDB_FILE
 from megatron_alum.checkpoint.rows import Rows
+from megatron_alum.config.extras import require
 from megatron_alum.config.run import RunConfig
 from megatron_alum.ops import perturbation_statistics
 from megatron_alum.parallel import ProcessGroups
@@ -55,7 +55,7 @@ _SUMS, _NUM_SUMS = "perturbation_sums", 6
 
 
 class Interval:
-    """Sums of the iterations since the last row, on the device, and the counters of the whole run."""
+    """What the iterations since the last row logged, on the device, and the counters of the whole run."""
 
     def __init__(self, groups: ProcessGroups, *, skipped: int = 0) -> None:
         """`skipped` is the number of skipped iterations before a resume."""
@@ -64,16 +64,14 @@ class Interval:
         self.consecutive_skips = 0
         self.grad_norm = float("nan")
         self._norms: list[Tensor] = []
-        self._sums: dict[str, Tensor] = {}
-        self._iterations: Counter[Phase] = Counter()
+        self._logged: list[dict[str, Tensor]] = []
+        self._phases: list[Phase] = []
 
     def add(self, result: StepResult) -> None:
         """Take in one iteration; no value is fetched."""
         self._norms.append(result.grad_norm)
-        self._iterations[result.phase] += 1
-        for name, value in result.logged.items():
-            total = value.double()
-            self._sums[name] = self._sums[name] + total if name in self._sums else total
+        self._phases.append(result.phase)
+        self._logged.append({name: value.double() for name, value in result.logged.items()})
 
     def count_skips(self) -> int:
         """Fetch how the iterations since the last call went into `skipped`, `consecutive_skips` and `grad_norm` (of the
@@ -89,36 +87,43 @@ class Interval:
         return longest
 
     def means(self) -> dict[str, float | None]:
-        """Means over the interval's iterations and all ranks of what these logged, None where not finite; then start
-        anew. Collective.
+        """Means over the interval's iterations and all ranks of what these logged, then start anew. Collective.
+
+        An iteration in which a value is not finite on some rank has no part in that value's mean, which is None where
+        no iteration has.
         """
         zeros = torch.zeros(_NUM_SUMS, dtype=torch.float64, device=self._groups.device)
         names = (*_LOSSES, _SUMS)
         # A rank whose micro-batches have no adversarial sequences logs no adversarial values.
-        present = torch.tensor([name in self._sums for name in names], dtype=torch.float64, device=zeros.device)
-        losses = torch.stack([self._sums.get(name, zeros[0]) for name in _LOSSES])
-        reduced = torch.cat((present, losses, self._sums.get(_SUMS, zeros)))
+        present = [any(name in logged for logged in self._logged) for name in names]
+        rows = [
+            torch.cat((torch.stack([logged.get(name, zeros[0]) for name in _LOSSES]), logged.get(_SUMS, zeros)))
+            for logged in self._logged
+        ]
+        reduced = torch.cat((zeros.new_tensor(present), *rows))
         dist.all_reduce(reduced, group=self._groups.world)
         exists = dict(zip(names, (reduced[: len(names)] > 0).tolist(), strict=True))
-        # Tensor-parallel ranks hold equal losses, so the sum over all ranks counts each tp times; of the pipeline's
-        # stages only the last one's are not 0. Sums over tokens are equal, too, unless the tokens are split, and their
-        # ratios do not mind.
-        sums = reduced[len(names) : -_NUM_SUMS] / self._groups.tp_size
-        means = {
-            name: finite(value / self._iterations_with(name))
-            for name, value in zip(_LOSSES, sums.tolist(), strict=True)
-            if exists[name]
-        }
+        table = reduced[len(names) :].cpu().view(len(rows), len(_LOSSES) + _NUM_SUMS)
+        means: dict[str, float | None] = {}
+        for column, name in enumerate(_LOSSES):
+            if exists[name]:
+                values = [
+                    row[column]
+                    for row, phase in zip(table.tolist(), self._phases, strict=True)
+                    if name in _OF_BOTH_PHASES or phase == "alum"
+                ]
+                kept = [value for value in values if math.isfinite(value)]
+                # Tensor-parallel ranks hold equal losses, so the sum over all ranks counts each tp times; of the
+                # pipeline's stages only the last one's are not 0.
+                means[name] = math.fsum(kept) / len(kept) / self._groups.tp_size if kept else None
         if exists[_SUMS]:
-            statistics = perturbation_statistics(reduced[-_NUM_SUMS:])
+            # Sums over tokens are equal on tensor-parallel ranks, too, unless the tokens are split; ratios do not mind.
+            sums = table[:, len(_LOSSES) :]
+            statistics = perturbation_statistics(sums[sums.isfinite().all(1)].sum(0))
             for name in ("effective_perturbation", "ascent_ratio"):
                 means[name] = finite(float(getattr(statistics, name)))
-        self._sums, self._iterations = {}, Counter()
+        self._logged, self._phases = [], []
         return means
-
-    def _iterations_with(self, name: str) -> int:
-        """Iterations since the last row in which some rank had the value: all of a phase, or all."""
-        return self._iterations.total() if name in _OF_BOTH_PHASES else self._iterations["alum"]
 
 
 def finite(value: float | None) -> float | None:
@@ -195,6 +200,7 @@ class Writers:
         for name in (METRICS_FILE, PERFORMANCE_FILE, VALIDATION_FILE):
             self._files[name] = JsonLines(root / name, resumed_iteration=resumed_iteration)
         if config.logging.tensorboard_dir is not None:
+            require("tensorboard")
             from torch.utils.tensorboard import SummaryWriter
 
             self._tensorboard = SummaryWriter(config.logging.tensorboard_dir, purge_step=resumed_iteration + 1)
@@ -231,13 +237,9 @@ def _start_wandb(config: RunConfig, root: Path, *, is_resumed: bool) -> Any:
     """
     from megatron_alum.config.cli import config_to_dict
 
-    try:
-        import wandb
-    except ImportError:
-        raise ValueError(
-            "--wandb-project needs the wandb package, but it is not installed. "
-            "Run `pip install wandb`, or leave the option out."
-        ) from None
+    require("wandb")
+    import wandb
+
     note = root / WANDB_FILE
     known = note.read_text(encoding="utf-8").strip() if is_resumed and note.is_file() else None
     options: dict[str, Any] = {

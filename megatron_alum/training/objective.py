@@ -116,8 +116,9 @@ class Objective:
         losses = self._row_losses(clean, adversarial, ascent, part, counts, weights.rows, scale)
         lm_loss, alum_kl = losses.mlm / scale, losses.kl / scale
         if num_rows < batch.num_masked_tokens:  # the sequences that --alum-batch-fraction leaves out
-            rest = self.whole_logits.heads(hidden, micro.whole.inputs, slice(num_rows, None)).rows
-            lm_loss = lm_loss + self._mlm(rest, batch.masked_labels[num_rows:], counts)
+            rest = self.head.heads(hidden, micro.whole.inputs, slice(num_rows, None)).rows
+            labels = batch.masked_labels[num_rows:]
+            lm_loss = lm_loss + self.head.plain(rest, labels, weights=_same(1 / counts.masked, labels) * scale) / scale
         nsp_loss = self._nsp_sum(outputs.nsp_logits, batch.nsp_labels) / counts.labelled
         alum_nsp_kl = self._nsp_divergence(clean, adversarial, ascent, counts)
         alpha, terms = self.alum.alpha, {"lm_loss": lm_loss, "nsp_loss": nsp_loss}
@@ -200,8 +201,7 @@ class Objective:
 
     def _mlm(self, logits: Tensor, labels: Tensor, counts: Counts) -> Tensor:
         """MLM loss of these rows, a share of the global batch; gives up the logits."""
-        weights = torch.full(labels.shape, 1 / counts.masked, device=labels.device)
-        return self.whole_logits.mlm(logits, labels, weights=weights)
+        return self.whole_logits.mlm(logits, labels, weights=_same(1 / counts.masked, labels))
 
     def _row_losses(
         self,
@@ -293,3 +293,8 @@ class Objective:
 
 def _statistics(ascent: Ascent) -> dict[str, Tensor]:
     return {"perturbation_sums": ascent.sums, "nonfinite": ascent.nonfinite}
+
+
+def _same(weight: float, labels: Tensor) -> Tensor:
+    """float32 [N]: the same weight for each row."""
+    return torch.full(labels.shape, weight, device=labels.device)

@@ -19,7 +19,7 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
-from megatron_alum.compat.detect import check_apex
+from megatron_alum.compat.adam import use_torch_adam
 from megatron_alum.config.run import RunConfig
 from megatron_alum.models import SplitBert
 from megatron_alum.models.accumulation import accumulate_in_place
@@ -27,9 +27,9 @@ from megatron_alum.training.schedule import learning_rate
 
 
 def wrap_data_parallel(model: SplitBert, config: RunConfig) -> DistributedDataParallel:
-    """The model with gradient buffers in float32 that are summed over the data-parallel group."""
+    """The model with gradient buffers that are summed over the data-parallel group, in float32 by default."""
     layout = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
+        grad_reduce_in_fp32=not config.parallel.grad_reduce_in_bf16,
         overlap_grad_reduce=config.parallel.overlap_grad_reduce,
         use_distributed_optimizer=config.parallel.use_distributed_optimizer,
     )
@@ -43,11 +43,8 @@ def wrap_data_parallel(model: SplitBert, config: RunConfig) -> DistributedDataPa
 
 
 def build_optimizer(model: DistributedDataParallel, config: RunConfig) -> MegatronOptimizer:
-    """Adam over float32 master weights; apex's or Transformer Engine's fused one where megatron-core finds it.
-
-    Raises: ValueError for an apex that cannot be used.
-    """
-    check_apex()
+    """torch's fused Adam over float32 master weights."""
+    use_torch_adam()
     options, precision = config.optimizer, config.precision
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
@@ -73,49 +70,31 @@ def build_optimizer(model: DistributedDataParallel, config: RunConfig) -> Megatr
         use_gloo_process_groups=False,
     )
     for group in optimizer.param_groups:
-        if "fused" in group and group["fused"] is None:  # torch's AdamW: one kernel for all tensors of a group
-            group["fused"] = True
+        group["fused"] = True  # one kernel for all tensors of a group
     return optimizer
 
 
-def prepare_for_loading(optimizer: MegatronOptimizer) -> None:
-    """Give a fresh distributed optimizer over torch's Adam the state that a checkpoint is loaded over.
-
-    megatron-core makes it itself for its other optimizers; this one asks for the step count of its moments first.
-    """
-    for part in optimizer.chained_optimizers:
-        if isinstance(part, DistributedOptimizer) and isinstance(part.optimizer, torch.optim.AdamW):
-            part.init_state_fn(part.optimizer, part.config)
-            for state in part.optimizer.state.values():
-                state["step"] = torch.zeros(())
-
-
 def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
-    """Take over the state that `sharded_state_dict` describes.
-
-    The distributed optimizer over torch's Adam is loaded in two parts, because megatron-core 0.16.1 looks for a step
-    count beside each parameter's moments, where it has not stored one; and it gives all parameters one step tensor,
-    which torch's fused kernel would count up once for each of them.
+    """Take over what a checkpoint stores of the optimizer, but for the tensors of a distributed one's shard: these get
+    their place only and are read afterwards (`optimizer_state.own_tensors`).
     """
     (part,) = optimizer.chained_optimizers
     _fit_to_adam(part.optimizer, loaded.get("optimizer", loaded))
-    if not isinstance(part, DistributedOptimizer) or not isinstance(part.optimizer, torch.optim.AdamW):
+    if not isinstance(part, DistributedOptimizer):
         optimizer.load_state_dict(loaded)
         return
     optimizer.load_state_dict({name: value for name, value in loaded.items() if name != "param_state"})
-    states = list(part.optimizer.state.values())
-    steps = [state.pop("step") for state in states]
-    part.load_parameter_state_from_fully_reshardable(loaded["param_state"])
-    for state, step in zip(states, steps, strict=True):
-        state["step"] = step.clone()
+    for state in part.optimizer.state.values():
+        # megatron-core gives all parameters one step tensor, which torch's fused kernel would count up for each.
+        if "step" in state:
+            state["step"] = state["step"].clone()
 
 
 def _fit_to_adam(inner: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
-    """Change the stored groups and step count in place to what the class of `inner` keeps.
+    """Change groups and step count in place to what torch's Adam keeps, where another library's has stored them.
 
-    Another of torch's, apex's and Transformer Engine's Adams may have been installed when they were stored. Each has
-    options in its groups that the others lack. torch's counts steps beside the moments of every parameter, of which
-    megatron-core stores one count for all; the others count in the groups.
+    Each has options in its groups that the others lack. torch's counts steps beside the moments of every parameter, of
+    which megatron-core stores one count for all; the others count in the groups.
     """
     groups, moments = stored["param_groups"], stored.get("state")  # the distributed optimizer's moments are elsewhere
     counts = [group.pop("step") for group in groups if group.get("step") is not None]
@@ -127,7 +106,7 @@ def _fit_to_adam(inner: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
         members = {"params": group["params"]} if "params" in group else {}
         group.clear()
         group.update({**options, **members})
-    if isinstance(inner, torch.optim.AdamW) and moments is not None:
+    if moments is not None:
         moments["common_step"] = torch.tensor(float(counts[0]))
     else:
         for group in groups:
@@ -162,22 +141,23 @@ def apply_gradients(optimizer: MegatronOptimizer, *, clip_grad: float) -> Tensor
 
 
 def global_norm(parts: Sequence[MegatronOptimizer]) -> Tensor:
-    """L2 norm of the gradients of all parameters, each counted once, 0-dim float32 on the device."""
+    """L2 norm of the gradients of all parameters, each counted once, 0-dim float32 on the device.
+
+    A rank's shard of the distributed optimizer may hold nothing but parameters that another tensor-parallel rank
+    counts; it adds 0.
+    """
     group = parts[0].get_grad_stats_parallel_group()
     grads = [grad for part in parts for grad in part.get_main_grads_for_grad_norm()]
-    square = torch.stack(torch._foreach_norm(grads)).square().sum()
+    square = torch.zeros((), device=parts[0].get_loss_scale().device)
+    if grads:
+        square = torch.stack(torch._foreach_norm(grads)).square().sum()
     dist.all_reduce(square, group=group)
     return square.sqrt()
 
 
 def _step(part: MegatronOptimizer, norm: Tensor, excess: Tensor) -> None:
     """One optimizer's step with gradients divided by `excess`, unless `norm` is not finite."""
-    inner = part.optimizer
-    if isinstance(inner, torch.optim.AdamW) and inner.param_groups[0]["fused"]:
-        # Its kernel divides as it reads, and does nothing where the flag is set: no pass over the gradients more.
-        kernel: Any = inner  # its class does not declare what torch.amp sets on it
-        kernel.grad_scale, kernel.found_inf = excess, torch.isfinite(norm).logical_not().float()
-        part.step_with_ready_grads()
-    elif bool(torch.isfinite(norm)):  # another library's Adam decides on the host
-        torch._foreach_div_([p.grad for p in part.get_parameters() if p.grad is not None], excess)
-        part.step_with_ready_grads()
+    # The fused kernel divides as it reads, and does nothing where the flag is set: no pass over the gradients more.
+    kernel: Any = part.optimizer  # its class does not declare what torch.amp sets on it
+    kernel.grad_scale, kernel.found_inf = excess, torch.isfinite(norm).logical_not().float()
+    part.step_with_ready_grads()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import resource
+import statistics
 import sys
 import time
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from megatron_alum.config.run import RunConfig
 from megatron_alum.data.placement import Counts
@@ -49,13 +51,16 @@ class Stopwatch:
         self._imbalance = max(self._imbalance, imbalance)
         self._flops += iteration_flops(self._config, phase, text, vocab_size=self._vocab_size)
 
-    def row(self, iteration: int, *, loader_wait_seconds: float, **others: Any) -> dict[str, Any]:
-        """Speeds since the last row, then begin anew.
+    def row(
+        self, iteration: int, *, loader_wait_seconds: float, own_work_seconds: float, **others: Any
+    ) -> dict[str, Any]:
+        """Speeds since the last row, then begin anew. Collective.
 
         samples_per_second and tokens_per_second (real tokens) over all processes; tflops_per_device on real tokens, by
         formula; mfu its share of the device's peak; fill the share of real tokens that rows of --seq-length would have;
         imbalance the largest excess of a rank's tokens over the mean; loader_wait the share of the time spent waiting
-        for samples; memory_gb the largest so far on this process.
+        for samples; slowest_rank the one whose forward and backward passes took longest, slowest_excess by how much of
+        the median rank's; memory_gb the largest so far on this process.
         """
         seconds = time.perf_counter() - self._since
         tflops = self._flops / seconds / self._world_size / 1e12
@@ -70,12 +75,23 @@ class Stopwatch:
             "fill": self._tokens / (samples * self._config.model.seq_length),
             "imbalance": self._imbalance,
             "loader_wait": (loader_wait_seconds - self._waited_before) / seconds,
+            **slowest(own_work_seconds, self._groups),
             "memory_gb": peak_memory_bytes(self._groups.device) / 1e9,
             **{name: finite(value) for name, value in others.items()},
         }
         self._waited_before = loader_wait_seconds
         self.restart()
         return row
+
+
+def slowest(seconds: float, groups: ProcessGroups) -> dict[str, Any]:
+    """Which rank's `seconds` are most, and their excess over the median; the same on every rank. Collective."""
+    own = torch.tensor([seconds], dtype=torch.float64, device=groups.device)
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(groups.world))]
+    dist.all_gather(gathered, own, group=groups.world)
+    times = torch.cat(gathered).tolist()
+    most = max(times)
+    return {"slowest_rank": times.index(most), "slowest_excess": most / statistics.median(times) - 1}
 
 
 def peak_memory_bytes(device: torch.device) -> int:

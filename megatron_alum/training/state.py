@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megatron_alum.checkpoint.folder import FORMAT_VERSION, TOKENIZER_FOLDER
 from megatron_alum.checkpoint.load import load_checkpoint, load_rng, model_sharded_state
@@ -26,12 +27,10 @@ from megatron_alum.models import SplitBert, build_model
 from megatron_alum.parallel import ProcessGroups, seed_everything
 from megatron_alum.training.control import Watch
 from megatron_alum.training.objective import Objective
-from megatron_alum.training.optimizer import build_optimizer, load_optimizer, prepare_for_loading, wrap_data_parallel
+from megatron_alum.training.optimizer import build_optimizer, load_optimizer, wrap_data_parallel
+from megatron_alum.training.optimizer_state import own_tensors, to_save
 from megatron_alum.training.rng import TrainingRng
 from megatron_alum.training.step import Trainable
-
-# Every value as in a plain optimizer's state, so that any layout can read what another has written.
-_OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 @dataclass
@@ -139,7 +138,7 @@ def data_fingerprint(config: RunConfig, *, weights: Sequence[float] | None) -> s
         path = shard_paths(prefix)["json"]
         if not path.is_file():
             raise ValueError(
-                f"--data-path must name shards of tools/preprocess_data.py, but `{path}` does not exist. A corpus that "
+                f"--data-path must name shards of megatron-alum preprocess, but `{path}` does not exist. A corpus that "
                 "was moved is recognised by its fingerprint: give its new place with --data-path."
             )
         digest.update(json.dumps(read_manifest(path)["files"], sort_keys=True).encode())
@@ -150,7 +149,7 @@ def checkpoint_content(state: TrainState) -> CheckpointContent:
     """What `load_into` needs, as this rank sees it."""
     model = model_sharded_state(state.network)
     return CheckpointContent(
-        sharded={"model": model, "optimizer": state.optimizer.sharded_state_dict(model, metadata=_OPTIMIZER_FORMAT)},
+        sharded={"model": model, "optimizer": to_save(state.optimizer, model)},
         rng=TrainingRng().snapshot(),
         config=describe(state),
         tokenizer=state.datasets.tokenizer_dir,
@@ -195,12 +194,17 @@ def load_into(state: TrainState, folder: Path, stored: dict[str, Any]) -> None:
     one they start anew from the seed and the iteration.
     """
     state.hf_config = stored.get(HF_CONFIG_KEY, {})
-    model = model_sharded_state(state.network)
-    prepare_for_loading(state.optimizer)
-    optimizer = state.optimizer.sharded_state_dict(model, is_loading=True, metadata=_OPTIMIZER_FORMAT)
-    loaded = load_checkpoint(folder, {"model": model, "optimizer": optimizer}, state.groups.world)
+    model, groups = model_sharded_state(state.network), state.groups
+    (part,) = state.optimizer.chained_optimizers
+    if isinstance(part, DistributedOptimizer):
+        loaded = load_checkpoint(folder, {"model": model}, groups.world, copies=groups.dp)
+        load_optimizer(state.optimizer, loaded["optimizer"])
+        load_checkpoint(folder, own_tensors(part, model_sharded_state(state.network)), groups.world)
+    else:
+        optimizer = state.optimizer.sharded_state_dict(model, is_loading=True)
+        loaded = load_checkpoint(folder, {"model": model, "optimizer": optimizer}, groups.world, copies=groups.dp)
+        load_optimizer(state.optimizer, loaded["optimizer"])
     state.network.load_state_dict(loaded["model"], strict=False)
-    load_optimizer(state.optimizer, loaded["optimizer"])
     state.iteration, state.skipped = stored["iteration"], stored["skipped"]
     state.consumed_samples = stored["consumed_samples"]
     is_same_layout = stored["layout"] == describe(state)["layout"]

@@ -63,7 +63,8 @@ def train_step(state: Trainable, micro_batches: Sequence[MicroBatch], counts: Co
     state.model.zero_grad_buffer()
     state.optimizer.zero_grad()
     rate = set_learning_rate(state.optimizer, iteration, state.config)
-    logged = accumulate_gradients(state, micro_batches, counts, iteration)
+    with state.watch.own_work():
+        logged = accumulate_gradients(state, micro_batches, counts, iteration)
     state.watch.enter(f"reducing the gradients of iteration {iteration}")
     finalize_model_grads([state.model])
     state.watch.enter(f"clipping and stepping in iteration {iteration}")

@@ -16,8 +16,14 @@ from tests.training.runs import read_rows, train_quietly
 FAULTS = [
     (part, call, error)
     for part in (".distcp", ".metadata", "common.pt", "rng_00000.pt", "metadata.json", "config.json", "COMPLETE")
-    for call, error in (("write", "ENOSPC"), ("write", "EIO"), ("fsync", "EIO"))
-] + [("tokenizer.json", "write", "EIO"), ("metrics.jsonl", "write", "ENOSPC"), ("latest_checkpointed", "fsync", "EIO")]
+    for call, error in (("write", "EIO"), ("fsync", "EIO"))
+] + [
+    (".distcp", "write", "ENOSPC"),
+    ("config.json", "write", "ENOSPC"),
+    ("tokenizer.json", "write", "EIO"),
+    ("metrics.jsonl", "write", "ENOSPC"),
+    ("latest_checkpointed", "fsync", "EIO"),
+]
 
 
 def train(folder, argv, last, fault=None):

@@ -2,9 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -19,8 +16,8 @@ from megatron_alum.convert.to_hf import export_folder
 from tests.convert import ranks
 from tests.convert.models import VOCAB_SIZE, save_hf_model, tokenizer_folder
 from tests.helpers.distributed import run_ranks
+from tests.helpers.warm import run_script
 
-ROOT = Path(__file__).resolve().parents[2]
 RUN = {"objective": "nsp", "lr": 1e-4, "alum_alpha": 10.0, "train_iters": 9, "global_batch_size": 32, "seed": 4}
 
 
@@ -72,9 +69,9 @@ assert (len(vectors[0]), len(vectors[0][0])) == (5, 20)  # [CLS] w1 w2 w3 [SEP],
 """
 
 
-def test_loads_without_network_in_auto_classes_and_pipelines(exported):
-    command = [sys.executable, "-W", "ignore", "-c", USE_OFFLINE, str(exported), str(VOCAB_SIZE)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+def test_loads_without_network_in_auto_classes_and_pipelines(exported, tmp_path):
+    (tmp_path / "use.py").write_text(USE_OFFLINE)
+    done = run_script(tmp_path / "use.py", exported, VOCAB_SIZE)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -99,8 +96,9 @@ def test_the_card_states_the_records_of_the_run(exported):
     card = (exported / "README.md").read_text()
     header = card.split("---")[1]
     assert "library_name: transformers" in header and "pipeline_tag: fill-mask" in header
-    assert "`MegatronBertForPreTraining`" in card and "at iteration 7" in card
-    for fact in ("lr 0.0001", "train_iters 9", "alum_alpha 10", "num_documents 12", "num_tokens 3456"):
+    assert "`MegatronBertForPreTraining`" in card and "after iteration 7." in card
+    assert "license: unknown" in header and "language:" not in header
+    for fact in ("lr 0.0001", "train_iters 9", "alum_alpha 10", "12 documents and 3,456 tokens."):
         assert fact in card
     # Iterations 4 to 7 only: the fifth row is later than the export, the torn one is no row.
     assert "| lm_loss | 4.5 | 4.5 |" in card and "skipped for non-finite values: 3" in card
@@ -116,6 +114,7 @@ def test_a_card_without_records_says_so():
     card = model_card(CardFacts(name="m", class_name="BertModel"))
     assert "no configuration of a training run" in card and "was not found" in card and "No metrics.jsonl" in card
     assert "pipeline_tag: feature-extraction" in card and "Perturbation" not in card
+    assert "## Evaluation\n\nNone was recorded" in card and card.index("## Evaluation") < card.index("## Limits")
 
 
 def test_means_by_hand():
@@ -153,16 +152,21 @@ def test_a_tokenizer_that_is_none_or_one_too_many_is_refused(exported, tmp_path)
 
 
 def run_tool(*arguments):
-    command = [sys.executable, ROOT / "tools" / "convert_checkpoint.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return run_script("tools/convert_checkpoint.py", *arguments)
 
 
 def test_the_tool_verifies_and_prints_one_line(exported, tmp_path):
-    done = run_tool("to-hf", "--load", exported.parent / "run", "--output", tmp_path / "out", "--verify")
+    card = ("--license", "apache-2.0", "--language", "en", "de")
+    done = run_tool("to-hf", "--load", exported.parent / "run", "--output", tmp_path / "out", "--verify", *card)
     assert done.returncode == 0, done.stderr
     verified, closing = done.stdout.splitlines()
     assert verified.startswith("verified: largest difference of hidden states") and "KL" in verified
     assert closing.startswith(f"{tmp_path / 'out'}: iteration 7 of")
+    written = (tmp_path / "out" / "README.md").read_text()
+    assert "license: apache-2.0\nlanguage:\n- en\n- de\n" in written
+    assert (
+        f"megatron-alum convert to-hf --load {exported.parent / 'run'} --output {tmp_path / 'out'} --verify" in written
+    )
 
 
 def test_the_tool_reports_a_user_error_in_one_sentence(tmp_path):

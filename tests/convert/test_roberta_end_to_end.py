@@ -5,7 +5,9 @@ import pydoc_data.topics
 
 import transformers
 
-from tests.convert.test_real_encoder import run
+from tests.helpers.distributed import run_ranks
+from tests.helpers.warm import run_script
+from tests.training.runs import train_quietly
 
 ITERATIONS = 24
 OPTIONS = f"""
@@ -26,7 +28,7 @@ def test_roberta_from_text_to_fill_mask(tmp_path):
     save_random_roberta(start, vocab_size)
 
     folders = ["--data-path", shards, "--save", tmp_path / "run", "--init-from", start]
-    run("pretrain_bert_alum.py", *folders, *OPTIONS, torchrun=2)
+    assert run_ranks(2, train_quietly, [str(word) for word in (*folders, *OPTIONS)]) == [None, None]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["phase"] for row in rows] == ["alum"] * ITERATIONS
     assert all(not row["nsp_loss"] and row["alum_kl"] > 0 for row in rows)
@@ -42,6 +44,13 @@ def test_roberta_from_text_to_fill_mask(tmp_path):
     assert config["classifier_dropout"] == 0.3  # the network does not need it; the run has kept it
     best = transformers.pipeline("fill-mask", model=str(exported))("The <mask> statement is used in a function.")
     assert len(best) == 5 and all(row["token"] < vocab_size for row in best)
+
+
+def run(script, *arguments):
+    """What the script prints."""
+    done = run_script(script, *arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def save_random_roberta(folder, vocab_size):

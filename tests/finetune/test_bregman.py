@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
-from megatron_alum.finetune.bregman import FILE_NAME
+from megatron_alum.finetune.bregman import FILE_NAME, MovingAverage
 from megatron_alum.finetune.methods import method
 from megatron_alum.finetune.trainer import AlumTrainer
 from tests.finetune.test_trainer import assert_equal, train
@@ -18,6 +18,17 @@ PLAN = method("smart", bregman_weight=1.0, bregman_momentum=0.5)
 
 def run(folder, **options):
     return train(folder, "classification", method=PLAN, arguments_changes=SAVING, **options)
+
+
+def test_the_average_by_hand():
+    """Momentum 3/4: a quarter of the way from 0 to 8, then a quarter of what is left."""
+    model, average = torch.nn.Linear(1, 1, bias=False), MovingAverage(0.75)
+    torch.nn.init.zeros_(model.weight)
+    average.on_train_begin(None, TrainerState(), None, model=model)
+    torch.nn.init.constant_(model.weight, 8.0)
+    for expected in (2.0, 3.5):
+        average.on_step_end(None, TrainerState(), None, model=model)
+        assert average.average["weight"].item() == expected
 
 
 def test_the_average_is_there_before_the_checkpoint_counts_as_complete(tmp_path, monkeypatch):

@@ -91,7 +91,7 @@ def test_a_damaged_record_is_named(tmp_path):
     assert stored_task(tmp_path) == {}
     for text in ("{", "{}", '{"task": "sst2", "max_seq_length": "long"}', "[]"):
         (tmp_path / FILE_NAME).write_text(text)
-        with pytest.raises(ValueError, match=f"{FILE_NAME} must be as tools/finetune.py writes it"):
+        with pytest.raises(ValueError, match=f"{FILE_NAME} must be as megatron-alum finetune writes it"):
             stored_task(tmp_path)
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.finetune import process_worker
 from tests.finetune.test_tools import encoder, flags, sentiment  # noqa: F401  fixtures
+from tests.helpers.warm import start
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,15 +36,22 @@ def torchrun(processes, *command):
     return done.stdout
 
 
-def train(name, processes, batch, output):
-    torchrun(processes, "-m", "tests.finetune.process_worker", name, batch, output)
+def train_together(name, batch, output):
+    torchrun(2, "-m", "tests.finetune.process_worker", name, batch, output)
+    return torch.load(f"{output}.pt", weights_only=True)
+
+
+def train_alone(name, batch, output):
+    """In one process of its own, since the Trainer's settings are those of a process."""
+    process = start(process_worker.main, name, str(batch), str(output))
+    process.join()
     return torch.load(f"{output}.pt", weights_only=True)
 
 
 @pytest.mark.parametrize("name", ["alum", pytest.param("freelb", marks=pytest.mark.slow)])
 def test_two_processes_equal_one_with_the_joint_batch(tmp_path, name):
-    together = train(name, 2, 4, tmp_path / "two")
-    alone = train(name, 1, 8, tmp_path / "one")
+    together = train_together(name, 4, tmp_path / "two")
+    alone = train_alone(name, 8, tmp_path / "one")
     for parameter in alone:
         # float32 sums in another order, amplified over three SGD steps by a network of scale 1
         torch.testing.assert_close(together[parameter], alone[parameter], rtol=1e-4, atol=1e-6, msg=parameter)

@@ -2,17 +2,18 @@
 
     results = run_ranks(2, my_function, argument)      # my_function(rank, world_size, argument) -> anything picklable
 
-The function must be importable (module level). Workers are spawned once and reused, since importing torch and
-megatron-core costs seconds; every call gets fresh process groups on a free port, torchrun's environment variables and
-one torch thread a rank, and all parallel state is destroyed afterwards. An exception in a rank is raised here with
-the rank's traceback as its cause; a rank that hangs (typically in a collective) ends the call after
-`timeout_seconds`, prints its stack and costs only a new pool.
+The function must be importable (module level). Importing torch and megatron-core costs seconds of a processor, so a
+server that has imported them once (tests/helpers/warm.py) forks the workers, and the workers are reused; every call
+gets fresh process groups on a free port, torchrun's environment variables and one torch thread a rank, and all
+parallel state is destroyed afterwards. An exception in a rank is raised here with the rank's traceback as its cause; a
+rank that hangs (typically in a collective) ends the call after `timeout_seconds`, prints its stack and costs only a
+new pool.
 """
 
 import atexit
 import contextlib
 import faulthandler
-import multiprocessing
+import gc
 import os
 import pickle
 import random
@@ -21,14 +22,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import psutil
 
+from tests.helpers.warm import start
+
 _GRACE_SECONDS = 10.0  # for the other ranks once one has failed: they usually fail in the collective it left
 _JOBS_PER_POOL = 40  # torch keeps some threads of every process group that was; hundreds of them slow all down
-_CONTEXT = multiprocessing.get_context("spawn")
 _pool: list["_Worker"] = []
 
 
@@ -41,9 +44,8 @@ class RemoteTraceback(Exception):
 
 class _Worker:
     def __init__(self) -> None:
-        self.connection, remote = _CONTEXT.Pipe()
-        self.process = _CONTEXT.Process(target=_serve, args=(remote, os.getpid()))
-        self.process.start()
+        self.connection, remote = Pipe()
+        self.process = start(_serve, remote)
         remote.close()
         self.num_jobs = 0
 
@@ -114,16 +116,16 @@ def stop_pool() -> None:
         _pool.pop().stop()
 
 
-def _serve(connection: Connection, parent: int) -> None:
-    """A worker's life: answer jobs until the session ends."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+def _serve(connection: Connection) -> None:
+    """A worker's life: answer jobs until the session ends, and with it the other end of the connection."""
     import torch
 
     from megatron_alum.compat import silence_fallback_warnings
 
     silence_fallback_warnings()
     torch.set_num_threads(1)
-    while os.getppid() == parent:
+    gc.freeze()
+    while True:
         try:
             job = connection.recv_bytes()
         except (EOFError, OSError):

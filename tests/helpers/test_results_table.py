@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.results_table import COLUMNS, merge
+from tests.helpers.warm import start
+
 pytest_plugins = ["pytester"]
 
 TESTS = """
@@ -73,12 +76,15 @@ def test_a_row_is_there_as_soon_as_its_test_has_ended(pytester):
     assert outcomes(pytester) == {"test_first": "passed"}
 
 
+def write_rows(path, names):
+    """A worker that ends one test after the other."""
+    for name in names:
+        merge(path, {name: dict.fromkeys(COLUMNS, "1") | {"test": f"test_it.py::{name}", "outcome": "passed"}})
+
+
 def test_two_workers_share_the_file(pytester):
-    pytester.makeini("[pytest]\nmarkers = slow")
-    pytester.makeconftest(CONFTEST)
-    names = [f"test_{number}" for number in range(20)]
-    pytester.makepyfile(
-        test_it="import pytest\n" + "\n".join(f"@pytest.mark.slow\ndef {name}(): pass" for name in names)
-    )
-    pytester.runpytest_subprocess("-p", "no:cacheprovider", "-n", "2")
+    names = [f"test_{number}" for number in range(40)]
+    workers = [start(write_rows, pytester.path / "results.csv", part) for part in (names[::2], names[1::2])]
+    for worker in workers:
+        worker.join()
     assert outcomes(pytester) == dict.fromkeys(sorted(names), "passed")

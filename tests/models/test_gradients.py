@@ -10,6 +10,7 @@ import torch
 
 from megatron_alum.config.model import ModelConfig
 from tests.helpers.distributed import run_ranks
+from tests.helpers.pairs import pairs
 from tests.models.alum_step import gradients
 from tests.models.batches import make_batch
 from tests.models.tolerances import BFLOAT16_LOSS_RTOL, DELTA_ATOL, GRADIENT_TOLERANCE, LOSS_RTOL
@@ -34,9 +35,7 @@ def _one_rank(model_type, **options):
     return run_ranks(1, gradients, small_config(model_type), make_batch(model_type), options)[0]
 
 
-@pytest.mark.parametrize("level", ["word", "encoder_input", 1])
-@pytest.mark.parametrize("sequence_parallel", [False, True])
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize(*pairs(model_type=TYPES, level=["word", "encoder_input", 1], sequence_parallel=[True, False]))
 def test_alum_step_equals_one_rank(model_type, sequence_parallel, level):
     expected, losses, _, delta = _one_rank(model_type, level=level)
     options = {"level": level, "sequence_parallel": sequence_parallel}

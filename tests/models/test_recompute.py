@@ -6,6 +6,7 @@ import functools
 import pytest
 
 from tests.helpers.distributed import run_ranks
+from tests.helpers.pairs import pairs
 from tests.models.alum_step import gradients
 from tests.models.batches import make_batch
 from tests.models.test_gradients import small_config
@@ -19,10 +20,15 @@ def _answers(model_type, world_size, sequence_parallel, recompute, level, rows=F
     return run_ranks(world_size, gradients, config, make_batch(model_type), options)
 
 
-@pytest.mark.parametrize(("recompute", "level"), [("selective", "word"), ("full", "word"), ("full", 1)])
-@pytest.mark.parametrize(("world_size", "sequence_parallel"), [(1, False), (2, False), (2, True)])
-@pytest.mark.parametrize("model_type", ["megatron-bert", "roberta"])
-def test_alum_step_with_dropout_is_equal(model_type, world_size, sequence_parallel, recompute, level):
+@pytest.mark.parametrize(
+    *pairs(
+        layout=[(1, False), (2, False), (2, True)],
+        what=[("selective", "word"), ("full", "word"), ("full", 1)],
+        model_type=["megatron-bert", "roberta"],
+    )
+)
+def test_alum_step_with_dropout_is_equal(layout, what, model_type):
+    (world_size, sequence_parallel), (recompute, level) = layout, what
     rows = world_size == 1
     expected = _answers(model_type, world_size, sequence_parallel, "none", level, rows)
     actual = _answers(model_type, world_size, sequence_parallel, recompute, level, rows)

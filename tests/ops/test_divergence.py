@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from megatron_alum import ops
+from tests.helpers.pairs import pairs
 from tests.ops import oracle, tolerances
 
-SHAPES = [(1, 5), (7, 5), (123, 5), (1, 1000), (123, 1000), (7, 30522), (123, 30592), (3, 50265), (1, 131072)]
+SHAPES = [(1, 5), (7, 5), (123, 5), (1, 1000), (123, 1000), (7, 30522), (29, 30592), (3, 50265), (1, 131072)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 DIFFERENCES = [1e-6, 1e-5, 1e-3, 1e-1, 2.0]
 
@@ -34,9 +35,7 @@ def assert_close(found, truth, plain, dtype):
         assert error <= allowed, f"{name}: relative error {error:.2e}, allowed {allowed:.2e}"
 
 
-@pytest.mark.parametrize("detach", [True, False])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(*pairs(shape=SHAPES, dtype=DTYPES, detach=[True, False]), ids=str)
 def test_value_and_gradients(device, impl, shape, dtype, detach):
     clean, adv = (x.to(device, dtype) for x in oracle.logits(*shape, difference=1.0))
     plainly = oracle.detached_kl if detach else oracle.full_kl
@@ -47,16 +46,15 @@ def test_value_and_gradients(device, impl, shape, dtype, detach):
     assert_close(found, truth, plain, dtype)
 
 
-@pytest.mark.parametrize("shift", [0.0, 5.0, -40.0])
-@pytest.mark.parametrize("difference", DIFFERENCES)
-@pytest.mark.parametrize("detach", [True, False])
-def test_nearly_equal_logits_keep_their_digits(device, impl, difference, shift, detach):
-    for columns in (1000, 30522):
-        clean, adv = (x.to(device) for x in oracle.logits(7, columns, difference=difference, shift=shift))
-        truth = oracle.differentiate(oracle.detached_kl if detach else oracle.full_kl, clean, adv, dtype=torch.float64)
-        truth = truth._replace(kl=oracle.full_kl(clean.double(), adv.double()))
-        found = run(ops.symmetric_kl, clean, adv, detach_targets=detach, impl=impl)
-        assert_close(found, truth, truth, torch.float32)
+@pytest.mark.parametrize(
+    *pairs(difference=DIFFERENCES, shift=[0.0, 5.0, -40.0], columns=[1000, 30522], detach=[True, False])
+)
+def test_nearly_equal_logits_keep_their_digits(device, impl, difference, shift, columns, detach):
+    clean, adv = (x.to(device) for x in oracle.logits(7, columns, difference=difference, shift=shift))
+    truth = oracle.differentiate(oracle.detached_kl if detach else oracle.full_kl, clean, adv, dtype=torch.float64)
+    truth = truth._replace(kl=oracle.full_kl(clean.double(), adv.double()))
+    found = run(ops.symmetric_kl, clean, adv, detach_targets=detach, impl=impl)
+    assert_close(found, truth, truth, torch.float32)
 
 
 @pytest.mark.parametrize("difference", DIFFERENCES)
@@ -118,9 +116,10 @@ def test_columns_masked_by_minus_infinity_on_both_sides(device, impl):
     assert not found.to_adv[:, masked].any() and not found.to_clean[:, masked].any()
 
 
-@pytest.mark.parametrize("detach", [True, False])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ["transposed", "every other row", "every other column", "part of the columns"])
+LAYOUTS = ["transposed", "every other row", "every other column", "part of the columns"]
+
+
+@pytest.mark.parametrize(*pairs(layout=LAYOUTS, dtype=DTYPES, detach=[True, False]), ids=str)
 def test_non_contiguous_logits(device, impl, layout, dtype, detach):
     clean, adv = (x.to(device, dtype) for x in oracle.logits(6, 1000, difference=0.5))
 
@@ -178,10 +177,15 @@ def test_the_two_branches_agree_at_their_seam(device, impl):
         assert oracle.worst_row(found.to_adv, truth.to_adv) <= tolerances.FLOAT32, outlier
 
 
-@pytest.mark.parametrize("function", [ops.symmetric_kl, ops.kl_divergence], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
-@pytest.mark.parametrize("side", ["clean", "adv"])
+@pytest.mark.parametrize(
+    *pairs(
+        value=[float("nan"), float("inf"), -float("inf")],
+        dtype=DTYPES,
+        side=["clean", "adv"],
+        function=[ops.symmetric_kl, ops.kl_divergence],
+    ),
+    ids=lambda x: getattr(x, "__name__", str(x)),
+)
 def test_rows_that_are_not_numbers_are_reported(device, impl, value, side, dtype, function):
     """One bad logit makes its row NaN and leaves the others alone; a row of weight 0 gets zero gradients all the
     same."""

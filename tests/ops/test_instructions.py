@@ -16,7 +16,7 @@ import pytest
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 FLAGS = ["-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v,-warn-spills"]
 CUT = "// ---- launches ----"
-PACKS = "int held_packs(int threads) { return threads / 64; }"
+PACKS = "int held_packs(int threads) { return threads == kLargeBlock ? 11 : 4; }"
 # Name: (arguments of RowRole, columns of a pack, most instructions a column pair)
 BUDGETS = {
     "fused, 16 bits": ("BFloat16, kFused, true, false, true, 256, true", 8, 50),

@@ -9,6 +9,7 @@ from megatron_alum import ops
 from megatron_alum.ops import row_autograd
 from megatron_alum.reference import rows as reference
 from megatron_alum.reference.rows import RowOptions
+from tests.helpers.pairs import pairs
 from tests.ops import tolerances
 
 V = 300
@@ -47,9 +48,7 @@ def exactly(a, b, one_way, detach):
     return (to_p if one_way else both)[:, 0], to_clean, to_adv
 
 
-@pytest.mark.parametrize("detach", [True, False])
-@pytest.mark.parametrize("one_way", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(*pairs(dtype=DTYPES, one_way=[False, True], detach=[True, False]), ids=str)
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(sizes=st.tuples(MAGNITUDES, MAGNITUDES), places=PLACES, sides=st.sampled_from(["clean", "adv", "both"]))
 def test_as_in_float64(device, impl, dtype, one_way, detach, sizes, places, sides):

@@ -48,11 +48,12 @@ def test_opcheck_of_the_token_ops(kernel, device):
     x, delta, grad = torch.randn(3, 4, 2, 12, device=device)
     samples, positions = torch.arange(8, device=device), torch.arange(8, device=device)
     mask = torch.rand(4, 2, device=device) < 0.5
-    torch.library.opcheck(kernel.gaussian_noise, (samples, positions, 12, 1.0, 3, 4))
-    torch.library.opcheck(kernel.ascend_and_project, (delta, grad, 0.1, 0.2, 1))
-    torch.library.opcheck(kernel.perturb, (x, delta, grad, 0.1, 0.2, 0, mask, torch.bfloat16))
-    noise = (samples, positions, 1.0, 3, 4)
-    torch.library.opcheck(kernel.perturb_noise, (x, *noise, None, 0.1, 0.2, 0, None, torch.float32))
+    noise, no_noise = (samples, positions, 1.0, 3, 4), (None, None, 0.0, 0, 0, 0)
+    no_step = None, 0.0, 0.0, 0, None, torch.float32
+    torch.library.opcheck(kernel.perturb, (None, None, *noise, 12, *no_step))
+    torch.library.opcheck(kernel.perturb, (None, delta, *no_noise, grad, 0.1, 0.2, 1, None, torch.float32))
+    torch.library.opcheck(kernel.perturb, (x, delta, *no_noise, grad, 0.1, 0.2, 0, mask, torch.bfloat16))
+    torch.library.opcheck(kernel.perturb, (x, None, *noise, 0, None, 0.1, 0.2, 0, None, torch.float32))
 
 
 def test_only_needed_gradients_are_computed(kernel, device, monkeypatch):

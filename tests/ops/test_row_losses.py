@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_alum import ops
+from tests.helpers.pairs import pairs
 from tests.ops import oracle, tolerances
 
 N, V, VALID = 7, 1024, 1000
@@ -36,10 +37,9 @@ def assert_alike(found, expected, dtype):
         assert difference <= 2 * tolerances.GRADIENT[dtype], difference
 
 
-@pytest.mark.parametrize("factor", [1.0, 0.25])
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("detach", [True, False])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    *pairs(dtype=DTYPES, detach=[True, False], overwrite=[False, True], factor=[1.0, 0.25]), ids=str
+)
 def test_equals_the_weighted_row_losses(device, impl, dtype, detach, overwrite, factor):
     clean, adv, labels, mlm_weight, kl_weight = inputs(device, dtype)
     options = {"detach_targets": detach, "impl": impl, "factor": factor}

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_alum import ops
 from tests.helpers.distributed import run_ranks
+from tests.helpers.pairs import pairs
 from tests.ops import oracle, tolerances
 
 N, H, V = 23, 32, 500
@@ -66,9 +67,7 @@ def exact_kl(leaves, weights, symmetric, detach):
     return kl.detach(), torch.autograd.grad(kl, copies, allow_unused=True, materialize_grads=True)
 
 
-@pytest.mark.parametrize("detach", [True, False])
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("chunk_rows", [1, 7, 100])
+@pytest.mark.parametrize(*pairs(chunk_rows=[1, 7, 100], symmetric=[True, False], detach=[True, False]))
 def test_the_divergence_alone_against_float64(device, impl, chunk_rows, symmetric, detach):
     leaves, _, (weights, _) = inputs(device)
     options = {"symmetric": symmetric, "detach_targets": detach, "valid_vocab_size": V - 12, "impl": impl}

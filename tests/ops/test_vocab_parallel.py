@@ -7,6 +7,7 @@ import torch.distributed as dist
 from megatron_alum import ops
 from megatron_alum.reference import rows as reference
 from tests.helpers.distributed import run_ranks
+from tests.helpers.pairs import pairs
 from tests.ops import oracle, tolerances
 
 ROWS, COLUMNS, VALID = 9, 1024, 900  # at 4 ranks the last shard (256 columns) holds 132 valid ones
@@ -46,8 +47,7 @@ def on_one_rank(case, impl):
     return mlm.detach(), kl.detach(), ops.kl_divergence(clean, adv, valid_vocab_size=valid, impl=impl), a.grad, b.grad
 
 
-@pytest.mark.parametrize("difference", [1e-6, 1e-3, 2.0])
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize(("difference", "world_size"), [(1e-6, 4), (1e-3, 2), (2.0, 4)])
 def test_equals_one_rank(impl, device, world_size, difference):
     if device.type != "cpu":
         pytest.skip("the workers of this test speak gloo; tools/gpu_check.py runs one GPU")
@@ -111,9 +111,7 @@ def test_merge_is_exact_in_any_order(device, impl, shards, one_sided):
         )
 
 
-@pytest.mark.parametrize("shards", [2, 4, 8])
-@pytest.mark.parametrize("one_sided", [False, True])
-@pytest.mark.parametrize("scale", [30.0, 300.0, 1e4])
+@pytest.mark.parametrize(*pairs(scale=[30.0, 300.0, 1e4], shards=[2, 4, 8], one_sided=[False, True]))
 def test_clean_and_adversarial_mass_in_different_shards(device, impl, scale, one_sided, shards):
     clean, adv = (x.to(device) for x in oracle.far_apart(7, 1024, scale=scale))
     pieces = zip(clean.chunk(shards, 1), adv.chunk(shards, 1), strict=True)

@@ -1,15 +1,12 @@
 """The benchmark of the ops at toy size: all contestants in its CSV, a quiet profiler, memory as promised."""
 
 import csv
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from megatron_alum import ops
+from tests.helpers.warm import run_script
 
-ROOT = Path(__file__).resolve().parents[2]
 ROWS, VOCAB = 64, 4096
 
 
@@ -20,8 +17,7 @@ def measured(tmp_path_factory):
         pytest.skip(ops.build_info()["reason"])
     output = tmp_path_factory.mktemp("bench") / "ops.csv"
     size = ["--rows", str(ROWS), "--vocab", str(VOCAB), "--tokens", "32", "--repeats", "1", "--threads", "1", "--quick"]
-    command = [sys.executable, "tools/bench_ops.py", *size, "--output", str(output)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = run_script("tools/bench_ops.py", *size, "--output", output)
     assert done.returncode == 0, done.stderr[-2000:]
     return list(csv.DictReader(output.open())), done.stdout + done.stderr
 

@@ -1,35 +1,24 @@
 """The step table on a network of a few thousand weights: the same code that measures BERT-base on a GPU."""
 
 import csv
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import bench_step
 from benchmarks.batches import one_micro_batch, padded_rows
+from tests.helpers import warm
 
-ROOT = Path(__file__).parents[2]
 TINY = "--model-size tiny --seq-length 16 --micro-batch-size 4 --vocab-size 300 --steps 1 --rounds 1".split()
 
 
-def test_table_of_a_tiny_network(tmp_path):
+def test_table_of_a_tiny_network(tmp_path, monkeypatch):
     output = tmp_path / "steps.csv"
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.bench_step",
-        *TINY,
-        "--only",
-        "standard, 2",
-        "K=1",
-        "--output",
-        str(output),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(bench_step.multiprocessing, "get_context", lambda method: warm.context())
+    words = ["bench_step.py", *TINY, "--only", "standard, 2", "K=1", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", words)
+    bench_step.main()
     with output.open(newline="") as stream:
         rows = {row["step"]: row for row in csv.DictReader(stream)}
     assert list(rows) == [bench_step.STOCK, "alum K=1", "standard, 2 processes"]
@@ -47,7 +36,7 @@ def test_table_of_a_tiny_network(tmp_path):
 
 def test_the_batch_of_full_rows_is_what_it_says():
     arguments = bench_step.parse_arguments(list(TINY))
-    config = bench_step._config(arguments, bench_step.VARIANTS["alum half of the batch"])
+    config = bench_step.configuration(arguments, bench_step.VARIANTS["alum half of the batch"])
     batches = one_micro_batch(arguments, config)
     (batch,) = batches.micro_batches
     assert batch.lengths == (16,) * 4 and batch.num_adversarial == 2
@@ -62,7 +51,7 @@ def test_the_batch_of_full_rows_is_what_it_says():
 def test_real_text_is_one_of_sixteen_equal_micro_batches(prefix):
     """All contestants get the same samples: stock as padded rows, ours without padding."""
     arguments = bench_step.parse_arguments([*TINY[:2], "--seq-length", "48", "--data", prefix])
-    config = bench_step._config(arguments, bench_step.VARIANTS["alum K=1"])
+    config = bench_step.configuration(arguments, bench_step.VARIANTS["alum K=1"])
     (batch,) = one_micro_batch(arguments, config).micro_batches
     assert 12 <= batch.num_sequences <= 20 and max(batch.lengths) <= 48
     tokens, _, is_real, _ = padded_rows(batch, 48)

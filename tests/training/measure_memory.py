@@ -23,16 +23,7 @@ from megatron_alum.training.micro_batch import batch_plan, load_all
 from megatron_alum.training.state import build_state
 from megatron_alum.training.step import train_step
 
-SMALL = [
-    "--num-layers",
-    "1",
-    "--hidden-size",
-    "32",
-    "--num-attention-heads",
-    "4",
-    "--micro-batch-size",
-    "2",
-]  # of the same global batch
+SMALL = "--num-layers 4 --hidden-size 32 --num-attention-heads 4 --micro-batch-size 2".split()  # same global batch
 
 
 def steps_of(config, groups):

@@ -9,9 +9,9 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_alum.cli.pretrain import options_of_start
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
-from pretrain_bert_alum import options_of_start
 from tests.data.prep.corpora import prepare, write_jsonl
 from tests.helpers.distributed import run_ranks
 

@@ -1,22 +1,12 @@
 """What a user can get wrong: one sentence, status 2, nothing half-written; through the real command line."""
 
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from megatron_alum.checkpoint.folder import list_iterations
+from tests.helpers.warm import run_script
 from tests.training.runs import arguments, launch, launch_prepared, train_quietly, train_with_small_files
-
-ENTRY = Path(__file__).parents[2] / "pretrain_bert_alum.py"
-
-
-def run_entry(argv, **kwargs):
-    """The entry script as a user starts it on one process."""
-    command = [sys.executable, str(ENTRY), *argv]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ENTRY.parent, timeout=120, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +61,7 @@ def test_the_configuration_is_refused_before_anything_starts(tmp_path, monkeypat
 
 
 def test_the_entry_script_prints_one_line_and_no_traceback(tmp_path):
-    finished = run_entry(arguments("anything", tmp_path / "run", micro_batch_size=3))
+    finished = run_script("pretrain_bert_alum.py", *arguments("anything", tmp_path / "run", micro_batch_size=3))
     assert finished.returncode == 2
     assert finished.stderr == (
         "error: --global-batch-size must be a multiple of --micro-batch-size (3), but is 8 instead.\n"

@@ -51,6 +51,7 @@ OPTIONS = {
         "alum_nsp": False,
     },
     "half-of-the-batch": {"alum_batch_fraction": 0.5},
+    "an-eighth-tp2": {"alum_batch_fraction": 0.125, "tensor_model_parallel_size": 2},
     "recompute-full": {"recompute_granularity": "full"},
     "bf16": {"bf16": True},
     "tp2": {"tensor_model_parallel_size": 2},
@@ -67,6 +68,29 @@ def test_chunks_change_nothing(prefix, options):
         for name, value in whole.items():
             assert chunked[name] == pytest.approx(value, rel=tolerance), name
         assert max(gradients.values()) < tolerance, gradients
+
+
+def step_without_whole_logits(rank, world_size, argv):
+    """A step of a network whose decoder refuses to make the logits of all rows."""
+    from megatron_alum.models import SplitBert
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("whole logits")
+
+    config, state, *batch = adversarial_setup(argv)
+    heads, SplitBert.heads = SplitBert.heads, refuse
+    try:
+        return step(config, state, *batch)[0]["lm_loss"]
+    finally:
+        SplitBert.heads = heads
+
+
+def test_no_row_is_left_out_of_the_chunks(prefix):
+    """Nor those of the sequences that --alum-batch-fraction leaves out."""
+    argv = arguments(prefix, "unused", **EXACT, **ASCENT, alum_batch_fraction=0.5, alum_head_chunk_rows=CHUNK_ROWS)
+    assert run_ranks(1, step_without_whole_logits, argv)[0] > 0
+    with pytest.raises(AssertionError, match="whole logits"):
+        run_ranks(1, step_without_whole_logits, argv[:-2])
 
 
 def float16_step(rank, world_size, argv, loss_scale, batches):

@@ -1,17 +1,12 @@
 """compare_runs on hand-made metrics."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from megatron_alum.training.compare import compare_metrics, read_metrics
+from tests.helpers.warm import run_script
 
-TOOL = Path(__file__).parents[2] / "tools" / "compare_runs.py"
-ENV = {**os.environ, "PYTHONPATH": str(TOOL.parents[1])}
 ROWS = [{"iteration": i, "lm_loss": 10.0 - i, "alum_kl": None, "tokens_per_second": 5.0 * i} for i in (1, 2, 3)]
 
 
@@ -40,7 +35,7 @@ def test_the_tool_answers_by_its_exit_status(tmp_path):
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def compare(*arguments):
-        return subprocess.run([sys.executable, TOOL, *arguments], cwd=tmp_path, capture_output=True, text=True, env=ENV)
+        return run_script("tools/compare_runs.py", *arguments, folder=tmp_path)
 
     same = compare("a", "c")
     assert same.returncode == 0 and "1 iterations in one run only (3 to 3)" in same.stdout

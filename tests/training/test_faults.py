@@ -3,9 +3,20 @@
 import time
 
 import pytest
+import torch
 
 from megatron_alum.checkpoint.folder import list_iterations
-from tests.training.runs import launch, launch_prepared, read_rows, train_quietly
+from tests.helpers.distributed import run_ranks
+from tests.training.runs import (
+    ASCENT,
+    EXACT,
+    adversarial_setup,
+    arguments,
+    launch,
+    launch_prepared,
+    read_rows,
+    train_quietly,
+)
 
 
 def train_with_a_sleeper(rank, world_size, argv):
@@ -62,6 +73,39 @@ def test_an_infinite_loss_on_one_rank_skips_the_step_on_all(prefix, tmp_path, la
     assert [row["iteration"] for row in rows if row["grad_norm"] is None] == [hit]
     clean = launch(2, prefix, tmp_path / "clean", train_iters=8, **layout)
     assert rows[hit - 1]["lm_loss"] == clean[hit - 1]["lm_loss"] and rows[hit]["lm_loss"] != clean[hit]["lm_loss"]
+
+
+def flags_of_a_bad_token(rank, world_size, argv):
+    """Which samples this rank takes for finite when the inner gradient of rank 1's first token is infinite."""
+    from megatron_alum.alum import ascent as algorithm
+    from megatron_alum.training import objective
+
+    _config, state, micro, counts = adversarial_setup(argv)
+    gradient, ascend, flags = algorithm.gradient_in_delta, objective.ascend, []
+
+    def poisoned(*args):
+        loss, g = gradient(*args)
+        g[0] = float("inf") if rank == 1 else g[0]
+        return loss, g
+
+    def noting(*args, **kwargs):
+        ascent = ascend(*args, **kwargs)
+        flags.append(ascent.finite.tolist())
+        return ascent
+
+    algorithm.gradient_in_delta, objective.ascend = poisoned, noting
+    try:
+        state.objective.adversarial(micro, counts, iteration=20, loss_scale=torch.ones(()))
+    finally:
+        algorithm.gradient_in_delta, objective.ascend = gradient, ascend
+    return flags
+
+
+def test_ranks_that_share_a_sequence_agree_that_it_is_not_finite(prefix):
+    """Under sequence parallelism the other rank has not seen the token, but has a part of its sample."""
+    split = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    first, second = run_ranks(2, flags_of_a_bad_token, arguments(prefix, "unused", **EXACT, **ASCENT, **split))
+    assert first == second and len(first) == 1 and first[0].count(False) == 1
 
 
 def train_with_a_sleeper_in_the_step(rank, world_size, argv):

@@ -53,7 +53,7 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_every_option_is_right_under_sequence_parallelism(prefix, tmp_path, options):
     """Adversarial from the first iteration, with an ascent that moves delta as far as its random start."""
-    given = {**EXACT, "alum_start_fraction": 0, "alum_step_size": 5.0, "alum_epsilon": 0.1, "train_iters": 6, **options}
+    given = {**EXACT, "alum_start_fraction": 0, "alum_step_size": 5.0, "alum_epsilon": 0.1, "train_iters": 3, **options}
     split = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
     rows = launch(2, prefix, tmp_path / "run", **given, **split)
     expected = launch(1, prefix, tmp_path / "single", **given)
@@ -66,19 +66,35 @@ def test_every_option_is_right_under_sequence_parallelism(prefix, tmp_path, opti
 @pytest.mark.parametrize(
     ("world_size", "layout"),
     [
-        pytest.param(2, {"tensor_model_parallel_size": 2}, id="tp2"),
+        pytest.param(2, {"tensor_model_parallel_size": 2, "micro_batch_size": 8}, id="tp2"),
         pytest.param(2, {}, id="dp2"),
         pytest.param(1, {"micro_batch_size": 8}, id="one-micro-batch"),
-        pytest.param(2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}, id="tp2-sp"),
+        pytest.param(
+            2, {"tensor_model_parallel_size": 2, "sequence_parallel": True, "micro_batch_size": 8}, id="tp2-sp"
+        ),
         pytest.param(2, {"use_distributed_optimizer": True}, id="dp2-distributed-optimizer"),
         pytest.param(2, {"overlap_grad_reduce": True}, id="dp2-overlap"),
         pytest.param(
-            4, {"tensor_model_parallel_size": 2, "sequence_parallel": True, "use_distributed_optimizer": True}, id="all"
+            4, {"use_distributed_optimizer": True, "overlap_grad_reduce": True}, id="dp4-distributed-optimizer-overlap"
+        ),
+        pytest.param(
+            4,
+            {
+                "tensor_model_parallel_size": 2,
+                "sequence_parallel": True,
+                "use_distributed_optimizer": True,
+                "micro_batch_size": 4,
+            },
+            id="all",
         ),
         pytest.param(1, {"recompute_granularity": "full"}, id="recompute-full"),
         pytest.param(1, {"recompute_granularity": "selective"}, id="recompute-selective"),
         pytest.param(1, {"alum_head_chunk_rows": 3}, id="chunked-head"),
-        pytest.param(2, {"tensor_model_parallel_size": 2, "alum_head_chunk_rows": 3}, id="tp2-chunked-head"),
+        pytest.param(
+            2,
+            {"tensor_model_parallel_size": 2, "alum_head_chunk_rows": 3, "micro_batch_size": 8},
+            id="tp2-chunked-head",
+        ),
     ],
 )
 def test_losses_do_not_depend_on_the_layout(single, prefix, tmp_path, world_size, layout):

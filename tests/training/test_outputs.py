@@ -71,7 +71,7 @@ def test_validation_losses_are_those_of_transformers_on_the_held_out_documents(v
 
 def test_twenty_and_twenty_more_are_forty(prefix, tmp_path):
     """Dropout on, the phase changes at the stop; bit for bit."""
-    options = {"tensor_model_parallel_size": 2, "train_iters": 40}
+    options = {"tensor_model_parallel_size": 2, "micro_batch_size": 8, "train_iters": 40}
     straight = launch(2, prefix, tmp_path / "straight", **options)
     launch(2, prefix, tmp_path / "run", **options, exit_interval=20)
     resumed = launch(2, prefix, tmp_path / "run", **options, load=tmp_path / "run")

@@ -5,12 +5,12 @@ import pytest
 from tests.helpers.distributed import run_ranks
 from tests.training.runs import EXACT, arguments, dry_run_output, largest_difference, launch, read_rows, without_timing
 
-STANDARD = {**EXACT, "alum_alpha": 0, "num_layers": 4}
+STANDARD = {**EXACT, "alum_alpha": 0, "num_layers": 4, "train_iters": 10}
 LOSSES = ("lm_loss", "nsp_loss", "grad_norm")
 TOLERANCE = 1e-4
-"""relative, over 20 iterations, as in test_layouts.py"""
+"""relative, over 10 iterations, as over 20 in test_layouts.py"""
 STAGES = {"pipeline_model_parallel_size": 2}
-HELD_OUT = {"split": "60,40,0", "eval_interval": 10, "eval_iters": 2}
+HELD_OUT = {"split": "60,40,0", "eval_interval": 5, "eval_iters": 2}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,9 @@ def assert_near(rows, expected, names=LOSSES):
         pytest.param(2, {}, id="pp2"),
         pytest.param(4, {"pipeline_model_parallel_size": 4}, id="pp4", marks=pytest.mark.slow),
         pytest.param(4, {"tensor_model_parallel_size": 2}, id="tp2-pp2", marks=pytest.mark.slow),
-        pytest.param(4, {"tensor_model_parallel_size": 2, "sequence_parallel": True}, id="tp2-sp-pp2"),
+        pytest.param(
+            4, {"tensor_model_parallel_size": 2, "sequence_parallel": True, "micro_batch_size": 4}, id="tp2-sp-pp2"
+        ),
         pytest.param(
             4,
             {"use_distributed_optimizer": True, "overlap_grad_reduce": True},
@@ -53,8 +55,8 @@ def test_losses_are_those_of_one_process(single, prefix, tmp_path, world_size, l
     "options", [{"model_type": "bert"}, {"bf16": True}, {"fp16": True}], ids=["post-ln", "bf16", "fp16"]
 )
 def test_other_networks_and_precisions(prefix, tmp_path, options):
-    rows = launch(2, prefix, tmp_path / "run", **STANDARD, **STAGES, train_iters=6, **options)
-    expected = launch(1, prefix, tmp_path / "single", **STANDARD, train_iters=6, **options)
+    rows = launch(2, prefix, tmp_path / "run", **{**STANDARD, "train_iters": 6}, **STAGES, **options)
+    expected = launch(1, prefix, tmp_path / "single", **{**STANDARD, "train_iters": 6}, **options)
     worst = largest_difference(rows, expected, LOSSES)
     assert max(worst.values()) < (TOLERANCE if "model_type" in options else 5e-3), worst
 
@@ -64,14 +66,17 @@ def test_other_networks_and_precisions(prefix, tmp_path, options):
     [
         ((2, STAGES), (1, {})),
         ((1, {}), (2, STAGES)),
-        ((4, {**STAGES, "tensor_model_parallel_size": 2}), (2, {"tensor_model_parallel_size": 2})),
+        (
+            (4, {**STAGES, "tensor_model_parallel_size": 2, "micro_batch_size": 4}),
+            (2, {"tensor_model_parallel_size": 2, "micro_batch_size": 8}),
+        ),
         ((2, {"use_distributed_optimizer": True}), (4, {**STAGES, "use_distributed_optimizer": True})),
     ],
     ids=["pp2-to-1", "1-to-pp2", "tp2-pp2-to-tp2", "dp2-to-pp2-dp2-distributed"],
 )
 def test_a_checkpoint_continues_on_another_number_of_stages(single, prefix, tmp_path, first, then):
     run = tmp_path / "run"
-    for (world_size, layout), options in ((first, {"exit_interval": 8}), (then, {"load": run})):
+    for (world_size, layout), options in ((first, {"exit_interval": 4}), (then, {"load": run})):
         launch(world_size, prefix, run, **STANDARD, **HELD_OUT, **layout, **options)
     assert_near(read_rows(run), read_rows(single))
 
@@ -104,7 +109,7 @@ def test_a_dry_run_counts_the_stages(prefix, tmp_path):
         "8 sequences = 2 a micro-batch on average x 4 micro-batches x 1 data-parallel replica(s) of 2 process(es)"
         in printed
     )
-    assert "standard    20 iterations" in printed and nothing == ""
+    assert "standard    10 iterations" in printed and nothing == ""
 
 
 def test_a_dry_run_in_stages_times_no_adversarial_phase(prefix):

@@ -35,7 +35,7 @@ def full(prefix, tmp_path_factory):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_curves_stay_near_those_of_float32(full, prefix, tmp_path, precision):
-    split = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    split = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "micro_batch_size": 8}
     rows = launch(2, prefix, tmp_path / "run", **EXACT, **split, lr=3e-3, **{precision: True})
     pairs = zip(means(rows, 5), means(full, 5), strict=True)
     assert max(abs(a - b) / b for a, b in pairs) < BAND[precision]
@@ -75,6 +75,7 @@ def test_overflow_skips_the_step_on_all_ranks_and_lowers_the_scale(prefix, tmp_p
         "initial_loss_scale": 2.0**26,
         "hysteresis": 1,
         "alum_start_fraction": 1,
+        "micro_batch_size": 8,
         "tensor_model_parallel_size": 2,
     }
     rows = launch(2, prefix, tmp_path / "run", **options, max_consecutive_skips=0)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.launcher.api import LaunchConfig
 
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
 from megatron_alum.training.flops import TextSize, forward_flops, passes, run_iterations
-from megatron_alum.training.memory import num_parameters
+from megatron_alum.training.memory import estimate_memory, num_parameters
 from tests.helpers.distributed import run_ranks
 from tests.training.runs import TINY, arguments, dry_run_output
 
@@ -80,7 +81,18 @@ def test_passes_of_a_step():
 
 def test_recipes_divide_over_the_papers_gpus():
     base, large, huge = read("from_scratch.yaml"), read("bert_large.yaml"), read("bert_3.9b.yaml")
-    assert base.data_parallel_size(16) == large.data_parallel_size(16) == 16 and huge.data_parallel_size(16) == 2
+    assert base.data_parallel_size(16) == large.data_parallel_size(16) == huge.data_parallel_size(16) == 16
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_what_it_needs(recipe):
+    """The estimate for 16 GPUs and rows that are full, of the phase that needs most."""
+    config = read(recipe.name)
+    words, options = 50_265 if "roberta" in recipe.stem else 30_522, {"world_size": 16, "on_gpu": True}
+    phases = [phase for phase, iterations in run_iterations(config).items() if iterations]
+    text = TextSize.full(config)
+    needed = max(estimate_memory(config, phase, vocab_size=words, text=text, **options).total for phase in phases)
+    assert f"needs {needed / 1e9:.1f} GB of each" in recipe.read_text().replace("\n# ", " ")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -112,6 +124,15 @@ def test_a_dry_run_builds_the_recipe(prefix, tmp_path, monkeypatch, recipe):
 def test_launchers_are_valid_shell_and_name_the_entry(launcher):
     assert subprocess.run(["bash", "-n", str(launcher)], capture_output=True).returncode == 0
     assert 'pretrain_bert_alum.py "$@"' in launcher.read_text()
+
+
+@pytest.mark.parametrize("launcher", sorted(EXAMPLES.glob("launch_*.sh")), ids=lambda path: path.stem)
+def test_torchrun_waits_for_the_last_save(launcher, monkeypatch):
+    (seconds,) = re.findall(r"TORCH_ELASTIC_SHUTDOWN_TIMEOUT=\$\{SAVE_SECONDS:-(\d+)\}", launcher.read_text())
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", seconds)
+    assert LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=1).shutdown_timeout == int(seconds) >= 240
+    for warning in re.findall(r"#SBATCH --signal=TERM@(\d+)", launcher.read_text()):
+        assert int(warning) >= int(seconds) + 60
 
 
 SRUN = """#!/bin/sh

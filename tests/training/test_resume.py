@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from megatron_alum.checkpoint.folder import hash_file, iteration_folder
+from megatron_alum.cli.pretrain import options_of_start
 from megatron_alum.config.cli import config_to_dict, parse_config
 from megatron_alum.config.run import RunConfig
 from megatron_alum.convert.checkpoint_source import read_checkpoint_source
 from megatron_alum.convert.import_folder import import_folder
 from megatron_alum.convert.to_hf import export_folder
-from pretrain_bert_alum import options_of_start
 from tests.helpers.distributed import run_ranks
 from tests.training.runs import (
     EXACT,

@@ -1,5 +1,6 @@
 """What a resume takes over, prints and refuses: every option of a run, by its kind; options of older versions."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -7,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from megatron_alum.checkpoint.folder import FORMAT_VERSION, hash_file, iteration_folder, read_run_config
+from megatron_alum.cli.pretrain import options_of_start
 from megatron_alum.config.cli import config_to_dict, parse_config
 from megatron_alum.config.fields import options_of
 from megatron_alum.config.run import RunConfig
 from megatron_alum.config.stored import KINDS, Kind
 from megatron_alum.training.resume import check_compatible
 from megatron_alum.training.state import data_fingerprint
-from pretrain_bert_alum import options_of_start
 from tests.training.runs import (
     arguments,
     build_synthetic_corpus,
@@ -156,11 +157,17 @@ def test_every_option_has_one_kind_and_every_kept_one_a_case():
     assert set(NOT_KEPT) <= set(KINDS[Kind.INVOCATION])
 
 
+@functools.cache
+def usual_options(prefix):
+    """Every option of the run of `arguments`."""
+    return config_to_dict(parse_config(RunConfig, arguments(prefix, "unused")))
+
+
 @pytest.mark.parametrize(("kind", "name", "value"), CASES)
 def test_an_option_that_is_not_given_is_that_of_the_run(prefix, tmp_path, kind, name, value):
     content = store(tmp_path, prefix, **{name: value}, **COMPANIONS.get(name, {}))
     config = config_to_dict(resumed(tmp_path))
-    assert config[name] == value != config_to_dict(parse_config(RunConfig, arguments(prefix, tmp_path)))[name]
+    assert config[name] == value != usual_options(prefix)[name]
     owned = {n for k, names in KINDS.items() if k is not Kind.INVOCATION for n in names}
     assert {n: config[n] for n in owned} == {n: content["run"][n] for n in owned}
     assert notes_of(tmp_path) == []

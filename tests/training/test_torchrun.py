@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from megatron_alum.checkpoint.folder import find_checkpoint, list_iterations
-from tests.training.runs import arguments, read_rows
+from tests.training.runs import arguments, launch, read_rows
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 90
@@ -46,7 +46,7 @@ def endless(prefix, tmp_path):
         process = torchrun(2, argv, stdout=log, stderr=log)
         try:
             wait_for(lambda: num_rows(run) >= 3)
-            yield process, run, argv
+            yield process, run
         finally:
             for child in psutil.Process().children(recursive=True):
                 if process.pid in [child.pid, *[parent.pid for parent in child.parents()]]:
@@ -55,7 +55,7 @@ def endless(prefix, tmp_path):
 
 
 def test_signals_save_and_the_run_continues_on_one_process(endless, prefix):
-    process, run, argv = endless
+    process, run = endless
     workers = [child for child in psutil.Process(process.pid).children() if "pretrain_bert_alum.py" in child.cmdline()]
     assert len(workers) == 2
     workers[1].send_signal(signal.SIGUSR1)  # one rank is told, all save
@@ -71,6 +71,4 @@ def test_signals_save_and_the_run_continues_on_one_process(endless, prefix):
     assert not list(run.glob(".*iter*"))
 
     last = iterations[-1] + 2
-    again = [*argv, "--load", str(run), "--exit-interval", str(last), "--tensor-model-parallel-size", "1"]
-    assert torchrun(1, again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait(timeout=START_SECONDS) == 0
-    assert len(read_rows(run)) == last
+    assert len(launch(1, prefix, run, load=run, train_iters=100_000, exit_interval=last)) == last

@@ -84,7 +84,7 @@ def test_what_is_logged_is_what_metrics_jsonl_holds(prefix, tmp_path):
 
 
 def test_without_the_package_the_option_is_refused(prefix, tmp_path):
-    with pytest.raises(ValueError, match=r"--wandb-project needs the wandb package.*Run `pip install wandb`"):
+    with pytest.raises(ModuleNotFoundError, match=r"wandb must be installed.*pip install 'megatron_alum\[wandb\]'"):
         launch_prepared(1, prefix, tmp_path / "run", train_without_wandb, wandb_project="alum", train_iters=1)
 
 

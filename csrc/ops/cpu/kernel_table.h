@@ -9,15 +9,12 @@
 namespace {
 
 // Calls the instance for the task's element type.
-#define MA_BY_ELEMENT(function)                                                          \
-  [](const RowTask& task, int64_t begin, int64_t end, float* scratch) {                  \
-    if (task.element == kFloat32) return function<float>(task, begin, end, scratch);     \
-    if (task.element == kBFloat16) return function<BFloat16>(task, begin, end, scratch); \
-    return function<Float16>(task, begin, end, scratch);                                 \
+#define MA_BY_ELEMENT(function)                                                                                     \
+  [](const RowTask& task, int64_t begin, int64_t end, float* scratch) {                                             \
+    by_element(task.element, [&](auto number) { function<decltype(number)>(task, begin, end, scratch); });          \
   }
 
-const CpuKernels kTable{Vector::name, MA_BY_ELEMENT(row_statistics_of), MA_BY_ELEMENT(row_gradients_of),
-                        MA_BY_ELEMENT(row_fused_of), perturb_tokens,
-                        drop_blocks};
+const CpuKernels kTable{kInstructionSet, MA_BY_ELEMENT(row_statistics_of), MA_BY_ELEMENT(row_gradients_of),
+                        MA_BY_ELEMENT(row_fused_of), perturb_tokens, drop_blocks};
 
 }  // namespace

@@ -67,14 +67,6 @@ inline GradientPair gradients_of(const Weights& w, const GradientRow& row) {
 }
 
 template <typename Element>
-struct RowPointers {
-  const Element* a;
-  const Element* b;
-  Element* clean_grad;  // null = not wanted
-  Element* adv_grad;
-};
-
-template <typename Element>
 inline int64_t misaligned_elements(const Element* p) {
   constexpr uintptr_t bytes = Vector::width * sizeof(Element);
   return static_cast<int64_t>((bytes - reinterpret_cast<uintptr_t>(p) % bytes) % bytes / sizeof(Element));
@@ -112,7 +104,7 @@ struct FromKept {
 template <Form kForm, typename Element, typename Source>
 void write_row(const RowPointers<Element> at, int64_t columns, const GradientRow row, const Source source) {
   const Element* leader = at.clean_grad != nullptr ? at.clean_grad : at.adv_grad;
-  const bool in_place = leader == at.a || leader == at.b;
+  const bool in_place = leader == at.clean || leader == at.adv;
   const int64_t head = misaligned_elements(leader);
   const bool together = at.clean_grad == nullptr || at.adv_grad == nullptr || misaligned_elements(at.adv_grad) == head;
   const auto some = [&](int64_t i, int64_t count) {
@@ -121,19 +113,19 @@ void write_row(const RowPointers<Element> at, int64_t columns, const GradientRow
     if (at.adv_grad != nullptr) store_some(at.adv_grad + i, pair.adv, count);
   };
   int64_t i = 0;
-  if (!in_place && together && head < columns) {
-    if (head > 0) some(0, head);
-    for (i = head; i + Vector::width <= columns; i += Vector::width) {
-      const GradientPair pair = gradients_of<kForm>(source(i, Vector::width), row);
-      if (at.clean_grad != nullptr) stream(at.clean_grad + i, pair.clean);
-      if (at.adv_grad != nullptr) stream(at.adv_grad + i, pair.adv);
-    }
-  } else {
+  const auto whole_vectors = [&](auto write) {
     for (; i + Vector::width <= columns; i += Vector::width) {
       const GradientPair pair = gradients_of<kForm>(source(i, Vector::width), row);
-      if (at.clean_grad != nullptr) store(at.clean_grad + i, pair.clean);
-      if (at.adv_grad != nullptr) store(at.adv_grad + i, pair.adv);
+      if (at.clean_grad != nullptr) write(at.clean_grad + i, pair.clean);
+      if (at.adv_grad != nullptr) write(at.adv_grad + i, pair.adv);
     }
+  };
+  if (!in_place && together && head < columns) {
+    if (head > 0) some(0, head);
+    i = head;
+    whole_vectors([](Element* to, Vector x) { stream(to, x); });
+  } else {
+    whole_vectors([](Element* to, Vector x) { store(to, x); });
   }
   if (i < columns) some(i, columns - i);
 }
@@ -152,9 +144,9 @@ struct Label {
 template <typename Element>
 Label label_of(const RowTask& task, int64_t index, const RowPointers<Element>& at, float mlm_weight) {
   if (mlm_weight == 0.0f || at.clean_grad == nullptr) return Label{-1, 0.0f, 0.0f, 0.0f};
-  const int64_t column = task.labels[index] - task.first_column;
-  if (column < 0 || column >= task.valid_columns) return Label{-1, 0.0f, 0.0f, 0.0f};
-  return Label{column, sum_of(load_some(at.a + column, 1, 0.0f)), sum_of(load_some(at.b + column, 1, 0.0f)), mlm_weight};
+  const int64_t column = label_column(task, index);
+  if (column < 0) return Label{-1, 0.0f, 0.0f, 0.0f};
+  return Label{column, sum_of(load_some(at.clean + column, 1, 0.0f)), sum_of(load_some(at.adv + column, 1, 0.0f)), mlm_weight};
 }
 
 template <Form kForm, typename Element>
@@ -164,11 +156,11 @@ void gradients_of_form(const RowPointers<Element>& at, int64_t columns, const Ro
   const bool exact =
       !small_shift(first_of(row.scale.center), __builtin_sqrtf(record.divergence)) || first_of(row.scale.center_rest) != 0.0f;
   if (kept.clean != nullptr) {
-    write_row<kForm>(at, columns, row, FromKept<kForm, Element>{at.a, at.b, row.scale, kept});
+    write_row<kForm>(at, columns, row, FromKept<kForm, Element>{at.clean, at.adv, row.scale, kept});
   } else if (exact && kForm != Form::kMlm) {
-    write_row<kForm>(at, columns, row, FromLogits<kForm, true, Element>{at.a, at.b, row.scale});
+    write_row<kForm>(at, columns, row, FromLogits<kForm, true, Element>{at.clean, at.adv, row.scale});
   } else {
-    write_row<kForm>(at, columns, row, FromLogits<kForm, false, Element>{at.a, at.b, row.scale});
+    write_row<kForm>(at, columns, row, FromLogits<kForm, false, Element>{at.clean, at.adv, row.scale});
   }
   if (label.column < 0) return;
   const FromLogits<kForm, true, float> alone{&label.clean, &label.adv, row.scale};
@@ -180,10 +172,7 @@ template <typename Element>
 void gradient_of_row(const RowTask& task, int64_t index, const RowRecord& merged, const KeptWeights& kept) {
   const RowRecord record = near_centre(merged);
   const int64_t columns = task.valid_columns;
-  RowPointers<Element> at{static_cast<const Element*>(task.clean) + index * task.clean_stride,
-                          static_cast<const Element*>(task.adv) + index * task.adv_stride, nullptr, nullptr};
-  if (task.clean_grad != nullptr) at.clean_grad = static_cast<Element*>(task.clean_grad) + index * task.clean_grad_stride;
-  if (task.adv_grad != nullptr) at.adv_grad = static_cast<Element*>(task.adv_grad) + index * task.adv_grad_stride;
+  const RowPointers<Element> at = row_pointers<Element>(task, index);
   const bool ignored = task.labels != nullptr && task.labels[index] == kIgnoredLabel;
   const float kl_weight = ignored || compares_with_itself(task) ? 0.0f : task.kl_weight[index];
   const float mlm_weight = ignored || task.mlm_weight == nullptr ? 0.0f : task.mlm_weight[index];

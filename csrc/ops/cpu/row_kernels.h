@@ -29,16 +29,11 @@ struct Survey {
 struct Sums {
   Vector mass = broadcast(0.0f), excess = mass, mean = mass, last = mass;
   void operator+=(const Sums& part) {
-    mass = mass + part.mass;
-    excess = excess + part.excess;
-    mean = mean + part.mean;
-    last = last + part.last;
+    mass += part.mass;
+    excess += part.excess;
+    mean += part.mean;
+    last += part.last;
   }
-};
-
-struct Mass {
-  Vector sum = broadcast(0.0f);
-  void operator+=(const Mass& part) { sum = sum + part.sum; }
 };
 
 // Where the weights of a row are left for its gradients; null where nobody asks for them.
@@ -74,23 +69,29 @@ inline Survey survey_of_lanes(const Vector top[2], const Vector at_top[2]) {
   return found;
 }
 
+// Calls `look(i, count, lane)` for every vector of columns, lanes 0 and 1 in turn: what they gather does not wait for each other.
+template <typename Look>
+void each_vector(int64_t columns, const Look& look) {
+  constexpr int64_t width = Vector::width;
+  int64_t i = 0;
+  for (; i + 2 * width <= columns; i += 2 * width) look(i, width, 0), look(i + width, width, 1);
+  for (; i < columns; i += width) look(i, columns - i < width ? columns - i : width, 0);
+}
+
+template <typename Element>
+inline Vector load_up_to(const Element* p, int64_t count, float fill) {
+  return count == Vector::width ? load(p) : load_some(p, count, fill);
+}
+
 template <typename Element>
 Survey survey(const Element* a, const Element* b, int64_t columns) {
   const Vector lowest = broadcast(-MA_INFINITY);
   Vector top[2] = {lowest, lowest}, at_top[2] = {broadcast(0.0f), broadcast(0.0f)};
-  const auto look = [&](Vector clean, Vector adv, int lane) {
+  each_vector(columns, [&](int64_t i, int64_t count, int lane) {
+    const Vector clean = load_up_to(a + i, count, -MA_INFINITY), adv = load_up_to(b + i, count, -MA_INFINITY);
     at_top[lane] = where_greater(clean, top[lane], clean - adv, at_top[lane]);
     top[lane] = maximum(clean, top[lane]);
-  };
-  int64_t i = 0;
-  for (; i + 2 * Vector::width <= columns; i += 2 * Vector::width) {
-    look(load(a + i), load(b + i), 0);
-    look(load(a + i + Vector::width), load(b + i + Vector::width), 1);
-  }
-  for (; i < columns; i += Vector::width) {
-    const int64_t left = columns - i < Vector::width ? columns - i : Vector::width;
-    look(load_some(a + i, left, -MA_INFINITY), load_some(b + i, left, -MA_INFINITY), 0);
-  }
+  });
   return survey_of_lanes(top, at_top);
 }
 
@@ -104,8 +105,8 @@ inline Vector one_sided_terms(const Weights& w, Vector moved) {
 template <bool kOneSided, bool kExact, bool kAny>
 inline Weights accumulate(Sums& sums, Vector a, Vector b, const Scale& scale) {
   const Weights w = weights_of<kExact, kAny>(a, b, scale);
-  sums.mass = sums.mass + w.clean;
-  sums.excess = sums.excess + w.difference;
+  sums.mass += w.clean;
+  sums.excess += w.difference;
   if (kAny) {
     const Vector moved = weighed(w.clean, w.u);
     sums.mean = sums.mean + moved;
@@ -133,11 +134,6 @@ Total summed(int64_t columns, const Add& add) {
   return total;
 }
 
-template <typename Element>
-inline Vector load_up_to(const Element* p, int64_t count, float fill) {
-  return count == Vector::width ? load(p) : load_some(p, count, fill);
-}
-
 template <bool kOneSided, bool kExact, bool kAny, typename Element>
 void sum_row(const Element* a, const Element* b, int64_t columns, const Scale& scale, const KeptWeights& kept,
              int64_t ahead_a, int64_t ahead_b, float totals[4]) {
@@ -163,15 +159,9 @@ void sum_row(const Element* a, const Element* b, int64_t columns, const Scale& s
 template <typename Element>
 float maximum_of(const Element* a, int64_t columns) {
   Vector top[2] = {broadcast(-MA_INFINITY), broadcast(-MA_INFINITY)};
-  int64_t i = 0;
-  for (; i + 2 * Vector::width <= columns; i += 2 * Vector::width) {
-    top[0] = maximum(load(a + i), top[0]);
-    top[1] = maximum(load(a + i + Vector::width), top[1]);
-  }
-  for (; i < columns; i += Vector::width) {
-    const int64_t left = columns - i < Vector::width ? columns - i : Vector::width;
-    top[0] = maximum(load_some(a + i, left, -MA_INFINITY), top[0]);
-  }
+  each_vector(columns, [&](int64_t i, int64_t count, int lane) {
+    top[lane] = maximum(load_up_to(a + i, count, -MA_INFINITY), top[lane]);
+  });
   return greatest_of(maximum(top[0], top[1]));
 }
 
@@ -181,10 +171,9 @@ template <typename Element>
 float level_of(const Element* a, const Element* b, int64_t columns, float maximum_of_a, float* mass) {
   const float maximum_of_b = maximum_of(b, columns);
   const auto mass_of = [&](const Element* row, float top) {
-    const Mass total = summed<Mass>(columns, [&](Mass& part, int64_t i, int64_t count) {
-      part.sum = part.sum + exponential<true>(load_up_to(row + i, count, -MA_INFINITY) - broadcast(top));
-    });
-    return sum_of(total.sum);
+    return sum_of(summed<Vector>(columns, [&](Vector& part, int64_t i, int64_t count) {
+      part += exponential<true>(load_up_to(row + i, count, -MA_INFINITY) - broadcast(top));
+    }));
   };
   *mass = mass_of(a, maximum_of_a);
   return maximum_of_b + __builtin_logf(mass_of(b, maximum_of_b) / *mass);
@@ -236,14 +225,14 @@ RowRecord record_of_clean(const Element* a, int64_t columns, const KeptWeights& 
   RowRecord record = empty_record();
   const float top = maximum_of(a, columns);
   if (top == -MA_INFINITY && all_masked(a, a, columns)) return record;
-  const Mass mass = summed<Mass>(columns, [&](Mass& total, int64_t i, int64_t count) {
+  const Vector mass = summed<Vector>(columns, [&](Vector& total, int64_t i, int64_t count) {
     prefetch(a + i + ahead);
     const Vector weight = exponential<true>(load_up_to(a + i, count, -MA_INFINITY) - broadcast(top));
     if (kept.clean != nullptr) store(kept.clean + i, weight);
-    total.sum = total.sum + weight;
+    total += weight;
   });
   record.maximum = record.level = top;
-  record.mass = sum_of(mass.sum);
+  record.mass = sum_of(mass);
   record.divergence = record.mass - record.mass;  // 0, or NaN like the row
   return record;
 }
@@ -269,9 +258,8 @@ RowRecord record_of_row(const RowTask& task, int64_t row, const KeptWeights& kep
   float* out = task.records + row * task.record_width;
   __builtin_memcpy(out, &record, sizeof(record));
   if (task.record_width > kRecordFloats) {
-    const int64_t column = task.labels[row] - task.first_column;
-    const bool here = column >= 0 && column < task.valid_columns;
-    out[kRecordFloats] = here ? sum_of(load_some(a + column, 1, 0.0f)) : 0.0f;
+    const int64_t column = label_column(task, row);
+    out[kRecordFloats] = column >= 0 ? sum_of(load_some(a + column, 1, 0.0f)) : 0.0f;
   }
   return record;
 }

@@ -2,6 +2,7 @@
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -39,8 +40,14 @@ const CpuKernels& choose() {
                     "but is '", wish, "' instead.");
 }
 
-int64_t grain(int64_t elements_each) {
-  return elements_each >= kElementsPerTask ? 1 : (kElementsPerTask + elements_each - 1) / (elements_each > 0 ? elements_each : 1);
+// Calls `work(begin, end, scratch)` for parts of [0, count) on torch's threads, each with `floats` floats of its own.
+template <typename Work>
+void spread(int64_t count, int64_t elements_each, int64_t floats, const Work& work) {
+  const int64_t each = std::max<int64_t>(elements_each, 1), grain = (kElementsPerTask + each - 1) / each;
+  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<float[]> scratch(floats > 0 ? new float[static_cast<size_t>(floats)] : nullptr);
+    work(begin, end, scratch.get());
+  });
 }
 
 }  // namespace
@@ -55,23 +62,16 @@ void run_rows_cpu(const RowTask& task, RowPhase phase) {
   const auto function = phase == kStatistics  ? kernels.row_statistics
                         : phase == kGradients ? kernels.row_gradients
                                               : kernels.row_fused;
-  const int64_t floats = phase == kFused ? row_scratch_floats(task.valid_columns) : 0;
-  at::parallel_for(0, task.rows, grain(task.columns), [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float[]> scratch(floats > 0 ? new float[static_cast<size_t>(floats)] : nullptr);
-    function(task, begin, end, scratch.get());
-  });
+  spread(task.rows, task.columns, phase == kFused ? row_scratch_floats(task.valid_columns) : 0,
+         [&](int64_t begin, int64_t end, float* scratch) { function(task, begin, end, scratch); });
 }
 
 void run_tokens_cpu(const TokenTask& task) {
-  const auto function = cpu_kernels().perturb;
-  at::parallel_for(0, task.tokens, grain(task.channels), [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float[]> scratch(new float[static_cast<size_t>(token_scratch_floats(task.channels))]);
-    function(task, begin, end, scratch.get());
-  });
+  spread(task.tokens, task.channels, token_scratch_floats(task.channels),
+         [&](int64_t begin, int64_t end, float* scratch) { cpu_kernels().perturb(task, begin, end, scratch); });
 }
 
 void run_dropout_cpu(const DropoutTask& task) {
-  const auto function = cpu_kernels().dropout;
-  const int64_t blocks = (task.elements + kDropoutBlock - 1) / kDropoutBlock;
-  at::parallel_for(0, blocks, grain(kDropoutBlock), [&](int64_t begin, int64_t end) { function(task, begin, end); });
+  spread((task.elements + kDropoutBlock - 1) / kDropoutBlock, kDropoutBlock, 0,
+         [&](int64_t begin, int64_t end, float*) { cpu_kernels().dropout(task, begin, end); });
 }

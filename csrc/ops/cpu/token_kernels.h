@@ -5,8 +5,6 @@
 // devices share one definition; only the conversions of half-width types use the vector headers.
 #pragma once
 
-#include "common/gaussian.h"
-#include "common/projection.h"
 #include "ops/cpu/element_rows.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/vector_math.h"
@@ -49,12 +47,6 @@ inline void noise_of_token(const NoiseToken& token, float deviation, int64_t cha
     const int64_t count = channels - first < 4 * kNoiseBlocks ? channels - first : 4 * kNoiseBlocks;
     __builtin_memcpy(out + first, ordered, static_cast<size_t>(count) * sizeof(float));
   }
-}
-
-inline NoiseToken noise_token(const TokenTask& task, int64_t token) {
-  return NoiseToken{{task.seed, task.iteration},
-                    static_cast<uint32_t>(task.position[token]),
-                    static_cast<uint64_t>(task.sample_index[token])};
 }
 
 // max |g| as its bits, whose order is that of the numbers; infinities and NaN come last.
@@ -165,17 +157,12 @@ float add_token(const TokenTask& task, int64_t token, const float* moved, float*
   return total;
 }
 
-template <typename Element>
-float add_token(const TokenTask& task, int64_t token, const float* moved, float* scratch) {
-  if (task.out_element == kFloat32) return add_token<Element, float>(task, token, moved, scratch);
-  if (task.out_element == kBFloat16) return add_token<Element, BFloat16>(task, token, moved, scratch);
-  return add_token<Element, Float16>(task, token, moved, scratch);
-}
-
 inline float add_token(const TokenTask& task, int64_t token, const float* moved, float* scratch) {
-  if (task.x_element == kFloat32) return add_token<float>(task, token, moved, scratch);
-  if (task.x_element == kBFloat16) return add_token<BFloat16>(task, token, moved, scratch);
-  return add_token<Float16>(task, token, moved, scratch);
+  return by_element(task.x_element, [&](auto x) {
+    return by_element(task.out_element, [&](auto out) {
+      return add_token<decltype(x), decltype(out)>(task, token, moved, scratch);
+    });
+  });
 }
 
 inline void perturb_token(const TokenTask& task, int64_t token, float* scratch) {

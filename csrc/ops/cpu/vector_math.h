@@ -7,7 +7,6 @@ namespace {
 
 // Polynomials below: least greatest relative error on |r| <= log(2) / 2 (Lawson's reweighted least squares at 2000 Chebyshev
 // points), rounded to float32.
-constexpr float kLog2E = 1.44269504f;
 
 // sum_{n >= 2} r^(n-2) / n!, so that expm1(r) = r + r^2 times it; relative error of expm1 1.3e-8.
 inline Vector expm1_tail(Vector r) {
@@ -48,37 +47,30 @@ inline Growth growth(Vector x) {
   return Growth{fused(power, moved, power), fused(power, moved, power - broadcast(1.0f)), remainder};
 }
 
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 inline float sum_of(Vector x) {
-  float lane[Vector::width];
-  store(lane, x);
   float total = 0.0f;
-  for (float value : lane) total += value;
+  for (int i = 0; i < Vector::width; ++i) total += x.v[i];
   return total;
 }
 
-inline float first_of(Vector x) {
-  float lane[Vector::width];
-  store(lane, x);
-  return lane[0];
-}
+inline float first_of(Vector x) { return x.v[0]; }
 
 inline float greatest_of(Vector x) {
-  float lane[Vector::width];
-  store(lane, x);
   float greatest = -MA_INFINITY;
-  for (float value : lane) greatest = value > greatest ? value : greatest;
+  for (int i = 0; i < Vector::width; ++i) greatest = x.v[i] > greatest ? x.v[i] : greatest;
   return greatest;
 }
 
 // `count` elements, the rest of the vector filled with `fill`.
 template <typename Element>
 inline Vector load_some(const Element* p, int64_t count, float fill) {
-  float lane[Vector::width];
   Element element[Vector::width] = {};
   __builtin_memcpy(element, p, static_cast<size_t>(count) * sizeof(Element));
-  store(lane, load(element));
-  for (int64_t i = count; i < Vector::width; ++i) lane[i] = fill;
-  return load(lane);
+  Vector x = load(element);
+  for (int64_t i = count; i < Vector::width; ++i) x.v[i] = fill;
+  return x;
 }
 
 template <typename Element>

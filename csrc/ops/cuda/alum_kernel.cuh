@@ -46,6 +46,9 @@ __global__ void __launch_bounds__(Role::threads, Role::blocks) alum_kernel(const
   Role::run(task, parts);
 }
 
+// Blocks of a launch whose blocks loop over the rest: enough to fill any number of processors.
+inline int64_t looping_blocks(int64_t needed) { return needed < 148 * 16 ? needed : 148 * 16; }
+
 // Queues a launch of `blocks` blocks, every `cluster` of which run together and see each other's shared memory.
 template <typename Role>
 cudaError_t launch_role(const typename Role::Task& task, int parts, int64_t blocks, int cluster, void* stream) {

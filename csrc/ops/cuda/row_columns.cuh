@@ -9,8 +9,6 @@
 #include "ops/cuda/alum_kernel.cuh"
 #include "ops/rows.h"
 
-constexpr float kLog2E = 1.44269504f;
-
 MA_DEVICE float power_of_2(float x) {  // two units in the last place; 0 below 2^-126
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -162,23 +160,17 @@ struct Packing<float> {
   }
 };
 
-template <>
-struct Packing<BFloat16> {
-  static constexpr uint32_t kMasked = 0xFF80FF80u;
-  MA_DEVICE void unpack(uint32_t word, float* to) {
-    to[0] = __uint_as_float(word << 16);
-    to[1] = __uint_as_float(word & 0xFFFF0000u);
-  }
-  MA_DEVICE uint32_t pack(const float* from) { return bits_of(__floats2bfloat162_rn(from[0], from[1])); }
+template <typename Pair>
+struct PairPacking {
   MA_DEVICE uint32_t greatest(uint32_t x, uint32_t y) { return bits_of(__hmax2(pair_of(x), pair_of(y))); }
 
- private:
-  MA_DEVICE __nv_bfloat162 pair_of(uint32_t word) {
-    __nv_bfloat162 pair;
+ protected:
+  MA_DEVICE Pair pair_of(uint32_t word) {
+    Pair pair;
     memcpy(&pair, &word, sizeof(pair));
     return pair;
   }
-  MA_DEVICE uint32_t bits_of(__nv_bfloat162 pair) {
+  MA_DEVICE uint32_t bits_of(Pair pair) {
     uint32_t word;
     memcpy(&word, &pair, sizeof(word));
     return word;
@@ -186,24 +178,21 @@ struct Packing<BFloat16> {
 };
 
 template <>
-struct Packing<Float16> {
+struct Packing<BFloat16> : PairPacking<__nv_bfloat162> {
+  static constexpr uint32_t kMasked = 0xFF80FF80u;
+  MA_DEVICE void unpack(uint32_t word, float* to) {
+    to[0] = __uint_as_float(word << 16);
+    to[1] = __uint_as_float(word & 0xFFFF0000u);
+  }
+  MA_DEVICE uint32_t pack(const float* from) { return bits_of(__floats2bfloat162_rn(from[0], from[1])); }
+};
+
+template <>
+struct Packing<Float16> : PairPacking<__half2> {
   static constexpr uint32_t kMasked = 0xFC00FC00u;
   MA_DEVICE void unpack(uint32_t word, float* to) {
     const float2 both = __half22float2(pair_of(word));
     to[0] = both.x, to[1] = both.y;
   }
   MA_DEVICE uint32_t pack(const float* from) { return bits_of(__floats2half2_rn(from[0], from[1])); }
-  MA_DEVICE uint32_t greatest(uint32_t x, uint32_t y) { return bits_of(__hmax2(pair_of(x), pair_of(y))); }
-
- private:
-  MA_DEVICE __half2 pair_of(uint32_t word) {
-    __half2 pair;
-    memcpy(&pair, &word, sizeof(pair));
-    return pair;
-  }
-  MA_DEVICE uint32_t bits_of(__half2 pair) {
-    uint32_t word;
-    memcpy(&word, &pair, sizeof(word));
-    return word;
-  }
 };

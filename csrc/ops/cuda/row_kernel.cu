@@ -10,35 +10,31 @@
 //
 // Rows that are not aligned to 16 bytes, or too wide for the registers of a cluster, take the same passes column by column
 // from memory (`Streamed`). The MLM loss alone is a role of its own: one tensor, one exponential a column and pass.
+#include <type_traits>
+
 #include "ops/cuda/row_columns.cuh"
 #include "ops/cuda/row_team.cuh"
 
 namespace {
 
 struct Label {
-  bool here;             // in this shard of the vocabulary
-  int column;
-  float clean, adv;      // its logits, read before anything is written over them
+  int column;        // -1 = not in this shard of the vocabulary
+  float clean, adv;  // its logits, read before anything is written over them
 };
 
 template <typename Element, RowPhase kPhase, bool kPair, bool kOneSided, bool kDetach, int kThreads, bool kHeld>
 struct RowRole {
   using Task = RowTask;
   using Mine = Part<Element>;
-  template <bool kIsHeld, typename Unused>
-  struct Choice { using Type = Held<Element, kThreads, kPair>; };
-  template <typename Unused>
-  struct Choice<false, Unused> { using Type = Streamed<Element, kThreads, kPair>; };
-  using Columns = typename Choice<kHeld, void>::Type;
+  using Columns = std::conditional_t<kHeld, Held<Element, kThreads, kPair>, Streamed<Element, kThreads, kPair>>;
   static constexpr int threads = kThreads;
-  static constexpr int blocks = kThreads > 256 ? 1 : kPair ? 2 : 4;  // allows 128 registers a thread, and 64
+  static constexpr int blocks = kThreads == kLargeBlock ? 1 : kPair ? 2 : 4;  // allows 168 registers a thread, 128, 64
   static constexpr bool kWrites = kPhase != kStatistics;
 
   MA_DEVICE Label label_of(const Task& task, const Mine& part, int64_t row) {
-    Label label{false, 0, 0.0f, 0.0f};
-    const int64_t column = task.labels == nullptr ? -1 : task.labels[row] - task.first_column;
-    if (column < 0 || column >= task.valid_columns) return label;
-    label.here = true, label.column = static_cast<int>(column);
+    const int64_t column = label_column(task, row);
+    Label label{column < 0 ? -1 : static_cast<int>(column), 0.0f, 0.0f};
+    if (column < 0) return label;
     label.clean = widen(part.clean[label.column]);
     if (kPair) label.adv = widen(part.adv[label.column]);
     return label;
@@ -98,7 +94,7 @@ struct RowRole {
     constexpr bool writes = kWrites && (!kSums || kDetach);
     columns.template each<writes>(part, [&](float a, float b) { return visit<kSums>(a, b, scale, factors, sums); });
     if (!writes) return;
-    if (label.here && Columns::owns(part, label.column)) {
+    if (label.column >= 0 && Columns::owns(part, label.column)) {
       DivergenceSums unused{0.0f, 0.0f};
       write_label(task, part, row, label, visit<kSums>(label.clean, label.adv, scale, factors, &unused));
     }
@@ -107,17 +103,14 @@ struct RowRole {
     if (kPair) clear_padding(task, part.adv_grad);
   }
   MA_DEVICE void store(const Task& task, int64_t row, const Label& label, const Level& level, const DivergenceSums& sums) {
-    float* record = task.records + row * task.record_width;
+    float* to = task.records + row * task.record_width;
     const RowScale& scale = level.scale;
     const bool empty = scale.clean == -MA_INFINITY && scale.adv == -MA_INFINITY;
     const float one_way = (kOneSided ? sums.divergence : sums.one_way) * level.inverse_mass;
-    record[0] = scale.clean;
-    record[1] = empty ? 0.0f : level.mass;
-    record[2] = empty ? 0.0f : scale.adv;
-    record[3] = empty ? 0.0f : scale.log_ratio;
-    record[4] = empty ? 0.0f : one_way - scale.log_ratio;
-    record[5] = empty ? 0.0f : reported(sums.divergence * level.inverse_mass);
-    if (task.record_width > kRecordFloats) record[kRecordFloats] = label.clean;
+    const RowRecord record{scale.clean,     level.mass,                  scale.adv,
+                           scale.log_ratio, one_way - scale.log_ratio, reported(sums.divergence * level.inverse_mass)};
+    *reinterpret_cast<RowRecord*>(to) = empty ? empty_record() : record;
+    if (task.record_width > kRecordFloats) to[kRecordFloats] = label.clean;
   }
   MA_DEVICE void run(const Task& task, int parts) {
     __shared__ Shared shared;
@@ -161,7 +154,7 @@ struct Plan {
   bool held;
 };
 
-// As few blocks a row as hold it in registers: of 256 threads, or of 512 with twice the columns each, where that is not enough
+// As few blocks a row as hold it in registers: of 256 threads, or large ones with more columns a thread, where that is not enough
 // (sm_80, whose blocks form no clusters; very large vocabularies). The parts of the gradient phase need nothing of each other.
 Plan plan_of(const RowTask& task, RowPhase phase, bool has_clusters) {
   const int64_t size = task.element == kFloat32 ? 4 : 2, packs = task.valid_columns * size / 16;
@@ -174,15 +167,15 @@ Plan plan_of(const RowTask& task, RowPhase phase, bool has_clusters) {
   };
   if (!aligned(task.clean, task.clean_stride) || !aligned(task.adv, task.adv_stride) ||
       !aligned(task.clean_grad, task.clean_grad_stride) || !aligned(task.adv_grad, task.adv_grad_stride)) {
-    return Plan{1, 256, false};
+    return Plan{1, kBlock, false};
   }
-  if (phase == kGradients) return Plan{static_cast<int>(blocks_of(256)), 256, true};
-  for (const int threads : {256, 512}) {
+  if (phase == kGradients) return Plan{static_cast<int>(blocks_of(kBlock)), kBlock, true};
+  for (const int threads : {kBlock, kLargeBlock}) {
     for (int parts = 1; parts <= (has_clusters ? kMostParts : 1); parts *= 2) {
       if (blocks_of(threads) <= parts) return Plan{parts, threads, true};
     }
   }
-  return Plan{1, 256, false};
+  return Plan{1, kBlock, false};
 }
 
 template <typename Role>
@@ -193,14 +186,14 @@ cudaError_t launch_rows_of(const RowTask& task, const Plan& plan, RowPhase phase
 template <typename Element, RowPhase kPhase, bool kPair, bool kOneSided, bool kDetach>
 cudaError_t launch_form(const RowTask& task, const Plan& plan, void* stream) {
   if (!plan.held) {
-    return launch_rows_of<RowRole<Element, kPhase, kPair, kOneSided, kDetach, 256, false>>(task, plan, kPhase, stream);
+    return launch_rows_of<RowRole<Element, kPhase, kPair, kOneSided, kDetach, kBlock, false>>(task, plan, kPhase, stream);
   }
   if constexpr (kPhase != kGradients) {
-    if (plan.threads == 512) {
-      return launch_rows_of<RowRole<Element, kPhase, kPair, kOneSided, kDetach, 512, true>>(task, plan, kPhase, stream);
+    if (plan.threads == kLargeBlock) {
+      return launch_rows_of<RowRole<Element, kPhase, kPair, kOneSided, kDetach, kLargeBlock, true>>(task, plan, kPhase, stream);
     }
   }
-  return launch_rows_of<RowRole<Element, kPhase, kPair, kOneSided, kDetach, 256, true>>(task, plan, kPhase, stream);
+  return launch_rows_of<RowRole<Element, kPhase, kPair, kOneSided, kDetach, kBlock, true>>(task, plan, kPhase, stream);
 }
 
 template <typename Element, RowPhase kPhase>
@@ -218,7 +211,7 @@ template <typename Element>
 cudaError_t launch_element(const RowTask& task, RowPhase phase, void* stream) {
   cudaFuncAttributes code{};  // of the code this device runs: older intermediate code knows no clusters on a newer device
   const cudaError_t error = cudaFuncGetAttributes(
-      &code, alum_kernel<RowRole<Element, kStatistics, false, false, true, 256, false>>);
+      &code, alum_kernel<RowRole<Element, kStatistics, false, false, true, kBlock, false>>);
   if (error != cudaSuccess) return error;
   // Without a gradient to the clean logits the one-sided form is the detached one.
   const bool detach = phase == kStatistics || task.detach_targets || (task.one_sided && task.clean_grad == nullptr);
@@ -244,17 +237,8 @@ struct MergeRole {
   MA_DEVICE void run(const Task& task, int) {
     const int64_t row = static_cast<int64_t>(blockIdx.x) * threads + threadIdx.x;
     if (row >= task.rows) return;
-    RowRecord total = empty_record();
-    float label = 0.0f;
-    for (int64_t shard = 0; shard < task.shards; ++shard) {
-      const float* part = task.records + (shard * task.rows + row) * task.width;
-      total = merge(total, RowRecord{part[0], part[1], part[2], part[3], part[4], part[5]}, task.one_sided);
-      if (task.width > kRecordFloats) label += part[kRecordFloats];
-    }
-    float* to = task.merged + row * task.width;
-    to[0] = total.maximum, to[1] = total.mass, to[2] = total.level;
-    to[3] = total.log_ratio, to[4] = total.mean, to[5] = total.divergence;
-    if (task.width > kRecordFloats) to[kRecordFloats] = label;
+    const int64_t offset = row * task.width;
+    merge_shards(task.records + offset, task.shards, task.rows * task.width, task.width, task.one_sided, task.merged + offset);
   }
 };
 
@@ -298,10 +282,8 @@ int launch_merge(const float* records, float* merged, int64_t shards, int64_t ro
 int launch_scale(void* values, int element, int64_t count, const float* factor, void* stream) {
   if (count == 0) return cudaSuccess;
   const ScaleTask task{values, factor, count, element};
-  const int64_t needed = (count + 1023) / 1024, blocks = needed < 148 * 16 ? needed : 148 * 16;
+  const int64_t blocks = looping_blocks((count + 1023) / 1024);
   if (element == kBFloat16) return launch_role<ScaleRole<BFloat16>>(task, 1, blocks, 1, stream);
   if (element == kFloat16) return launch_role<ScaleRole<Float16>>(task, 1, blocks, 1, stream);
   return launch_role<ScaleRole<float>>(task, 1, blocks, 1, stream);
 }
-
-const char* launch_error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

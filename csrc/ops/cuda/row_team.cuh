@@ -9,19 +9,18 @@ namespace {
 
 namespace cg = cooperative_groups;
 
+constexpr int kBlock = 256, kLargeBlock = 384;  // threads
 constexpr int kMostParts = 8;   // the portable limit of a cluster
-constexpr int kMostWarps = 16;
+constexpr int kMostWarps = kLargeBlock / 32;
 
-// Packs of 16 bytes, of each side, in a thread's registers: a large block has them to spare.
-constexpr int held_packs(int threads) { return threads / 64; }
+// Packs of 16 bytes, of each side, in a thread's registers: of the large block, alone on its processor, a thread has up to 168.
+constexpr int held_packs(int threads) { return threads == kLargeBlock ? 11 : 4; }
 
 // ---- where a thread's columns are ----
 
 // The part of a row that a block has: whole packs, and single columns after the last whole pack of the row.
 template <typename Element>
-struct Part {
-  const Element *clean, *adv;
-  Element *clean_grad, *adv_grad;  // null = not wanted
+struct Part : RowPointers<Element> {
   int first_pack, packs, first_single, singles;
   bool last;
 };
@@ -30,13 +29,7 @@ template <typename Element>
 MA_DEVICE Part<Element> part_of(const RowTask& task, int64_t row, int part, int parts) {
   constexpr int count = 16 / sizeof(Element);
   const int columns = static_cast<int>(task.valid_columns), packs = columns / count, each = (packs + parts - 1) / parts;
-  Part<Element> mine;
-  mine.clean = static_cast<const Element*>(task.clean) + row * task.clean_stride;
-  mine.adv = static_cast<const Element*>(task.adv) + row * task.adv_stride;
-  mine.clean_grad = static_cast<Element*>(task.clean_grad);
-  mine.adv_grad = static_cast<Element*>(task.adv_grad);
-  if (mine.clean_grad != nullptr) mine.clean_grad += row * task.clean_grad_stride;
-  if (mine.adv_grad != nullptr) mine.adv_grad += row * task.adv_grad_stride;
+  Part<Element> mine{row_pointers<Element>(task, row), 0, 0, 0, 0, false};
   mine.first_pack = each * part < packs ? each * part : packs;
   mine.packs = (mine.first_pack + each < packs ? mine.first_pack + each : packs) - mine.first_pack;
   mine.first_single = packs * count;
@@ -91,15 +84,19 @@ struct Held {
   // Calls `function(a, b)` for every column; with kWrite its two results are written as gradients.
   template <bool kWrite, typename Function>
   __device__ __forceinline__ void each(const Part<Element>& part, const Function& function) const {
-    const int rank = threadIdx.x;
+    // Empty instructions, here and below, hide what the passes have in common: the compiler would keep it, and spill it.
+    int rank = threadIdx.x;
+    asm volatile("" : "+r"(rank));
 #pragma unroll
     for (int k = 0; k < packs; ++k) {
       Words to_clean, to_adv;
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
         float a[in_word], b[in_word] = {}, grad_a[in_word], grad_b[in_word];
-        Pack::unpack(clean[k].word[w], a);
-        if (kPair) Pack::unpack(adv[k].word[w], b);
+        uint32_t words[2] = {clean[k].word[w], kPair ? adv[k].word[w] : 0};
+        asm volatile("" : "+r"(words[0]), "+r"(words[1]));
+        Pack::unpack(words[0], a);
+        if (kPair) Pack::unpack(words[1], b);
 #pragma unroll
         for (int i = 0; i < in_word; ++i) {
           const Gradients gradients = function(a[i], b[i]);

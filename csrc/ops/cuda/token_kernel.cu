@@ -3,8 +3,6 @@
 //   move      delta' written, x + delta' rounded to the output type and written, sums for the statistics
 // Noise is generated where delta would be read: a Philox block is four channels. Arithmetic: common/projection.h,
 // common/gaussian.h, as on the CPU, bit for bit.
-#include "common/gaussian.h"
-#include "common/projection.h"
 #include "ops/cuda/alum_kernel.cuh"
 #include "ops/rows.h"
 #include "ops/tokens.h"
@@ -16,14 +14,16 @@ struct Quad {
 };
 
 template <typename Element>
+struct alignas(4 * sizeof(Element)) Four {
+  Element element[4];
+};
+
+template <typename Element>
 MA_DEVICE Quad read_quad_of(const void* base, int64_t offset, int count) {
   const Element* from = static_cast<const Element*>(base) + offset;
-  struct alignas(4 * sizeof(Element)) Four {
-    Element element[4];
-  };
   Quad quad{{0.0f, 0.0f, 0.0f, 0.0f}};
-  if (count == 4 && reinterpret_cast<uintptr_t>(from) % sizeof(Four) == 0) {
-    const Four four = *reinterpret_cast<const Four*>(from);
+  if (count == 4 && reinterpret_cast<uintptr_t>(from) % sizeof(Four<Element>) == 0) {
+    const Four<Element> four = *reinterpret_cast<const Four<Element>*>(from);
     for (int i = 0; i < 4; ++i) quad.value[i] = widen(four.element[i]);
     return quad;
   }
@@ -37,17 +37,15 @@ MA_DEVICE Quad read_quad_of(const void* base, int64_t offset, int count) {
 template <typename Element>
 MA_DEVICE void write_quad_of(void* base, int64_t offset, const Quad& quad, int count, Quad* seen) {
   Element* to = static_cast<Element*>(base) + offset;
-  struct alignas(4 * sizeof(Element)) Four {
-    Element element[4];
-  } four;
+  Four<Element> four;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     narrow(&four.element[i], quad.value[i]);
     seen->value[i] = widen(four.element[i]);
   }
   if (to == nullptr) return;
-  if (count == 4 && reinterpret_cast<uintptr_t>(to) % sizeof(Four) == 0) {
-    *reinterpret_cast<Four*>(to) = four;
+  if (count == 4 && reinterpret_cast<uintptr_t>(to) % sizeof(Four<Element>) == 0) {
+    *reinterpret_cast<Four<Element>*>(to) = four;
     return;
   }
 #pragma unroll
@@ -71,16 +69,10 @@ MA_DEVICE Quad write_quad(void* base, int element, int64_t offset, const Quad& q
   return seen;
 }
 
-MA_DEVICE NoiseToken noise_token_of(const TokenTask& task, int64_t token) {
-  return NoiseToken{{task.seed, task.iteration},
-                    static_cast<uint32_t>(task.position[token]),
-                    static_cast<uint64_t>(task.sample_index[token])};
-}
-
 // delta before the step: read, or generated.
 MA_DEVICE Quad start_quad(const TokenTask& task, int64_t token, int64_t channel, int count) {
   if (task.delta != nullptr) return read_quad(task.delta, task.delta_element, token * task.channels + channel, count);
-  const PhiloxBlock words = noise_words(noise_token_of(task, token), static_cast<uint32_t>(channel / 4));
+  const PhiloxBlock words = noise_words(noise_token(task, token), static_cast<uint32_t>(channel / 4));
   Quad quad;
   for (int i = 0; i < 4; ++i) quad.value[i] = MA_MUL(gaussian_of_word(words.word[i]), task.noise_std);
   return quad;
@@ -91,8 +83,6 @@ struct TokenNorms {
   bool finite;
 };
 
-MA_DEVICE float magnitude(float x) { return x < 0.0f ? -x : x; }
-
 MA_DEVICE TokenNorms measure_token(const TokenTask& task, int64_t token, int lane) {
   float largest = 0.0f, nonfinite = 0.0f;
   for (int64_t channel = 4 * lane; channel < task.channels; channel += 4 * 32) {
@@ -100,7 +90,7 @@ MA_DEVICE TokenNorms measure_token(const TokenTask& task, int64_t token, int lan
     const Quad grad = read_quad(task.grad, task.grad_element, token * task.channels + channel, count);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {  // beyond `count` the gradient is 0
-      const float size = magnitude(grad.value[i]);
+      const float size = fabsf(grad.value[i]);
       if (!(size < MA_INFINITY)) nonfinite = 1.0f;
       largest = size > largest ? size : largest;
     }
@@ -115,7 +105,7 @@ MA_DEVICE TokenNorms measure_token(const TokenTask& task, int64_t token, int lan
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (i >= count) continue;  // noise has values there
-      const float size = magnitude(stepped(start.value[i], grad.value[i], norms.gradient, task.step));
+      const float size = fabsf(stepped(start.value[i], grad.value[i], norms.gradient, task.step));
       stepped_largest = size > stepped_largest ? size : stepped_largest;
     }
   }
@@ -145,7 +135,7 @@ MA_DEVICE void move_token(const TokenTask& task, int64_t token, int lane) {
           moved.value[i] = projected(value, norms.stepped, task.step);
         }
         const float step = task.step.step_size * grad.value[i];
-        sums[0] += magnitude(moved.value[i]);
+        sums[0] += fabsf(moved.value[i]);
         sums[2] += moved.value[i] * moved.value[i];
         sums[3] += step * step;
         sums[4] += start.value[i] * start.value[i];
@@ -159,7 +149,7 @@ MA_DEVICE void move_token(const TokenTask& task, int64_t token, int lane) {
     const Quad seen = write_quad(task.x_adv, task.out_element, offset, sum, count, true);
     const Quad base = write_quad(task.x_adv, task.out_element, offset, x, count, false);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums[1] += magnitude(seen.value[i] - base.value[i]);  // 0 beyond `count`
+    for (int i = 0; i < 4; ++i) sums[1] += fabsf(seen.value[i] - base.value[i]);  // 0 beyond `count`
   }
   if (task.token_sums == nullptr) return;
   for (int i = 0; i < kTokenSums - 1; ++i) sums[i] = warp_sum(sums[i]);
@@ -179,13 +169,11 @@ struct TokenRole {
   }
 };
 
-constexpr int64_t kMostBlocks = 148 * 16;  // fills any number of processors; each block loops
-
 }  // namespace
 
 int launch_tokens(const TokenTask& task, void* stream) {
   constexpr int warps = TokenRole::threads / 32;
   const int64_t needed = (task.tokens + warps - 1) / warps;
   if (needed == 0) return cudaSuccess;
-  return launch_role<TokenRole>(task, 1, needed < kMostBlocks ? needed : kMostBlocks, 1, stream);
+  return launch_role<TokenRole>(task, 1, looping_blocks(needed), 1, stream);
 }

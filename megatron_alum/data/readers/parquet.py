@@ -9,6 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from megatron_alum.config.extras import require
 from megatron_alum.data.readers.base import MAX_RECORD_BYTES, OVERSIZE, Chunk, Document, Rejected, tile
 
 ROWS_AT_ONCE = 256
@@ -68,6 +69,7 @@ def _row_group_ends(metadata: Any, size: int) -> list[int]:
 
 
 def _open(path: Path) -> Any:
+    require("pyarrow")
     import pyarrow
     from pyarrow import parquet
 

@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from megatron_alum.config.extras import require
 from megatron_alum.data.readers.base import Unreadable
 from megatron_alum.data.readers.streams import COMPRESSED, broken_file, compression_of
 
@@ -176,6 +177,7 @@ def _probable_encoding(head: bytes, text: str) -> str:
     alone = sum(len(run) <= 2 for run in runs)
     if len("".join(runs)) < 0.2 * len(head) and alone > 0.9 * len(runs):
         return "WINDOWS-1252 or Latin-1"
+    require("charset_normalizer")
     from charset_normalizer import from_bytes
 
     best = from_bytes(head[:20_000]).best()

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from megatron_alum.config.extras import require
+
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _BZ2_BLOCK, _BZ2_END = b"\x31\x41\x59\x26\x53\x59", b"\x17\x72\x45\x38\x50\x90"
 # "BZh", block size digit, then the 48-bit magic of a block (pi) or of an empty stream's end (sqrt pi).
@@ -176,6 +178,7 @@ class _ZstdFrame:
 
 
 def _zstd_frame() -> _ZstdFrame:
+    require("zstandard")
     import zstandard
 
     frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()

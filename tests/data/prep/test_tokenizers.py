@@ -16,8 +16,9 @@ from megatron_alum.data.tokenizers import (
     save_tokenizer,
     tokenizer_kind,
 )
-from megatron_alum.data.train_tokenizer import TrainTokenizerSettings, VocabularySettings, train_tokenizer
+from megatron_alum.data.train_tokenizer import train_tokenizer
 from megatron_alum.data.vocabulary import TokenizerSource
+from megatron_alum.data.vocabulary_settings import TrainTokenizerSettings, VocabularySettings
 from tests.data.prep.corpora import LETTERS, SPECIALS, prepare, write_jsonl, write_vocab
 
 TEXTS = [

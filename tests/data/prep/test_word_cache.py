@@ -13,8 +13,9 @@ from megatron_alum.data.readers.base import Document
 from megatron_alum.data.readers.wikiextractor import WikiextractorReader
 from megatron_alum.data.settings import InputSettings
 from megatron_alum.data.tokenizers import make_tokenizer
-from megatron_alum.data.train_tokenizer import TrainTokenizerSettings, VocabularySettings, train_tokenizer
+from megatron_alum.data.train_tokenizer import train_tokenizer
 from megatron_alum.data.vocabulary import TokenizerSource
+from megatron_alum.data.vocabulary_settings import TrainTokenizerSettings, VocabularySettings
 from megatron_alum.data.word_cache import WordCache, token_dtype, word_scheme
 from tests.data.prep.corpora import write_jsonl
 

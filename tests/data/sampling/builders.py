@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,14 +90,22 @@ class Sequence:
     nsp_label: int
 
 
+def places_of(owner, count: int) -> list:
+    """For each of `count` sequences the places, in order, at which it is the owner."""
+    order = torch.argsort(owner, stable=True)
+    bounds = torch.searchsorted(owner[order].contiguous(), torch.arange(count + 1, dtype=owner.dtype)).tolist()
+    return [order[begin:end] for begin, end in itertools.pairwise(bounds)]
+
+
 def sequences(batch) -> list[Sequence]:
     """The sequences of a batch, found by looking at each token's `sequence`."""
     originals = batch.tokens.clone()
     originals[batch.masked_positions] = batch.masked_labels
-    owner = batch.sequence[batch.masked_positions]
+    labels = batch.nsp_labels.tolist()
+    owned = places_of(batch.sequence, len(labels))
+    masks = places_of(batch.sequence[batch.masked_positions], len(labels))
     found = []
-    for b, label in enumerate(batch.nsp_labels.tolist()):
-        own, masked = batch.sequence == b, owner == b
+    for own, masked, label in zip(owned, masks, labels, strict=True):
         found.append(
             Sequence(
                 tokens=batch.tokens[own].tolist(),

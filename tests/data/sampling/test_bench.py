@@ -1,18 +1,12 @@
 """The benchmark of the sampler: its table and CSV on a small shard. Speeds are looked at in `make bench`."""
 
 import csv
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+from tests.helpers.warm import run_script
 
 
 def run_bench(path, *options):
-    command = [sys.executable, str(ROOT / "tools" / "bench_sampler.py"), "--csv", str(path), *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    done = run_script("tools/bench_sampler.py", "--csv", path, *options)
     assert done.returncode == 0, done.stderr
     with path.open() as stream:
         return list(csv.DictReader(stream)), done.stdout
@@ -41,6 +35,5 @@ def test_table_and_csv(tmp_path):
 
 
 def test_a_missing_shard_is_one_sentence(tmp_path):
-    command = [sys.executable, str(ROOT / "tools" / "bench_sampler.py"), "--data-path", str(tmp_path / "nothing")]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = run_script("tools/bench_sampler.py", "--data-path", tmp_path / "nothing")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr

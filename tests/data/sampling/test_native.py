@@ -166,7 +166,7 @@ def test_an_id_outside_the_vocabulary_is_refused(tmp_path, dtype, wrong, objecti
     ids[place] = wrong
     ids.flush()
     words = rf"corpus.bin. must hold token ids from 0 to 604, but holds {wrong} at token {place}, in document 8\. .*"
-    words += r"tools/inspect_shards.py \S*corpus --verify"
+    words += r"megatron-alum inspect \S*corpus --verify"
     for ask in (dataset.batch, dataset.measure):
         with pytest.raises(ValueError, match=words):
             ask(range(size))

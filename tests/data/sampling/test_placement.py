@@ -7,7 +7,7 @@ import pytest
 
 from megatron_alum.data.batch import IGNORED_LABEL
 from megatron_alum.data.loader import draw
-from megatron_alum.data.placement import BatchPlan
+from megatron_alum.data.placement import BatchPlan, num_adversarial
 from tests.data.sampling.builders import (
     open_train,
     random_documents,
@@ -57,6 +57,11 @@ def test_worked_example():
     assert first.micro_batches == ((0, 2, 4, 7),) and second.micro_batches == ((1, 3, 5, 6),)
     assert first.num_adversarial == second.num_adversarial == (1,)
     assert first.counts.adversarial_masked == 90 // 7 + 20 // 7 and first.counts.adversarial_sequences == 2
+
+
+@pytest.mark.parametrize(("fraction", "number"), [(1.0, 256), (0.5, 128), (0.1, 26), (0.004, 1), (1e-6, 1)])
+def test_at_least_one_sample_is_adversarial(fraction, number):
+    assert num_adversarial(256, fraction) == number
 
 
 @pytest.mark.parametrize(("dp_size", "num_micro_batches"), LAYOUTS)

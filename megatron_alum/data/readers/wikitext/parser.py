@@ -1,5 +1,6 @@
 """The same as clean.py by mwparserfromhell: a full parser, about ten times slower, and the check on the fast one."""
 
+from megatron_alum.config.extras import require
 from megatron_alum.data.readers.wikitext.brackets import INTERLANGUAGE, dropped_link
 from megatron_alum.data.readers.wikitext.clean import with_exponents
 from megatron_alum.data.readers.wikitext.lines import prose_lines
@@ -13,6 +14,7 @@ _BAR = "\ufdd7"
 
 def clean_by_parser(source: str, wiki: Wiki = ENGLISH, title: str = "") -> str:
     """Plain text of the page `title`, one paragraph, heading or list item a line."""
+    require("mwparserfromhell")
     import mwparserfromhell
 
     code = mwparserfromhell.parse(with_exponents(protect(source)), skip_style_tags=False)

@@ -1,0 +1,23 @@
+"""Prints what this machine has for megatron_alum and what to do about what it lacks.
+
+    megatron-alum doctor
+
+Exits with 1 when something required is missing or the network does not run one step, else with 0.
+"""
+
+import argparse
+import sys
+
+
+def main() -> None:
+    """Report, self-test, exit code."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    from megatron_alum.cli.findings import all_findings
+
+    findings = all_findings()
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        print(f"{finding.name:<{width}}  {finding.found}")
+        if finding.advice:
+            print(f"{'':<{width}}  -> {finding.advice}")
+    sys.exit(1 if any(finding.required and finding.advice for finding in findings) else 0)

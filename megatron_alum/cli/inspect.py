@@ -1,0 +1,123 @@
+"""Look into a corpus written by `megatron-alum preprocess`: counts, statistics, documents as text, training samples,
+checksums.
+
+    megatron-alum inspect data/wiki --document 0 17 --sample 0 1 2 --verify
+
+Samples are those that training draws with the same flags (--seq-length, --objective, --seed, ...): any of the options
+of pre-training that decide a sample may follow. Exits with an error when the parts do not belong together, or
+with --verify when a checksum differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from megatron_alum.config.cli import parse_config
+from megatron_alum.config.data import DataConfig
+from megatron_alum.config.fields import options_of
+
+if TYPE_CHECKING:
+    from megatron_alum.data.shards import Shards
+
+MAX_SENTENCES = 20
+"""Sentences shown of a document."""
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Training samples
+
+    What decides them besides the shards; give the values of the run.
+    """
+
+    data: DataConfig
+    seq_length: int = 128
+    """positions of a sample, special tokens included"""
+    model_type: str = "megatron-bert"
+    """roberta lays pairs out in its own way and has no sentence-pair question"""
+    train_samples: int = 1_000_000
+    """samples of the whole run (iterations x global batch size), over which the mask rate rises"""
+    seed: int = 1234
+    """seed of the run"""
+
+
+def main() -> None:
+    """Parse the command line and print what was asked for."""
+    flags = ", ".join(option.flag for option in options_of(SampleOptions) if option.name != "data_path")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"What decides samples: {flags} (see megatron-alum pretrain --help).",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("prefix", help="output prefix of the corpus: path without .bin")
+    parser.add_argument(
+        "--document", type=int, nargs="*", default=[0], help="numbers of documents to show (default: 0)"
+    )
+    parser.add_argument("--sample", type=int, nargs="*", default=[], help="global numbers of training samples to show")
+    parser.add_argument("--verify", action="store_true", help="read everything and compare the SHA-256 sums")
+    arguments, sample_words = parser.parse_known_args()
+    options = parse_config(SampleOptions, ["--data-path", arguments.prefix, *sample_words])
+    from megatron_alum.data.shards import CHECKED_FILES, open_shards, require_whole_manifest, shard_paths
+    from megatron_alum.data.statistics import describe
+    from megatron_alum.data.tokenizers import load_tokenizer
+
+    shards = open_shards(arguments.prefix, verify=arguments.verify)
+    require_whole_manifest(shards.manifest, shard_paths(arguments.prefix)["json"])
+    tokenizer = load_tokenizer(shards.tokenizer_dir)
+    if arguments.verify:
+        print(f"checksums of {len(CHECKED_FILES)} files: correct")
+    for name, value in describe(shards, tokenizer).items():
+        print(f"{name:>26}: {_readable(value)}")
+    for verb in ("skipped", "repaired"):
+        for reason, entry in shards.manifest[verb].items():
+            print(f"{verb:>26}: {entry['count']:,} ({reason}; first: {', '.join(entry['examples'])})")
+    for number in arguments.document:
+        _show_document(shards, tokenizer, number)
+    if arguments.sample:
+        _show_samples(options, arguments.sample)
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_readable(item)}" for key, item in value.items())
+    if isinstance(value, str):
+        return value
+    return f"{value:,.4g}" if isinstance(value, float) and value < 1 else f"{value:,.0f}"
+
+
+def _show_document(shards: Shards, tokenizer: Any, number: int) -> None:
+    from megatron_alum.data.statistics import document_sentences
+
+    print(f"\ndocument {number}")
+    for count, sentence in enumerate(document_sentences(shards, tokenizer, number)):
+        if count == MAX_SENTENCES:
+            print("  ...")
+            return
+        print(f"  {count}: {sentence}")
+
+
+def _show_samples(options: SampleOptions, numbers: list[int]) -> None:
+    from megatron_alum.data.dataset import open_datasets
+    from megatron_alum.data.show import show_samples
+
+    with tempfile.TemporaryDirectory() as cache:  # no index is left beside the shards
+        data = options.data if options.data.data_cache_path else replace(options.data, data_cache_path=cache)
+        datasets = open_datasets(
+            data,
+            model_type=options.model_type,
+            seq_length=options.seq_length,
+            train_samples=options.train_samples,
+            seed=options.seed,
+        )
+        for shard in datasets.train.shards:
+            shard.expect(0)  # a look needs no later epoch built ahead, into a folder that is about to go
+        if min(numbers) < 0:
+            raise ValueError(f"`--sample` must be 0 or more, but is {min(numbers)} instead.")
+        batch = datasets.train.batch(numbers)
+        print()
+        for line in show_samples(batch, datasets.tokenizer, datasets.train.settings.objective):
+            print(line)

@@ -1,0 +1,58 @@
+"""The console command `megatron-alum`, also `python -m megatron_alum`: finds the sub-command and runs it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+
+from megatron_alum import __version__
+from megatron_alum.config.cli import main_guard
+
+COMMANDS = {
+    "preprocess": "raw text (dumps, JSON lines, parquet, plain text) into shards for training",
+    "train-tokenizer": "a vocabulary from raw text",
+    "inspect": "counts, documents and training samples of shards",
+    "merge": "shards written apart into one corpus",
+    "pretrain": "standard and adversarial pre-training; with several processes: torchrun -m megatron_alum.pretrain",
+    "convert": "checkpoint to Hugging Face folder and back",
+    "finetune": "fine-tune and evaluate an encoder on the paper's benchmarks",
+    "attack": "how a fine-tuned classifier withstands attacks",
+    "report": "the paper's tables with your results beside its own",
+    "doctor": "what this machine has, and what to do about the rest",
+    "estimate": "memory and operations of a run, without building it",
+}
+"""Sub-command -> what it makes; its code is the module of that name in this package."""
+
+
+def overview() -> str:
+    """What `megatron-alum --help` prints."""
+    lines = ["usage: megatron-alum COMMAND [options]", "", "Adversarial pre-training of BERT and RoBERTa.", ""]
+    lines += [f"  {name:<16} {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [*lines, "", "megatron-alum COMMAND --help lists the options of one; --version prints the version."]
+    )
+
+
+def run() -> None:
+    """Run the command that the arguments name.
+
+    Raises: ValueError for a name that is no command; what the command itself raises.
+    """
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(overview())
+    elif name == "--version":
+        print(f"megatron_alum {__version__}")
+    elif name in COMMANDS:
+        sys.argv = [f"megatron-alum {name}", *rest]  # the name that --help and errors of the command show
+        importlib.import_module(f"megatron_alum.cli.{name.replace('-', '_')}").main()
+    else:
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" Did you mean {nearest[0]}?" if nearest else ""
+        raise ValueError(f"the command must be one of {', '.join(COMMANDS)}, but is {name} instead.{hint}")
+
+
+def main() -> None:
+    """Entry of the console script."""
+    main_guard(run)

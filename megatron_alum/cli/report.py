@@ -1,0 +1,30 @@
+"""Render the paper's Tables 1 to 9 and Figures 1 and 2 from results.jsonl files, the paper's numbers beside ours.
+
+    megatron-alum report --output report \\
+        --results BERT-base=out/a/results.jsonl ALUM-BERT-base=out/b/results.jsonl
+
+writes OUTPUT/report.html, a page in one file, and OUTPUT/tables.md with figure1.svg and figure2.svg. A file without
+SYSTEM= is a row of its own, named by its folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_alum.config.cli import parse_config
+from megatron_alum.config.report import ReportConfig
+
+
+def main() -> None:
+    """Read, render, write."""
+    config = parse_config(ReportConfig, description=(__doc__ or "").splitlines()[0])
+    from megatron_alum.report.card import add_evaluation
+    from megatron_alum.report.render import write_report
+    from megatron_alum.report.results import read_systems
+
+    results = read_systems(config.results)
+    written = write_report(results, Path(config.output), data_dir=config.data_dir)
+    if config.model_card is not None:
+        written.append(add_evaluation(Path(config.model_card), results))
+    for path in written:
+        print(f"written: {path}")

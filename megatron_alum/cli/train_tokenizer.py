@@ -1,0 +1,18 @@
+"""Train a vocabulary on raw text: WordPiece (BERT), byte-level BPE (RoBERTa) or unigram (SentencePiece).
+
+    megatron-alum train-tokenizer --input wiki/ --output my-tokenizer --type wordpiece --vocab-size 30522 --case lower
+
+writes a Hugging Face tokenizer folder for `megatron-alum preprocess --tokenizer`. Reads everything that command reads.
+"""
+
+from megatron_alum.config.cli import parse_config
+from megatron_alum.data.vocabulary_settings import TrainTokenizerSettings
+
+
+def main() -> None:
+    """Parse the command line, train, say what came out."""
+    settings = parse_config(TrainTokenizerSettings, description=__doc__ or "")
+    from megatron_alum.data.train_tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer(settings)
+    print(f"{settings.vocabulary.output}: {settings.vocabulary.type} vocabulary of {len(tokenizer):,} entries")

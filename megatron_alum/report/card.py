@@ -1,0 +1,37 @@
+"""The evaluation of a model card: what fine-tuning made of the exported encoder, from its results.jsonl files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_alum.convert.model_card import with_evaluation
+from megatron_alum.finetune.records import write_at_once
+from megatron_alum.report.results import Results, best_values, cell
+
+
+def add_evaluation(folder: Path, results: Results) -> Path:
+    """Puts the table of `results` into the card of the exported `folder`, in place of an earlier one; returns its path.
+
+    Raises: ValueError for a folder without a card, or without results.
+    """
+    card = folder / "README.md"
+    if not card.is_file():
+        raise ValueError(f"--model-card must be a folder with a README.md, but {folder} has none.")
+    rows = evaluation_rows(results)
+    if not rows:
+        raise ValueError("--results must hold results for --model-card, but hold none.")
+    note = "Fine-tuned on each task; percent, mean +- deviation over n seeds, at the settings that are best on dev."
+    lines = [note, "", "| task | split | metric | value |", "|---|---|---|---|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    write_at_once(card, with_evaluation(card.read_text(encoding="utf-8"), "\n".join(lines)))
+    return card
+
+
+def evaluation_rows(results: Results) -> list[tuple[str, str, str, str]]:
+    """(task, split, metric, value) in order of the files; the system leads where there is more than one."""
+    rows = []
+    for system, found in results.items():
+        prefix = f"{system}: " if len(results) > 1 else ""
+        for key in dict.fromkeys((row["task"], row["split"], row["metric"]) for row in found):
+            rows.append((prefix + key[0], key[1], key[2], cell(best_values(found, key), None).ours))
+    return rows

@@ -1,0 +1,158 @@
+"""`megatron-alum`: it finds its commands, answers --help at once, and the scripts in tools/ are the same commands."""
+
+import ast
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_alum import __version__
+from megatron_alum.cli import main as console
+from megatron_alum.config.cli import main_guard
+
+ROOT = Path(__file__).parents[2]
+FRONTS = {
+    "tools/preprocess_data.py": "preprocess",
+    "tools/train_tokenizer.py": "train-tokenizer",
+    "tools/inspect_shards.py": "inspect",
+    "tools/merge_shards.py": "merge",
+    "tools/convert_checkpoint.py": "convert",
+    "tools/finetune.py": "finetune",
+    "tools/attack.py": "attack",
+    "tools/make_report.py": "report",
+    "tools/doctor.py": "doctor",
+    "tools/estimate_memory.py": "estimate",
+    "pretrain_bert_alum.py": "pretrain",
+    "megatron_alum/pretrain.py": "pretrain",
+}
+HELP_OF_ALL = """
+import contextlib, io, json, sys
+from megatron_alum.cli.main import COMMANDS, run
+printed = {}
+for words in [[name] for name in COMMANDS] + [["convert", "to-hf"], ["convert", "from-hf"]]:
+    sys.argv, out = ["megatron-alum", *words, "--help"], io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        run()
+    printed[" ".join(words)] = out.getvalue()
+loaded = {name.partition(".")[0] for name, module in sys.modules.items() if getattr(module, "__file__", None)}
+foreign = loaded - set(sys.stdlib_module_names)
+json.dump([printed, sorted(foreign - {"megatron_alum", "yaml", "__main__"})], sys.stdout)
+"""
+
+
+def alum(monkeypatch, capsys, *words):
+    """(exit status, stdout, stderr) of the console command in this process."""
+    monkeypatch.setattr(sys, "argv", ["megatron-alum", *words])
+    status = 0
+    try:
+        console.main()
+    except SystemExit as error:
+        status = error.code or 0
+    return status, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def answered():
+    """{command: its --help} and what one fresh interpreter had to import from outside for all of them."""
+    run = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"import sys\nsys.path[:0] = {_search_path()!r}\n{HELP_OF_ALL}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def _search_path():
+    """The repository and the installed packages, without what their .pth files would import."""
+    import yaml
+
+    return [str(ROOT), str(Path(yaml.__file__).parents[1])]
+
+
+def test_help_imports_nothing_that_takes_time(answered):
+    """Nothing but the standard library and yaml: torch alone takes seconds."""
+    assert answered[1] == []
+
+
+def test_every_command_has_help_under_its_own_name(answered):
+    for name, text in answered[0].items():
+        assert text.startswith(f"usage: megatron-alum {name} ["), text[:200]
+    assert set(console.COMMANDS) < set(answered[0])
+
+
+def test_importing_the_package_imports_nothing_else():
+    code = "import sys; before = set(sys.modules); import megatron_alum; print(sorted(set(sys.modules) - before))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.stdout.strip() == "['megatron_alum']"
+
+
+@pytest.mark.parametrize(("front", "command"), FRONTS.items())
+def test_a_script_is_its_command(front, command, answered, monkeypatch, capsys):
+    """The same help, under the script's name; and the script itself holds no logic of its own."""
+    monkeypatch.setattr(sys, "argv", [front, "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / front), run_name="__main__")
+    words = [" ".join(text.split()) for text in (capsys.readouterr().out, answered[0][command])]
+    assert words[0].replace(Path(front).name, f"megatron-alum {command}") == words[1]
+    body = ast.parse((ROOT / front).read_text()).body
+    assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in body)
+
+
+def test_every_tool_of_the_set_is_a_front():
+    """Who adds a tool to the package says so here; the others measure and compare, for developers."""
+    others = {"bench_", "compare_", "gpu_check"}
+    tools = {f"tools/{path.name}" for path in (ROOT / "tools").glob("*.py")}
+    assert {name for name in tools if not any(word in name for word in others)} == {
+        name for name in FRONTS if name.startswith("tools/")
+    }
+    assert set(FRONTS.values()) == set(console.COMMANDS)
+
+
+def test_messages_name_commands_and_not_scripts():
+    """Who installed the package has no tools/ folder: what an error tells to run must be there."""
+    for path in (ROOT / "megatron_alum").rglob("*.py"):
+        named = [front for front in FRONTS if front.startswith("tools/") and front in path.read_text()]
+        assert not named, f"{path.name} names {named}"
+
+
+def test_without_a_command_it_lists_them(monkeypatch, capsys):
+    for words in ((), ("--help",), ("-h",)):
+        status, out, err = alum(monkeypatch, capsys, *words)
+        assert status == 0 and not err
+        assert all(f"\n  {name} " in out for name in console.COMMANDS)
+    assert alum(monkeypatch, capsys, "--version") == (0, f"megatron_alum {__version__}\n", "")
+
+
+def test_an_unknown_command_names_the_nearest(monkeypatch, capsys):
+    status, out, err = alum(monkeypatch, capsys, "finetun", "--alum")
+    assert status == 2 and not out
+    assert err.startswith("error: the command must be one of preprocess, ") and "Did you mean finetune?" in err
+
+
+def test_a_commands_error_is_a_sentence(monkeypatch, capsys):
+    status, _, err = alum(monkeypatch, capsys, "preprocess", "--inptu", "x")
+    assert status == 2 and err == "error: --inptu is not an option of this program. Did you mean --input?\n"
+
+
+def test_as_a_module():
+    run = subprocess.run(
+        [sys.executable, "-m", "megatron_alum", "--version"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert run.stdout == f"megatron_alum {__version__}\n"
+
+
+def test_a_missing_extra_is_a_sentence_too(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.setattr(sys, "argv", ["megatron-alum", "report", "--output", "x"])
+    from megatron_alum.config.extras import require
+
+    with pytest.raises(SystemExit) as stopped:
+        main_guard(lambda: require("matplotlib", "jinja2"))
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error == "error: jinja2 must be installed for this, but is not. Run: pip install 'megatron_alum[report]'.\n"

@@ -1,0 +1,82 @@
+"""Processes that start in milliseconds: forked from a server that has imported torch and megatron-core once.
+
+    process = start(my_function, argument)             # a process of its own, as multiprocessing.Process makes one
+    done = run_script(path, "--flag", "value")         # a script, with its own standard output, error and exit code
+
+A new interpreter needs 3 to 9 seconds of a processor for these imports alone. What a test says about the start of an
+interpreter itself (what is imported, variables that are read at import) needs `subprocess` instead.
+"""
+
+import gc
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+_CONTEXT = multiprocessing.get_context("forkserver")
+_IMPORTED = ("megatron_alum.training.loop", "megatron_alum.training.dry_run", "megatron_alum.convert", "torch.testing")
+"""what is not installed is left out"""
+_PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+_ENVIRONMENT = {**os.environ, "PYTHONPATH": _PATH, "OMP_NUM_THREADS": "1"}
+"""as tests are collected: what one of them sets in the environment does not reach the server"""
+
+
+def context() -> multiprocessing.context.BaseContext:
+    """Start the server unless it runs, and return what makes processes with it, in place of `get_context("spawn")`."""
+    _CONTEXT.set_forkserver_preload(list(_IMPORTED))
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(_ENVIRONMENT)  # which the server inherits, and its processes from it
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return _CONTEXT
+
+
+def start(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
+    """A running process that calls `function(*arguments)`, both picklable; it ends when the function returns."""
+    process = context().Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def run_script(
+    path: Path | str, *arguments: object, folder: Path = ROOT, timeout_seconds: float = 300.0
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python file of the project (or elsewhere) as `python path arguments` would in `folder`.
+
+    Raises: TimeoutError.
+    """
+    words = [str(ROOT / path), *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as outputs:
+        files = [str(Path(outputs) / name) for name in ("stdout", "stderr")]
+        process = start(_run_script, words, folder, *files)
+        process.join(timeout_seconds)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(f"{path} did not end within {timeout_seconds} s")
+        printed = [Path(file).read_text(encoding="utf-8") for file in files]
+    return subprocess.CompletedProcess(words, process.exitcode, *printed)
+
+
+def _run_script(words: list[str], folder: Path, stdout: str, stderr: str) -> None:
+    """The new process: its streams are files, its arguments `words`, and then it is the script."""
+    gc.freeze()
+    os.chdir(folder)
+    for descriptor, path in ((1, stdout), (2, stderr)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, descriptor)
+        os.close(file)
+    sys.argv = words
+    sys.path.insert(0, str(Path(words[0]).parent))
+    runpy.run_path(words[0], run_name="__main__")

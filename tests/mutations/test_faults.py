@@ -1,0 +1,57 @@
+"""No behaviour without a test: each fault of faults.toml, put into a copy of the project, is noticed by its test there.
+
+That a fault still fits the code is looked at in every run; the faults themselves are tried by `make mutations`, which
+keeps the outcomes in tests/slow_results.csv. The CUDA kernels have their own (tests/ops/test_simt.py).
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FAULTS = tomllib.loads((ROOT / "tests" / "mutations" / "faults.toml").read_text(encoding="utf-8"))["fault"]
+COPIED = ("megatron_alum", "tools", "tests", "benchmarks", "examples", "csrc/data", "csrc/common")
+FILES = ("pretrain_bert_alum.py", "setup.py", "pyproject.toml", "README.md")
+FAILED = 1
+"""pytest's status when tests ran and some failed; others are those of an interrupted or mistaken call"""
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault["name"])
+def test_a_fault_fits_the_code(fault):
+    assert (ROOT / fault["file"]).read_text(encoding="utf-8").count(fault["before"]) == 1
+    path, _, name = fault["test"].partition("::")
+    assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8") if name else (ROOT / path).is_file()
+
+
+def test_every_package_has_a_fault():
+    packages = {path.parent.name for path in (ROOT / "megatron_alum").glob("*/__init__.py")}
+    assert packages == {fault["file"].split("/")[1] for fault in FAULTS if fault["file"].startswith("megatron_alum/")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault["name"])
+def test_a_fault_is_noticed(fault, tmp_path):
+    for folder in COPIED:
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy(ROOT / name, tmp_path / name)
+    path = tmp_path / fault["file"]
+    path.write_text(path.read_text(encoding="utf-8").replace(fault["before"], fault["after"]), encoding="utf-8")
+    if path.suffix == ".cpp":
+        build = run(tmp_path, "setup.py", "build_ext", "--inplace")
+        assert build.returncode == 0, build.stderr[-3000:]
+    chosen = ["-k", fault["only"]] if "only" in fault else []
+    done = run(tmp_path, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", fault["test"], *chosen)
+    assert done.returncode == FAILED, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "failed" in done.stdout.splitlines()[-1]
+
+
+def run(folder, *words):
+    """Python in the copy, which finds the copy's packages first."""
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    return subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)

@@ -1,0 +1,62 @@
+"""A rank that fails ends at once and says why, although the other ranks never leave their process groups."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.training.runs import arguments
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import sys, threading
+import torch.distributed as dist
+import {module} as entry
+from megatron_alum.config.cli import main_guard
+from megatron_alum.training import {broken} as broken
+
+def wait_for_peers(*_args, **_kwargs):  # NCCL's way, where the peers are in a collective that this rank never joins
+    threading.Event().wait()
+
+def out_of_memory(*_args, **_kwargs):
+    raise {error}
+
+dist.destroy_process_group = wait_for_peers
+broken.train_step = out_of_memory
+main_guard(entry.main)
+"""
+
+
+def failing(tmp_path, argv, *, error, broken="loop"):
+    """Status, stderr and torchrun's error file of a run whose first step raises `error`."""
+    program, report = tmp_path / "program.py", tmp_path / "error.json"
+    program.write_text(PROGRAM.format(module="pretrain_bert_alum", broken=broken, error=error))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "TORCHELASTIC_ERROR_FILE": str(report),
+    }
+    done = subprocess.run(
+        [sys.executable, program, *argv], capture_output=True, text=True, timeout=120, env=environment
+    )
+    return done.returncode, done.stderr, json.loads(report.read_text())["message"]
+
+
+@pytest.mark.parametrize("dry", [False, True], ids=["run", "dry run"])
+def test_a_traceback_is_shown_and_recorded_at_once(prefix, tmp_path, dry):
+    argv = [*arguments(prefix, tmp_path / "run"), *(["--dry-run"] if dry else [])]
+    error = "RuntimeError('CUDA out of memory')"
+    status, stderr, recorded = failing(tmp_path, argv, error=error, broken="dry_run" if dry else "loop")
+    assert status == 1 and "RuntimeError: CUDA out of memory" in stderr and "in out_of_memory" in stderr
+    assert "CUDA out of memory" in recorded["message"] and "out_of_memory" in recorded["extraInfo"]["py_callstack"]
+
+
+def test_so_is_a_users_error(prefix, tmp_path):
+    status, stderr, recorded = failing(tmp_path, arguments(prefix, tmp_path / "run"), error="ValueError('Lower --lr.')")
+    assert status == 2 and "error: Lower --lr." in stderr and "Traceback" not in stderr
+    assert "Lower --lr." in recorded["message"]
+    assert not (tmp_path / "run" / "run.lock").exists()
