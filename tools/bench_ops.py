@@ -2,13 +2,12 @@
 
     python tools/bench_ops.py [--device cpu|cuda] [--threads 2] [--quick] [--output benchmarks/results/ops_cpu.csv]
 
-Every figure is a median over rounds in which all contestants of a table take turns; each ratio is between medians of
-the same run. The floor is the time of the bytes that an op must move, at the speed of a plain copy in the same rounds.
-"value and both gradients" is the symmetric KL of N rows, forward and backward: "row losses" as from ops.symmetric_kl,
-"weighted sum" as from ops.row_losses with weights, which the training step uses, "one launch" the kernel by itself.
-"overwritten" ones write gradients over the logits, as the training step does; the others allocate them anew, which on
-the CPU costs more than computing them: fresh pages for every call. With --keep-memory the process keeps what is freed,
-and only the ops' own work is compared. "whole" is the unchunked head.
+Every figure is a median over rounds in which all contestants of a table take turns, every ratio one of that run. The
+floor is the time of the bytes that an op must move, at the speed of a plain copy. "value and both gradients" is the
+symmetric KL of N rows, forward and backward: "row losses" as from ops.symmetric_kl, "weighted sum" as from
+ops.row_losses with weights (the training step), "one launch" the kernel alone. "overwritten" ones write gradients over
+the logits, as the training step does; the others allocate them anew, which on the CPU costs more than computing them:
+fresh pages every call. With --keep-memory the process keeps what is freed. "whole" is the unchunked head.
 """
 
 import argparse
