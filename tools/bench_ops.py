@@ -1,13 +1,17 @@
 """Speed and memory of the fused ops against eager torch, torch.compile and the memory floor: a table and a CSV.
 
-    python tools/bench_ops.py [--device cpu|cuda] [--threads 2] [--quick] [--output benchmarks/results/ops_cpu.csv]
+    python tools/bench_ops.py [--device cpu|cuda] [--threads 2] [--rows 1024] [--vocab 30592] [--tokens 8192]
+                              [--repeats 15] [--quick] [--output benchmarks/results/ops_cpu.csv]
 
-Every figure is a median over rounds in which all contestants of a table take turns, every ratio one of that run. The
-floor is the time of the bytes that an op must move, at the speed of a plain copy. "value and both gradients" is the
-symmetric KL of N rows, forward and backward: "row losses" as from ops.symmetric_kl, "weighted sum" as from
-ops.row_losses with weights (the training step), "one launch" the kernel alone. "overwritten" ones write gradients over
-the logits, as the training step does; the others allocate them anew, which on the CPU costs more than computing them:
-fresh pages every call. With --keep-memory the process keeps what is freed. "whole" is the unchunked head.
+Every figure is a median over rounds in which all contestants of a table take turns, so that whatever else the machine
+does hits all alike; each ratio is between medians of the same run. The floor is the time that the bytes an op must
+move take at the bandwidth of a plain copy measured in the same rounds. "value and both gradients" is the symmetric KL
+of N rows, forward and backward: "row losses" as one gets them from ops.symmetric_kl, "weighted sum" as from
+ops.row_losses with weights, which the training step uses, "one launch" the kernel by itself. "overwritten" ones write
+gradients over the logits (what the training step does); the others allocate them anew, which on CPU costs more than
+computing them, since the system hands out fresh pages for every call; that favours whatever allocates less. With
+--keep-memory the process keeps what is freed, and only the ops' own work is left to compare. "whole" is the unchunked
+head: the chunked one is compared with it.
 """
 
 import argparse
@@ -20,8 +24,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -308,9 +312,16 @@ def head_contestants(rows: int, vocab: int, device: torch.device) -> dict[str, R
 
 
 def table(
-    op: str, contestants: dict[str, Run], *, dtype: str, size: str, floor_copies: float, arguments: argparse.Namespace
-) -> list[Row]:
-    """Measures, prints and returns one table; the floor is `floor_copies` times the copy, 0 = there is none."""
+    rows: list[Row],
+    arguments: argparse.Namespace,
+    op: str,
+    contestants: dict[str, Run],
+    *,
+    dtype: str,
+    size: str,
+    floor_copies: float,
+) -> None:
+    """Measures, prints and adds one table to the CSV; the floor is `floor_copies` times the copy, 0 = there is none."""
     device = torch.device(arguments.device)
     seconds = measure(contestants, device=device, repeats=arguments.repeats)
 
@@ -321,7 +332,6 @@ def table(
     floor = floor_copies * quantile("copy", 0.5) if floor_copies else 0.0
     label = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     commit = current_commit()
-    rows = []
     print(f"\n{op}, {dtype}, {size}" + (f": floor {floor:.2f} ms" if floor else ""))
     for name in seconds:
         run, median = contestants[name], quantile(name, 0.5)
@@ -332,7 +342,11 @@ def table(
         rows.append(Row(op, name, dtype, size, *measured, *where))
         times = f"{median:10.2f} ms  {against:6.2f} x floor  {speedup:7.2f} x eager"
         print(f"  {name:32s} {times}  {memory / 2**20:9.1f} MiB extra")
-    return rows
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.output.open("w", newline="") as file:  # after each table: who stops a slow run keeps what there is
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in fields(Row)])
+        writer.writerows([[f"{v:.4g}" if isinstance(v, float) else v for v in vars(row).values()] for row in rows])
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -350,15 +364,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write(rows: list[Row], output: Path) -> None:
-    """The CSV."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(Row)])
-        writer.writerows([[f"{v:.4g}" if isinstance(v, float) else v for v in vars(row).values()] for row in rows])
-
-
 def main() -> None:
     """All tables, the CSV after each."""
     arguments = parse_arguments()
@@ -368,12 +373,7 @@ def main() -> None:
         raise SystemExit("--keep-memory needs glibc's mallopt, which this system lacks: leave it out.")
     print(f"extension: {ops.build_info()}")
     device, size = torch.device(arguments.device), f"N={arguments.rows} V={arguments.vocab}"
-    rows: list[Row] = []
-
-    def add(*given: Any, **options: Any) -> None:
-        rows.extend(table(*given, arguments=arguments, **options))
-        write(rows, arguments.output)  # after each table: whoever stops a slow run keeps what there is
-
+    add = partial(table, [], arguments)
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         logits = divergence_contestants(arguments.rows, arguments.vocab, dtype, device, arguments.quick)
@@ -397,4 +397,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -80,19 +80,20 @@ int64_t Sampler::length_of(const Row& row) const {
   return int64_t{row.a_length} + row.b_length + special;
 }
 
-// A cached index can be damaged on disk; what it points at must lie in the shard and fit the sample.
+// A mapped index can be damaged on disk while a run reads it; what a row points at must lie in the shard and fit the
+// sample. Differences, since a sum with a damaged start may overflow.
 bool Sampler::row_is_sound(const Place& place) const {
   const Row& row = *place.row;
   const bool paired = settings_.objective != Objective::kNone;
   const Sentences& s = place.shard->sentences;
   const bool fits = length_of(row) <= settings_.seq_length && row.a_length > 0;
-  const bool a_inside = row.a_start >= 0 && row.a_start + row.a_length <= place.shard->num_tokens;
+  const bool a_inside = row.a_start >= 0 && row.a_start <= place.shard->num_tokens - row.a_length;
   if (!fits || !a_inside) return false;
   if (paired) {
-    return row.b_length > 0 && row.b_start >= 0 && row.b_start + row.b_length <= place.shard->num_tokens &&
+    return row.b_length > 0 && row.b_start >= 0 && row.b_start <= place.shard->num_tokens - row.b_length &&
            row.label <= 1;
   }
-  if (row.b_start < s.first || row.b_start + row.b_length >= s.last) return false;
+  if (row.b_start < s.first || row.b_start >= s.last - row.b_length) return false;
   return row.b_length == 0 || (s.start(s.bounds[row.b_start + 1]) > row.a_start &&
                                s.start(s.bounds[row.b_start + row.b_length]) < row.a_start + row.a_length);
 }

@@ -74,6 +74,18 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}. See --help.")
 
 
+class _Once(argparse.Action):
+    """A list that starts empty: a second `--labels` would put its values in the place of the first's, not beside them.
+
+    A list with values of its own (`--seeds`) is a setting like any other: what comes last counts.
+    """
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if hasattr(namespace, self.dest):
+            raise ValueError(f"{option_string} must be given once, with all its values, but is given again.")
+        setattr(namespace, self.dest, values)
+
+
 def parse_config(
     cls: type[T],
     argv: Sequence[str] | None = None,
@@ -182,6 +194,8 @@ def _build_parser(cls: type, options: Mapping[str, Option], description: str) ->
             title, text = section_of(option.owner)
             groups[option.owner] = parser.add_argument_group(title, text or None)
         extra: dict[str, Any] = {"nargs": "+"} if option.is_list else {}
+        if option.is_list and option.default in (dataclasses.MISSING, None, ()):
+            extra["action"] = _Once
         if option.is_bool:
             extra = {"nargs": "?", "const": "true"}
         text = f"{option.doc} ({option.default_note})".replace("%", "%%")

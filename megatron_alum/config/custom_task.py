@@ -15,7 +15,7 @@ class CustomTaskConfig:
 
     kind: Literal["classification", "regression", "spans", "choice", "tags"] | None = None
     """kind of the task; by default a classification with --labels, or else what the labels of the training file are:
-    numbers with a decimal point are a regression, anything else is classes"""
+    numbers that are not all whole are a regression, anything else is classes"""
 
     validation_file: str | None = None
     """validation file, the split dev"""

@@ -63,6 +63,8 @@ class FinetuneDataConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that no run can use."""
+        if self.evaluate_only and self.predict_file is not None:
+            raise ValueError("--evaluate-only must be left out with --predict-file, but both are given.")
         if self.evaluate_only or self.predict_file is not None:
             if self.train_file is not None:
                 raise ValueError(f"--train-file must be left out where nothing is trained, but is {self.train_file}.")

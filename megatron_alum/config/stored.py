@@ -56,7 +56,7 @@ KINDS: dict[Kind, tuple[str, ...]] = {
         *("alum_head_chunk_rows", "lr", "min_lr", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_grad"),
         *("initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis"),
         *("micro_batch_size", "eval_interval", "eval_iters", "max_consecutive_skips"),
-        *("save_interval", "keep_last", "log_interval", "grad_reduce_in_bf16"),
+        *("save_interval", "keep_last", "log_interval"),
     ),
     Kind.INVOCATION: (
         *("data_cache_path", "sampler", "sampler_threads", "prefetch_batches"),
@@ -64,6 +64,7 @@ KINDS: dict[Kind, tuple[str, ...]] = {
         *("token_multiple", "exit_interval", "override_schedule"),
         *("tensor_model_parallel_size", "pipeline_model_parallel_size", "sequence_parallel", "overlap_grad_reduce"),
         *("distributed_timeout_minutes", "recompute_granularity", "torch_compile", "manual_gc_interval"),
+        "grad_reduce_in_bf16",
         *("check_weight_hash_across_dp_replicas_interval", "profile_step_start", "profile_step_end"),
         *("save", "load", "async_save", "init_from"),
         *("tensorboard_dir", "wandb_project", "progress_bar", "peak_tflops", "dry_run"),

@@ -1,12 +1,13 @@
 """The rows of an epoch on disk: built once, mapped by every rank, independent of batch size, ranks and mask rate.
 
     CACHE/NAME-<digest>.npy     structured array of `objective.ROW` in document order
-    CACHE/NAME-<digest>.json    what the digest stands for, for people
+    CACHE/NAME-<digest>.json    the SHA-256 of that file, and what the digest stands for, for people
 
 The digest covers all that decides the rows: the sentence table of the shard, the split's documents, objective, lengths,
 seed, position in the blend, epoch, and the version of the algorithm. Ranks of one machine agree by a file lock on who
-builds; across machines the file is written to a temporary name and renamed, and both would write the same bytes. Where
-the folder cannot be written the rows stay in memory, with one warning.
+builds; across machines the file is written to a temporary name and renamed, and both would write the same bytes. A
+file that is not what was written (it is read once to see) is built again, with a warning: a row that points elsewhere
+would give samples nobody asked for. Where the folder cannot be written the rows stay in memory, with one warning.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy.typing as npt
 from megatron_alum.data.corpus import Corpus
 from megatron_alum.data.names import INDEX_CACHE
 from megatron_alum.data.objective import ROW, Sentences, WalkSettings
+from megatron_alum.data.shards import sha256_of
 
 ALGORITHM_VERSION = 1
 """Raised whenever the rows for equal settings change."""
@@ -52,6 +54,8 @@ def epoch_rows(corpus: Corpus, sentences: Sentences, walk: WalkSettings, *, fold
         with _locked(path.with_suffix(".lock")):
             if (rows := _load(path)) is not None:
                 return rows
+            if path.exists():
+                logger.warning("Pair index %s is not what was written there, and is built again.", path)
             rows = _checked_build(corpus, sentences, walk, build)
             _store(path, rows, description)
     except OSError as error:
@@ -77,17 +81,22 @@ def _checked_build(corpus: Corpus, sentences: Sentences, walk: WalkSettings, bui
 def _load(path: Path) -> Rows | None:
     """The mapped rows, or None when there is no usable file."""
     try:
-        rows = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
+        written = json.loads(path.with_suffix(".json").read_bytes())["sha256"]
+        if written != sha256_of(path):
+            return None
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return None
-    return rows if rows.dtype == ROW else None
+    rows = np.load(path, mmap_mode="r")
+    assert rows.dtype == ROW
+    return rows
 
 
 def _store(path: Path, rows: Rows, description: dict[str, object]) -> None:
     with _replacing(path) as stream:
         np.save(stream, rows)
+    described = {"sha256": sha256_of(path), "rows": len(rows), **description}
     with _replacing(path.with_suffix(".json")) as stream:
-        stream.write(json.dumps({**description, "rows": len(rows)}, indent=1).encode())
+        stream.write(json.dumps(described, indent=1).encode())
 
 
 @contextlib.contextmanager

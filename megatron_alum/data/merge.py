@@ -14,11 +14,12 @@ from typing import IO, Any
 import numpy as np
 
 from megatron_alum.data.account import joined
+from megatron_alum.data.corpus import Corpus
 from megatron_alum.data.journal import Journal, State
 from megatron_alum.data.manifest import describe_parts, tally_entry
 from megatron_alum.data.progress import Progress
 from megatron_alum.data.settings import fingerprint
-from megatron_alum.data.shards import Shards, open_shards, read_manifest, shard_paths
+from megatron_alum.data.shards import Shards, open_shards, read_manifest, require_whole_manifest, shard_paths
 from megatron_alum.data.worker import MAX_EXAMPLES, Tally
 
 _COPY_BYTES = 4 << 20
@@ -51,6 +52,10 @@ def merge_shards(
     if shard_paths(output_prefix)["json"].exists():
         raise ValueError(f"`--output-prefix` must name a new corpus, but {output_prefix}.json exists. Choose another.")
     parts = [open_shards(prefix, verify=verify) for prefix in prefixes]
+    for part in parts:
+        require_whole_manifest(part.manifest, shard_paths(part.prefix)["json"])
+        _require_account(part)
+        Corpus.open(part.prefix, part.index).check_sentences()
     _check_tokenizers(parts)
     accounts = _accounts(_by_input(parts))
     _check_merged(parts)
@@ -163,14 +168,19 @@ def _by_input(parts: list[Shards]) -> list[list[Shards]]:
     return list(of_input.values())
 
 
+def _require_account(part: Shards) -> None:
+    """ValueError unless the manifest says what was read."""
+    account, inputs = part.manifest.get("account", {}), part.manifest.get("inputs", {})
+    has_bytes = "bytes" in inputs and {"begin_byte", "end_byte"} <= account.keys()
+    if not account or not {"inputs", "left_out"} <= part.manifest.keys() or (inputs and not has_bytes):
+        raise ValueError(
+            f"`--input` must be corpora with an account of what was read, but {part.prefix} has none: an earlier "
+            "release made it, or it is damaged. Preprocess it again."
+        )
+
+
 def _accounts(inputs: list[list[Shards]]) -> list[dict[str, int]]:
     """The account of each input, checked where its shards meet."""
-    for part in (part for shards in inputs for part in shards):
-        if "account" not in part.manifest:
-            raise ValueError(
-                f"`--input` must be corpora with an account of what was read, but {part.prefix} has none: an earlier "
-                "release made it. Preprocess it again."
-            )
     return [
         joined((part.manifest["account"] for part in shards), last=shards[0].manifest["inputs"]["bytes"])
         if shards[0].manifest["inputs"]

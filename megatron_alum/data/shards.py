@@ -31,6 +31,22 @@ INDEX_HEADER_BYTES = 34
 """magic 9, version 8, dtype code 1, sequence count 8, document count 8"""
 CHECKED_FILES = (".bin", ".idx", "-tokenizer/tokenizer.json")
 """Parts whose SHA-256 a manifest holds, by what follows the prefix."""
+_ANY_KEY = "*"
+_TALLY = {_ANY_KEY: {"count": int, "examples": [str]}}
+_WHOLE: dict[str, Any] = {
+    "files": {suffix: {"bytes": int, "sha256": str} for suffix in CHECKED_FILES},
+    "tokenizer": {"vocab_size": int},
+    "settings": {"shard_id?": int, "num_shards?": int},
+    "num_tokens": int,
+    "text_bytes": int,
+    "skipped": _TALLY,
+    "repaired": _TALLY,
+    "left_out?": _TALLY,
+    "inputs?": {"bytes?": int},
+    "account?": {"records": int, "documents": int, "skipped": int, "begin_byte?": int, "end_byte?": int},
+    "merged_from?": [{"bin": {"sha256": str}}],
+}
+"""What a manifest holds, as `_fits` reads it; "?" marks what corpora of earlier releases lack, or merged ones."""
 DTYPES: dict[int, np.dtype] = {4: np.dtype("int32"), 8: np.dtype("uint16")}
 """Megatron's dtype codes that a BERT corpus can have."""
 
@@ -110,7 +126,7 @@ def open_shards(prefix: str | Path, *, verify: bool = False) -> Shards:
     manifest = read_manifest(paths["json"])
     index = read_index(paths["idx"])
     check_index(index, paths)
-    _check_counts(index, manifest, paths["json"])
+    _check_counts(index, manifest, paths)
     if verify:
         require_whole_manifest(manifest, paths["json"])
         verify_checksums(prefix, manifest)
@@ -212,30 +228,25 @@ def check_index(index: ShardIndex, paths: dict[str, Path]) -> None:
         )
 
 
-def _check_counts(index: ShardIndex, manifest: dict[str, Any], path: Path) -> None:
+def _check_counts(index: ShardIndex, manifest: dict[str, Any], paths: dict[str, Path]) -> None:
     """Counts and dtype of the manifest against those of the index."""
+    num_tokens = paths["bin"].stat().st_size // index.dtype.itemsize
     for name, actual in (
         ("num_documents", index.num_documents),
         ("num_sentences", index.num_sentences),
+        ("num_tokens", num_tokens),
         ("dtype", index.dtype.name),
     ):
         if manifest.get(name) != actual:
             raise ValueError(
-                f"`{name}` in `{path}` must be {actual} as in the index, but is {manifest.get(name)} instead. "
+                f"`{name}` in `{paths['json']}` must be {actual} as in the index, but is {manifest.get(name)} instead. "
                 "The manifest belongs to another corpus: preprocess again or copy all four parts."
             )
 
 
 def require_whole_manifest(manifest: dict[str, Any], path: Path) -> None:
     """ValueError unless everything that tools read from a manifest is there and of its kind."""
-    files, tokenizer = manifest.get("files"), manifest.get("tokenizer")
-    kinds = {"files": dict, "tokenizer": dict, "settings": dict, "num_tokens": int, "text_bytes": int}
-    wrong = [name for name, kind in kinds.items() if type(manifest.get(name)) is not kind]
-    wrong += [verb for verb in ("skipped", "repaired") if not _is_tally(manifest.get(verb))]
-    if isinstance(files, dict) and not all(_has_checksum(files.get(suffix)) for suffix in CHECKED_FILES):
-        wrong.append(f"files ({', '.join(CHECKED_FILES)})")
-    if isinstance(tokenizer, dict) and type(tokenizer.get("vocab_size")) is not int:
-        wrong.append("tokenizer.vocab_size")
+    wrong = [name.rstrip("?") for name, shape in _WHOLE.items() if not _fits(manifest, {name: shape})]
     if wrong:
         raise ValueError(
             f"`{path}` must be a whole manifest, but its {wrong[0]} is missing or not what it must be. The file was "
@@ -243,17 +254,19 @@ def require_whole_manifest(manifest: dict[str, Any], path: Path) -> None:
         )
 
 
-def _has_checksum(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and type(entry.get("bytes")) is int
-
-
-def _is_tally(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(entry, dict)
-        and type(entry.get("count")) is int
-        and isinstance(entry.get("examples"), list)
-        and all(isinstance(example, str) for example in entry["examples"])
-        for entry in value.values()
+def _fits(value: Any, shape: Any) -> bool:
+    """Whether `value` is of a type, a list of one shape, or a dictionary with these keys ("?": where it is there)."""
+    if isinstance(shape, type):
+        return type(value) is shape
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(item, shape[0]) for item in value)
+    if not isinstance(value, dict):
+        return False
+    if _ANY_KEY in shape:
+        return all(_fits(item, shape[_ANY_KEY]) for item in value.values())
+    return all(
+        _fits(value[name], inner) if (name := key.rstrip("?")) in value else key.endswith("?")
+        for key, inner in shape.items()
     )
 
 

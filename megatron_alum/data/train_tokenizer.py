@@ -164,19 +164,4 @@ def _train_unigram(lines: Iterator[str], settings: VocabularySettings, lower: bo
         show_progress=False,
     )
     tokenizer.train_from_iterator(lines, trainer)
-    return unigram_tokenizer(_with_unlikely_specials(tokenizer))
-
-
-def _with_unlikely_specials(tokenizer: Any) -> Any:
-    """The trained unigram tokenizer with special tokens that literal text is not segmented into.
-
-    The trainer lists them among the pieces with log-probability 0, the likeliest of all; here they become less likely
-    than spelling them (at most 6 characters) in the rarest pieces.
-    """
-    from tokenizers import Tokenizer
-
-    spec = json.loads(tokenizer.to_str())
-    vocab = spec["model"]["vocab"]
-    rarest = min(score for _piece, score in vocab) - 10  # the library's own penalty for an unknown character is 10
-    spec["model"]["vocab"] = [[piece, 8 * rarest if piece in BERT_SPECIALS else score] for piece, score in vocab]
-    return Tokenizer.from_str(json.dumps(spec))
+    return unigram_tokenizer(tokenizer)

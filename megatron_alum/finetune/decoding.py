@@ -104,7 +104,8 @@ def _decode_tags(
         for token, word in enumerate(feature["words"]):
             if word is not None:
                 predicted[feature["example"]][word] = tags[int(row[token].argmax())]
-    metrics = entity_metrics([example["tags"] for example in examples], predicted, tags)
+    gold = [example["tags"] for example in examples]
+    metrics = {} if any(sentence is None for sentence in gold) else entity_metrics(gold, predicted, tags)
     return Decoded(metrics, predicted, len(examples))
 
 
@@ -126,14 +127,19 @@ def _decode_spans(
         if score > best.get(index, (-np.inf, ""))[0]:
             best[index] = (score, examples[index]["context"][first:last])
     answers = {example["id"]: best.get(i, (-np.inf, ""))[1] for i, example in enumerate(examples)}
+    has_gold = all(example["answers"] is not None for example in examples)
     if not task.impossible:
+        if not has_gold:
+            return Decoded({}, answers, len(examples))
         scores = question_scores(examples, answers)
         if split.startswith("add_"):
             return Decoded(adversarial_scores(scores), answers, len({original_of(key) for key in scores}))
         return Decoded(mean_scores(scores), answers, len(examples))
     margin = {example["id"]: null[i] - best.get(i, (-np.inf, ""))[0] for i, example in enumerate(examples)}
-    metrics = no_answer_scores(examples, answers, margin)
     final = {key: "" if margin[key] > options.no_answer_threshold else text for key, text in answers.items()}
+    if not has_gold:
+        return Decoded({}, final, len(examples), no_answer_score=margin)
+    metrics = no_answer_scores(examples, answers, margin)
     scored = no_answer_scores(examples, final, margin)
     metrics |= {name: value for name, value in scored.items() if not name.startswith("best_")}
     with_answer = sum(bool(example["answers"]) for example in examples)

@@ -20,9 +20,9 @@ from megatron_alum.finetune.decoding import SpanOptions, check_finite, decode
 from megatron_alum.finetune.features import Collator, Encoder, Feature
 from megatron_alum.finetune.labels import class_names
 from megatron_alum.finetune.loading import Example, has_split, load_split
-from megatron_alum.finetune.models import load_finetuned, load_tokenizer, longest_input
+from megatron_alum.finetune.models import check_finetuned, load_finetuned, load_tokenizer, longest_input
 from megatron_alum.finetune.predictions import write_predictions
-from megatron_alum.finetune.prepare import sampled_split
+from megatron_alum.finetune.prepare import sampled_split, with_whole_gold
 from megatron_alum.finetune.records import write_at_once
 from megatron_alum.finetune.stored import LENGTH_ELSEWHERE, stored_task, task_of
 from megatron_alum.finetune.tasks import Task
@@ -38,11 +38,14 @@ def evaluate_folder(config: FinetuneConfig) -> list[dict[str, Any]]:
     if (output / "config.json").is_file():
         raise ValueError(f"--output must be a new folder to evaluate into, but {output} holds a training.")
     task = task_of(data.model, data.task, data.custom)
+    check_finetuned(data.model, task)
     splits = _examples(config, task)
     tokenizer = load_tokenizer(data.tokenizer or data.model, task.kind)
     model = load_finetuned(data.model, task).to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     tags = tuple(class_names(model.config)) if task.kind == "tags" else ()
     encoder = encoder_of(data.model, task, tokenizer, data.max_seq_length, tags)
+    if not stored_task(data.model):  # a folder from elsewhere
+        encoder = with_whole_gold(encoder, next(iter(splits.values())))
     collate, rows = Collator(tokenizer, task.kind), []
     output.mkdir(parents=True, exist_ok=True)
     for name, examples in splits.items():
@@ -78,7 +81,8 @@ def encoder_of(
     length = longest_input(folder, tokenizer, wanted)
     stride = min(stored.get("doc_stride", 128), length // 4)
     question = stored.get("max_query_length", 64)
-    return Encoder(tokenizer, task.kind, length, stride, tags, max_question_tokens=question)
+    repairs = bool(stored.get("repairs", False))
+    return Encoder(tokenizer, task.kind, length, stride, tags, max_question_tokens=question, repairs=repairs)
 
 
 def _examples(config: FinetuneConfig, task: Task) -> dict[str, list[Example]]:
@@ -86,7 +90,10 @@ def _examples(config: FinetuneConfig, task: Task) -> dict[str, list[Example]]:
     data = config.data
     if data.predict_file is not None:
         path = str(Path(data.predict_file).resolve())
-        return {"predict": load_split(replace(task, files={"test": (path,)}, own_files=True), ".", "test")}
+        examples = load_split(replace(task, files={"test": (path,)}, own_files=True), ".", "test")
+        if not examples:
+            raise ValueError(f"--predict-file must hold rows, but {path} has none.")
+        return {"predict": examples}
     names = [name for name in task.files if name != "train" and has_split(task, data.data_dir, name)]
     if not names:
         raise ValueError(

@@ -44,8 +44,9 @@ class Encoder:
     """tag names in the order of their ids"""
     max_question_tokens: int = 64
     """questions of spans are cut after so many tokens (max_query_length of Google's BERT)"""
-    repairs_offsets: bool = False
-    """tokens of spans are extended to the characters before them that no token covers; see `covering`"""
+    repairs: bool = False
+    """tokens of spans are extended to the characters before them that no token covers, see `covering`; words of tags
+    that the tokenizer drops become its unknown token"""
 
     @cached_property
     def _tag_numbers(self) -> dict[str, int]:
@@ -85,7 +86,7 @@ class Encoder:
             spans = encoded["offset_mapping"][window]
             in_context = [source == 1 for source in encoded.sequence_ids(window)]
             offsets = [pair if inside else None for pair, inside in zip(spans, in_context, strict=True)]
-            if self.repairs_offsets:
+            if self.repairs:
                 offsets = covering(offsets, example["context"])
             start, end = answer_tokens(offsets, example)
             features.append(
@@ -124,24 +125,35 @@ class Encoder:
         return offsets
 
     def _tags(self, index: int, example: Example) -> list[Feature]:
-        encoded = self.tokenizer(
-            example["tokens"],
-            is_split_into_words=True,
-            truncation=True,
-            max_length=self.max_tokens,
-            stride=self.max_tokens // 8,
-            return_overflowing_tokens=True,
-        )
-        features, seen = [], set()
+        encoded, features, seen = self._windows_of_words(self._known(example["tokens"])), [], set()
         for window in range(len(encoded["input_ids"])):
             words, labels = [], []
             for word in encoded.word_ids(window):
                 first = word is not None and word not in seen
                 seen.add(word)
                 words.append(word if first else None)
-                labels.append(self._tag_numbers.get(example["tags"][word], IGNORED_LABEL) if first else IGNORED_LABEL)
+                tag = example["tags"][word] if first and example["tags"] is not None else None
+                labels.append(self._tag_numbers.get(tag, IGNORED_LABEL))
             features.append({**self._model_inputs(encoded, window), "labels": labels, "example": index, "words": words})
         return features
+
+    def _windows_of_words(self, words: Sequence[str]) -> Any:
+        return self.tokenizer(
+            list(words),
+            is_split_into_words=True,
+            truncation=True,
+            max_length=self.max_tokens,
+            stride=self.max_tokens // 8,
+            return_overflowing_tokens=True,
+        )
+
+    def _known(self, words: Sequence[str]) -> Sequence[str]:
+        """The words, with the unknown token for those that the tokenizer drops, where there are repairs."""
+        unknown = self.tokenizer.unk_token
+        if not self.repairs or unknown is None:
+            return words
+        kept = set(self.tokenizer(list(words), is_split_into_words=True, add_special_tokens=False).word_ids())
+        return [word if number in kept else unknown for number, word in enumerate(words)]
 
     def _model_inputs(self, encoded: Mapping[str, Any], window: int) -> Feature:
         return {name: encoded[name][window] for name in self.tokenizer.model_input_names if name in encoded}
@@ -173,8 +185,15 @@ def covering(offsets: Sequence[tuple[int, int] | None], context: str) -> list[tu
 
 
 def surviving_share(examples: Sequence[Example], features: Sequence[Feature]) -> float:
-    """The share of gold answers that come back whole from the tokens a window marks, of those that a window holds."""
+    """The share of gold answers that come back whole from the tokens a window marks, of those that a window holds; of
+    tags, the share of the words inside entities that have a token to sit on.
+    """
     held = whole = 0
+    if "words" in features[0]:
+        entities = {(i, word) for i, row in enumerate(examples) for word, tag in enumerate(row["tags"]) if tag != "O"}
+        seen = {(feature["example"], word) for feature in features for word in feature["words"]}
+        held, whole = len(entities), len(entities & seen)
+        features = ()
     for feature in features:
         if feature["end_positions"] > 0:
             example = examples[feature["example"]]

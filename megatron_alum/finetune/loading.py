@@ -5,8 +5,8 @@
     spans                        {"id", "context", "question", "answers": [{"text", "answer_start"}], "is_impossible"}
     tags                         {"id", "tokens": [str], "tags": [str]}
 
-A folder that lacks a split's files is an error that lists the files expected. Only a test split may be without labels
-(None), and then in all rows of a file: it is predicted, not scored.
+A folder that lacks a split's files is an error that lists the files expected. Only a test split may be without labels,
+answers or tags (None), and then in all rows of a file: it is predicted, not scored.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from megatron_alum.finetune.readers import TAG, Row, check_answers, form_of, for
 from megatron_alum.finetune.tasks import TASKS, Columns, Task
 
 Example = dict[str, Any]
+GOLD_OF = {"spans": "answers", "tags": "tags"}  # what a model is to find; "label" of the other kinds
 ENDING = re.compile(r"ending\d+")
 WHOLE = re.compile(r"-?\d+\.0")
 
@@ -40,13 +41,13 @@ def load_parts(task: Task, data_dir: str | Path, split: str) -> list[list[Exampl
 
 
 def raw_labels(task: Task, data_dir: str | Path, split: str) -> list[str]:
-    """The label of every row of a split of the user's own, as it is written; empty ones are left out."""
+    """The label of every row of a split of the user's own, without blanks around it; empty ones are left out."""
     found = []
     for path in find_files(task, data_dir, split):
         for index, row in enumerate(read_rows(path, form_of_own_file(path, task.kind))):
             where = f"{path}:{row.get('_line', index + 1)}"
-            found.append(_column(row, task.label, where, required=True))
-    return [str(label) for label in found if label is not None and str(label)]
+            found.append(_label_text(_column(row, task.label, where, required=True), where))
+    return [label for label in found if label]
 
 
 def has_split(task: Task, data_dir: str | Path, split: str) -> bool:
@@ -104,25 +105,50 @@ def _examples_of(task: Task, path: Path, split: str) -> list[Example]:
     form = task.form if task.form in ("conll", "squad") else form_of(path, task.form)
     if task.own_files:
         form = form_of_own_file(path, task.kind)
-    is_test = split.startswith("test")
+    is_test, gold = split.startswith("test"), GOLD_OF.get(task.kind, "label")
     # A submission needs every row of a test file.
     rows = read_rows(path, form, task.header, skip_short=task.skips_short_rows and not is_test)
     examples, unlabelled = [], []
     for index, row in enumerate(rows):
         where = f"{path}:{row.get('_line', index + 1)}"
         if task.kind == "spans":
-            example: Example | None = _span_example(task, row, path, has_answer=not (task.impossible or is_test))
+            example: Example | None = _span_example(task, row, index, path)
         elif task.kind == "tags":
             example = _tag_example(task, row, index, where)
         else:
             example = _text_example(task, row, index, where, requires_label=not is_test)
         if example is not None:
             examples.append(example)
-            if example.get("label", 0) is None:
+            if example[gold] is None:
                 unlabelled.append(where)
+    _check_distinct(task, path, examples)
     if unlabelled and not (is_test and len(unlabelled) == len(examples)):
-        raise ValueError(f"{unlabelled[0]}: the label must be given in every row of {split}, but is missing.")
+        named = f"{gold} must" if gold != "label" else "the label must"
+        raise ValueError(f"{unlabelled[0]}: {named} be given in every row of {split}, but one has none.")
     return examples
+
+
+def _answers(answers: Any, where: str) -> list[Row]:
+    """A question's answers from a list of objects, or an object of parallel lists."""
+    try:
+        if isinstance(answers, dict):
+            pairs = list(zip(answers["text"], answers["answer_start"], strict=True))
+        else:
+            pairs = [(answer["text"], answer["answer_start"]) for answer in answers]
+        return [{"text": text + "", "answer_start": int(start)} for text, start in pairs]
+    except (TypeError, ValueError, KeyError):
+        raise ValueError(
+            f"{where}: answers must be objects of `text` and `answer_start`, or one of two such lists, "
+            f"but are {str(answers)[:60]!r} instead."
+        ) from None
+
+
+def _check_distinct(task: Task, path: Path, examples: list[Example]) -> None:
+    """Raise where two questions have one id: answers go by ids."""
+    ids = [example["id"] for example in examples] if task.kind == "spans" else []
+    if len(set(ids)) < len(ids):
+        twice = next(key for key in ids if ids.count(key) > 1)
+        raise ValueError(f"{path}: a question must have an id of its own, but {ids.count(twice)} have {twice!r}.")
 
 
 def _text_example(task: Task, row: Row, index: int, where: str, *, requires_label: bool) -> Example | None:
@@ -158,10 +184,21 @@ def _text(value: Any, where: str, optional: bool = False) -> str:
     return str(value)
 
 
+def _label_text(raw: Any, where: str) -> str:
+    """A label's text without blanks around it; "" for null and NaN.
+
+    Raises: ValueError for lists and objects.
+    """
+    if isinstance(raw, (list, dict)):
+        found = f"a {type(raw).__name__} ({str(raw)[:40]})"
+        raise ValueError(f"{where}: a label must be a string or a number, but is {found} instead.")
+    return "" if raw is None or (isinstance(raw, float) and math.isnan(raw)) else str(raw).strip()
+
+
 def _label(task: Task, raw: Any, where: str, num_endings: int) -> int | float | None:
     """The class id, score or candidate of a raw label; None where a file has none."""
-    text = "" if raw is None else str(raw)
-    if task.labels and WHOLE.fullmatch(text) and text not in task.labels:
+    text = _label_text(raw, where)
+    if task.kind != "regression" and WHOLE.fullmatch(text) and text not in task.labels:
         text = text.partition(".")[0]  # pandas writes whole numbers beside an empty cell as 1.0
     name = task.synonyms.get(text, text)
     if name in task.labels:
@@ -197,21 +234,22 @@ def _endings(row: Row, where: str) -> list[str]:
     return [_text(ending, where) for ending in endings]
 
 
-def _span_example(task: Task, row: Row, path: Path, *, has_answer: bool) -> Example:
-    """A question; the `datasets` library keeps answers as parallel lists."""
+def _span_example(task: Task, row: Row, index: int, path: Path) -> Example:
+    """A question; the `datasets` library keeps answers as parallel lists. No answers at all are None."""
+    row = {"id": str(index), **row}
     missing = [name for name in ("id", "context", "question") if not isinstance(row.get(name), (str, int))]
-    if missing or (has_answer and row.get("answers") is None):
-        at = f"{path}:{row.get('_line', row.get('id'))}"
-        raise ValueError(f"{at}: a row must have {(missing or ['answers'])[0]}, but has {_names(row)} instead.")
-    row = {**row, "answers": row.get("answers") or []}
-    answers, where = row["answers"], f"{path}: question {row['id']}"
-    if isinstance(answers, dict):
-        pairs = zip(answers["text"], answers["answer_start"], strict=True)
-        answers = [{"text": text, "answer_start": start} for text, start in pairs]
+    if missing:
+        at = f"{path}:{row.get('_line', row['id'])}"
+        raise ValueError(f"{at}: a row must have {missing[0]}, but has {_names(row)} instead.")
+    answers, where = row.get("answers"), f"{path}: question {row['id']}"
+    if answers is None:
+        answers = [] if row.get("is_impossible") else None
+    if answers is not None:
+        answers = _answers(answers, where)
         check_answers(where, row["context"], answers)
-    if has_answer and not answers:
+    if answers == [] and not task.impossible:
         raise ValueError(f"{where}: a question must have an answer, but has none. Use --task squad-v2 for such files.")
-    impossible = row.get("is_impossible", False) or not answers
+    impossible = row.get("is_impossible", False) or answers == []
     return {name: row[name] for name in ("id", "context", "question")} | {
         "answers": answers,
         "is_impossible": bool(impossible),
@@ -221,12 +259,15 @@ def _span_example(task: Task, row: Row, path: Path, *, has_answer: bool) -> Exam
 def _tag_example(task: Task, row: Row, index: int, where: str) -> Example:
     tokens, tags = row.get("tokens", row.get(task.first[0])), row.get("tags", row.get("ner_tags"))
     tags = row.get(task.label[0]) if tags is None else tags
-    if not isinstance(tokens, list) or not isinstance(tags, list) or len(tags) != len(tokens):
+    if not isinstance(tokens, list):
+        raise ValueError(f"{where}: a sentence must have a list of `tokens`, but has {_names(row)} instead.")
+    if tags is not None and (not isinstance(tags, list) or len(tags) != len(tokens)):
         raise ValueError(f"{where}: a sentence must have one tag a token, but has not.")
-    for tag in tags:
+    for tag in tags or ():
         if not TAG.fullmatch(str(tag)):
             raise ValueError(f"{where}: a tag must be O, B-X or I-X, but is {tag!r} instead.")
-    return {"id": str(index), "tokens": [_text(token, where) for token in tokens], "tags": [str(tag) for tag in tags]}
+    named = None if tags is None else [str(tag) for tag in tags]
+    return {"id": str(index), "tokens": [_text(token, where) for token in tokens], "tags": named}
 
 
 def _column(row: Row, names: Columns, where: str, *, required: bool) -> Any | None:

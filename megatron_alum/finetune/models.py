@@ -138,6 +138,20 @@ def has_other_head(config: Any, task: Task, names: Sequence[str]) -> bool:
     return bool(names) and _order_in(config, task, names) is None
 
 
+def head_of(folder: str) -> tuple[Kind | None, tuple[str, ...]]:
+    """(kind, class names) of the head that a folder brings, (None, ()) without one; classes without names are 0, 1."""
+    config = AutoConfig.from_pretrained(checked_folder(folder, "--model"), local_files_only=True)
+    architecture = (config.architectures or [""])[0]
+    kinds = [kind for kind, head in HEADS.items() if architecture.endswith(head.__name__.removeprefix("AutoModel"))]
+    if not kinds or kinds[0] != "classification":
+        return (kinds[0] if kinds else None), ()
+    if config.num_labels == 1 or config.problem_type == "regression":
+        return "regression", ()
+    places = [str(index) for index in range(config.num_labels)]
+    names = class_names(config)
+    return "classification", tuple(places if names == [f"LABEL_{place}" for place in places] else names)
+
+
 def head_note(folder: str, task: Task, tags: tuple[str, ...] = ()) -> str | None:
     """One line on what becomes of the head that a folder brings; None where nothing needs saying."""
     config = AutoConfig.from_pretrained(checked_folder(folder, "--model"), local_files_only=True)

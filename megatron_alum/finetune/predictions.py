@@ -2,7 +2,8 @@
 
 GLUE, other classes   index<TAB>prediction, class names (three decimals for scores)       MNLI-m.tsv, dev.tsv, ...
 SQuAD                 {question id: answer}; v2.0 also {question id: no-answer score}     dev.json, *_null_odds.json
-tags                  token<TAB>gold<TAB>predicted, an empty line after each sentence     dev.conll
+tags                  token<TAB>gold (where there is one)<TAB>predicted, an empty line    dev.conll
+                      after each sentence
 choice                index<TAB>candidate                                                 dev.tsv
 """
 
@@ -48,8 +49,8 @@ def _printed(task: Task, value: float) -> str:
 
 
 def _conll(example: Example, predicted: Sequence[str]) -> str:
-    rows = zip(example["tokens"], example["tags"], predicted, strict=True)
-    return "".join(f"{token}\t{gold}\t{tag}\n" for token, gold, tag in rows) + "\n"
+    columns = filter(None, (example["tokens"], example["tags"], predicted))
+    return "".join("\t".join(row) + "\n" for row in zip(*columns, strict=True)) + "\n"
 
 
 def _write_spans(split: str, decoded: Decoded, folder: Path) -> Path:

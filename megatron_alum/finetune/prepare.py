@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,16 +13,26 @@ from megatron_alum.config.finetune import FinetuneConfig, FinetuneDataConfig
 from megatron_alum.finetune.batching import longest_first
 from megatron_alum.finetune.divergence import Kind
 from megatron_alum.finetune.features import Encoder, surviving_share
-from megatron_alum.finetune.loading import Example, has_split, load_parts, load_split, raw_labels, tag_names
+from megatron_alum.finetune.loading import (
+    GOLD_OF,
+    WHOLE,
+    Example,
+    find_files,
+    has_split,
+    load_parts,
+    load_split,
+    raw_labels,
+    tag_names,
+)
 from megatron_alum.finetune.models import check_vocabulary, checked_folder, head_note, load_tokenizer, longest_input
 from megatron_alum.finetune.runs import Prepared, Split, is_main_process
+from megatron_alum.finetune.squad import original_of
 from megatron_alum.finetune.tasks import Task, custom_task, task_named
 
 SUBSET_SEED = 0  # one subset for all runs of a comparison
 LEAST_SURVIVING = 0.95  # of gold answers; tokens end inside a word in a few percent with any tokenizer
 LONGEST = 512  # tokens, in the paper
-DECIMAL = re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+(\.\d*)?[eE][-+]?\d+)")
-NUMBER = re.compile(rf"{DECIMAL.pattern}|[-+]?\d+")
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 MOST_CLASSES = 100  # names of classes that are taken from a file; more are a column of something else
 
 
@@ -38,8 +49,8 @@ def prepare(config: FinetuneConfig) -> Prepared:
     train = subset(load_split(task, data.data_dir, "train"), data.max_train_samples)
     names = evaluated_splits(task, data.data_dir)
     splits = {name: sampled_split(task, data.data_dir, name, data.max_eval_samples) for name in names}
-    if not train or not splits["dev"]:
-        raise ValueError(f"--data-dir must hold examples of {task.name}, but a file of train or dev is empty.")
+    if not train:
+        raise ValueError(f"train of {task.name} must hold examples, but its files have none.")
     tags = tag_names([*train, *splits["dev"]]) if task.kind == "tags" else ()
     note = head_note(data.model, task, tags)
     if note is not None and is_main_process():
@@ -47,28 +58,35 @@ def prepare(config: FinetuneConfig) -> Prepared:
     length = longest_input(data.model, tokenizer, data.max_seq_length or LONGEST)
     stride = min(data.doc_stride, length // 4)
     encoder = Encoder(tokenizer, task.kind, length, stride, tags, max_question_tokens=data.max_query_length)
-    if task.kind == "spans":
-        encoder = with_whole_answers(encoder, splits["dev"])
+    encoder = with_whole_gold(encoder, splits["dev"])
     encoded = [Split(name, examples, longest_first(encoder.encode(examples))) for name, examples in splits.items()]
     lengths = {"max_seq_length": length, "doc_stride": stride, "max_query_length": data.max_query_length}
+    lengths["repairs"] = encoder.repairs
     return Prepared(task, tokenizer, encoder.encode(train), encoded, tags, lengths)
 
 
-def with_whole_answers(encoder: Encoder, examples: Sequence[Example]) -> Encoder:
-    """The encoder, with repaired offsets where more gold answers survive encoding then; a warning with the share if
-    fewer than LEAST_SURVIVING do.
+def with_whole_gold(encoder: Encoder, examples: Sequence[Example]) -> Encoder:
+    """The encoder for spans and tags, with repairs where more of the gold survives encoding then; a warning with the
+    share where less than LEAST_SURVIVING does. Encoders of other kinds come back as they are.
     """
-    probe = sample([e for e in examples if e["answers"]], min(500, sum(bool(e["answers"]) for e in examples)))
+    gold = [example for example in examples if example.get(GOLD_OF.get(encoder.kind, ""))]
+    if not gold:
+        return encoder
+    probe = sample(gold, min(500, len(gold)))
     share = surviving_share(probe, encoder.encode(probe))
-    if share < LEAST_SURVIVING:
-        repaired = replace(encoder, repairs_offsets=True)
+    if share < 1:
+        repaired = replace(encoder, repairs=True)
         better = surviving_share(probe, repaired.encode(probe))
-        if better > share:
+        if better > share and (share < LEAST_SURVIVING or encoder.kind == "tags"):
             encoder, share = repaired, better
     if share < LEAST_SURVIVING:
+        found, reason = {
+            "spans": ("gold answers come back from their own tokens", "whose offsets are off"),
+            "tags": ("words inside entities have a token to be found by", "which drops the others"),
+        }[encoder.kind]
         warnings.warn(
-            f"{share:.1%} of the gold answers come back from their own tokens: no model can score higher with this "
-            "tokenizer, whose offsets are off. Use another --tokenizer.",
+            f"{share:.1%} of the {found}: no model can score higher with this tokenizer, {reason}. Use another "
+            "--tokenizer.",
             stacklevel=2,
         )
     return encoder
@@ -89,14 +107,16 @@ def find_task(data: FinetuneDataConfig) -> Task:
 
 
 def found_labels(labels: Sequence[str], kind: Kind | None = None) -> tuple[Kind, tuple[str, ...]]:
-    """(kind, class names) of a column: numbers, one of which has a decimal point, are scores, all else is classes.
+    """(kind, class names) of a column: numbers of which one is not whole are scores, all else is classes.
 
+    pandas writes whole numbers beside an empty cell as 1.0: their classes are named 1.
     Raises: ValueError for one class alone, or too many to be any.
     """
     distinct = set(labels)
     numbers = all(NUMBER.fullmatch(label) for label in distinct)
-    if kind is None and numbers and any(DECIMAL.fullmatch(label) for label in distinct):
+    if kind is None and numbers and not all(float(label).is_integer() for label in distinct):
         return "regression", ()
+    distinct = {label.partition(".")[0] if WHOLE.fullmatch(label) else label for label in distinct}
     if not 2 <= len(distinct) <= MOST_CLASSES:
         raise ValueError(
             f"--label-column must hold from 2 to {MOST_CLASSES} classes, but holds {len(distinct)} different values. "
@@ -121,7 +141,26 @@ def subset(examples: list[Example], limit: int | None) -> list[Example]:
 def sampled_split(task: Task, data_dir: str, name: str, limit: int | None) -> list[Example]:
     """`limit` examples of a split, in their order, or all: from each of its files its share (ANLI's three rounds)."""
     parts = load_parts(task, data_dir, name)
+    if not any(parts):
+        raise ValueError(
+            f"{name} of {task.name} must hold examples, but {find_files(task, data_dir, name)[0]} has none."
+        )
+    if name.startswith("add_") and limit is not None:
+        return whole_questions([example for part in parts for example in part], limit)
     return [example for part, share in zip(parts, shares(parts, limit), strict=True) for example in sample(part, share)]
+
+
+def whole_questions(examples: list[Example], limit: int) -> list[Example]:
+    """A fixed random choice of Adversarial SQuAD's questions with all their variants, which count as one: about
+    `limit` examples.
+    """
+    sizes = Counter(original_of(example["id"]) for example in examples)
+    chosen: set[str] = set()
+    for original in random.Random(SUBSET_SEED).sample(list(sizes), len(sizes)):
+        if not chosen or sizes[original] <= limit:
+            chosen.add(original)
+            limit -= sizes[original]
+    return [example for example in examples if original_of(example["id"]) in chosen]
 
 
 def shares(parts: Sequence[Sequence[Example]], limit: int | None) -> list[int]:

@@ -16,54 +16,18 @@ silently (QQP's short rows are counted and reported).
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
-from megatron_alum.config.extras import require
+from megatron_alum.finetune.lines import numbered_lines
+from megatron_alum.finetune.tables import Row, read_arrow, read_json, read_jsonl, read_parquet
 
-Row = dict[str, Any]
 LARGEST_CELL = 2**31 - 1  # characters; the csv module's own limit of 131,072 is below a long document
 TAG = re.compile(r"O|[BIES](-\S+)?")  # BIO and BIOES, with or without an entity type
-
-
-def open_text(path: Path) -> IO[str]:
-    """A UTF-8 text stream of a plain, .gz or .bz2 file; a byte order mark is dropped, newlines are kept as they are.
-
-    Bytes that are no UTF-8 come as lone surrogates: a decoder reads ahead, and whoever reads can then tell the line.
-    """
-    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
-    opener = openers.get(path.suffix.lower(), open)
-    return cast(IO[str], opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=""))
-
-
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end).
-
-    Raises: ValueError with file and line for bytes that are not UTF-8, or a damaged archive.
-    """
-    number = 0
-    try:
-        with open_text(path) as stream:
-            for number, line in enumerate(stream, start=1):
-                if any("\ud800" <= character <= "\udfff" for character in (() if line.isascii() else line)):
-                    raise ValueError(f"{path}:{number} must be readable UTF-8 text, but has other bytes.")
-                yield number, line.rstrip("\r\n")
-    except (EOFError, zlib.error, OSError) as error:
-        raise _unreadable(f"{path}:{number + 1}", error) from None
-
-
-def _unreadable(where: str, error: Exception) -> Exception:
-    """The sentence for damaged bytes; a failure of the file system (OSError with a number) stays what it is."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error
-    return ValueError(f"{where} must be readable UTF-8 text, but is not: {error}.")
 
 
 def read_tsv(path: Path, header: tuple[str, ...] | None, *, skip_short: bool = False) -> Iterator[Row]:
@@ -122,7 +86,8 @@ def read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
 
 
 def _distinct(path: Path, columns: list[str]) -> list[str]:
-    """The names of a header line, each of which must name one column."""
+    """The names of a header line without blanks around them, each of which must name one column."""
+    columns = [name.strip() for name in columns]
     for name in columns:
         if columns.count(name) > 1:
             raise ValueError(f"{path}:1 must name each column once, but has {name!r} {columns.count(name)} times.")
@@ -151,68 +116,32 @@ def _all_or_error(rows: Iterator[Row]) -> tuple[list[Row] | None, ValueError | N
         return None, error
 
 
-def read_json(path: Path) -> Iterator[Row]:
-    """Rows of a JSON file: a list of objects, an object with such a list as `data`, or JSON lines."""
-    text = "\n".join(line for _, line in numbered_lines(path))
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        if text.lstrip().startswith("{"):
-            return read_jsonl(path)
-        raise ValueError(f"{path}:{error.lineno} must be JSON, but does not parse: {error.msg}.") from None
-    rows = content.get("data", [content]) if isinstance(content, dict) else content
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{path} must hold a list of JSON objects, but holds something else.")
-    return ({**row, "_line": number} for number, row in enumerate(rows, start=1))
-
-
-def read_parquet(path: Path) -> Iterator[Row]:
-    """Rows of a Parquet file."""
-    require("pyarrow")
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        rows = parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} must be a Parquet file, but is not: {str(error).splitlines()[0]}") from None
-    return ({**row, "_line": number} for number, row in enumerate(rows, start=1))
-
-
-def read_jsonl(path: Path) -> Iterator[Row]:
-    """Rows of a file with one JSON object a line."""
-    for number, line in numbered_lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number} must be a JSON object, but does not parse: {error.msg}.") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number} must be a JSON object, but is a {type(row).__name__} instead.")
-        yield {**row, "_line": number}
-
-
 def read_conll(path: Path) -> Iterator[Row]:
-    """Sentences {"tokens", "tags"}; the tag is the last column, -DOCSTART- lines are left out."""
+    """Sentences {"tokens", "tags"}; the tag is the last column, -DOCSTART- lines are left out.
+
+    A file whose first line is a token alone has no tags: they are None.
+    """
     tokens: list[str] = []
     tags: list[str] = []
-    start = 1
+    start, tagged = 1, None
     for number, line in numbered_lines(path):
         if not line.strip() or line.startswith("-DOCSTART-"):
             if tokens:
-                yield {"tokens": tokens, "tags": tags, "_line": start}
+                yield {"tokens": tokens, "tags": tags if tagged else None, "_line": start}
             tokens, tags, start = [], [], number + 1
             continue
         cells = line.split("\t") if "\t" in line else line.split()
-        if len(cells) < 2 or not TAG.fullmatch(cells[-1]):
+        tagged = len(cells) > 1 if tagged is None else tagged
+        if tagged and (len(cells) < 2 or not TAG.fullmatch(cells[-1])):
             raise ValueError(
                 f"{path}:{number} must be a token, a tab and a tag (O, B-X, I-X), but is {line!r} instead."
             )
+        if not tagged and len(cells) > 1:
+            raise ValueError(f"{path}:{number} must be a token alone, as the lines before it, but is {line!r} instead.")
         tokens.append(cells[0])
         tags.append(cells[-1])
     if tokens:
-        yield {"tokens": tokens, "tags": tags, "_line": start}
+        yield {"tokens": tokens, "tags": tags if tagged else None, "_line": start}
 
 
 def read_squad(path: Path) -> Iterator[Row]:
@@ -251,8 +180,10 @@ def _parsed(path: Path) -> Any:
 
 
 def _squad_question(path: Path, context: str, question: Row) -> Row:
-    answers = [{"text": a["text"], "answer_start": a["answer_start"]} for a in question.get("answers", [])]
-    check_answers(f"{path}: question {question['id']}", context, answers)
+    answers = question.get("answers")
+    if answers is not None:
+        answers = [{"text": a["text"], "answer_start": a["answer_start"]} for a in answers]
+        check_answers(f"{path}: question {question['id']}", context, answers)
     return {
         "id": question["id"],
         "context": context,
@@ -271,41 +202,6 @@ def check_answers(where: str, context: str, answers: Sequence[Row]) -> None:
             raise ValueError(
                 f"{where}: the answer must stand at its `answer_start` {start} as {text!r}, but {found!r} does instead."
             )
-
-
-def read_arrow(folder: Path) -> Iterator[Row]:
-    """Rows of one split saved by the `datasets` library; ClassLabel columns come as their names, -1 as -1."""
-    require("pyarrow")
-    import pyarrow
-
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    features = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8")).get("features") or {}
-    names = {column: labels for column, spec in features.items() if (labels := _class_names(spec))}
-    number = 0
-    for file in state["_data_files"]:
-        with pyarrow.memory_map(str(folder / file["filename"])) as source, pyarrow.ipc.open_stream(source) as reader:
-            for batch in reader:
-                for row in batch.to_pylist():
-                    number += 1
-                    for column, labels in names.items():
-                        row[column] = _named(row[column], labels)
-                    yield {**row, "_line": number}
-
-
-def _class_names(spec: Any) -> list[str] | None:
-    """The class names of a ClassLabel feature, or of a sequence of them; None for any other feature."""
-    if isinstance(spec, list):
-        spec = spec[0]
-    if isinstance(spec, dict) and "feature" in spec:
-        spec = spec["feature"]
-    return spec.get("names") if isinstance(spec, dict) and spec.get("_type") == "ClassLabel" else None
-
-
-def _named(value: Any, names: list[str]) -> Any:
-    """Class names of class ids, element by element in lists; -1, which means no label, stays."""
-    if isinstance(value, list):
-        return [_named(item, names) for item in value]
-    return names[value] if value is not None and value >= 0 else value
 
 
 def read_rows(
@@ -358,7 +254,7 @@ def form_of_own_file(path: Path, kind: str) -> str:
     Raises: ValueError for another ending.
     """
     suffix = suffix_of(path)
-    if kind == "tags" and suffix not in (".json", ".jsonl", ".ndjson", ".parquet"):
+    if kind == "tags" and suffix not in (".csv", ".json", ".jsonl", ".ndjson", ".parquet"):
         return "conll"
     if kind == "spans" and suffix == ".json":
         content = _parsed(path)

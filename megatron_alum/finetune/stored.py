@@ -2,7 +2,7 @@
 read as training did: the task, its classes, the columns of a task of the user's own, and the lengths.
 
     OUTPUT/model/finetuned.json     {"task", "kind", "labels", "max_seq_length", "doc_stride", "max_query_length",
-                                     "text_column", "text_pair_column", "label_column"}
+                                     "repairs", "text_column", "text_pair_column", "label_column"}
 
 A folder without the file, from elsewhere, is taken as the flags say.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_alum.config.custom_task import CustomTaskConfig
+from megatron_alum.finetune.models import head_of
 from megatron_alum.finetune.records import write_at_once
 from megatron_alum.finetune.tasks import Task, custom_task, task_named
 
@@ -53,7 +54,8 @@ def stored_task(folder: str | Path) -> dict[str, Any]:
 
 
 def task_of(folder: str, name: str | None, custom: CustomTaskConfig, train_file: str | None = None) -> Task:
-    """The task `name`, or that of the folder; of a task of the user's own, what the flags leave open is the folder's.
+    """The task `name`, or that of the folder; of a task of the user's own, what the flags leave open is the folder's:
+    as it was trained here, or for a folder from elsewhere by its head.
 
     Raises: ValueError where neither names one.
     """
@@ -63,7 +65,12 @@ def task_of(folder: str, name: str | None, custom: CustomTaskConfig, train_file:
         raise ValueError(f"--task must be given, but is not, and {folder} has no {FILE_NAME} that names it.")
     if name != "custom":
         return task_named(name)
-    return custom_task(with_stored(custom, stored) if stored.get("task") == "custom" else custom, train_file)
+    if stored.get("task") == "custom":
+        return custom_task(with_stored(custom, stored), train_file)
+    kind, labels = head_of(folder)
+    kind = custom.kind or kind
+    labels = custom.labels or (labels if kind == "classification" else ())
+    return custom_task(replace(custom, kind=kind, labels=labels), train_file)
 
 
 def with_stored(custom: CustomTaskConfig, stored: Mapping[str, Any]) -> CustomTaskConfig:

@@ -50,9 +50,9 @@ class Encoder(TransformerBlock):
     def compile_layers(self, *, backend: str = "inductor") -> None:
         """Compile each layer on its first use, in place: parameter names stay.
 
-        All layers share what is compiled, one graph before the attention and one after it, for any number of tokens and
-        rows: a version for each combination of training or not, frozen parameters or not, chosen rows or not, and
-        gradients or not.
+        All layers share what is compiled, for any number of tokens and rows: a version for each combination of training
+        or not, frozen parameters or not, chosen rows or not, and gradients or not. torch.compile ends a graph at the
+        attention, in each of the functions that it lies in, so that a version is five graphs.
         """
         from torch._dynamo import config  # takes a second to import
 

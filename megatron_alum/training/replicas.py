@@ -42,4 +42,4 @@ def _hash(values: Tensor) -> Tensor:
     """0-dim int64; sums modulo 2^64, so no order of summation changes it."""
     bits = values.contiguous().view(_BITS[values.element_size()]).flatten().to(torch.int64)
     places = torch.arange(1, len(bits) + 1, device=bits.device).mul_(_MULTIPLIER).bitwise_or_(1)
-    return bits.mul_(places).sum()
+    return places.mul_(bits).sum()  # not into `bits`, which may be the weights themselves

@@ -54,6 +54,13 @@ def test_defaults_are_those_of_the_dataclasses():
     assert parse_config(Car, ["--plates", "A1", "B2"]) == Car(plates=("A1", "B2"))
 
 
+def test_a_list_given_twice_is_refused_and_a_single_value_replaced():
+    """A list's second mention would drop the first's values; launchers append flags to replace single ones."""
+    with pytest.raises(ValueError, match="--plates must be given once, with all its values, but is given again"):
+        parse_config(Car, ["--plates", "A1", "--doors", "3", "--plates", "B2"])
+    assert parse_config(Car, ["--plates", "A1", "--doors", "3", "--doors", "4"]).body.doors == 4
+
+
 def test_flags_reach_the_nested_fields():
     car = parse_config(Car, "--plates X --engine-power-kw 1e2 --engine-turbo --doors 3 --colour blue".split())
     assert car == Car(("X",), Engine(100.0, True), Body(doors=3, colour="blue"))

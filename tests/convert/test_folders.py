@@ -240,8 +240,8 @@ RUN = {
 
 @pytest.mark.parametrize(("kind", "command", "cell"), CELLS, ids=lambda value: re.sub(r"[^\w ]", "", value)[:24])
 def test_the_page_says_what_happens(kind, command, cell, folder_of, tmp_path):
-    if cell in ("see note 1", "continued"):
-        return  # tests/training/test_resume.py: what is no checkpoint, and every way to continue
+    if cell == "continued":
+        return  # tests/training/test_resume.py: every way to continue
     path, said = folder_of(kind), re.search(r'"(.*)"', cell)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

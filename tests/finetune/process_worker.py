@@ -1,10 +1,6 @@
-"""Run by torchrun in test_processes.py: train the toy classifier for three steps and save its weights from rank 0.
-
-torchrun --nproc-per-node N -m tests.finetune.process_worker METHOD BATCH_PER_PROCESS OUTPUT
-"""
+"""A process of test_processes.py: train the toy classifier for three steps and save its weights from rank 0."""
 
 import dataclasses
-import sys
 
 import torch
 
@@ -29,7 +25,3 @@ def main(name: str, batch: str, output: str) -> None:
     if trainer.is_world_process_zero():
         torch.save({name: value.detach().clone() for name, value in model.named_parameters()}, f"{output}.pt")
     exit_together()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

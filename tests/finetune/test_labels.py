@@ -6,8 +6,10 @@ import itertools
 import pytest
 import torch
 
+from megatron_alum.config.custom_task import CustomTaskConfig
 from megatron_alum.finetune.labels import order_of, reorder_classes
 from megatron_alum.finetune.models import build_model, head_note, load_finetuned
+from megatron_alum.finetune.stored import task_of
 from megatron_alum.finetune.tasks import TASKS
 from tests.finetune.test_embeddings import encoder, padded
 from tests.finetune.toy import batch, tiny_model
@@ -118,6 +120,23 @@ def test_a_head_with_the_tasks_own_classes_stays(tmp_path):
     assert head_note(str(tmp_path), TASKS["mnli"]) is None
     after = build_model(str(tmp_path), dataclasses.replace(TASKS["mnli"], dropout=0.1))
     assert torch.equal(after.classifier.weight, before.classifier.weight)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "names", "expected"),
+    [
+        ("classification", {"num_labels": 2}, ("up", "down"), ("classification", ("up", "down"))),
+        ("classification", {"num_labels": 2}, ("LABEL_0", "LABEL_1"), ("classification", ("0", "1"))),
+        ("regression", {}, ("LABEL_0",), ("regression", ())),
+        ("spans", {}, ("LABEL_0", "LABEL_1"), ("spans", ())),
+        ("tags", {"num_labels": 2}, ("O", "B-X"), ("tags", ())),
+        ("choice", {}, ("LABEL_0",), ("choice", ())),
+    ],
+)
+def test_a_folder_from_elsewhere_names_a_task_of_ones_own(tmp_path, kind, changes, names, expected):
+    named(tiny_model(kind, **changes), names).save_pretrained(tmp_path)
+    task = task_of(str(tmp_path), "custom", CustomTaskConfig(validation_file="x.csv"))
+    assert (task.kind, task.labels) == expected
 
 
 def test_classes_that_cannot_be_matched_are_refused_where_nothing_is_trained(tmp_path):

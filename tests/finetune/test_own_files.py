@@ -9,7 +9,7 @@ import pytest
 from megatron_alum.config.custom_task import CustomTaskConfig
 from megatron_alum.finetune.features import Collator
 from megatron_alum.finetune.loading import has_split, load_split
-from megatron_alum.finetune.prepare import found_labels, shares
+from megatron_alum.finetune.prepare import found_labels, shares, whole_questions
 from megatron_alum.finetune.tasks import custom_task
 
 HARD = ['say "hi"', "a\ttab", "two\nlines", ' " ', '"quoted"', "comma, here"]
@@ -53,7 +53,10 @@ def test_what_a_library_writes_is_what_is_read(tmp_path, name, seed):
 
 def test_a_json_file_of_the_hub_and_one_of_lines(tmp_path):
     rows = [{"body": "good", "label": 1}, {"body": "bad", "label": 0}]
-    for text in (json.dumps({"data": rows}), "\n\n".join(map(json.dumps, rows)), json.dumps(rows)):
+    columns = {name: {"0": rows[0][name], "1": rows[1][name]} for name in ("body", "label")}  # pandas' own way
+    split = {"columns": ["body", "label"], "index": [0, 1], "data": [["good", 1], ["bad", 0]]}
+    whole = (json.dumps(content) for content in ({"data": rows}, rows, columns, split))
+    for text in (*whole, "\n\n".join(map(json.dumps, rows))):
         (tmp_path / "a.json").write_text(text)
         assert [example["label"] for example in load_split(task_of(tmp_path / "a.json"), ".", "dev")] == [1, 0]
 
@@ -79,6 +82,8 @@ def test_a_tab_separated_file_with_stray_quotes_keeps_them(tmp_path):
         ("a.jsonl", '\n{"body": ["awful", "film"], "label": 1}', r"a.jsonl:2: a text must be a string, but is a list"),
         ("a.json", '[{"body": {"a": 1}, "label": 1}]', r"a.json:1: a text must be a string, but is a dict"),
         ("a.jsonl", '{"body": NaN, "label": 1}', r"a.jsonl:1: a text must be a string, but is NaN"),
+        ("a.jsonl", '{"body": "x", "label": [1]}', r"a.jsonl:1: a label must be a string or a number, but is a list"),
+        ("a.jsonl", '{"body": "x", "label": NaN}', r"a.jsonl:1: the label must be given in every row of dev"),
         ("a.json", "[1, 2]", r"a.json must hold a list of JSON objects"),
         ("a.json", '[{"body": "x",\n "label": }]', r"a.json:2 must be JSON, but does not parse"),
         ("a.csv", "body,label\ngood,1\nbad,7\n", r"a.csv:3: the label must be one of 0, 1, but is '7'"),
@@ -109,6 +114,57 @@ def test_bytes_that_are_no_utf_8_name_their_own_line(tmp_path, name, line):
             load_split(task_of(tmp_path / name), ".", "dev")
 
 
+def test_blanks_around_column_names_and_labels_do_not_count(tmp_path):
+    (tmp_path / "a.csv").write_text("body , label\ngood,1\nbad, 0\n")
+    assert [example["label"] for example in load_split(task_of(tmp_path / "a.csv"), ".", "dev")] == [1, 0]
+
+
+def test_class_labels_of_a_parquet_file_of_the_hub_are_names(tmp_path):
+    """As the `datasets` library writes them: ids, and the names in the schema's metadata."""
+    import pyarrow
+    from pyarrow import parquet
+
+    label = {"names": ["O", "B-X"], "_type": "ClassLabel"}
+    for name, ids, spec in (("label", [1, 0], label), ("ner_tags", [[1], [0]], {"feature": label, "_type": "List"})):
+        info = json.dumps({"info": {"features": {name: spec}}})
+        table = pyarrow.table({"body": ["x", "y"], "tokens": [["x"], ["y"]], name: ids})
+        parquet.write_table(table.replace_schema_metadata({"huggingface": info}), tmp_path / "a.parquet")
+        kind = {"labels": ("O", "B-X")} if name == "label" else {"kind": "tags", "labels": ()}
+        found = load_split(task_of(tmp_path / "a.parquet", **kind), ".", "dev")
+        assert [e["label"] if name == "label" else e["tags"] for e in found] == ids or found[0]["tags"] == ["B-X"]
+
+
+SPAN = {"id": "q", "context": "a blue sky", "question": "what?"}
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ("blue", "answers must be objects of `text` and `answer_start`"),
+        ({"text": ["blue"], "answer_start": []}, "answers must be objects"),
+        ([{"text": "blue"}], "answers must be objects"),
+        ([{"text": 5, "answer_start": 2}], "answers must be objects"),
+        ([{"text": "blue", "answer_start": 3}], "must stand at its `answer_start` 3 as 'blue'"),
+        (None, "a.json:1: answers must be given in every row of dev"),
+    ],
+)
+def test_answers_of_other_shapes(tmp_path, answers, message):
+    (tmp_path / "a.json").write_text(json.dumps([{**SPAN, "answers": answers}]))
+    with pytest.raises(ValueError, match=message):
+        load_split(task_of(tmp_path / "a.json", kind="spans", labels=()), ".", "dev")
+
+
+def test_questions_have_ids_of_their_own(tmp_path):
+    task = task_of(tmp_path / "a.json", kind="spans", labels=())
+    rows = [{**SPAN, "answers": []}] * 3
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match="must have an id of its own, but 3 have 'q'"):
+        load_split(task, ".", "dev")
+    without = [{name: value for name, value in row.items() if name != "id"} for row in rows]
+    (tmp_path / "a.json").write_text(json.dumps(without))
+    assert [example["id"] for example in load_split(task, ".", "dev")] == ["0", "1", "2"]
+
+
 def test_whole_numbers_beside_an_empty_cell_are_the_classes_they_were(tmp_path):
     (tmp_path / "a.csv").write_text("body,label\ngood,1.0\nbad,0.0\n")
     assert [example["label"] for example in load_split(task_of(tmp_path / "a.csv"), ".", "dev")] == [1, 0]
@@ -122,6 +178,8 @@ def test_whole_numbers_beside_an_empty_cell_are_the_classes_they_were(tmp_path):
         (["up", "down"], ("classification", ("down", "up"))),
         (["1", "0.5"], ("regression", ())),
         (["1e-3", "-2.5"], ("regression", ())),
+        (["1.0", "0.0"], ("classification", ("0", "1"))),
+        (["2.0", "0.5", "1.0"], ("regression", ())),
         (["1.5", "none"], ("classification", ("1.5", "none"))),
     ],
 )
@@ -175,6 +233,16 @@ def test_own_tags_spans_and_choices(tmp_path):
     (tmp_path / "choice.csv").write_text("body,ending0,ending1,ending2,label\nx,a,b,c,2\ny,a,b,,1\n")
     found = load_split(task_of(tmp_path / "choice.csv", kind="choice", labels=()), ".", "dev")
     assert [(example["endings"], example["label"]) for example in found] == [(["a", "b", "c"], 2), (["a", "b"], 1)]
+
+
+def test_a_sample_of_adversarial_questions_keeps_their_variants_together():
+    rows = [{"id": f"q{i}{end}"} for i in range(20) for end in ("", "-a", "-b", "-c")[: 1 + i % 4]]
+    for limit in range(1, len(rows)):
+        found = [row["id"] for row in whole_questions(rows, limit)]
+        kept = {key.partition("-")[0] for key in found}
+        assert found == [row["id"] for row in rows if row["id"].partition("-")[0] in kept]
+        assert 0 < len(found) <= max(limit, 4)
+    assert whole_questions(rows, len(rows)) == rows
 
 
 def test_shares_of_a_sample():

@@ -11,6 +11,7 @@ import torch
 
 from tests.finetune import process_worker
 from tests.finetune.test_tools import encoder, flags, sentiment  # noqa: F401  fixtures
+from tests.helpers.distributed import free_port
 from tests.helpers.warm import start
 
 ROOT = Path(__file__).parents[2]
@@ -36,22 +37,31 @@ def torchrun(processes, *command):
     return done.stdout
 
 
-def train_together(name, batch, output):
-    torchrun(2, "-m", "tests.finetune.process_worker", name, batch, output)
-    return torch.load(f"{output}.pt", weights_only=True)
+def train_as(rank, world_size, port, *words):
+    """A process as torchrun would start it."""
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    os.environ |= {name: str(value) for name, value in places.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    process_worker.main(*words)
 
 
-def train_alone(name, batch, output):
-    """In one process of its own, since the Trainer's settings are those of a process."""
-    process = start(process_worker.main, name, str(batch), str(output))
-    process.join()
+def train(name, num_processes, batch, output):
+    """The parameters after three steps of so many processes; one alone has no launcher."""
+    words, port = (name, str(batch), str(output)), free_port()
+    if num_processes == 1:
+        processes = [start(process_worker.main, *words)]
+    else:
+        processes = [start(train_as, rank, num_processes, port, *words) for rank in range(num_processes)]
+    for process in processes:
+        process.join(300)
+        assert process.exitcode == 0
     return torch.load(f"{output}.pt", weights_only=True)
 
 
 @pytest.mark.parametrize("name", ["alum", pytest.param("freelb", marks=pytest.mark.slow)])
 def test_two_processes_equal_one_with_the_joint_batch(tmp_path, name):
-    together = train_together(name, 4, tmp_path / "two")
-    alone = train_alone(name, 8, tmp_path / "one")
+    together = train(name, 2, 4, tmp_path / "two")
+    alone = train(name, 1, 8, tmp_path / "one")
     for parameter in alone:
         # float32 sums in another order, amplified over three SGD steps by a network of scale 1
         torch.testing.assert_close(together[parameter], alone[parameter], rtol=1e-4, atol=1e-6, msg=parameter)

@@ -138,8 +138,10 @@ def test_early_stop(encoder, sentiment, tmp_path):
 
 
 @pytest.mark.parametrize("grouped", ["true", "false"])
-def test_bf16_on_a_cpu_and_the_dev_set_run_once(encoder, sentiment, tmp_path, grouped, monkeypatch):
-    """--bf16 needs no GPU; the best checkpoint's own predictions are used, not computed again."""
+def test_bf16_on_a_cpu_and_the_dev_set_run_once(encoder, sentiment, tmp_path, grouped, monkeypatch, capsys):
+    """--bf16 needs no GPU, and one line for both runs says so where it is slow; the best checkpoint's own predictions
+    are used, not computed again.
+    """
     from megatron_alum.finetune import runs
 
     predicted = []
@@ -147,7 +149,9 @@ def test_bf16_on_a_cpu_and_the_dev_set_run_once(encoder, sentiment, tmp_path, gr
     monkeypatch.setattr(
         runs, "_outputs", lambda trainer, split: predicted.append(split.name) or original(trainer, split)
     )
+    monkeypatch.setattr(runs, "has_bf16_instructions", lambda: grouped == "true")
     run_tool("finetune", *flags(encoder, sentiment, tmp_path, "--bf16", "--group-by-length", grouped))
+    assert capsys.readouterr().out.count("this CPU has no bfloat16 instructions") == int(grouped == "false")
     assert predicted == ["test", "test"] and all(row["value"] > 0.9 for row in rows_of(tmp_path / "results.jsonl"))
 
 
@@ -368,3 +372,18 @@ def test_a_new_row_of_the_table_is_a_new_task(encoder, sentiment, tmp_path, monk
     assert all(row["value"] > 0.9 and row["task"] == "films" for row in rows)
     predicted = (tmp_path / "out" / "runs" / "lr0.005-bs16-seed1" / "late.tsv").read_text()
     assert predicted.splitlines()[0] == "index\tprediction" and "fresh" in predicted
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or sys.platform != "linux", reason="the processor's own word is Linux's")
+def test_bf16_instructions_are_those_that_the_system_reports():
+    from megatron_alum.finetune.runs import has_bf16_instructions
+
+    reported = set(Path("/proc/cpuinfo").read_text().split())
+    assert has_bf16_instructions() == bool({"avx512_bf16", "amx_tile"} & reported)
+
+
+@pytest.mark.parametrize("given", ["nope", "A=nope", "."])
+def test_a_report_of_no_results_is_one_sentence(given, tmp_path, capsys):
+    assert run_tool("make_report", "--results", given, "--output", tmp_path / "out", expect_error=True) == 2
+    assert f"--results must be results.jsonl files or SYSTEM=FILE, but {given} is neither" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -66,7 +66,7 @@ def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout_secon
         stop_pool()
     while len(_pool) < world_size:
         _pool.append(_Worker())
-    port = _free_port()
+    port = free_port()
     for rank in range(world_size):
         job = (rank, world_size, port, timeout_seconds, fn, args)
         _pool[rank].connection.send_bytes(pickle.dumps(job))
@@ -103,7 +103,8 @@ def _collect(world_size: int, timeout_seconds: float) -> dict[int, tuple]:
     return answers
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

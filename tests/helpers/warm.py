@@ -24,17 +24,23 @@ ROOT = Path(__file__).resolve().parents[2]
 _CONTEXT = multiprocessing.get_context("forkserver")
 _IMPORTED = ("megatron_alum.training.loop", "megatron_alum.training.dry_run", "megatron_alum.convert", "torch.testing")
 """what is not installed is left out"""
-_PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-_ENVIRONMENT = {**os.environ, "PYTHONPATH": _PATH, "OMP_NUM_THREADS": "1"}
-"""as tests are collected: what one of them sets in the environment does not reach the server"""
+_environment: dict[str, str] = {}
+
+
+def keep_environment() -> None:
+    """Take this process's environment for the server's: what a test sets in it later does not get there."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    _environment.update({**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
 
 
 def context() -> multiprocessing.context.BaseContext:
     """Start the server unless it runs, and return what makes processes with it, in place of `get_context("spawn")`."""
     _CONTEXT.set_forkserver_preload(list(_IMPORTED))
+    if not _environment:
+        keep_environment()
     before = dict(os.environ)
     os.environ.clear()
-    os.environ.update(_ENVIRONMENT)  # which the server inherits, and its processes from it
+    os.environ.update(_environment)  # which the server inherits, and its processes from it
     try:
         forkserver.ensure_running()
     finally:

@@ -56,6 +56,12 @@ def test_opcheck_of_the_token_ops(kernel, device):
     torch.library.opcheck(kernel.perturb, (x, None, *noise, 0, None, 0.1, 0.2, 0, None, torch.float32))
 
 
+def test_a_start_without_delta_and_without_noise_is_refused(kernel, device):
+    x = torch.zeros(2, 4, device=device)
+    with pytest.raises(ValueError, match="`delta`, or the noise's `sample_index` and `position`, must be given"):
+        kernel.perturb(x, None, None, None, 0.0, 0, 0, 0, None, 0.1, 0.2, 0, None, torch.float32)
+
+
 def test_only_needed_gradients_are_computed(kernel, device, monkeypatch):
     """The inner pass needs the adversarial side alone: nothing of logit size is written for the other."""
     clean, adv = logits(device)

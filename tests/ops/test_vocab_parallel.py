@@ -13,8 +13,9 @@ from tests.ops import oracle, tolerances
 ROWS, COLUMNS, VALID = 9, 1024, 900  # at 4 ranks the last shard (256 columns) holds 132 valid ones
 
 
-def losses_on_rank(rank, world_size, case, impl):
-    clean, adv, labels, valid = case
+def losses_on_rank(rank, world_size, case, impl, device):
+    """On a GPU all ranks share it, and gloo carries the records: NCCL wants a GPU for each."""
+    clean, adv, labels, valid = (x.to(device) if isinstance(x, torch.Tensor) else x for x in case)
     width = clean.shape[1] // world_size
     mine = slice(rank * width, (rank + 1) * width)
     a, b = (x[:, mine].clone().requires_grad_() for x in (clean, adv))
@@ -36,7 +37,7 @@ def losses_on_rank(rank, world_size, case, impl):
         assert len(gathered) == before, "the backward must not communicate"
     finally:
         dist.all_gather_into_tensor = original
-    return mlm.detach(), kl.detach(), full, one_sided, a.grad, b.grad, gathered
+    return *(x.detach().cpu() for x in (mlm, kl, full, one_sided, a.grad, b.grad)), gathered
 
 
 def on_one_rank(case, impl):
@@ -49,13 +50,11 @@ def on_one_rank(case, impl):
 
 @pytest.mark.parametrize(("difference", "world_size"), [(1e-6, 4), (1e-3, 2), (2.0, 4)])
 def test_equals_one_rank(impl, device, world_size, difference):
-    if device.type != "cpu":
-        pytest.skip("the workers of this test speak gloo; tools/gpu_check.py runs one GPU")
     clean, adv = oracle.logits(ROWS, COLUMNS, difference=difference, shift=0.5)
     labels = torch.tensor([0, 899, 300, -100, 17, 512, 256, 255, 700])
     case = clean, adv, labels, VALID
     mlm, _, _, to_clean, to_adv = on_one_rank(case, impl)
-    ranks = run_ranks(world_size, losses_on_rank, case, impl)
+    ranks = run_ranks(world_size, losses_on_rank, case, impl, str(device))
     exact = oracle.full_kl(clean[:, :VALID].double(), adv[:, :VALID].double()).where(labels != -100, 0.0)
     exact_one_sided = oracle.one_sided_kl(clean[:, :VALID].double(), adv[:, :VALID].double())
     for result in ranks:
@@ -72,12 +71,10 @@ def test_equals_one_rank(impl, device, world_size, difference):
 
 def test_a_shard_of_padding_alone_counts_nothing(impl, device):
     """At 4 ranks and 512 valid of 1024 columns, two ranks hold none."""
-    if device.type != "cpu":
-        pytest.skip("the workers of this test speak gloo; tools/gpu_check.py runs one GPU")
     clean, adv = oracle.logits(ROWS, COLUMNS, difference=0.1)
     case = clean, adv, torch.arange(ROWS), 512
     expected = on_one_rank(case, impl)
-    for rank, result in enumerate(run_ranks(4, losses_on_rank, case, impl)):
+    for rank, result in enumerate(run_ranks(4, losses_on_rank, case, impl, str(device))):
         assert oracle.worst_row(result[1], expected[1]) <= tolerances.FLOAT32
         assert result[4].any() == result[5].any() == (rank < 2)
 

@@ -8,7 +8,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
+from megatron_alum import __version__
 from megatron_alum.config.extras import EXTRAS, MissingExtraError, missing_extras, require
 
 ROOT = Path(__file__).parents[2]
@@ -151,5 +153,6 @@ def test_what_the_package_says_of_itself():
     assert project["authors"] == [{"name": "megatron_alum contributors"}]
     assert project["scripts"] == {"megatron-alum": "megatron_alum.cli.main:main"}
     assert {"keywords", "classifiers", "urls", "readme", "license"} <= set(project)
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
     for name in ("CITATION.cff", "SECURITY.md", "LICENSE", "CHANGELOG.md"):
         assert (ROOT / name).is_file()

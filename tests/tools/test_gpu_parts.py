@@ -94,7 +94,7 @@ def test_a_run_that_ends_before_it_is_hurt_is_noticed(tmp_path):
 @pytest.mark.slow
 def test_a_real_run_on_the_cpu(tmp_path):
     """Straight, killed, resumed and exported: on the CPU to the bit."""
-    prefix = build_corpus(tmp_path / "corpus")
+    prefix = build_corpus(tmp_path)
     small = {name: TINY[name] for name in ("num-layers", "hidden-size", "num-attention-heads", "seq-length")}
     options = [word for name, value in small.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "tools.gpu.real_run", "--data", prefix, "--folder", str(tmp_path / "runs")]

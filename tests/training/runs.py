@@ -83,12 +83,14 @@ def launch_prepared(world_size: int, prefix: str, save: Path, fn: Callable, **op
 
 def train_quietly(rank: int, world_size: int, argv: list[str]) -> Exception | None:
     """One rank of a run; returns what it refused, so that the pool of workers lives on."""
+    from megatron_alum.parallel import shutdown
     from megatron_alum.training.loop import train
 
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             train(parse_config(RunConfig, argv, infer=options_of_start))
     except (ValueError, OSError) as error:
+        shutdown()  # a run that fails leaves its groups to the end of its process, which here lives on
         return type(error)(str(error))
     return None
 

@@ -115,7 +115,7 @@ def unpack_wheels(wheels: Path, site: Path) -> None:
     for wheel in sorted(wheels.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(site)
-    for program in [*site.glob("*.data/scripts/*"), *site.glob("*/data/bin/*")]:
+    for program in site.glob("*.data/scripts/*"):
         (site / "bin").mkdir(exist_ok=True)
         program.rename(site / "bin" / program.name).chmod(0o755)
 

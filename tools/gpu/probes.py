@@ -108,7 +108,7 @@ def _all_ops(logits: list[Tensor], tokens: list[Tensor], labels: Tensor, weight:
     moved = ops.perturb_embeddings(*tokens, step_size=0.1, epsilon=0.05)
     losses = ops.row_losses(*logits, labels, mlm_weight=weight, kl_weight=weight)
     rows = ops.row_losses(*logits, labels, detach_targets=False)
-    total = losses.mlm + 3.0 * losses.kl + rows.kl.sum()
+    total = 3.0 * (losses.mlm + losses.kl) + rows.kl.sum()
     return [*moved, total.detach(), *torch.autograd.grad(total, logits)]
 
 

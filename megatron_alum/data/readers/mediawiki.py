@@ -7,6 +7,9 @@ is no well-formed XML is counted as broken, with its id, and the others go on. O
 A multistream .bz2 is cut at its streams and decompressed by the workers. Streams need not begin with a page: a page
 belongs to the stream its first byte lies in, and a worker reads on into the following streams to complete its last
 page.
+
+A dump that ends without </mediawiki> was cut short, as by a download that broke off: nothing else shows it where the
+cut lies between two pages. It is counted as a broken record.
 """
 
 import re
@@ -15,6 +18,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import IO
 
 from megatron_alum.data.readers.base import MAX_RECORD_BYTES, OVERSIZE, Chunk, Document, Rejected, decode, repairs_of
 from megatron_alum.data.readers.records import RecordReader
@@ -31,6 +35,10 @@ STREAM_GROUP_BYTES = 300_000
 _PAGE, _PAGE_END = b"<page>", b"</page>"
 _ID = re.compile(r"<id>\s*(\d+)\s*</id>")
 _HEAD_BYTES = 64 << 10
+_DUMP, _DUMP_END = b"<mediawiki", b"</mediawiki>"
+_EDGE_BYTES = 1 << 10
+"""Within which of its first, or last, bytes a dump has those."""
+CUT_SHORT = "a dump that ends without </mediawiki>, cut short (fetch it again, or what is missing stays out)"
 
 
 class MediawikiReader(RecordReader):
@@ -55,6 +63,18 @@ class MediawikiReader(RecordReader):
                 bounds.append(start)
         for ordinal, span in enumerate(pairwise([*bounds, size])):
             yield Chunk(str(path), ordinal, *span, span=span)
+        if _is_cut_short(path, starts):
+            yield Chunk(str(path), len(bounds), size, size, rejected=CUT_SHORT)
+
+    def blocks(self, stream: IO[bytes], begun: bytes = b"") -> Iterator[tuple[int, bytes | str]]:
+        """Stretches of whole pages, and the reason why the dump is broken when it lacks its end."""
+        head = tail = None
+        for size, block in super().blocks(stream, begun):
+            head = block[:_EDGE_BYTES] if head is None else head
+            tail = block[-_EDGE_BYTES:]
+            yield size, block
+        if isinstance(head, bytes) and isinstance(tail, bytes) and _DUMP in head and _DUMP_END not in tail:
+            yield 0, CUT_SHORT
 
     def documents(self, chunk: Chunk) -> Iterator[Document | Rejected]:
         """The articles whose pages begin in the chunk."""
@@ -126,6 +146,20 @@ def _pages_of_streams(path: Path, span: tuple[int, int]) -> tuple[bytes, bool]:
         return data[first:last], False
     other = data.find(_PAGE, last + len(_PAGE), end)  # of the next streams, when the last page here lacks its end
     return data[first : other if other >= 0 else end + len(_PAGE_END)], True
+
+
+def _is_cut_short(path: Path, starts: list[int]) -> bool:
+    """Whether the dump in the streams that begin at `starts` lacks its end, which Wikimedia gives a stream of its
+    own."""
+    with open_stream(path) as stream:
+        if _DUMP not in stream.read(_EDGE_BYTES):
+            return False
+    tail, stop = b"", path.stat().st_size
+    for start in reversed(starts):
+        tail, stop = read_bz2_span(path, (start, stop)) + tail, start
+        if len(tail) >= _EDGE_BYTES:
+            break
+    return _DUMP_END not in tail[-_EDGE_BYTES:]
 
 
 def _following(path: Path, start: int) -> Iterator[bytes]:

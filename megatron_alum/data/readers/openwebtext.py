@@ -31,7 +31,7 @@ from megatron_alum.data.readers.base import (
     tile,
 )
 from megatron_alum.data.readers.records import RecordReader
-from megatron_alum.data.readers.sniff import SAMPLE_BYTES, base_suffix, unicode_encoding
+from megatron_alum.data.readers.sniff import SAMPLE_BYTES, base_suffix, check_bytes
 from megatron_alum.data.readers.streams import COMPRESSED, broken_file, open_stream, read_range, stored_compression
 
 MAX_DEPTH = 4
@@ -220,8 +220,10 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> I
 
 def _text(name: str, head: bytes, stream: IO[bytes]) -> Document | Rejected:
     """The document in a .txt member."""
-    if encoding := unicode_encoding(head):
-        return Rejected(name, f"tar member that holds {encoding} text, not UTF-8")
+    try:
+        check_bytes(head, Path(name))
+    except Unreadable as error:
+        return Rejected(name, f"tar member that holds {error.found}")
     data = head + stream.read(MAX_RECORD_BYTES + 1 - len(head))
     if len(data) > MAX_RECORD_BYTES:
         return Rejected(name, OVERSIZE)

@@ -70,14 +70,14 @@ class RecordReader(ABC):
     def stream_documents(self, stream: IO[bytes], name: str, begun: bytes = b"") -> Iterator[Document | Rejected]:
         """The documents of a whole file, of which `begun` has been read from `stream` before."""
         for _size, block in self.blocks(stream, begun):
-            yield from self.parse(block, name) if block is not None else [Rejected(name, OVERSIZE)]
+            yield from self.parse(block, name) if isinstance(block, bytes) else [Rejected(name, block)]
 
     def _range_chunks(self, path: Path) -> Iterator[Chunk]:
         start = 0
         with path.open("rb") as stream:
             for ordinal, (size, block) in enumerate(self.blocks(stream)):
                 span, start = (start, start + size), start + size
-                yield Chunk(str(path), ordinal, *span, span=span, rejected=OVERSIZE if block is None else None)
+                yield Chunk(str(path), ordinal, *span, span=span, rejected=block if isinstance(block, str) else None)
 
     def _inline_chunks(self, path: Path) -> Iterator[Chunk]:
         raw = path.open("rb")
@@ -90,10 +90,11 @@ class RecordReader(ABC):
         """Chunks with the bytes of `stream`, of which `begun` has been read, for the caller to place in the file at
         `path`; `name` is the format a worker reads them by, where it is not the file's."""
         for _size, block in self.blocks(stream, begun):
-            yield Chunk(str(path), data=block, format=name, rejected=OVERSIZE if block is None else None)
+            chunk = Chunk(str(path), format=name)
+            yield replace(chunk, data=block) if isinstance(block, bytes) else replace(chunk, rejected=block)
 
-    def blocks(self, stream: IO[bytes], begun: bytes = b"") -> Iterator[tuple[int, bytes | None]]:
-        """(size, bytes) of stretches of whole records, the bytes None for a single record that is too long."""
+    def blocks(self, stream: IO[bytes], begun: bytes = b"") -> Iterator[tuple[int, bytes | str]]:
+        """(size, bytes) of stretches of whole records; the reason in place of bytes that are passed over."""
         buffer, searched = b"", CHUNK_BYTES
         for piece in chain([begun], iter(lambda: stream.read(_READ_BYTES), b"")):
             buffer += piece
@@ -107,7 +108,7 @@ class RecordReader(ABC):
                     if kept:
                         yield kept, buffer[:kept]
                     skipped, buffer = self._pass_over(stream, buffer[kept:])
-                    yield skipped, None
+                    yield skipped, OVERSIZE
                     searched = CHUNK_BYTES
                 else:
                     searched = max(CHUNK_BYTES, len(buffer) - _OVERLAP_BYTES)

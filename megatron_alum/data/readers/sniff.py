@@ -9,6 +9,7 @@ Latin-1 text without its umlauts) would go unnoticed in millions of documents.
 import csv
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -78,15 +79,16 @@ _AS_IT_IS = "Give --format text or --format lines to take it as it is"
 _LENIENT = json.JSONDecoder(strict=False)
 
 
-def refuse(path: Path, found: str, remedy: str) -> Unreadable:
-    """The sentence for a file that holds `found`; {path} and {stem} in `remedy` stand for its name."""
+def refuse(path: Path, found: str, remedy: str, *, details: str = "") -> Unreadable:
+    """The sentence for a file that holds `found`; {path} and {stem} in `remedy` stand for its name, and `details` are
+    those of this one file, by which many are not counted apart."""
     stem = base_stem(path)
     if f"{stem}.jsonl" == path.name:
         stem += "-lines"  # a shell empties the file it writes to before the command reads it
     remedy = remedy.replace("{path}", str(path)).replace("{stem}", stem)
     return Unreadable(
-        f"`{path}` must be text in a known format (see --format), but holds {found}. {remedy}, or leave it out of "
-        "--input.",
+        f"`{path}` must be text in a known format (see --format), but holds {found}{details}. {remedy}, or leave it "
+        "out of --input.",
         found,
     )
 
@@ -120,7 +122,22 @@ def unicode_encoding(head: bytes) -> str | None:
     even, odd = head[::2].count(0), head[1::2].count(0)
     if max(even, odd) > 0.3 * len(head) / 2 and min(even, odd) < 0.1 * max(even, odd):
         return "UTF-16LE" if odd > even else "UTF-16BE"
+    controls = len(head) - len(head.translate(None, _CONTROLS))
+    if 0 in head and (controls > _MAX_FOREIGN * len(head) or not _is_utf8(head)):
+        return next((name for name in ("UTF-16LE", "UTF-16BE") if _is_text_in(head, name)), None)
     return None
+
+
+def _is_text_in(head: bytes, encoding: str) -> bool:
+    """Whether `head` is text in a UTF-16 with little ASCII: known characters alone, white space among them."""
+    try:
+        text = head[: len(head) // 2 * 2].decode(encoding)
+    except UnicodeDecodeError as error:
+        if error.end < len(head) - 3:  # no surrogate cut off by the end of the sample
+            return False
+        text = head[: error.start].decode(encoding)
+    kinds = {unicodedata.category(character) for character in set(text) - set("\n\r\t\ufeff")}
+    return not set(text).isdisjoint("\n ") and kinds.isdisjoint({"Cc", "Cn", "Co", "Cs"})
 
 
 def _check_utf8(head: bytes, path: Path) -> None:
@@ -138,8 +155,12 @@ def _check_utf8(head: bytes, path: Path) -> None:
     is_western = in_words >= 2
     if stray > max(64, len(head) * _MAX_UNDECODABLE) or (stray > whole and (is_foreign or is_western)):
         name = _probable_encoding(head, text)
-        found = f"text that is no UTF-8 ({stray} stray bytes in the first {len(head)}; probably {name})"
-        raise refuse(path, found, f"Convert it (iconv -f {name.split()[0]} -t UTF-8 {{path}} > {{stem}}.utf8)")
+        raise refuse(
+            path,
+            f"text that is no UTF-8, probably {name}",
+            f"Convert it (iconv -f {name.split()[0]} -t UTF-8 {{path}} > {{stem}}.utf8)",
+            details=f" ({stray} stray bytes in the first {len(head)})",
+        )
 
 
 def _is_utf8(head: bytes) -> bool:

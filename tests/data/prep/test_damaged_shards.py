@@ -5,24 +5,22 @@ extremes, values of the manifest replaced. The corpus is opened and read in a pr
 seen as one.
 """
 
-import copy
 import json
 import multiprocessing
 import random
 import shutil
-import struct
 
 import pytest
 
 from megatron_alum.data.corpus import Corpus
-from megatron_alum.data.shards import INDEX_HEADER_BYTES, open_shards, require_whole_manifest, shard_paths
+from megatron_alum.data.merge import merge_shards
+from megatron_alum.data.shards import open_shards, require_whole_manifest, shard_paths
 from megatron_alum.data.statistics import describe, document_sentences
 from megatron_alum.data.tokenizers import load_tokenizer
+from tests.data.damage import damaged_bytes, damaged_manifest, damaged_table
 from tests.data.prep.corpora import ARTICLES, prepare, write_jsonl
 
-EXTREMES = (0, 1, -1, 2**31 - 1, -(2**31), 2**40, 2**63 - 1, -(2**63))
-ODD_VALUES = (None, -1, 0, 10**30, 1.5, "", "x", [], [1], {}, {"count": "many"}, True)
-ROUNDS = 60
+ROUNDS, MERGE_EVERY = 60, 4
 
 
 @pytest.fixture(scope="module")
@@ -30,51 +28,6 @@ def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     prepare(folder, write_jsonl(folder / "in.jsonl", [*ARTICLES, "", *ARTICLES]))
     return folder
-
-
-def damaged_bytes(draw, data):
-    """Another content than `data`."""
-    kind, changed = draw.randrange(6), bytearray(data)
-    at = draw.randrange(len(data))
-    if kind == 0:
-        changed[at] ^= 1 << draw.randrange(8)
-    elif kind == 1:
-        del changed[at:]
-    elif kind == 2:
-        changed += draw.randbytes(draw.randrange(1, 40))
-    elif kind == 3:
-        changed[at : at + 16] = draw.randbytes(len(changed[at : at + 16]))
-    elif kind == 4:
-        other = draw.randrange(len(data))
-        changed[at : at + 8], changed[other : other + 8] = changed[other : other + 8], changed[at : at + 8]
-    else:
-        changed[at : at + 8] = struct.pack("<q", draw.choice(EXTREMES))[: len(changed[at : at + 8])]
-    return bytes(changed) if changed != data else bytes(changed) + b"\0"
-
-
-def damaged_table(draw, data):
-    """An index of the right size with one number of its header or its tables set to an extreme."""
-    changed = bytearray(data)
-    at = draw.choice([9, 17, 18, 26, *range(INDEX_HEADER_BYTES, len(data) - 7, 4)])
-    changed[at : at + 8] = struct.pack("<q", draw.choice(EXTREMES))
-    return bytes(changed) if changed != data else damaged_bytes(draw, data)
-
-
-def damaged_manifest(draw, data):
-    """A manifest of which one value at any depth is another, or gone."""
-    manifest = json.loads(data)
-    place = manifest
-    while True:
-        key = draw.choice(list(place))
-        if not (isinstance(place[key], dict) and place[key]) or draw.random() < 0.4:
-            break
-        place = place[key]
-    before = copy.deepcopy(place[key])
-    if draw.random() < 0.3:
-        del place[key]
-    else:
-        place[key] = draw.choice([value for value in ODD_VALUES if value != before or type(value) is not type(before)])
-    return json.dumps(manifest).encode()
 
 
 def read_all(prefix, verify, tokenizer):
@@ -91,6 +44,19 @@ def read_all(prefix, verify, tokenizer):
             f"{entry['count']:,} {', '.join(entry['examples'])}"
 
 
+def merge_all(folder, verify):
+    """tools/merge_shards.py with one corpus; whatever comes of it, nothing but a whole corpus may be left."""
+    joined = folder / "joined"
+    try:
+        merge_shards([str(folder / "out")], str(joined / "out"), verify=verify, show=False)
+        open_shards(joined / "out")
+    except ValueError:
+        assert not joined.exists() or not list(joined.iterdir()), "left behind"
+        raise
+    finally:
+        shutil.rmtree(joined, ignore_errors=True)
+
+
 def try_damages(folder, name, damage, verify, outcomes):
     """Child process: the outcome of each round, put before and after it so that a crash shows its round."""
     original = (folder / name).read_bytes()
@@ -98,13 +64,15 @@ def try_damages(folder, name, damage, verify, outcomes):
     for number in range(ROUNDS):
         outcomes.put((number, "began"))
         (folder / name).write_bytes(damage(random.Random(number), original))
-        try:
-            read_all(folder / "out", verify, tokenizer)
-            outcomes.put((number, "accepted"))
-        except ValueError as error:
-            outcomes.put((number, "refused" if str(error) else "no sentence"))
-        except BaseException as error:
-            outcomes.put((number, f"{type(error).__name__}: {error}"))
+        tasks = [lambda: read_all(folder / "out", verify, tokenizer), lambda: merge_all(folder, verify)]
+        for task in tasks if number % MERGE_EVERY == 0 else tasks[:1]:
+            try:
+                task()
+                outcomes.put((number, "accepted"))
+            except ValueError as error:
+                outcomes.put((number, "refused" if str(error) else "no sentence"))
+            except BaseException as error:
+                outcomes.put((number, f"{type(error).__name__}: {error}"))
     outcomes.put((ROUNDS, "done"))
 
 
@@ -137,7 +105,7 @@ def outcomes_of(corpus, tmp_path, name, damage, verify):
 )
 def test_no_damage_crashes_and_none_is_accepted_that_can_be_seen(corpus, tmp_path, name, damage, verify):
     outcomes = outcomes_of(corpus, tmp_path, name, damage, verify)
-    assert len(outcomes) == ROUNDS
+    assert len(outcomes) == ROUNDS + ROUNDS // MERGE_EVERY
     assert set(outcomes) <= {"refused", "accepted"}
     if verify and name != "out.json":
         assert set(outcomes) == {"refused"}

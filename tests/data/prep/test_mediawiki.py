@@ -2,6 +2,7 @@
 
 import bz2
 import collections
+import gzip
 import hashlib
 import html
 import json
@@ -15,6 +16,8 @@ from megatron_alum.data.readers import mediawiki, records
 from megatron_alum.data.readers.base import Document, Rejected
 from megatron_alum.data.readers.mediawiki import MediawikiReader
 from megatron_alum.data.readers.wikitext import clean_by_parser, clean_wikitext, wiki_of
+from tests.data.prep.corpora import prepare
+from tests.data.prep.test_wrong_guesses import tar_bytes
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "prep" / "articles.json"
 DUMP = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
@@ -190,7 +193,7 @@ def test_streams_cut_anywhere(tmp_path, monkeypatch, size):
     """Every page comes once, in order, when the streams end inside pages, tags and words."""
     monkeypatch.setattr(mediawiki, "STREAM_GROUP_BYTES", 1)
     data = dump(*[page(i, f"Article number {i}. " * (i % 5 + 1)) for i in range(30)])
-    data = data[: len(data) // (10 if size == 7 else 1)]
+    data = data[: len(data) // 10] + b"</mediawiki>" if size == 7 else data
     pieces = [data[i : i + size] for i in range(0, len(data), size)]
     (tmp_path / "d.xml.bz2").write_bytes(b"".join(map(bz2.compress, pieces)))
     (tmp_path / "d.xml").write_bytes(data)
@@ -205,6 +208,46 @@ def test_a_truncated_multistream_file(tmp_path, monkeypatch):
     (tmp_path / "d.xml.bz2").write_bytes(b"".join(streams)[:-15])
     with pytest.raises(ValueError, match=r"d\.xml\.bz2` must be a whole \.bz2 file"):
         read(tmp_path / "d.xml.bz2")
+
+
+def in_tar(data):
+    return tar_bytes({"a/d.xml": data})
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20], ids=["cut into chunks", "in one"])
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("d.xml", bytes),
+        ("d.xml.gz", gzip.compress),
+        ("d.xml.bz2", bz2.compress),
+        ("d.xml.bz2", lambda data: b"".join(bz2.compress(data[i : i + 90]) for i in range(0, len(data), 90))),
+        ("d.tar", in_tar),
+        ("d.tgz", lambda data: gzip.compress(in_tar(data))),
+    ],
+    ids=["plain", "gz", "bz2", "multistream", "tar", "tgz"],
+)
+def test_a_dump_cut_short_between_pages_is_counted(tmp_path, monkeypatch, name, pack, size):
+    """A download that broke off; an extract that never had the end of a dump, nor its head, is none."""
+    monkeypatch.setattr(mediawiki, "STREAM_GROUP_BYTES", size)
+    monkeypatch.setattr(records, "CHUNK_BYTES", size)
+    monkeypatch.setattr(records, "SMALL_COMPRESSED_BYTES", size)
+    pages = [page(i, f"The cat {i} sat.") for i in range(3)]
+    whole = dump(*pages)
+    for data, is_cut in (
+        (whole, False),
+        (whole.removesuffix(b"</mediawiki>\n"), True),
+        (whole.replace(b"</mediawiki>", b"<!-- -->"), True),
+        ("".join(pages).encode(), False),
+    ):
+        (tmp_path / name).write_bytes(pack(data))
+        manifest = prepare(tmp_path, tmp_path / name, overwrite=True)
+        assert manifest["num_documents"] == 3
+        assert list(manifest["skipped"]) == [mediawiki.CUT_SHORT] * is_cut
+        assert manifest["account"]["records"] == 3 + is_cut
+    with pytest.raises(ValueError, match="ends without </mediawiki>"):
+        (tmp_path / name).write_bytes(pack(dump(*pages)[:-13]))
+        prepare(tmp_path, tmp_path / name, overwrite=True, strict=True)
 
 
 def test_a_plain_dump_is_cut_at_pages(tmp_path, monkeypatch):

@@ -138,7 +138,8 @@ def test_nowiki_keeps_every_character(inside):
     assert clean_wikitext(source).split() == f"a {inside} b".split()
 
 
-# Time: twenty times the input may take no more than sixty times as long (a quadratic step takes four hundred times).
+MAX_GROWTH = 60
+"""Twenty times the input may take no more than sixty times as long; a quadratic step takes four hundred times."""
 LONG = {
     "named parameters": lambda n: "{{infobox" + "".join(f"|p{i}=v" for i in range(n)) + "}}",
     "positional parameters": lambda n: "a {{lang|fr" + "|v" * n + "}} b {{foo" + "|v" * n + "}} c",
@@ -172,10 +173,15 @@ def seconds(source, wiki):
 
 @pytest.mark.parametrize(("kind", "wiki"), [*((kind, 0) for kind in LONG), ("variants", 1), ("unknown templates", 1)])
 def test_time_is_linear(kind, wiki):
-    """In English, and in Chinese what its wiki treats in its own way."""
-    small = min(seconds(LONG[kind](1000), WIKIS[wiki]) for _ in range(3))
-    # 20 times the size, 400 times the time if it were quadratic; the rest is room for a busy machine.
-    assert any(seconds(LONG[kind](20_000), WIKIS[wiki]) < 150 * small + 0.1 for _ in range(2))
+    """In English, and in Chinese what its wiki treats in its own way. Best of up to five: what else runs on the machine
+    only adds time, and a quadratic step takes its own in each."""
+    small = large = float("inf")
+    for _attempt in range(5):
+        small = min(small, seconds(LONG[kind](1000), WIKIS[wiki]))
+        large = min(large, seconds(LONG[kind](20_000), WIKIS[wiki]))
+        if large < MAX_GROWTH * small:
+            return
+    pytest.fail(f"20 times the input took {large / small:.0f} times as long: {large:.3f} s")
 
 
 def test_wikiextractor_leaves_neither_entities_nor_tags():

@@ -192,16 +192,16 @@ REFUSED = [
         "in.txt",
         GERMAN.encode("latin-1"),
         {},
-        r"no UTF-8 \(7 stray bytes .* WINDOWS-1252 or Latin-1\).*\(iconv -f WINDOWS-1252 ",
+        r"no UTF-8, probably WINDOWS-1252 or Latin-1 \(7 stray bytes .*\(iconv -f WINDOWS-1252 ",
     ),
     ("in.txt", GERMAN.encode("latin-1"), {"format": "text"}, r"iconv -f WINDOWS-1252 -t UTF-8"),
     ("in.txt.xz", lzma.compress(GERMAN.encode("latin-1")), {"format": "lines"}, r"iconv -f WINDOWS-1252 -t UTF-8"),
     ("in.jsonl", json.dumps({"text": GERMAN}, ensure_ascii=False).encode("latin-1"), {}, r"iconv -f WINDOWS-1252"),
     ("in.txt", ENGLISH.encode("cp1252"), {}, r"iconv -f WINDOWS-1252 -t UTF-8"),
-    ("in.txt", RUSSIAN.encode("cp1251"), {}, r"text that is no UTF-8 .*iconv -f CP1251 -t UTF-8"),
-    ("in.txt", RUSSIAN.encode("koi8-r"), {}, r"text that is no UTF-8 .*iconv -f KOI8-R -t UTF-8"),
-    ("in.txt", JAPANESE.encode("shift_jis"), {}, r"text that is no UTF-8 .*iconv -f CP932 -t UTF-8"),
-    ("in.txt", CHINESE.encode("gbk"), {}, r"text that is no UTF-8 .*iconv -f GB18030 -t UTF-8"),
+    ("in.txt", RUSSIAN.encode("cp1251"), {}, r"text that is no UTF-8, .*iconv -f CP1251 -t UTF-8"),
+    ("in.txt", RUSSIAN.encode("koi8-r"), {}, r"text that is no UTF-8, .*iconv -f KOI8-R -t UTF-8"),
+    ("in.txt", JAPANESE.encode("shift_jis"), {}, r"text that is no UTF-8, .*iconv -f CP932 -t UTF-8"),
+    ("in.txt", CHINESE.encode("gbk"), {}, r"text that is no UTF-8, .*iconv -f GB18030 -t UTF-8"),
     *(("in.txt", text.encode(code), {}, r"text that is no UTF-8") for text, code in SHORT),
     ("in.txt", (SHORT[2][0] + ENGLISH).encode("iso2022_jp", "ignore"), {}, r"ISO-2022-JP text.*iconv -f ISO-2022-JP"),
     (
@@ -271,6 +271,25 @@ REFUSED = [
         {},
         r"1 with tar member that holds UTF-16 text, not UTF-8",
     ),
+    (
+        "in.tar",
+        tar_bytes({"a.txt": GERMAN.encode("latin-1"), "b.txt": GERMAN[:-20].encode("latin-1")}),
+        {},
+        r"2 with tar member that holds text that is no UTF-8, probably WINDOWS-1252 or Latin-1\)",
+    ),
+    ("in.tar", tar_bytes({"a.txt": zip_bytes()}), {}, r"1 with tar member that holds a zip archive"),
+    *(
+        ("in.txt", text.encode(code), {}, f"{code.upper().replace('UTF-16-', 'UTF-16')} text, not UTF-8")
+        for code in ("utf-16-le", "utf-16-be")
+        for text in (
+            "\u0414\u043e\u043c.\n",
+            "The cat.\n",
+            *(text for text, _code in SHORT),
+            JAPANESE,
+            CHINESE,
+            RUSSIAN,
+        )
+    ),
 ]
 
 
@@ -320,6 +339,8 @@ PLAIN = [
     (b"ORC and OBJ are words.\nBZh1 too.\n", "lines"),
     (b"BZh9 is no archive.\nPK neither.\n", "lines"),
     (b"The c\xffat sat.\n\nA dog sat.\n", "text"),
+    (b"The c\xffat sat.\n\0\n\nA dog sat.\n", "text"),
+    (b"\0\0\0\0The cat sat.\n\0\n\nA dog sat.\n\0\0", "text"),
     ("Ein \u00e4ltrer Text\n\n\u00fc".encode() + b" mit \xc3 einem \xe4Fehler\n", "text"),
     (b"The cat\tsat.\nA dog sat.\n", "lines"),
     (b'"The cat," he said, "sat."\n"A dog," she said.\n', "lines"),

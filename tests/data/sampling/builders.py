@@ -47,6 +47,7 @@ def write_shards(prefix: Path, documents: list[list[list[int]]], tokenizer, *, d
         "manifest_version": 1,
         "num_documents": len(documents),
         "num_sentences": sum(len(document) for document in documents),
+        "num_tokens": sum(len(sentence) for document in documents for sentence in document),
         "dtype": np.dtype(dtype).name,
     }
     Path(f"{prefix}.json").write_text(json.dumps(manifest))

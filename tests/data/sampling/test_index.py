@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import random
 import resource
 import signal
 import time
@@ -14,6 +15,7 @@ from megatron_alum.data.corpus import Corpus
 from megatron_alum.data.index import epoch_rows
 from megatron_alum.data.objective import ROW, WalkSettings, walk_epoch
 from megatron_alum.data.shards import read_index
+from tests.data.damage import damaged_bytes
 from tests.data.sampling.builders import open_train, random_documents, toy_bert_tokenizer, write_shards
 
 WHOLE = (1.0, 0.0, 0.0)
@@ -95,14 +97,34 @@ def test_another_corpus_of_the_same_size_has_another_file(tmp_path):
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
-def test_a_damaged_file_is_built_again(corpus, tmp_path, damage):
-    expected = rows_of(corpus, tmp_path).tobytes()
-    (path,) = tmp_path.glob("*.npy")
+@pytest.mark.parametrize("suffix", [".npy", ".json"])
+def test_any_damage_is_seen_and_mended(corpus, tmp_path, caplog, suffix):
+    """Of the rows every one; of what is written beside them, where they can no longer be relied on."""
+    expected = np.array(rows_of(corpus, tmp_path))  # not the mapped file, which changes
+    built = []
+
+    def build(_sentences, _settings):
+        built.append(1)
+        return expected
+
+    (path,) = tmp_path.glob(f"*{suffix}")
     whole = path.read_bytes()
-    path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"not an array"}[damage])
+    for number in range(60):
+        caplog.clear()
+        path.write_bytes(damaged_bytes(random.Random(number), whole))
+        assert rows_of(corpus, tmp_path, build=build).tobytes() == expected.tobytes()
+        assert caplog.text.count("is not what was written there") == len(built)
+        if suffix == ".npy":
+            assert len(built) == 1 and path.read_bytes() == whole
+        built.clear()
+
+
+def test_rows_without_their_checksum_are_built_again(corpus, tmp_path):
+    """A process that died between the two files."""
+    expected = rows_of(corpus, tmp_path).tobytes()
+    next(tmp_path.glob("*.json")).unlink()
     assert rows_of(corpus, tmp_path).tobytes() == expected
-    assert path.read_bytes() == whole
+    assert rows_of(corpus, tmp_path, build=never).tobytes() == expected
 
 
 def test_a_folder_that_cannot_be_made_keeps_the_rows_in_memory(corpus, tmp_path, caplog):

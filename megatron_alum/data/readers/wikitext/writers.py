@@ -289,6 +289,15 @@ def _centuries(noun: str, given: Arguments) -> str:
     return " ".join([*words, first + "s" * (numbers > 1 and first[-1] != "."), rest]).strip()
 
 
+def _siglo(given: Arguments) -> str:
+    """{{siglo|XIX}} -> "XIX", {{siglo|II|a|s}} -> "siglo II a. C.": the word only where the third argument asks."""
+    if not (century := given.get("1")):
+        return ""
+    word = {"s": "siglo ", "S": "Siglo "}.get(given.get("3", ""), "")
+    era = {"a": " a. C.", "d": " d. C."}.get(given.get("2", "").lower(), "")
+    return word + century + era
+
+
 def _born_died(given: Arguments) -> str:
     """{{bd|1866\u5e74|11\u670811\u65e5|1936\u5e74|9\u670821\u65e5}} -> both dates in brackets."""
     born, died = (given.get(a, "") + given.get(b, "") for a, b in (("1", "2"), ("3", "4")))
@@ -340,6 +349,8 @@ WRITERS: dict[str, Writer] = {
     "music": lambda given: _ACCIDENTALS.get(given.get("1", ""), ""),
     "glossed": _glossed,
     "link": _linked,
+    "siglo": _siglo,
+    "or space": lambda given: given.get("1") or " ",
     "born died": _born_died,
     "time": _time,
 }
