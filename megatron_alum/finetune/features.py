@@ -133,7 +133,7 @@ class Encoder:
                 seen.add(word)
                 words.append(word if first else None)
                 tag = example["tags"][word] if first and example["tags"] is not None else None
-                labels.append(self._tag_numbers.get(tag, IGNORED_LABEL))
+                labels.append(IGNORED_LABEL if tag is None else self._tag_numbers.get(tag, IGNORED_LABEL))
             features.append({**self._model_inputs(encoded, window), "labels": labels, "example": index, "words": words})
         return features
 
