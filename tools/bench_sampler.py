@@ -280,15 +280,18 @@ def write_synthetic(prefix: Path, *, num_documents: int) -> str:
     rng = np.random.default_rng(0)
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
     sentences = rng.geometric(1 / 14, size=num_documents)
+    num_tokens = 0
     for count in sentences.tolist():
         lengths = 1 + rng.poisson(21, size=count)
         text = torch.from_numpy(rng.integers(5, len(entries), size=int(lengths.sum())))
         builder.add_document(text, lengths.tolist())
+        num_tokens += len(text)
     builder.finalize(f"{prefix}.idx")
     manifest = {
         "manifest_version": 1,
         "num_documents": num_documents,
         "num_sentences": int(sentences.sum()),
+        "num_tokens": num_tokens,
         "dtype": "uint16",
     }
     Path(f"{prefix}.json").write_text(json.dumps(manifest))

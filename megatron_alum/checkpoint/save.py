@@ -314,6 +314,8 @@ class _Writer(dcp.FileSystemWriter):
         try:
             written = super().write_data(plan, planner)
             self.names = frozenset(result.storage_data.relative_path for result in written.value())
+            if not self.names:  # a rank with nothing to write makes its file all the same, which nothing would list
+                (Path(self.path) / f"{plan.storage_data.prefix}0.distcp").unlink(missing_ok=True)
             return written
         except RuntimeError as error:
             raise _system_error(error) from None
