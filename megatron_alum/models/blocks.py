@@ -55,8 +55,9 @@ def block_attention(
 
 class _BlockAttention(torch.autograd.Function):
     """By hand, because autograd would keep the scores, the weights before and after dropout and copies of q, k and v.
-    Here no matrix of L x L outlives its block: the backward pass computes the weights again (a sixth of its products)
-    and draws the dropout masks again from their seeds.
+    Here the weights of long sequences, which grow with L squared, are computed again by the backward pass (a sixth of
+    its products); those of short ones, smaller than their q, k and v, are kept. Dropout masks are drawn again from
+    their seeds.
 
     With P the weights, M the mask (0 or 1 / keep), G the gradient of the output O = (M P) V, the gradient of the scores
     is P (M G V^T - d), d the row sums of M P G V^T. These are the row sums of G O, so no second mask is drawn.
@@ -68,27 +69,29 @@ class _BlockAttention(torch.autograd.Function):
     ) -> Tensor:
         out = _empty_but_for_the_tail(value, blocks)
         seeds = [draw_seed() for _ in blocks] if probability else []
+        kept: list[Tensor | None] = []
         for number, block in enumerate(blocks):
             q, k, v = (_gathered(tensor, block) for tensor in (query, key, value))
             weights = _weights(q, k)
+            kept.append(weights if block.length <= 3 * query.size(-1) else None)
             if probability:
                 weights = seeded_dropout(weights, seeds[number], probability)
             _scatter(out, torch.bmm(weights, v), block)
-        ctx.save_for_backward(query, key, value, out)
+        ctx.save_for_backward(query, key, value, out, *kept)
         ctx.blocks, ctx.probability, ctx.seeds = blocks, probability, seeds
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out = ctx.saved_tensors
+        query, key, value, out, *kept = ctx.saved_tensors
         to_query, to_key, to_value = (_empty_but_for_the_tail(query, ctx.blocks) for _ in range(3))
         row_sums = (gradients[0] * out).sum(-1, keepdim=True)
-        for number, block in enumerate(ctx.blocks):
+        for number, (block, weights) in enumerate(zip(ctx.blocks, kept, strict=True)):
             q, k, v, gradient, sums = (
                 _gathered(tensor, block) for tensor in (query, key, value, gradients[0], row_sums)
             )
-            weights = _weights(q, k)
+            weights = _weights(q, k) if weights is None else weights
             dropped = seeded_dropout(weights, ctx.seeds[number], ctx.probability) if ctx.probability else weights
             _scatter(to_value, torch.bmm(dropped.transpose(1, 2), gradient), block)
             to_scores = torch.bmm(gradient, v.transpose(1, 2)).mul_(dropped).addcmul_(weights, sums, value=-1.0)
