@@ -81,7 +81,9 @@ def plain(q, k, v, lengths=LENGTHS):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("lengths", "num_tokens"), [(LENGTHS, T), ((7,), 7), ((3, 3, 3), 16), ((1,), 40), ((30, 24, 25), 80)])
+@pytest.mark.parametrize(
+    ("lengths", "num_tokens"), [(LENGTHS, T), ((7,), 7), ((3, 3, 3), 16), ((1,), 40), ((30, 24, 25), 80)]
+)
 def test_value_and_gradients_equal_those_of_each_sequence(groups, backend, lengths, num_tokens):
     real = sum(lengths)
     mixed, (q, k, v) = qkv(num_tokens)
