@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest.mock import patch
 
 import pytest
 
@@ -206,11 +207,8 @@ def train_taken_over(rank, world_size, argv):
         if self.state.iteration == 2 and rank == 0:
             plant(Path(self.config.checkpoint.save), host="node7", process=4711, token="other")
 
-    Run._after_step = plant_after_two
-    try:
+    with patch.object(Run, "_after_step", plant_after_two):
         return train_quietly(rank, world_size, argv)
-    finally:
-        Run._after_step = after_step
 
 
 def test_a_run_whose_lock_was_taken_over_saves_nothing_more(prefix, tmp_path):

@@ -3,6 +3,7 @@
 import gzip
 import json
 import time
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -90,11 +91,8 @@ def train_with_a_slow_rank(rank, world_size, argv):
             time.sleep(0.05)
         return standard(self, *args)
 
-    Objective.standard = slow
-    try:
+    with patch.object(Objective, "standard", slow):
         return train_quietly(rank, world_size, argv)
-    finally:
-        Objective.standard = standard
 
 
 def test_the_slowest_rank_is_named(prefix, tmp_path):

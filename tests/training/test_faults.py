@@ -1,6 +1,7 @@
 """A rank that hangs is named, with what the others were doing; nothing is saved."""
 
 import time
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -31,11 +32,8 @@ def train_with_a_sleeper(rank, world_size, argv):
             time.sleep(12)
         return agree(self, **kwargs)
 
-    Control.agree = sleepy
-    try:
+    with patch.object(Control, "agree", sleepy):
         return train_quietly(rank, world_size, argv)
-    finally:
-        Control.agree = agree
 
 
 def test_a_hung_rank_times_out_with_rank_and_operation(prefix, tmp_path):
