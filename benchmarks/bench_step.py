@@ -19,7 +19,6 @@ import gc
 import importlib.util
 import multiprocessing
 import os
-import socket
 import sys
 import threading
 import time
@@ -28,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TextIO
 
 import torch
+from torch.distributed import TCPStore
 
 from benchmarks.batches import one_micro_batch, padded_rows
 from megatron_alum.compat.machine import current_commit, processor_name
@@ -122,10 +122,11 @@ def chosen(words: list[str]) -> list[str]:
 
 def run_variant(arguments: argparse.Namespace, variant: Variant) -> Measured:
     """One row, measured by the first of its processes."""
-    meeting_point = {}  # one process alone needs none, whose port another program may take before it is there
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # on a port that the system chooses
+    meeting_point = {}
     if variant.processes > 1:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            meeting_point = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+        meeting_point = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+        meeting_point["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # the processes join this store, none opens its own
     jobs = [(arguments, variant, rank, meeting_point) for rank in range(variant.processes)]
     with multiprocessing.get_context("spawn").Pool(variant.processes) as pool:
         return pool.starmap(_rank_of_variant, jobs, chunksize=1)[0]

@@ -11,7 +11,7 @@ import torch
 
 from tests.finetune import process_worker
 from tests.finetune.test_tools import encoder, flags, sentiment  # noqa: F401  fixtures
-from tests.helpers.distributed import free_port
+from tests.helpers.distributed import open_meeting_point
 from tests.helpers.warm import start
 
 ROOT = Path(__file__).parents[2]
@@ -41,17 +41,17 @@ def train_as(rank, world_size, port, *words):
     """A process as torchrun would start it."""
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     os.environ |= {name: str(value) for name, value in places.items()}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     process_worker.main(*words)
 
 
 def train(name, num_processes, batch, output):
     """The parameters after three steps of so many processes; one alone has no launcher."""
-    words, port = (name, str(batch), str(output)), free_port()
+    words, meeting_point = (name, str(batch), str(output)), open_meeting_point()
     if num_processes == 1:
         processes = [start(process_worker.main, *words)]
     else:
-        processes = [start(train_as, rank, num_processes, port, *words) for rank in range(num_processes)]
+        processes = [start(train_as, rank, num_processes, meeting_point.port, *words) for rank in range(num_processes)]
     for process in processes:
         process.join(300)
         assert process.exitcode == 0

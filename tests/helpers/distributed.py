@@ -4,7 +4,7 @@
 
 The function must be importable (module level). Importing torch and megatron-core costs seconds of a processor, so a
 server that has imported them once (tests/helpers/warm.py) forks the workers, and the workers are reused; every call
-gets fresh process groups on a free port, torchrun's environment variables and one torch thread a rank, and all
+gets fresh process groups, torchrun's environment variables and one torch thread a rank, and all
 parallel state is destroyed afterwards. An exception in a rank is raised here with the rank's traceback as its cause; a
 rank that hangs (typically in a collective) ends the call after `timeout_seconds`, prints its stack and costs only a
 new pool.
@@ -17,7 +17,6 @@ import gc
 import os
 import pickle
 import random
-import socket
 import sys
 import time
 import traceback
@@ -66,9 +65,9 @@ def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout_secon
         stop_pool()
     while len(_pool) < world_size:
         _pool.append(_Worker())
-    port = free_port()
+    meeting_point = open_meeting_point()
     for rank in range(world_size):
-        job = (rank, world_size, port, timeout_seconds, fn, args)
+        job = (rank, world_size, meeting_point.port, timeout_seconds, fn, args)
         _pool[rank].connection.send_bytes(pickle.dumps(job))
         _pool[rank].num_jobs += 1
     answers = _collect(world_size, timeout_seconds)
@@ -103,11 +102,14 @@ def _collect(world_size: int, timeout_seconds: float) -> dict[int, tuple]:
     return answers
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def open_meeting_point() -> Any:
+    """A key-value store at which ranks find each other, open until the caller drops it; they join at its `port`.
+
+    The system chooses the port as the store starts to listen: one that was looked for beforehand may be taken by then.
+    """
+    from torch.distributed import TCPStore
+
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
 @atexit.register
@@ -164,7 +166,8 @@ def _start(rank: int, world_size: int, port: int, torch: Any) -> None:
     )
     random.seed(0)
     torch.manual_seed(0)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+    store = torch.distributed.TCPStore("127.0.0.1", port, is_master=False)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
 
 
 def _clean_up(torch: Any) -> None:

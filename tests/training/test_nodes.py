@@ -1,6 +1,8 @@
 """Two nodes on one machine, started by examples/launch_many_nodes.sh: one loses its worker, both go on together."""
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,9 +20,12 @@ OPTIONS = {"tensor_model_parallel_size": 2, "train_iters": 120, "save_interval":
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on, below those which the system hands to whoever asks for any."""
+    while True:
+        port = random.randrange(20000, 30000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def start_node(port, argv, log):
