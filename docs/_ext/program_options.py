@@ -29,8 +29,8 @@ PROGRAMS = {
     "tools/preprocess_data.py": "megatron_alum.data.settings:PreprocessSettings",
     "tools/train_tokenizer.py": "megatron_alum.data.train_tokenizer:TrainTokenizerSettings",
     "tools/finetune.py": "megatron_alum.config.finetune:FinetuneConfig",
-    "tools/attack.py": "megatron_alum.config.attack:AttackConfig",
-    "tools/make_report.py": "megatron_alum.config.report:ReportConfig",
+    "tools/attack.py": "megatron_alum.config.finetune:AttackConfig",
+    "tools/make_report.py": "megatron_alum.cli.report:ReportConfig",
 }
 """program -> the dataclass that is its command line"""
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from megatron_alum.config.attack import AttackConfig
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.extras import EXTRAS, require
+from megatron_alum.config.finetune import AttackConfig
 
 
 def main() -> None:

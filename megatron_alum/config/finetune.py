@@ -1,6 +1,6 @@
-"""Settings of megatron-alum finetune: what to train on, how, and which grid to search. ALUM's own flags override the
-method's.
+"""Settings of megatron-alum finetune (what to train on, how, and which grid to search) and of megatron-alum attack.
 
+The flags --alum-* override the method's preset. Files and columns of --task custom are read alike by both commands.
 Flags bear the names of Hugging Face's example scripts where those have them. Lists (`--seeds 1 2 3`) span a grid.
 """
 
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from megatron_alum.config.alum import AlumConfig
-from megatron_alum.config.custom_task import CustomTaskConfig
 
 # What --alum-* can change in a method; r-drop has no ascent, none and freelb have no divergence.
 ALUM_FLAGS_OF: dict[str, tuple[str, ...]] = {
@@ -19,6 +18,41 @@ ALUM_FLAGS_OF: dict[str, tuple[str, ...]] = {
     "freelb": (),
     "r-drop": ("alpha", "perturb", "perturb_layer", "detach_targets"),
 }
+
+
+@dataclass(frozen=True)
+class CustomTaskConfig:
+    """Task custom
+
+    A task in files of your own: .tsv with header, .csv, .jsonl, .json, .parquet; tags also one a line, spans as SQuAD.
+    """
+
+    kind: Literal["classification", "regression", "spans", "choice", "tags"] | None = None
+    """kind of the task; by default a classification with --labels, or else what the labels of the training file are:
+    numbers that are not all whole are a regression, anything else is classes"""
+
+    validation_file: str | None = None
+    """validation file, the split dev"""
+    test_file: str | None = None
+    """test file, the split test"""
+    text_column: str = "sentence"
+    """text column"""
+    text_pair_column: str | None = None
+    """second text column"""
+    label_column: str = "label"
+    """label column"""
+    labels: tuple[str, ...] = ()
+    """class names, in the order of the model's; by default those of the training file, in alphabetical order"""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for labels that no task can have."""
+        for name in self.labels:
+            if self.labels.count(name) > 1:
+                raise ValueError(f"--labels must name each class once, but has {name} {self.labels.count(name)} times.")
+        if len(self.labels) == 1:
+            raise ValueError(f"--labels must name two or more classes, but names {self.labels[0]} alone.")
+        if self.labels and self.kind not in (None, "classification"):
+            raise ValueError(f"--labels must be left out with --kind {self.kind}, which has none, but are given.")
 
 
 @dataclass(frozen=True)
@@ -257,6 +291,55 @@ class FinetuneConfig:
         if unused:
             flag = unused[0].replace("_", "-")
             raise ValueError(f"--{flag} must be left out where it has no effect, but is given with --method {method}.")
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """This attack"""
+
+    model: tuple[str, ...]
+    """fine-tuned Hugging Face folders to compare, such as OUTPUT/model of megatron-alum finetune"""
+    output: str
+    """folder of attack.jsonl and attack.png"""
+    task: str | None = None
+    """classification or multiple-choice task of the table, or custom; by default the first model's own"""
+    data_dir: str = "."
+    """folder of the task's official files, or the one above it"""
+    split: str = "dev"
+    """split to attack"""
+    radii: tuple[float, ...] = (0.0, 0.01, 0.02, 0.05, 0.1)
+    """L-infinity radii around the word embeddings; 0 is the clean accuracy"""
+    num_steps: int = 10
+    """gradient steps of each attack"""
+    max_eval_samples: int = 500
+    """examples to attack, a fixed sample of the split"""
+    max_seq_length: int | None = None
+    """tokens of the longest input; by default those of each model's training"""
+    per_device_eval_batch_size: int = 32
+    """examples of a batch"""
+    seed: int = 0
+    """of the random start"""
+    word_attack: Literal["textfooler", "bae", "pwws", "deepwordbug"] | None = None
+    """also replace words, by this recipe of the TextAttack library, which must be installed"""
+    custom: CustomTaskConfig = field(default_factory=CustomTaskConfig)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that no attack can use."""
+        file_of_split = {"dev": self.custom.validation_file, "test": self.custom.test_file}
+        if self.task == "custom" and file_of_split.get(self.split) is None:
+            raise ValueError(
+                "--validation-file for --split dev, or --test-file for --split test, must be given with --task custom, "
+                f"but is not for --split {self.split}."
+            )
+        if not self.model or not self.radii:
+            raise ValueError("--model and --radii must have at least one value each, but one has none.")
+        if min(self.radii) < 0:
+            raise ValueError(f"--radii must be at least 0, but are {self.radii} instead.")
+        for name in ("num_steps", "max_eval_samples", "max_seq_length", "per_device_eval_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be at least 1, but is {getattr(self, name)} instead."
+                )
 
 
 def _given(overrides: Any) -> dict[str, Any]:

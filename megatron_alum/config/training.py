@@ -1,8 +1,14 @@
-"""How many samples, in what portions, for how long, and what happens between the steps."""
+"""How a run trains: length and batches, optimizer, layout over processes, number formats, memory against time.
+
+The paper gives the learning-rate schedule (section 4.2: peak 1e-4, linear warm-up over the first 1 % of the steps,
+linear decay to 0); betas, epsilon and weight decay are those of Devlin et al. 2018. Biases and LayerNorm weights are
+never decayed. Master weights, moments, losses and delta are float32 in every number format.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -63,3 +69,156 @@ class TrainingConfig:
                 f"--global-batch-size must be a multiple of --micro-batch-size ({self.micro_batch_size}), "
                 f"but is {self.global_batch_size} instead."
             )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer and learning rate
+
+    Adam with decoupled weight decay; linear warm-up, then linear decay to the last iteration.
+    """
+
+    lr: float = 1e-4
+    """peak learning rate (ALUM section 4.2: 1e-4 from scratch, 4e-5 continual)"""
+    min_lr: float = 0.0
+    """learning rate that the decay runs towards; it would be reached one iteration after the last one"""
+    lr_warmup_fraction: float = 0.01
+    """share of --train-iters over which the rate rises linearly from 0 (ALUM section 4.2: 1 %)"""
+    weight_decay: float = 0.01
+    """decoupled weight decay; none on biases and LayerNorm (Devlin et al. 2018: 0.01)"""
+    adam_beta1: float = 0.9
+    """decay of the first moment (Devlin et al. 2018)"""
+    adam_beta2: float = 0.999
+    """decay of the second moment (Devlin et al. 2018; RoBERTa: 0.98)"""
+    adam_eps: float = 1e-6
+    """added to the root of the second moment (Devlin et al. 2018: 1e-6)"""
+    clip_grad: float = 1.0
+    """largest global L2 norm of the gradient; 0 turns clipping off"""
+
+    def __post_init__(self) -> None:
+        """Refuse rates outside their range."""
+        if self.lr <= 0:
+            raise ValueError(f"--lr must be positive, but is {self.lr} instead.")
+        if not 0 <= self.min_lr <= self.lr:
+            raise ValueError(f"--min-lr must be between 0 and --lr ({self.lr}), but is {self.min_lr} instead.")
+        for flag, share in (
+            ("lr-warmup-fraction", self.lr_warmup_fraction),
+            ("adam-beta1", self.adam_beta1),
+            ("adam-beta2", self.adam_beta2),
+        ):
+            if not 0 <= share < 1:
+                raise ValueError(f"--{flag} must be at least 0 and below 1, but is {share} instead.")
+        for flag, value in (("weight-decay", self.weight_decay), ("clip-grad", self.clip_grad)):
+            if value < 0:
+                raise ValueError(f"--{flag} must not be negative, but is {value} instead.")
+        if self.adam_eps <= 0:
+            raise ValueError(f"--adam-eps must be positive, but is {self.adam_eps} instead.")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Layout over processes
+
+    Data-parallel size = number of processes / (tensor-parallel size x pipeline stages).
+    """
+
+    tensor_model_parallel_size: int = 1
+    """processes that share every layer's matrices (heads, feed-forward columns, vocabulary rows)"""
+    pipeline_model_parallel_size: int = 1
+    """stages of consecutive layers, one after another in time (1F1B); for runs without an adversarial phase only, whose
+    inner pass needs the embedding and the logits in one process"""
+    sequence_parallel: bool = False
+    """split LayerNorm, dropout and the residual over tokens inside a tensor-parallel group; saves activation memory"""
+    use_distributed_optimizer: bool = False
+    """split master weights and Adam's moments over the data-parallel group"""
+    overlap_grad_reduce: bool = False
+    """reduce gradients over the data-parallel group while backward still runs"""
+    grad_reduce_in_bf16: bool = False
+    """keep the gradient buffer in bfloat16 and reduce it so: half the memory and traffic, and sums over micro-batches
+    and replicas with 8 bits; with --bf16 only"""
+    check_weight_hash_across_dp_replicas_interval: int = 0
+    """iterations between two checks that all data-parallel replicas hold the same weights, bit for bit; 0 never checks.
+    One pass over the weights, for which the host waits"""
+    distributed_timeout_minutes: float = 10.0
+    """minutes after which a collective that some process never joined is given up"""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below one and layouts that do not exist here."""
+        for flag, size in (
+            ("tensor-model-parallel-size", self.tensor_model_parallel_size),
+            ("pipeline-model-parallel-size", self.pipeline_model_parallel_size),
+        ):
+            if size < 1:
+                raise ValueError(f"--{flag} must be at least 1, but is {size} instead.")
+        if self.sequence_parallel and self.tensor_model_parallel_size == 1:
+            raise ValueError(
+                "--sequence-parallel must be false without tensor parallelism, but is true instead. "
+                "Set --tensor-model-parallel-size to 2 or more."
+            )
+        if self.check_weight_hash_across_dp_replicas_interval < 0:
+            raise ValueError(
+                "--check-weight-hash-across-dp-replicas-interval must not be negative, but is "
+                f"{self.check_weight_hash_across_dp_replicas_interval} instead."
+            )
+        if self.distributed_timeout_minutes <= 0:
+            raise ValueError(
+                f"--distributed-timeout-minutes must be positive, but is {self.distributed_timeout_minutes} instead."
+            )
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """Precision
+
+    float32 unless --bf16 or --fp16; with ALUM the embedding, delta and the first LayerNorm's input stay float32.
+    """
+
+    bf16: bool = False
+    """run the encoder and the heads in bfloat16"""
+    fp16: bool = False
+    """run the encoder and the heads in float16 with dynamic loss scaling, which covers the inner gradient too"""
+    initial_loss_scale: float = 2.0**16
+    """first factor on the loss (fp16)"""
+    min_loss_scale: float = 1.0
+    """smallest factor on the loss (fp16)"""
+    loss_scale_window: int = 1000
+    """iterations without overflow after which the factor doubles (fp16)"""
+    hysteresis: int = 2
+    """overflows before the factor is halved (fp16)"""
+
+    def __post_init__(self) -> None:
+        """Refuse both formats at once and scales that cannot work."""
+        if self.bf16 and self.fp16:
+            raise ValueError("--fp16 must be false when --bf16 is true, but both are true instead. Choose one.")
+        if not 0 < self.min_loss_scale <= self.initial_loss_scale:
+            raise ValueError(
+                f"--min-loss-scale must be positive and at most --initial-loss-scale ({self.initial_loss_scale}), "
+                f"but is {self.min_loss_scale} instead."
+            )
+        for flag, count in (("loss-scale-window", self.loss_scale_window), ("hysteresis", self.hysteresis)):
+            if count < 1:
+                raise ValueError(f"--{flag} must be at least 1, but is {count} instead.")
+
+    @property
+    def dtype_name(self) -> str:
+        """`torch` attribute of the compute dtype."""
+        return "bfloat16" if self.bf16 else "float16" if self.fp16 else "float32"
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """Memory and cost of a step"""
+
+    recompute_granularity: Literal["none", "selective", "full"] = "none"
+    """activations computed again in backward: none, selective (the attention core), full (every layer); dropout masks
+    are replayed, so the losses do not change"""
+    torch_compile: bool = False
+    """compile the encoder layers with torch.compile"""
+    manual_gc_interval: int = 0
+    """iterations between two runs of Python's garbage collector, on all processes at once, where each would otherwise
+    stop for it at a time of its own and let the others wait; 0 leaves it to Python"""
+
+    def __post_init__(self) -> None:
+        """Refuse negative intervals."""
+        if self.manual_gc_interval < 0:
+            raise ValueError(f"--manual-gc-interval must not be negative, but is {self.manual_gc_interval} instead.")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from megatron_alum.config.attack import AttackConfig
+from megatron_alum.config.finetune import AttackConfig
 from megatron_alum.finetune.attack import pgd_accuracy, word_attack
 from megatron_alum.finetune.evaluation import encoder_of
 from megatron_alum.finetune.features import Collator
