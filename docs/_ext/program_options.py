@@ -60,7 +60,7 @@ def option_lines(option: Option) -> Iterator[str]:
     values = f"{option.metavar} [{option.metavar} ...]" if option.is_list else option.metavar
     yield f"::::{{option}} {option.flag} {f'[{values}]' if option.is_bool else values}"
     yield ""
-    yield f"{_markdown(option.doc)} ({_markdown(option.default_note)})"
+    yield _markdown(option.help)
     yield "::::"
     yield ""
 
@@ -90,7 +90,7 @@ class ProgramOptions(SphinxDirective):
             if option.owner is not owner:
                 owner = option.owner
                 title, text = section_of(owner)
-                lines += [f"## {_markdown(title.rstrip('.'))}", "", _markdown(text), ""]
+                lines += [f"## {_markdown(title)}", "", _markdown(text), ""]
             lines += option_lines(option)
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 
 import yaml
 
@@ -125,16 +126,14 @@ def build_config(cls: type[T], layers: Sequence[Mapping[str, Any]]) -> T:
     if missing:
         raise ValueError(f"{' and '.join(missing)} must be given, but {'is' if len(missing) == 1 else 'are'} not.")
     by_path = {options[name].path: value for name, value in values.items()}
-    return _instantiate(cls, by_path, ())
+    return _instantiate(cls, by_path)
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
     """{option name: value}, flat, ready for JSON or YAML and for `config_from_dict`."""
     flat = {}
     for option in options_of(type(config)):
-        value = config
-        for name in option.path:
-            value = getattr(value, name)
+        value = functools.reduce(getattr, option.path, config)
         flat[option.name] = list(value) if isinstance(value, tuple) else value
     return flat
 
@@ -198,7 +197,7 @@ def _build_parser(cls: type, options: Mapping[str, Option], description: str) ->
             extra["action"] = _Once
         if option.is_bool:
             extra = {"nargs": "?", "const": "true"}
-        text = f"{option.doc} ({option.default_note})".replace("%", "%%")
+        text = option.help.replace("%", "%%")
         groups[option.owner].add_argument(option.flag, dest=option.name, metavar=option.metavar, help=text, **extra)
     return parser
 
@@ -217,18 +216,12 @@ def _unknown_name(name: str, options: Mapping[str, Option]) -> str:
     return f"{name} is not an option of this program.{hint}"
 
 
-def _instantiate(cls: type[T], by_path: Mapping[tuple[str, ...], Any], path: tuple[str, ...]) -> T:
+def _instantiate(cls: type[T], by_path: Mapping[tuple[str, ...], Any], path: tuple[str, ...] = ()) -> T:
     """Build nested dataclasses from the inside out; their __post_init__ checks raise ValueError."""
     arguments: dict[str, Any] = {}
-    children: dict[str, type] = {}
-    hints = get_type_hints(cls)
-    for option in options_of(cls, path):
-        below = option.path[len(path) :]
-        if len(below) == 1:
-            if option.path in by_path:
-                arguments[below[0]] = by_path[option.path]
-        else:
-            children.setdefault(below[0], hints[below[0]])
-    for name, child in children.items():
-        arguments[name] = _instantiate(child, by_path, (*path, name))
+    for name, hint in get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            arguments[name] = _instantiate(cast(type, hint), by_path, (*path, name))
+        elif (*path, name) in by_path:
+            arguments[name] = by_path[*path, name]
     return cls(**arguments)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from megatron_alum.config.alum import AlumConfig
+from megatron_alum.config.checks import Count, CountOrZero, Positive, check_fields
 from megatron_alum.config.data import DataConfig
 from megatron_alum.config.model import ModelConfig
 from megatron_alum.config.training import (
@@ -31,9 +32,9 @@ class CheckpointConfig:
     """run to continue from its newest valid checkpoint, or from the one named (RUN/iter_0000040). Options that are not
     given are those of the run. An existing empty folder is a fresh start. Going back in --save itself moves newer
     checkpoints and a copy of the metrics into RUN/rolled_back_0001/"""
-    save_interval: int = 1000
+    save_interval: CountOrZero = 1000
     """iterations between two checkpoints; 0 saves only at the end and on signals"""
-    keep_last: int = 3
+    keep_last: CountOrZero = 3
     """newest checkpoints to keep; 0 keeps all. The newest valid one is never deleted"""
     async_save: bool = False
     """write checkpoints from a background process; at most one is in flight, a second waits for it"""
@@ -42,9 +43,7 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         """Refuse negative intervals."""
-        for flag, count in (("save-interval", self.save_interval), ("keep-last", self.keep_last)):
-            if count < 0:
-                raise ValueError(f"--{flag} must not be negative, but is {count} instead.")
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class LoggingConfig:
     metrics.jsonl is always written; the rest is by option.
     """
 
-    log_interval: int = 1
+    log_interval: Count = 1
     """iterations between two rows of metrics.jsonl; values are fetched from the device only then"""
     tensorboard_dir: str | None = None
     """folder for TensorBoard events"""
@@ -62,30 +61,25 @@ class LoggingConfig:
     """Weights & Biases project; needs the wandb package, and works offline with WANDB_MODE=offline"""
     progress_bar: bool = True
     """show a progress bar with loss, tokens/s and remaining time"""
-    peak_tflops: float | None = None
-    """dense peak of one device in TFLOP/s for the model FLOPs utilisation (mfu); default: known for common GPUs"""
+    peak_tflops: Positive | None = None
+    """dense peak of one device in TFLOP/s for the model FLOPs utilisation (mfu); known for common GPUs by default"""
 
-    profile_step_start: int | None = None
+    profile_step_start: Count | None = None
     """first iteration of a trace by torch's profiler, of rank 0, with a snapshot of the GPU's memory: RUN/profile/"""
-    profile_step_end: int | None = None
-    """last iteration of the trace (default: the first one); a few are enough, each takes tens of megabytes"""
+    profile_step_end: Count | None = None
+    """last iteration of the trace, by default the first; a few are enough, each takes tens of megabytes"""
 
     def __post_init__(self) -> None:
         """Refuse an interval that never comes, a peak that is no speed and a trace of nothing."""
+        check_fields(self)
         start, end = self.profile_step_start, self.profile_step_end
         if end is None:
             object.__setattr__(self, "profile_step_end", start)
-        elif start is None or not 1 <= start <= end:
+        elif start is None or start > end:
             raise ValueError(
                 f"--profile-step-start must be at least 1 and at most --profile-step-end ({end}), but is {start} "
                 "instead."
             )
-        if start is not None and start < 1:
-            raise ValueError(f"--profile-step-start must be at least 1, but is {start} instead.")
-        if self.log_interval < 1:
-            raise ValueError(f"--log-interval must be at least 1, but is {self.log_interval} instead.")
-        if self.peak_tflops is not None and self.peak_tflops <= 0:
-            raise ValueError(f"--peak-tflops must be positive, but is {self.peak_tflops} instead.")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -83,6 +84,13 @@ def test_every_command_has_help_under_its_own_name(answered):
     for name, text in answered[0].items():
         assert text.startswith(f"usage: megatron-alum {name} ["), text[:200]
     assert set(console.COMMANDS) < set(answered[0])
+
+
+def test_headings_of_help_are_no_sentences(answered):
+    """argparse puts a colon after a section's title: "What is read.:" is what a docstring's full stop would give."""
+    headings = {line for text in answered[0].values() for line in text.splitlines() if re.match(r"\S.*:$", line)}
+    assert {"What is read:", "The network:", "Adversarial regularisation (ALUM):"} <= headings
+    assert [line for line in headings if not line[-2].isalnum() and line[-2] not in ")\"'"] == []
 
 
 def test_importing_the_package_imports_nothing_else():
