@@ -17,7 +17,7 @@ from megatron_alum.config.finetune import AttackConfig
 
 def main() -> None:
     """Attack every model, keep each row as it comes, draw the plot."""
-    config = parse_config(AttackConfig, description=(__doc__ or "").splitlines()[0])
+    config = parse_config(AttackConfig, description=__doc__ or "")
     require(*EXTRAS["finetune"], *EXTRAS["report"])
     from megatron_alum.finetune.attack import check_word_attack
     from megatron_alum.finetune.attacked import attack_model, attacked_task, labelled_examples

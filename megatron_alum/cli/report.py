@@ -31,7 +31,7 @@ class ReportConfig:
 
 def main() -> None:
     """Read, render, write."""
-    config = parse_config(ReportConfig, description=(__doc__ or "").splitlines()[0])
+    config = parse_config(ReportConfig, description=__doc__ or "")
     from megatron_alum.report.card import add_evaluation
     from megatron_alum.report.render import write_report
     from megatron_alum.report.results import read_systems

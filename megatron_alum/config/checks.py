@@ -59,14 +59,15 @@ def check_fields(config: Any) -> None:
 
     Raises: ValueError naming the flag, what is admitted and the value.
     """
-    for name, admitted in _admitted(type(config)).items():
+    owner: type = type(config)
+    for name, admitted in _admitted(owner).items():
         value = getattr(config, name)
         for item in value if isinstance(value, tuple) else (value,):
             if item is None or item in admitted:
                 continue
             wanted = f"one of {', '.join(admitted)}" if isinstance(admitted, tuple) else str(admitted)
             finite = " and finite" if isinstance(item, float) and not math.isfinite(item) else ""
-            raise ValueError(f"{flag_of(type(config), name)} must be {wanted}{finite}, but is {item!r} instead.")
+            raise ValueError(f"{flag_of(owner, name)} must be {wanted}{finite}, but is {item!r} instead.")
 
 
 @functools.cache

@@ -75,6 +75,15 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}. See --help.")
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves a text of several lines as it is, such as one with an example, and fills any other."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
+
+
 class _Once(argparse.Action):
     """A list that starts empty: a second `--labels` would put its values in the place of the first's, not beside them.
 
@@ -92,12 +101,13 @@ def parse_config(
     argv: Sequence[str] | None = None,
     *,
     description: str = "",
+    defaults: Mapping[str, Any] | None = None,
     infer: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> T:
     """The configuration that `argv` (default: the process's arguments) and the YAML it names describe.
 
-    `infer` turns the given options {name: value} into defaults for others (those of a run to continue, or the sizes of
-    a model to start from).
+    `defaults` {name: value} go before those of the dataclasses. `infer` turns the given options {name: value} into
+    defaults for others (those of a run to continue, or the sizes of a model to start from).
     Raises: ValueError naming the flag for unknown names, wrong types, missing values and failed checks.
     """
     options = {option.name: option for option in options_of(cls)}
@@ -110,7 +120,7 @@ def parse_config(
     from_flags = {name: _convert(options[name], value) for name, value in given.items()}
     inferred = infer({**from_file, **from_flags}) if infer is not None else {}
     try:
-        return build_config(cls, [inferred, from_file, from_flags])
+        return build_config(cls, [defaults or {}, inferred, from_file, from_flags])
     except ValueError as error:
         hint = " Options that were not given are those of --load or --init-from." if inferred else ""
         raise ValueError(f"{error}{hint}") from None
@@ -185,7 +195,12 @@ def _checked_layer(values: Mapping[str, Any], options: Mapping[str, Option], sou
 
 
 def _build_parser(cls: type, options: Mapping[str, Option], description: str) -> _Parser:
-    parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = _Parser(
+        description=description.strip(),
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
     parser.add_argument("--config", default=None, metavar="FILE", help="YAML file of `flag-name: value` lines")
     groups: dict[type, argparse._ArgumentGroup] = {}
     for option in options.values():

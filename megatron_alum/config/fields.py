@@ -73,14 +73,16 @@ class Option:
     def help(self) -> str:
         """What the value means, and `required` or the default as a user would write it.
 
-        A None says nothing where the text itself says what is done by default.
+        A default of nothing goes without saying where the text itself says what is done by default.
         """
         if self.default is dataclasses.MISSING:
             return f"{self.doc} (required)"
-        if self.default is None and "default" in self.doc:
-            return self.doc
-        is_word = isinstance(self.default, bool) or self.default is None
-        return f"{self.doc} (default: {str(self.default).lower() if is_word else self.default})"
+        if self.default in (None, ()):
+            return self.doc if "default" in self.doc else f"{self.doc} (default: none)"
+        if isinstance(self.default, bool):
+            return f"{self.doc} (default: {str(self.default).lower()})"
+        items = self.default if isinstance(self.default, tuple) else (self.default,)
+        return f"{self.doc} (default: {' '.join(map(str, items))})"
 
     def convert(self, value: Any) -> Any:
         """The typed value of a text or a YAML value. Raises: ValueError that goes on after the flag's name."""

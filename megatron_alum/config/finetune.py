@@ -190,7 +190,10 @@ class FinetuneTrainingConfig:
 
 @dataclass(frozen=True)
 class AlumOverrides:
-    """ALUM, where it differs from the preset of the method"""
+    """ALUM
+
+    What is left out here is as in the preset of --method.
+    """
 
     FLAG_PREFIX: ClassVar[str] = "alum_"
 
@@ -233,7 +236,7 @@ class AlumOverrides:
 
 @dataclass(frozen=True)
 class FreeLbOverrides:
-    """FreeLB, where it differs from its preset"""
+    """FreeLB"""
 
     FLAG_PREFIX: ClassVar[str] = "freelb_"
 
