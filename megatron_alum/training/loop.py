@@ -20,7 +20,9 @@ from megatron_alum.checkpoint.lock import RunLock
 from megatron_alum.checkpoint.save import CheckpointSaver
 from megatron_alum.config.cli import format_config
 from megatron_alum.config.run import RunConfig
-from megatron_alum.data.loader import BatchLoader, IterationBatches
+from megatron_alum.data.sampling.loader import BatchLoader, IterationBatches
+from megatron_alum.objective.micro_batch import batch_plan, load_all
+from megatron_alum.objective.schedule import phase_of
 from megatron_alum.parallel import joined
 from megatron_alum.training.control import Control
 from megatron_alum.training.metrics import (
@@ -32,12 +34,10 @@ from megatron_alum.training.metrics import (
     finite,
     metrics_row,
 )
-from megatron_alum.training.micro_batch import batch_plan, load_all
 from megatron_alum.training.performance import Stopwatch
 from megatron_alum.training.profiler import Profile
 from megatron_alum.training.replicas import check_replicas
 from megatron_alum.training.resume import Resume, check_save_folder, find_resume, finished_note, origin_of, roll_back
-from megatron_alum.training.schedule import phase_of
 from megatron_alum.training.state import TrainState, build_state, checkpoint_content, load_into
 from megatron_alum.training.step import StepResult, train_step
 from megatron_alum.training.validation import validate

@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 
 from megatron_alum.config.run import RunConfig
-from megatron_alum.data.placement import Counts
+from megatron_alum.data.sampling.placement import Counts
+from megatron_alum.objective.schedule import Phase
 from megatron_alum.parallel import ProcessGroups
-from megatron_alum.training.flops import TextSize, iteration_flops, peak_flops
+from megatron_alum.planning.flops import TextSize, iteration_flops, peak_flops
 from megatron_alum.training.metrics import finite
-from megatron_alum.training.schedule import Phase
 
 
 class Stopwatch:

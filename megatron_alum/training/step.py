@@ -18,13 +18,13 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
 from megatron_alum.config.run import RunConfig
-from megatron_alum.data.placement import Counts
+from megatron_alum.data.sampling.placement import Counts
+from megatron_alum.objective.losses import MicroLoss, Objective
+from megatron_alum.objective.micro_batch import MicroBatch
+from megatron_alum.objective.schedule import Phase, phase_of
 from megatron_alum.training.control import Watch
-from megatron_alum.training.micro_batch import MicroBatch
-from megatron_alum.training.objective import MicroLoss, Objective
 from megatron_alum.training.optimizer import apply_gradients, set_learning_rate
 from megatron_alum.training.pipeline import run_over_stages
-from megatron_alum.training.schedule import Phase, phase_of
 
 
 @dataclass

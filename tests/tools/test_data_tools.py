@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_alum.data.shards import open_shards
-from tests.data.prep.corpora import ARTICLES, SPECIALS, left_behind, write_jsonl, write_vocab
+from megatron_alum.data.shards.files import open_shards
+from tests.data.preprocessing.corpora import ARTICLES, SPECIALS, left_behind, write_jsonl, write_vocab
 
 TOOLS = Path(__file__).parents[2] / "tools"
 

@@ -13,8 +13,8 @@ from torch.distributed.launcher.api import LaunchConfig
 
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
-from megatron_alum.training.flops import TextSize, forward_flops, passes, run_iterations
-from megatron_alum.training.memory import estimate_memory, num_parameters
+from megatron_alum.planning.flops import TextSize, forward_flops, passes, run_iterations
+from megatron_alum.planning.memory import estimate_memory, num_parameters
 from tests.helpers.distributed import run_ranks
 from tests.training.runs import TINY, arguments, dry_run_output
 
