@@ -1,10 +1,10 @@
-"""What a regularised step costs in FLOPs, against the standard one; benchmarks/bench_finetune.py measures the time."""
+"""What a regularised fine-tuning step costs in FLOPs, against the standard one; the benchmark times it, too."""
 
 import csv
 
 import pytest
 
-from tests.finetune.runs.test_tools import run_tool
+from tests.helpers.warm import run_script
 
 SMALL = ("--layers", 2, "--width", 64, "--vocab", 1000, "--batch", 2, "--length", 16, "--rounds", 1)
 
@@ -13,7 +13,8 @@ SMALL = ("--layers", 2, "--width", 64, "--vocab", 1000, "--batch", 2, "--length"
 def rows(tmp_path_factory):
     """{method: row} of the benchmark's table."""
     output = tmp_path_factory.mktemp("cost") / "finetune.csv"
-    run_tool("bench_finetune", *SMALL, "--output", output)
+    done = run_script("benchmarks/bench_finetune.py", *SMALL, "--output", output)
+    assert done.returncode == 0, done.stderr
     return {row["method"]: row for row in csv.DictReader(output.read_text().splitlines())}
 
 
