@@ -29,7 +29,7 @@ from megatron_alum.training.pipeline import run_over_stages
 
 @dataclass
 class Trainable:
-    """What a step changes."""
+    """What a step needs and changes, and nothing else: a benchmark steps without data, layout or place in a run."""
 
     config: RunConfig
     """the run"""

@@ -36,7 +36,7 @@ from megatron_alum.finetune.methods.trainer import AlumTrainer
 from megatron_alum.finetune.runs.batching import GroupedTrainer
 from megatron_alum.finetune.runs.models import build_model
 from megatron_alum.finetune.runs.records import (
-    Stopwatch,
+    ElapsedTime,
     Trained,
     best_value,
     collect_results,
@@ -183,16 +183,16 @@ def exit_together() -> None:
 def run_point(config: FinetuneConfig, prepared: Prepared, point: Point, folder: Path) -> list[dict[str, Any]]:
     """Train one point, evaluate its best checkpoint on every split, store rows and predictions."""
     folder.mkdir(parents=True, exist_ok=True)
-    dev_scores, stopwatch, trained = DevScores(config, prepared), Stopwatch(folder), trained_before(folder)
+    dev_scores, elapsed, trained = DevScores(config, prepared), ElapsedTime(folder), trained_before(folder)
     trainer = build_trainer(config, prepared, point, folder, dev_scores, trained)
-    trainer.add_callback(stopwatch)
+    trainer.add_callback(elapsed)
     if trained is None:
         trained = train(trainer, folder)
     rows: list[dict[str, Any]] = []
     for split in prepared.splits:
         known = dev_scores.of_checkpoint(trained.metric) if split is prepared.splits[0] else None
         decoded = known or evaluate(config, prepared, split, _outputs(trainer, split))
-        times = trained.epochs, stopwatch.seconds()
+        times = trained.epochs, elapsed.seconds()
         rows += result_rows(config, prepared.task, split.name, point, decoded, *times)
         if trainer.is_world_process_zero():
             write_predictions(prepared.task, split.name, split.examples, decoded, folder)

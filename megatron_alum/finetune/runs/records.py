@@ -91,7 +91,7 @@ def last_checkpoint(folder: Path) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if complete else None
 
 
-class Stopwatch(TrainerCallback):
+class ElapsedTime(TrainerCallback):
     """Seconds of a run, those before an interruption included up to its last checkpoint."""
 
     def __init__(self, folder: Path) -> None:
