@@ -25,6 +25,7 @@ import torch
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from megatron_alum.config.cli import config_to_dict
+from megatron_alum.config.fields import options_of
 from megatron_alum.config.finetune import FinetuneConfig
 from megatron_alum.finetune.benchmarks.decoding import Decoded, SpanOptions, check_finite, decode
 from megatron_alum.finetune.benchmarks.features import Collator, Feature
@@ -148,6 +149,10 @@ def check_same_settings(config: FinetuneConfig) -> None:
         write_at_once(path, json.dumps(wanted, indent=1) + "\n")
         return
     stored = json.loads(path.read_text(encoding="utf-8"))
+    for option in options_of(FinetuneConfig):
+        if option.name in wanted and option.name not in stored:  # younger than the folder, which had its default
+            default = option.default
+            stored[option.name] = list(default) if isinstance(default, tuple) else default
     for name, value in wanted.items():
         if stored.get(name) != value:
             raise ValueError(
