@@ -24,15 +24,15 @@ def train_with_a_sleeper(rank, world_size, argv):
     """Rank 1 falls asleep before iteration 3, longer than the others wait for what it was to say after that."""
     from megatron_alum.training.control import Control
 
-    agree = Control.agree
+    collect = Control.collect
 
     def sleepy(self, **kwargs):
         self.calls = getattr(self, "calls", 0) + 1
         if rank == 1 and self.calls == 4:
             time.sleep(12)
-        return agree(self, **kwargs)
+        return collect(self, **kwargs)
 
-    with patch.object(Control, "agree", sleepy):
+    with patch.object(Control, "collect", sleepy):
         return train_quietly(rank, world_size, argv)
 
 
