@@ -5,7 +5,7 @@
         --config examples/bert_3.9b.yaml
 
 Takes every option of pre-training, and needs neither --data-path nor --save; a float32 run is taken for one on the CPU.
-Formulas: megatron_alum/training/memory.py and flops.py.
+Formulas: megatron_alum/planning/memory.py and flops.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
 
 if TYPE_CHECKING:
-    from megatron_alum.training.flops import TextSize
+    from megatron_alum.planning.flops import TextSize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def main() -> None:
     """Parse the command line and print a table."""
     nothing_is_read_or_saved = {"data_path": ("unused",), "dry_run": True}
     config = parse_config(EstimateConfig, description=__doc__ or "", defaults=nothing_is_read_or_saved)
-    from megatron_alum.training.flops import TextSize
+    from megatron_alum.planning.flops import TextSize
 
     text = TextSize.full(config.run, tokens_per_sequence=config.tokens_per_sequence)
     rows = report(
@@ -60,8 +60,8 @@ def main() -> None:
 
 def report(config: RunConfig, text: TextSize, *, processes: int, vocab_size: int, limit_gb: float | None) -> list[str]:
     """The table for global batches of `text`: one line a phase, gigabytes by use."""
-    from megatron_alum.training.flops import iteration_flops, passes, run_iterations
-    from megatron_alum.training.memory import checkpoint_bytes, estimate_memory, num_parameters
+    from megatron_alum.planning.flops import iteration_flops, passes, run_iterations
+    from megatron_alum.planning.memory import checkpoint_bytes, estimate_memory, num_parameters
 
     divisor = config.model.make_vocab_size_divisible_by
     padded = -(-vocab_size // divisor) * divisor

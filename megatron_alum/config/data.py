@@ -1,7 +1,7 @@
 """What the pre-training samples are made of: shards, split, sentence-pair objective, masking and the sampler.
 
 Checks here need nothing but the values themselves; what depends on the files (does a shard exist, does its split hold
-two documents) is checked where they are opened, `megatron_alum/data/dataset.py`.
+two documents) is checked where they are opened, `megatron_alum/data/sampling/dataset.py`.
 """
 
 from __future__ import annotations
