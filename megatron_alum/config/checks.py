@@ -31,14 +31,11 @@ class Range:
 
     def __str__(self) -> str:
         """What follows "must be" in an error."""
+        low = f"{'above' if self.low_open else 'at least'} {self.low}"
+        high = f"{'below' if self.high_open else 'at most'} {self.high}"
         if math.isinf(self.high):
-            return f"at least {self.low}" if not self.low_open else f"above {self.low}" if self.low else "positive"
-        if not (self.low_open or self.high_open):
-            return f"from {self.low} to {self.high}"
-        return (
-            f"{'above' if self.low_open else 'at least'} {self.low} and {'below' if self.high_open else 'at most'} "
-            + (f"{self.high}")
-        )
+            return "positive" if self.low_open and self.low == 0 else low
+        return f"{low} and {high}" if self.low_open or self.high_open else f"from {self.low} to {self.high}"
 
 
 Count = Annotated[int, Range(1)]

@@ -17,7 +17,7 @@ import itertools
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 _TRUE = {"true", "yes", "on", "1"}
@@ -121,28 +121,30 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def options_of(cls: type, path: tuple[str, ...] = ()) -> Iterator[Option]:
-    """Every option below `cls`, in the order of the source."""
+@functools.cache
+def options_of(cls: type, path: tuple[str, ...] = ()) -> tuple[Option, ...]:
+    """Every option below `cls`, in the order of the source; `path` leads to `cls`."""
     hints, docs = typing.get_type_hints(cls), field_docs(cls)
-    prefix = getattr(cls, "FLAG_PREFIX", "")
+    found: list[Option] = []
     for field in dataclasses.fields(cls):
-        hint = hints[field.name]
+        hint, below = hints[field.name], (*path, field.name)
         if dataclasses.is_dataclass(hint):
-            yield from options_of(typing.cast(type, hint), (*path, field.name))
+            found += options_of(typing.cast(type, hint), below)
             continue
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
+        assert field.default_factory is dataclasses.MISSING, f"the default of {field.name} must be a value"
         kind, may_be_none = _without_none(hint)
-        yield Option(
-            owner=cls,
-            path=(*path, field.name),
-            name=prefix + field.name,
-            kind=kind,
-            may_be_none=may_be_none,
-            default=default,
-            doc=docs.get(field.name, ""),
+        found.append(
+            Option(
+                owner=cls,
+                path=below,
+                name=getattr(cls, "FLAG_PREFIX", "") + field.name,
+                kind=kind,
+                may_be_none=may_be_none,
+                default=field.default,
+                doc=docs.get(field.name, ""),
+            )
         )
+    return tuple(found)
 
 
 def _without_none(hint: Any) -> tuple[Any, bool]:

@@ -80,7 +80,7 @@ def _search_path():
 
 
 def test_help_imports_nothing_that_takes_time(answered):
-    """Nothing but the standard library and yaml: torch alone takes seconds. The scripts in tools/ are fronts of these."""
+    """Nothing but the standard library and yaml: torch takes seconds. Scripts in tools/ are fronts of the commands."""
     assert answered[1] == []
 
 
