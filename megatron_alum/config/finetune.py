@@ -54,7 +54,8 @@ class CustomTaskConfig:
     """class names, in the order of the model's; by default those of the training file, in alphabetical order"""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for labels that no task can have."""
+        """Raise ValueError for a kind that there is not and labels that no task can have."""
+        check_fields(self)
         for name in self.labels:
             if self.labels.count(name) > 1:
                 raise ValueError(f"--labels must name each class once, but has {name} {self.labels.count(name)} times.")
