@@ -121,15 +121,20 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
+def options_of(cls: type) -> tuple[Option, ...]:
+    """Every option of a configuration, in the order of the source."""
+    return _options_below(cls, ())
+
+
 @functools.cache
-def options_of(cls: type, path: tuple[str, ...] = ()) -> tuple[Option, ...]:
-    """Every option below `cls`, in the order of the source; `path` leads to `cls`."""
+def _options_below(cls: type, path: tuple[str, ...]) -> tuple[Option, ...]:
+    """Every option of `cls`, to which `path` leads from the whole configuration."""
     hints, docs = typing.get_type_hints(cls), field_docs(cls)
     found: list[Option] = []
     for field in dataclasses.fields(cls):
         hint, below = hints[field.name], (*path, field.name)
         if dataclasses.is_dataclass(hint):
-            found += options_of(typing.cast(type, hint), below)
+            found += _options_below(typing.cast(type, hint), below)
             continue
         assert field.default_factory is dataclasses.MISSING, f"the default of {field.name} must be a value"
         kind, may_be_none = _without_none(hint)
