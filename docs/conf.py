@@ -1,6 +1,6 @@
 """How Sphinx builds the documentation site: `make docs`, or `python -m sphinx -W -b html docs build/docs`.
 
-Pages are Markdown (MyST). What would otherwise be written twice is made at build time by the extensions in docs/_ext:
+Pages are Markdown (MyST). The extensions in docs/_ext generate at build time what would otherwise be written twice:
 flags from the field docstrings, memory and operations from the estimator, tasks from their table; the tables of figures
 are the files in benchmarks/results. The build needs no network and no GPU, and the site loads nothing from elsewhere.
 """

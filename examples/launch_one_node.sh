@@ -5,7 +5,7 @@
 # A dead process makes torchrun restart all of them, up to 3 times, from the last checkpoint (--load).
 set -euo pipefail
 GPUS=${GPUS:-$(nvidia-smi --list-gpus | wc -l)}
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${SAVE_SECONDS:-240}  # torchrun kills workers so long after a SIGTERM (else 30 s)
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${SAVE_SECONDS:-240}  # torchrun kills workers this long after a SIGTERM (default: 30 s)
 export TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}  # the last collectives of each rank, /tmp/nccl_trace_rank_*
 export TORCH_NCCL_TRACE_BUFFER_SIZE=${TORCH_NCCL_TRACE_BUFFER_SIZE:-2000}
 exec torchrun --standalone --nproc-per-node "$GPUS" --max-restarts 3 pretrain_bert_alum.py "$@"

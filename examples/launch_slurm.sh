@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # 16 GPUs on two nodes under Slurm, the paper's setting:
 #   sbatch examples/launch_slurm.sh --config examples/from_scratch.yaml --save runs/alum --load runs/alum
-# Slurm warns with SIGTERM 300 s before the time limit: the run finishes its iteration, saves, ends cleanly and the job
-# goes back into the queue, until the run is finished or a job ends without a newer checkpoint than it found.
-# 300 s must hold an iteration or two, the save (bytes of a checkpoint / speed of the file system, docs/scale.md; with
-# --async-save perhaps the one before it, too) and a reserve of 60 s. torchrun, which passes the signal on, would kill its
-# workers after 30 s of its own: it waits for SAVE_SECONDS instead (240). Change both numbers together.
-# IFACE names the network interface between the nodes where their names do not resolve to it.
+# Slurm warns with SIGTERM 300 s before the time limit: the run finishes its iteration, saves and ends cleanly, and the
+# job is requeued, until the run is finished or a job ends without a newer checkpoint than it found.
+# 300 s must cover an iteration or two, the save (checkpoint size / speed of the file system, docs/scale.md; with
+# --async-save perhaps the previous one, too) and a reserve of 60 s. torchrun, which passes the signal on, would by default kill
+# its workers after 30 s: here it waits for SAVE_SECONDS (240) instead. Change both numbers together.
+# IFACE names the network interface between the nodes, if their host names do not resolve to it.
 #SBATCH --job-name=alum
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -18,7 +18,7 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # a new store after every restart, without addresses of dead workers
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${SAVE_SECONDS:-240}  # torchrun kills workers so long after a SIGTERM (else 30 s)
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${SAVE_SECONDS:-240}  # torchrun kills workers this long after a SIGTERM (default: 30 s)
 export TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}  # the last collectives of each rank, /tmp/nccl_trace_rank_*
 export TORCH_NCCL_TRACE_BUFFER_SIZE=${TORCH_NCCL_TRACE_BUFFER_SIZE:-2000}
 if [ -n "${IFACE:-}" ]; then export GLOO_SOCKET_IFNAME=$IFACE NCCL_SOCKET_IFNAME=$IFACE; fi
@@ -28,7 +28,7 @@ save_folder() {
         if [ "$1" = --save ]; then echo "$2"; return; fi
         shift
     done
-    echo "error: --save DIR must stand on the command line: whether the job is requeued depends on what is in DIR." >&2
+    echo "error: --save DIR must be on the command line: whether the job is requeued depends on the contents of DIR." >&2
     return 2
 }
 newest() { cat "$SAVE/latest_checkpointed_iteration.txt" 2>/dev/null || echo none; }
@@ -40,7 +40,7 @@ HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 if srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node 8 --max-restarts 3 \
     --rdzv-backend c10d --rdzv-endpoint "$HEAD:29500" --rdzv-id "$SLURM_JOB_ID" \
     pretrain_bert_alum.py "$@"; then
-    exit 0  # a run that was told to stop ends otherwise: torchrun fails on SIGTERM
+    exit 0  # not reached by a run that was told to stop: torchrun fails on SIGTERM
 fi
 if [ "$(newest)" = "$FOUND" ]; then
     echo "error: the run failed without a newer checkpoint in $SAVE than $FOUND; the job is not requeued." >&2

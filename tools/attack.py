@@ -1,4 +1,4 @@
-"""How a fine-tuned classifier withstands attacks: the front of `megatron-alum attack`."""
+"""How a fine-tuned classifier withstands attacks: same as `megatron-alum attack`."""
 
 from megatron_alum.cli.attack import main
 from megatron_alum.config.cli import main_guard

@@ -1,4 +1,4 @@
-"""Checkpoint to Hugging Face folder and back: the front of `megatron-alum convert`."""
+"""Checkpoint to Hugging Face folder and back: same as `megatron-alum convert`."""
 
 from megatron_alum.cli.convert import main
 from megatron_alum.config.cli import main_guard

@@ -1,4 +1,4 @@
-"""What this machine has, and what to do about the rest: the front of `megatron-alum doctor`."""
+"""What this machine has, and what to do about the rest: same as `megatron-alum doctor`."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""Memory and operations of a run, without building it: the front of `megatron-alum estimate`."""
+"""Memory and operations of a run, without building it: same as `megatron-alum estimate`."""
 
 from megatron_alum.cli.estimate import main
 from megatron_alum.config.cli import main_guard

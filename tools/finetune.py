@@ -1,4 +1,4 @@
-"""Fine-tuning and evaluation of an encoder: the front of `megatron-alum finetune`."""
+"""Fine-tuning and evaluation of an encoder: same as `megatron-alum finetune`."""
 
 from megatron_alum.cli.finetune import main
 from megatron_alum.config.cli import main_guard

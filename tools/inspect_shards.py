@@ -1,4 +1,4 @@
-"""Counts, documents and training samples of shards: the front of `megatron-alum inspect`."""
+"""Counts, documents and training samples of shards: same as `megatron-alum inspect`."""
 
 from megatron_alum.cli.inspect import main
 from megatron_alum.config.cli import main_guard

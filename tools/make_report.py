@@ -1,4 +1,4 @@
-"""The paper's tables with one's own results beside them: the front of `megatron-alum report`."""
+"""The paper's tables with one's own results beside them: same as `megatron-alum report`."""
 
 from megatron_alum.cli.report import main
 from megatron_alum.config.cli import main_guard

@@ -1,4 +1,4 @@
-"""Shards written apart into one corpus: the front of `megatron-alum merge`."""
+"""Shards written apart into one corpus: same as `megatron-alum merge`."""
 
 from megatron_alum.cli.merge import main
 from megatron_alum.config.cli import main_guard

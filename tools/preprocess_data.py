@@ -1,4 +1,4 @@
-"""Raw text into shards for training: the front of `megatron-alum preprocess`."""
+"""Raw text into shards for training: same as `megatron-alum preprocess`."""
 
 from megatron_alum.cli.preprocess import main
 from megatron_alum.config.cli import main_guard

@@ -1,4 +1,4 @@
-"""A vocabulary from raw text: the front of `megatron-alum train-tokenizer`."""
+"""A vocabulary from raw text: same as `megatron-alum train-tokenizer`."""
 
 from megatron_alum.cli.train_tokenizer import main
 from megatron_alum.config.cli import main_guard

@@ -1,5 +1,5 @@
 """Docstrings of the package as reStructuredText: they are plain text, with `code` in single backticks and indented
-blocks for formulas and examples, and no character of them means markup.
+blocks for formulas and examples; no other character in them is markup.
 """
 
 import re
@@ -24,7 +24,7 @@ def to_restructured_text(lines: list[str]) -> list[str]:
 
 
 def _escaped(line: str) -> str:
-    """`code` as a literal; elsewhere no character is markup."""
+    """`code` as a literal; all other markup characters escaped."""
     parts = re.split(r"(`[^`]+`)", line)
     return "".join(
         f"``{part[1:-1].strip()}``" if part.startswith("`") else re.sub(r"([\\*|_`])", r"\\\1", part) for part in parts
@@ -36,6 +36,6 @@ def _process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: l
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Take part in autodoc."""
+    """Connect to autodoc."""
     app.connect("autodoc-process-docstring", _process)
     return {"parallel_read_safe": True}

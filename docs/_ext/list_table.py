@@ -1,4 +1,4 @@
-"""A table from rows of Markdown cells, for the directives that make tables."""
+"""A table from rows of Markdown cells, for the directives that produce tables."""
 
 from collections.abc import Iterable, Sequence
 

@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw themselves: the site loads no script from elsewhere. docutils translates."""
+"""Formulas as MathML, translated by docutils: browsers draw it themselves, so the site loads no script from elsewhere."""
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -13,7 +13,7 @@ def visit_inline(translator: HTML5Translator, node: nodes.math) -> None:
 
 
 def visit_block(translator: HTML5Translator, node: nodes.math_block) -> None:
-    """Write a formula that stands alone."""
+    """Write a displayed formula."""
     translator.body.append(str(tex2mathml(node.astext(), as_block=True)))
     raise nodes.SkipNode
 

@@ -1,7 +1,7 @@
 """Directives that print a program's options from the program itself: `program-options` and `program-help`.
 
-`program-options tools/finetune.py` reads the configuration dataclass behind the program, as --help does: one section a
-dataclass, one entry a field, with its type, default and docstring. Other pages link to an entry by {option}`--flag`.
+`program-options tools/finetune.py` reads the configuration dataclass behind the program, as --help does: one section
+per dataclass, one entry per field, with its type, default and docstring. Other pages link to an entry by {option}`--flag`.
 `program-help tools/merge_shards.py` prints what the program prints for --help (programs without such a dataclass).
 """
 

@@ -1,4 +1,4 @@
-"""The `resources` directive: what shipped recipes take, by the estimator's formulas, as a table.
+"""The `resources` directive: what shipped recipes need, by the estimator's formulas, as a table.
 
 Each line of its body is `RECIPE PROCESSES VOCABULARY [FLAG VALUE ...]`, a YAML file of examples/ and the flags that
 differ. Formulas: megatron_alum/planning/memory.py and flops.py.

@@ -118,7 +118,7 @@ def test_slurm_requeues_only_a_run_that_got_on(tmp_path, ends_with, reaches, req
 
 def test_slurm_refuses_a_run_whose_folder_it_cannot_see(tmp_path):
     done = submit(tmp_path, ["--config", "run.yaml"], ENDS_WITH="0", REACHES="")
-    assert done.returncode == 2 and done.stderr.startswith("error: --save DIR must stand on the command line")
+    assert done.returncode == 2 and done.stderr.startswith("error: --save DIR must be on the command line")
     assert not (tmp_path / "calls").exists()
 
 
