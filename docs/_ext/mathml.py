@@ -1,4 +1,5 @@
-"""Formulas as MathML, translated by docutils: browsers draw it themselves, so the site loads no script from elsewhere."""
+"""Formulas as MathML, translated by docutils: browsers draw it themselves, so the site loads no script from
+elsewhere."""
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml

@@ -1,8 +1,9 @@
 """Directives that print a program's options from the program itself: `program-options` and `program-help`.
 
 `program-options tools/finetune.py` reads the configuration dataclass behind the program, as --help does: one section
-per dataclass, one entry per field, with its type, default and docstring. Other pages link to an entry by {option}`--flag`.
-`program-help tools/merge_shards.py` prints what the program prints for --help (programs without such a dataclass).
+per dataclass, one entry per field, with its type, default and docstring. Other pages link to an entry by
+{option}`--flag`. `program-help tools/merge_shards.py` prints what the program prints for --help (programs without such
+a dataclass).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from megatron_alum.config.finetune import AttackConfig
 
 
 def main() -> None:
-    """Attack every model, keep each row as it comes, draw the plot."""
+    """Attack every model, write each row as soon as it is known, draw the plot."""
     config = parse_config(AttackConfig, description=__doc__ or "")
     require(*EXTRAS["finetune"], *EXTRAS["report"])
     from megatron_alum.finetune.runs.attack import check_word_attack

@@ -5,9 +5,9 @@
 
 to-hf takes a run's folder (its newest valid checkpoint) or one iter_ folder, saved at any parallel layout, and
 checkpoints of stock Megatron-LM BERT (torch_dist, or mp_rank_XX and mp_rank_XX_YYY, `release` too; keys of the local
-spec, of Transformer Engine, or of before megatron-core) with --tokenizer.
-from-hf writes a checkpoint at iteration 0 that any size can start from (--init-from of pre-training).
---verify runs both models on a batch and prints how far their predictions are apart; more than rounding is an error.
+spec, of Transformer Engine, or from before megatron-core) with --tokenizer.
+from-hf writes a checkpoint at iteration 0 from which pre-training can start at any parallel size (--init-from).
+--verify runs both models on a batch and prints the difference of their predictions; more than rounding is an error.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     to_hf.add_argument(
         "--architecture",
         choices=("pretraining", "masked-lm", "encoder"),
-        help="class of the export: MLM and NSP heads, MLM head, or none (default: the heads that were trained)",
+        help="heads of the exported class: MLM and NSP, MLM, or none (default: the heads that were trained)",
     )
     to_hf.add_argument(
         "--tokenizer",
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="CODE",
-        help="of the model card, such as en (default: what preprocessing was told)",
+        help="of the model card, such as en (default: the language given to preprocessing)",
     )
     from_hf = directions.add_parser("from-hf", help="Hugging Face folder to checkpoint")
     from_hf.add_argument("--model", required=True, metavar="HF_DIR", help="folder, or name on the hub")

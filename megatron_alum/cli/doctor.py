@@ -1,4 +1,4 @@
-"""Prints what this machine has for megatron_alum and what to do about what it lacks.
+"""Prints what this machine offers to megatron_alum, and how to add what is missing.
 
     megatron-alum doctor
 

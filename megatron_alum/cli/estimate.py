@@ -4,7 +4,7 @@
     megatron-alum estimate --processes 16 --vocab-size 30522 --gpu-memory-gb 80 \\
         --config examples/bert_3.9b.yaml
 
-Takes every option of pre-training, and needs neither --data-path nor --save; a float32 run is taken for one on the CPU.
+Takes every option of pre-training, and needs neither --data-path nor --save; a float32 run is assumed to be on the CPU.
 Formulas: megatron_alum/planning/memory.py and flops.py.
 """
 
@@ -36,7 +36,7 @@ class EstimateConfig:
     run: RunConfig
 
     def __post_init__(self) -> None:
-        """Refuse what no run can have, the number of processes among it."""
+        """Refuse values that no run can have, including numbers of processes."""
         check_fields(self)
         self.run.data_parallel_size(self.processes)
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def report(config: RunConfig, text: TextSize, *, processes: int, vocab_size: int, limit_gb: float | None) -> list[str]:
-    """The table for global batches of `text`: one line a phase, gigabytes by use."""
+    """The table for global batches of `text`: one line per phase, gigabytes by use."""
     from megatron_alum.planning.flops import iteration_flops, passes, run_iterations
     from megatron_alum.planning.memory import checkpoint_bytes, estimate_memory, num_parameters
 
@@ -81,7 +81,7 @@ def report(config: RunConfig, text: TextSize, *, processes: int, vocab_size: int
         values = "".join(f"{part / 1e9:{width}.2f}" for part, width in zip(parts, widths, strict=True))
         flops = iteration_flops(config, phase, text, vocab_size=vocab_size)
         in_passes = passes(config, phase, text, vocab_size=vocab_size)
-        lines.append(f"{phase:12}{values}   {in_passes:.3g} F = {flops / 1e12:,.3g} TFLOP an iteration")
+        lines.append(f"{phase:12}{values}   {in_passes:.3g} F = {flops / 1e12:,.3g} TFLOP per iteration")
         if limit_gb is not None:
             verdict = (
                 "fits"
@@ -92,6 +92,6 @@ def report(config: RunConfig, text: TextSize, *, processes: int, vocab_size: int
     stored = checkpoint_bytes(config, vocab_size=vocab_size)
     lines.append(
         f"a checkpoint of {stored / 1e9:,.2f} GB, {stored / processes / 1e9:,.2f} GB written by each process (and held "
-        "in its host memory meanwhile with --async-save)"
+        "in its host memory during the save with --async-save)"
     )
     return lines

@@ -16,7 +16,7 @@ def all_findings() -> list[Finding]:
 
 
 def _extras() -> Finding:
-    """Which parts of the package lack libraries that an extra of it would install."""
+    """Which extras of the package have libraries that are not installed."""
     missing = missing_extras()
     if not missing:
         return Finding("extras", "all installed")

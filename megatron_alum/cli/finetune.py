@@ -1,9 +1,9 @@
-"""Fine-tune and evaluate an encoder on a benchmark of the paper, plainly or adversarially.
+"""Fine-tune and evaluate an encoder on a benchmark of the paper, with or without adversarial regularisation.
 
     megatron-alum finetune --model HF_DIR --task sst2 --data-dir glue --output out/sst2 --alum --seeds 1 2 3
 
-Results: OUTPUT/results.jsonl, predictions in OUTPUT/runs/*/, the best model in OUTPUT/model. Call it again to resume.
-Without training data: `--evaluate-only`, or `--predict-file FILE`, with --model OUTPUT/model.
+Results: OUTPUT/results.jsonl, predictions in OUTPUT/runs/*/, the best model in OUTPUT/model. Run the same command again
+to resume. Without training data: `--evaluate-only`, or `--predict-file FILE`, with --model OUTPUT/model.
 Several processes: `torchrun --nproc-per-node N -m megatron_alum finetune ...`.
 """
 

@@ -3,8 +3,8 @@ checksums.
 
     megatron-alum inspect data/wiki --document 0 17 --sample 0 1 2 --verify
 
-Samples are those that training draws with the same flags (--seq-length, --objective, --seed, ...): any of the options
-of pre-training that decide a sample may follow. Exits with an error when the parts do not belong together, or
+Samples are those that training draws with the same flags (--seq-length, --objective, --seed, ...): all pre-training
+options that determine a sample are accepted. Exits with an error when the parts do not belong together, or
 with --verify when a checksum differs.
 """
 
@@ -32,14 +32,14 @@ MAX_SENTENCES = 20
 class SampleOptions:
     """Training samples
 
-    What decides them besides the shards; give the values of the run.
+    What determines them besides the shards; give the values of the run.
     """
 
     data: DataConfig
     seq_length: Count = 128
     """tokens of the longest sample, special tokens included"""
     model_type: ModelType = "megatron-bert"
-    """roberta lays pairs out in its own way and has no sentence-pair question"""
+    """roberta has its own layout of pairs and no sentence-pair objective"""
     train_samples: Count = 1_000_000
     """samples of the whole run (iterations x global batch size), over which the mask rate rises"""
     seed: CountOrZero = 1234
@@ -55,7 +55,7 @@ def main() -> None:
     flags = ", ".join(option.flag for option in options_of(SampleOptions) if option.name != "data_path")
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog=f"What decides samples: {flags} (see megatron-alum pretrain --help).",
+        epilog=f"Options that determine samples: {flags} (see megatron-alum pretrain --help).",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -120,7 +120,7 @@ def _show_samples(options: SampleOptions, numbers: list[int]) -> None:
             seed=options.seed,
         )
         for shard in datasets.train.shards:
-            shard.expect(0)  # a look needs no later epoch built ahead, into a folder that is about to go
+            shard.expect(0)  # no later epoch is built ahead: the folder is about to be deleted
         if min(numbers) < 0:
             raise ValueError(f"`--sample` must be 0 or more, but is {min(numbers)} instead.")
         batch = datasets.train.batch(numbers)

@@ -10,19 +10,19 @@ from megatron_alum import __version__
 from megatron_alum.config.cli import main_guard
 
 COMMANDS = {
-    "preprocess": "raw text (dumps, JSON lines, parquet, plain text) into shards for training",
-    "train-tokenizer": "a vocabulary from raw text",
-    "inspect": "counts, documents and training samples of shards",
-    "merge": "shards written apart into one corpus",
+    "preprocess": "turn raw text (dumps, JSON lines, parquet, plain text) into shards for training",
+    "train-tokenizer": "train a vocabulary on raw text",
+    "inspect": "show counts, documents and training samples of shards",
+    "merge": "merge separately written shards into one corpus",
     "pretrain": "standard and adversarial pre-training; with several processes: torchrun -m megatron_alum.pretrain",
-    "convert": "checkpoint to Hugging Face folder and back",
+    "convert": "convert a checkpoint to a Hugging Face folder and back",
     "finetune": "fine-tune and evaluate an encoder on the paper's benchmarks",
-    "attack": "how a fine-tuned classifier withstands attacks",
-    "report": "the paper's tables with your results beside its own",
-    "doctor": "what this machine has, and what to do about the rest",
-    "estimate": "memory and operations of a run, without building it",
+    "attack": "measure how a fine-tuned classifier withstands attacks",
+    "report": "render the paper's tables with your results beside its own",
+    "doctor": "show what this machine has, and what to do about the rest",
+    "estimate": "estimate memory and operations of a run, without building it",
 }
-"""Sub-command -> what it makes; its code is the module of that name in this package."""
+"""Sub-command -> what it does; its code is the module of that name in this package."""
 
 
 def overview() -> str:
@@ -35,9 +35,9 @@ def overview() -> str:
 
 
 def run() -> None:
-    """Run the command that the arguments name.
+    """Run the sub-command given in the arguments.
 
-    Raises: ValueError for a name that is no command; what the command itself raises.
+    Raises: ValueError for an unknown command; whatever the command itself raises.
     """
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
@@ -45,7 +45,7 @@ def run() -> None:
     elif name == "--version":
         print(f"megatron_alum {__version__}")
     elif name in COMMANDS:
-        sys.argv = [f"megatron-alum {name}", *rest]  # the name that --help and errors of the command show
+        sys.argv = [f"megatron-alum {name}", *rest]  # the name shown in --help and in the command's errors
         importlib.import_module(f"megatron_alum.cli.{name.replace('-', '_')}").main()
     else:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1)

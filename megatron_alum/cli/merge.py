@@ -1,4 +1,4 @@
-"""Join corpora written by `megatron-alum preprocess` with one tokenizer into one corpus.
+"""Merge corpora that `megatron-alum preprocess` wrote with the same tokenizer into one corpus.
 
     megatron-alum merge --input 'data/part-*.json' --output-prefix data/wiki
 
@@ -12,7 +12,7 @@ def main() -> None:
     """Parse the command line, merge, print the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", nargs="+", required=True, help="prefixes of the corpora in order, or globs of .json")
-    parser.add_argument("--output-prefix", required=True, help="prefix of the joined corpus")
+    parser.add_argument("--output-prefix", required=True, help="prefix of the merged corpus")
     parser.add_argument("--no-verify", action="store_true", help="do not compare the checksums of the parts")
     arguments = parser.parse_args()
     from megatron_alum.data.preprocessing.merge import find_parts, merge_shards

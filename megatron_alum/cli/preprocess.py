@@ -3,9 +3,9 @@ training.
 
     megatron-alum preprocess --input wiki/ --output-prefix data/wiki --vocab-file vocab.txt --workers 8
 
-writes data/wiki.bin, .idx (Megatron's layout: one sequence a sentence, one document an article), .json (counts,
+writes data/wiki.bin, .idx (Megatron's layout: one sequence per sentence, one document per article), .json (counts,
 checksums, settings, what was skipped) and data/wiki-tokenizer/. An interrupted run continues with --resume. The
-summary on stderr says what was read, kept and skipped, and shows two documents as they came out.
+summary on stderr says what was read, kept and skipped, and shows two of the resulting documents.
 """
 
 import sys

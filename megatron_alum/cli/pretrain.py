@@ -14,8 +14,8 @@ from megatron_alum.config.run import RunConfig
 
 
 def options_of_start(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options that --load's run was trained with, or the network that --init-from starts from; what `given`
-    flags and YAML say comes on top. Raises: ValueError for a --load that does not exist.
+    """The options that --load's run was trained with, or the network that --init-from starts from; the `given`
+    flags and YAML take precedence. Raises: ValueError for a --load that does not exist.
     """
     if given.get("load") is not None:
         from megatron_alum.training.resume import origin_of  # imports torch, which --help does not need

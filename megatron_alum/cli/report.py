@@ -4,7 +4,7 @@
         --results BERT-base=out/a/results.jsonl ALUM-BERT-base=out/b/results.jsonl
 
 writes OUTPUT/report.html, a page in one file, and OUTPUT/tables.md with figure1.svg and figure2.svg. A file without
-SYSTEM= is a row of its own, named by its folder.
+SYSTEM= gets a row of its own, named after its folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ReportConfig:
     results: tuple[str, ...] = ()
     """results.jsonl files; SYSTEM=FILE puts one in that row of the paper's tables (several may share a row)"""
     model_card: str | None = None
-    """exported folder, into whose README.md the results go as its evaluation"""
+    """exported folder to whose README.md the results are added as its evaluation"""
     data_dir: str | None = None
     """folder of the benchmarks' files, to count them for Table 9"""
 

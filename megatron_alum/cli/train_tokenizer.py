@@ -2,7 +2,7 @@
 
     megatron-alum train-tokenizer --input wiki/ --output my-tokenizer --type wordpiece --vocab-size 30522 --case lower
 
-writes a Hugging Face tokenizer folder for `megatron-alum preprocess --tokenizer`. Reads everything that command reads.
+writes a Hugging Face tokenizer folder for `megatron-alum preprocess --tokenizer`. Reads the same input as that command.
 """
 
 from megatron_alum.config.cli import parse_config
@@ -10,7 +10,7 @@ from megatron_alum.data.preprocessing.vocabulary_settings import TrainTokenizerS
 
 
 def main() -> None:
-    """Parse the command line, train, say what came out."""
+    """Parse the command line, train, print the result."""
     settings = parse_config(TrainTokenizerSettings, description=__doc__ or "")
     from megatron_alum.data.preprocessing.train_tokenizer import train_tokenizer
 

@@ -1,1 +1,1 @@
-"""Configuration dataclasses, one concern each, and the command line built from them."""
+"""Configuration dataclasses, one per concern, and the command line built from them."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from megatron_alum.config.checks import Count, CountOrZero, PositiveOrZero, Range, Share, check_fields, flag_of
 
-# What the ascent alone reads: without effect where it takes no step.
+# Read only by the ascent, so without effect when it takes no step.
 ASCENT_FIELDS = ("step_size", "epsilon", "projection", "inner_divergence", "inner_reduction")
 
 
@@ -36,24 +36,25 @@ class AlumConfig:
     """weight of the divergence in the loss. Paper: 10 in pre-training, 1 in fine-tuning; 0 switches the branch off"""
     epsilon: PositiveOrZero = 1e-5
     """radius of the L-infinity ball around the embeddings that `clamp` and `normalized_gradient` project onto after a
-    step. Paper: 1e-5. `normalize`, the released code's, has no radius and takes no epsilon"""
+    step. Paper: 1e-5. `normalize`, as in the released code, has no radius and ignores epsilon"""
     step_size: PositiveOrZero = 1e-3
     """size eta of an ascent step, as a factor of the gradient (of the normalised one with `normalized_gradient`).
     Paper: 1e-3"""
     noise_std: PositiveOrZero = 1e-5
-    """standard deviation of the random start. The paper calls 1e-5 the variance, the released code uses it as here"""
+    """standard deviation of the random start. The paper calls 1e-5 the variance; the released code uses it as the
+    standard deviation, as here"""
     num_ascent_steps: CountOrZero = 1
-    """gradient steps K of the inner maximisation. Paper and released code: 1. 0 perturbs at random only, without
-    projection: the control that shows what the ascent adds, and cheaper by two passes (6 F)"""
+    """gradient steps K of the inner maximisation. Paper and released code: 1. 0 only perturbs at random, without
+    projection: the control that shows what the ascent adds, two passes cheaper (6 F)"""
     projection: Literal["clamp", "normalize", "normalized_gradient"] = "clamp"
     """clamp: clamp(delta + eta g, +-epsilon), the paper's line 6; normalize: (delta + eta g) / (its largest absolute
     value in the token + 1e-6), the released code, whose radius is about 1 whatever epsilon says;
     normalized_gradient: clamp(delta + eta g / max |g| of the token, +-epsilon), the textbook step of VAT and SMART"""
     perturb: Literal["word", "encoder_input", "layer"] = "word"
-    """word: the sub-word embeddings alone, as in the paper; encoder_input: after positions, LayerNorm and dropout, as
-    in the released code; layer: the hidden state after --alum-perturb-layer, whose lower layers run once (beyond paper
-    and released code; SMAAT, arXiv 2405.17130, has it for fine-tuning). Padding is never perturbed; the released
-    code perturbs it too"""
+    """word: only the sub-word embeddings, as in the paper; encoder_input: after positions, LayerNorm and dropout, as
+    in the released code; layer: the hidden state after --alum-perturb-layer, so that the layers below run once (not in
+    the paper or the released code; SMAAT, arXiv 2405.17130, does so in fine-tuning). Padding is never perturbed; the
+    released code perturbs it too"""
     perturb_layer: Count | None = None
     """layer L0 after which --alum-perturb layer perturbs, counted from 1 and below the number L of layers; cost of a
     step of one ascent: 3 F + 5 F (1 - L0 / L)"""
@@ -65,17 +66,17 @@ class AlumConfig:
     inner_reduction: Literal["sample", "batch"] = "sample"
     """what a sample's share of the climbed loss is divided by. sample: its own masked tokens (a mean over them, plus
     its next-sentence term), so that g is the gradient of one example as in Algorithm 1, line 2, and the same at every
-    batch size; batch: the masked tokens of the whole batch, as in the released code (there those of one GPU's), which
-    makes g smaller as the batch grows"""
+    batch size; batch: the masked tokens of the whole batch, as in the released code (there, those on one GPU), so that
+    g shrinks as the batch grows"""
     detach_targets: bool = True
     """treat the target of each one-way divergence as a constant, as the released code does; false lets gradients flow
     through both sides of both terms"""
     detach_embeddings: bool = False
-    """keep the adversarial branch's gradient from what is perturbed and all that lies below it, the embedding table
-    first (released code); the paper lets it flow"""
+    """stop the adversarial branch's gradient at what is perturbed, so that it does not reach the layers below, above
+    all the embedding table (released code); in the paper it flows"""
     nsp: bool = True
-    """add the divergence of the next-sentence logits to that of the masked-token logits. The paper speaks of the
-    masked-token objective; the released code has no next-sentence head"""
+    """add the divergence of the next-sentence logits to that of the masked-token logits. The paper mentions only
+    the masked-token objective; the released code has no next-sentence head"""
     batch_fraction: Annotated[float, Range(0, 1, low_open=True)] = 1.0
     """share rho in (0, 1] of an iteration's samples that take the adversarial branch: the first round(rho x
     --global-batch-size) of them in global order, at least one, on every layout of ranks and micro-batches; cost:
@@ -91,7 +92,7 @@ class AlumConfig:
 
     @property
     def level(self) -> Literal["word", "encoder_input"] | int:
-        """Where x is: "word", "encoder_input" or the layer after which it is the hidden state."""
+        """What is perturbed: "word", "encoder_input" or the number of the layer whose output is."""
         if self.perturb == "layer":
             assert self.perturb_layer is not None
             return self.perturb_layer
@@ -117,7 +118,7 @@ class AlumConfig:
         if self.perturb == "layer" and self.perturb_layer is None:
             raise ValueError(
                 "--alum-perturb-layer must be given with --alum-perturb layer, but is not. Name the layer, from 1 to "
-                "one below the number of layers; two thirds of them is a start."
+                "one below the number of layers; two thirds of them is a good first choice."
             )
         if self.perturb != "layer" and self.perturb_layer is not None:
             raise ValueError(
@@ -126,7 +127,7 @@ class AlumConfig:
             )
 
     def _check_effects(self) -> None:
-        """Raise for a setting that was changed although another one leaves it without effect."""
+        """Raise for a setting that was changed although another setting makes it ineffective."""
         if self.num_ascent_steps == 0:
             self._require_defaults(ASCENT_FIELDS, "--alum-num-ascent-steps 0", "takes no step and projects nothing")
         if self.projection == "normalize":

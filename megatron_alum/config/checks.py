@@ -1,9 +1,9 @@
-"""How a value is checked by itself: against the range or the words in its field's annotation.
+"""How a single value is checked: against the range or the choices in its field's annotation.
 
     learning_rate: Positive = 1e-4
     kind: Literal["fast", "safe"] = "safe"
 
-A configuration's `__post_init__` calls `check_fields(self)`; what needs two fields is checked there by hand.
+A configuration's `__post_init__` calls `check_fields(self)`; checks that need two fields are written out there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `low` to `high`, without an end that is open; never infinity or nan."""
+    """The numbers from `low` to `high`, excluding open ends, infinity and nan."""
 
     low: float
     high: float = math.inf
@@ -52,9 +52,9 @@ def flag_of(owner: type, field: str) -> str:
 
 
 def check_fields(config: Any) -> None:
-    """Hold every field of a configuration, and every item of a tuple, against its annotation; None is not checked.
+    """Check every field of a configuration, and every item of a tuple, against its annotation; None is not checked.
 
-    Raises: ValueError naming the flag, what is admitted and the value.
+    Raises: ValueError naming the flag, the permitted values and the value.
     """
     owner: type = type(config)
     for name, admitted in _admitted(owner).items():
@@ -69,13 +69,13 @@ def check_fields(config: Any) -> None:
 
 @functools.cache
 def _admitted(cls: type) -> dict[str, Range | tuple[str, ...]]:
-    """{field: its range or words}, of the fields that have any."""
+    """{field: its range or choices}, for the fields that have any."""
     hints = typing.get_type_hints(cls, include_extras=True)
     return {name: admitted for name, hint in hints.items() if (admitted := _admitted_by(hint)) is not None}
 
 
 def _admitted_by(hint: Any) -> Range | tuple[str, ...] | None:
-    """The range or the words in a type, in a member of its union or in a tuple's items."""
+    """The range or the choices in a type, in a member of its union or in a tuple's items."""
     if typing.get_origin(hint) is Literal:
         return typing.get_args(hint)
     for note in getattr(hint, "__metadata__", ()):

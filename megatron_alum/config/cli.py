@@ -3,9 +3,9 @@
     config = parse_config(RunConfig, argv, description="...")
 
 Precedence: defaults < YAML (`--config FILE`) < flags. YAML is flat and uses the flags' names. An unknown
-name is an error that names the nearest known one. A boolean flag takes true or false and may stand alone for true.
+name is an error that suggests the nearest known one. A boolean flag takes true or false; without a value it means true.
 
-Errors of a user are ValueErrors with one sentence; `main_guard` prints it and exits with status 2.
+User errors are ValueErrors with one sentence; `main_guard` prints it and exits with status 2.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def main_guard(fn: Callable[[], None]) -> None:
     """Run `fn`; turn a user's error (ValueError, OSError, missing extra) into `error: <sentence>` on stderr, status 2.
 
     Ctrl-C ends with status 130 and no traceback. Under torchrun all ranks refuse the same input, so a ValueError is
-    printed once a node, by local rank 0.
+    printed once per node, by local rank 0.
 
-    A process that has joined others ends without farewell after any error: they may be in a collective that it never
-    joins, and NCCL's own end would wait for them. torchrun then ends them, and shows the traceback.
+    A member of a process group exits after an error without destroying the group: the others may be in a collective
+    that it never joins, and NCCL's shutdown would wait for them. torchrun then ends them and shows the traceback.
     """
     try:
         fn()
@@ -63,20 +63,20 @@ def _leave(status: int) -> NoReturn:
 
 
 def _has_joined_others() -> bool:
-    """Whether this process is part of a process group; asked without importing torch."""
+    """Whether this process is part of a process group; found out without importing torch."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse whose complaints are ValueErrors, to leave the wording and the exit to `main_guard`."""
+    """argparse whose errors are ValueErrors, which leaves printing and exit status to `main_guard`."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}. See --help.")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Leaves a text of several lines as it is, such as one with an example, and fills any other."""
+    """Leaves a text of several lines, such as one with an example, as it is, and wraps any other."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if "\n" in text:
@@ -85,9 +85,10 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class _Once(argparse.Action):
-    """A list that starts empty: a second `--labels` would put its values in the place of the first's, not beside them.
+    """A list without default values: a second `--labels` would replace the values of the first instead of adding to
+    them.
 
-    A list with values of its own (`--seeds`) is a setting like any other: what comes last counts.
+    A list with default values (`--seeds`) is a setting like any other: the last one counts.
     """
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
@@ -104,9 +105,9 @@ def parse_config(
     defaults: Mapping[str, Any] | None = None,
     infer: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> T:
-    """The configuration that `argv` (default: the process's arguments) and the YAML it names describe.
+    """The configuration described by `argv` (default: the process's arguments) and the YAML file that it names.
 
-    `defaults` {name: value} go before those of the dataclasses. `infer` turns the given options {name: value} into
+    `defaults` {name: value} replace those of the dataclasses. `infer` turns the given options {name: value} into
     defaults for others (those of a run to continue, or the sizes of a model to start from).
     Raises: ValueError naming the flag for unknown names, wrong types, missing values and failed checks.
     """
@@ -149,13 +150,13 @@ def config_to_dict(config: Any) -> dict[str, Any]:
 
 
 def config_from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
-    """The configuration written by `config_to_dict`; names this version does not know are refused by a ValueError."""
+    """The configuration written by `config_to_dict`; raises ValueError for names that this version does not know."""
     options = {option.name: option for option in options_of(cls)}
     return build_config(cls, [_checked_layer(values, options, "the stored configuration")])
 
 
 def format_config(config: Any) -> str:
-    """One `name: value` line an option, under the name of its section."""
+    """One `name: value` line per option, under the name of its section."""
     lines, section = [], None
     flat = config_to_dict(config)
     for option in options_of(type(config)):
@@ -169,7 +170,7 @@ def format_config(config: Any) -> str:
 def read_yaml(path: str | None, options: Mapping[str, Option]) -> dict[str, Any]:
     """{option name: typed value} of a flat YAML file; keys may use dashes or underscores; {} for no file.
 
-    Raises: ValueError for a file that is no flat mapping, unknown keys and wrong types; OSError when unreadable.
+    Raises: ValueError for a file that is not a flat mapping, unknown keys and wrong types; OSError when unreadable.
     """
     if path is None:
         return {}

@@ -1,7 +1,7 @@
 """What the pre-training samples are made of: shards, split, sentence-pair objective, masking and the sampler.
 
-Checks here need nothing but the values themselves; what depends on the files (does a shard exist, does its split hold
-two documents) is checked where they are opened, `megatron_alum/data/sampling/dataset.py`.
+The checks here need nothing but the values themselves; what depends on the files (does a shard exist, does its split
+hold two documents) is checked where they are opened, `megatron_alum/data/sampling/dataset.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class DataConfig:
     """sentence-pair question: nsp (Google's BERT), sop (ALBERT), none (RoBERTa full sentences); auto: none for roberta,
     nsp for the others"""
     short_seq_prob: Share = 0.1
-    """probability that a pass over a document aims at a random shorter pair instead of full length (nsp and sop)"""
+    """probability that a pair gets a random shorter target length instead of the full one (nsp and sop)"""
     masking: Literal["token", "whole_word", "ngram"] = "token"
     """what is masked together: single tokens (BERT), whole words, or runs of 1 to --max-ngram words (p(n) ~ 1/n)"""
     max_ngram: Count = 3
@@ -44,16 +44,16 @@ class DataConfig:
     """number of equal steps of the run over which the rate rises linearly (ALUM section 4.2: 5); 1 keeps it constant,
     for which start and end must be equal"""
     data_cache_path: str | None = None
-    """folder for the pair indices, one file an epoch; `index-cache` beside the shard by default"""
+    """folder for the pair indices, one file per epoch; `index-cache` beside the shard by default"""
     sampler: Literal["auto", "cpp", "python"] = "auto"
-    """implementation that assembles batches; both give the same bits. auto: cpp where the extension is built"""
+    """implementation that assembles batches; both give bit-identical results. auto: cpp if the extension is built"""
     sampler_threads: Count = 1
-    """threads of each process that prepare micro-batches and build pair indices"""
+    """threads per process that prepare micro-batches and build pair indices"""
     prefetch_batches: Count = 8
     """micro-batches that each process prepares ahead in the background, rounded up to whole iterations"""
 
     def __post_init__(self) -> None:
-        """Refuse values that no data could make right."""
+        """Refuse values that would be wrong with any data."""
         if not self.data_path:
             raise ValueError("--data-path must name at least one shard prefix, but is empty instead.")
         check_fields(self)
@@ -62,7 +62,7 @@ class DataConfig:
                 f"--mask-rate-steps must be at least 2 to go from {self.mask_rate_start} to {self.mask_rate_end}, "
                 "but is 1 instead. Set --mask-rate-start and --mask-rate-end to one value for a constant rate."
             )
-        self.split_shares  # noqa: B018  (a malformed --split is refused here, not at the first read)
+        self.split_shares  # noqa: B018  (a malformed --split is refused now, not at the first use)
 
     @property
     def split_shares(self) -> tuple[float, float, float]:
@@ -88,7 +88,7 @@ class DataConfig:
         return tuple(round(self.mask_rate_start + rise * i / steps, 12) for i in range(self.mask_rate_steps))
 
     def objective_for(self, model_type: str) -> str:
-        """The objective `auto` stands for with this model type."""
+        """The objective that `auto` means for this model type."""
         if self.objective != "auto":
             return self.objective
         return "none" if model_type == "roberta" else "nsp"

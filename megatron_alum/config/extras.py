@@ -1,7 +1,7 @@
-"""Which libraries belong to which extra of the package, and the error that says so where one is missing.
+"""Which libraries belong to which extra of the package, and the error that says so when one is missing.
 
-Pre-training and conversion need only the package's own dependencies; pyproject.toml lists the extras. Where a library
-of an extra is about to be imported, `require("name")` comes before.
+Pre-training and conversion need only the package's own dependencies; pyproject.toml lists the extras. Call
+`require("name")` before importing a library of an extra.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "dask": ("distributed",),
     "flash": ("flash_attn",),
 }
-"""Extra -> the modules that it brings, as they are imported."""
+"""Extra -> the modules that it installs, by import name."""
 
 
 class MissingExtraError(ModuleNotFoundError):
@@ -26,7 +26,7 @@ class MissingExtraError(ModuleNotFoundError):
 
 
 def require(*modules: str) -> None:
-    """Does nothing where all `modules` are installed; each must belong to an extra.
+    """Do nothing if all `modules` are installed; each must belong to an extra.
 
     Raises: MissingExtraError, an ImportError, naming the first missing one and its extra.
     """
@@ -40,7 +40,7 @@ def require(*modules: str) -> None:
 
 
 def missing_extras() -> dict[str, list[str]]:
-    """{extra: its modules that are not installed}, of extras that lack any."""
+    """{extra: its modules that are not installed}, for extras that lack any."""
     missing = {extra: [name for name in names if not _is_installed(name)] for extra, names in EXTRAS.items()}
     return {extra: names for extra, names in missing.items() if names}
 

@@ -50,7 +50,7 @@ class Option:
 
     @property
     def is_bool(self) -> bool:
-        """Whether it may stand on the command line without a value."""
+        """Whether it may be given on the command line without a value."""
         return self.kind is bool
 
     @property
@@ -60,12 +60,12 @@ class Option:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The admitted words; () for anything else than a Literal."""
+        """The choices; () for anything but a Literal."""
         return typing.get_args(self.kind) if typing.get_origin(self.kind) is Literal else ()
 
     @property
     def metavar(self) -> str:
-        """What stands for the value in help and reference: the admitted words, or the name's last word."""
+        """The placeholder of the value in help and reference: the choices, or the name's last word."""
         words = ("true", "false") if self.is_bool else self.choices
         return "{" + ",".join(words) + "}" if words else self.path[-1].rsplit("_", 1)[-1].upper()
 
@@ -73,7 +73,7 @@ class Option:
     def help(self) -> str:
         """What the value means, and `required` or the default as a user would write it.
 
-        A default of nothing goes without saying where the text itself says what is done by default.
+        A default of None is not mentioned if the text itself says what happens by default.
         """
         if self.default is dataclasses.MISSING:
             return f"{self.doc} (required)"
@@ -85,7 +85,7 @@ class Option:
         return f"{self.doc} (default: {' '.join(map(str, items))})"
 
     def convert(self, value: Any) -> Any:
-        """The typed value of a text or a YAML value. Raises: ValueError that goes on after the flag's name."""
+        """The typed value of a text or a YAML value. Raises: ValueError whose text continues after the flag's name."""
         if self.may_be_none and (value is None or (isinstance(value, str) and value.lower() in ("none", "null", ""))):
             return None
         if self.is_list:
@@ -128,7 +128,7 @@ def options_of(cls: type) -> tuple[Option, ...]:
 
 @functools.cache
 def _options_below(cls: type, path: tuple[str, ...]) -> tuple[Option, ...]:
-    """Every option of `cls`, to which `path` leads from the whole configuration."""
+    """Every option of `cls`, which is at `path` in the whole configuration."""
     hints, docs = typing.get_type_hints(cls), field_docs(cls)
     found: list[Option] = []
     for field in dataclasses.fields(cls):
@@ -195,4 +195,4 @@ def _to_str(value: Any) -> str:
 
 
 _SCALARS: dict[type, Callable[[Any], Any]] = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}
-"""The converters of plain types; YAML hands typed values, the command line text."""
+"""The converters of plain types; YAML supplies typed values, the command line text."""

@@ -1,7 +1,7 @@
 """Settings of megatron-alum finetune (what to train on, how, and which grid to search) and of megatron-alum attack.
 
 The flags --alum-* override the method's preset. Files and columns of --task custom are read alike by both commands.
-Flags bear the names of Hugging Face's example scripts where those have them. Lists (`--seeds 1 2 3`) span a grid.
+Flags have the names used in Hugging Face's example scripts, where those have them. Lists (`--seeds 1 2 3`) span a grid.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ ALUM_FLAGS_OF: dict[str, tuple[str, ...]] = {
 class CustomTaskConfig:
     """Task custom
 
-    A task in files of your own: .tsv with header, .csv, .jsonl, .json, .parquet; tags also one a line, spans as SQuAD.
+    A task in files of your own: .tsv with header, .csv, .jsonl, .json, .parquet; tags also one per line, spans as
+    SQuAD.
     """
 
     kind: Literal["classification", "regression", "spans", "choice", "tags"] | None = None
-    """kind of the task; by default a classification with --labels, or else what the labels of the training file are:
-    numbers that are not all whole are a regression, anything else is classes"""
+    """kind of the task; by default a classification with --labels; otherwise the labels of the training file decide:
+    numbers that are not all whole make it a regression, anything else a classification"""
 
     validation_file: str | None = None
     """validation file, the split dev"""
@@ -51,16 +52,16 @@ class CustomTaskConfig:
     label_column: str = "label"
     """label column"""
     labels: tuple[str, ...] = ()
-    """class names, in the order of the model's; by default those of the training file, in alphabetical order"""
+    """class names, in the model's order; by default those of the training file, in alphabetical order"""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a kind that there is not and labels that no task can have."""
+        """Raise ValueError for an unknown kind and for labels that no task can have."""
         check_fields(self)
         for name in self.labels:
             if self.labels.count(name) > 1:
                 raise ValueError(f"--labels must name each class once, but has {name} {self.labels.count(name)} times.")
         if len(self.labels) == 1:
-            raise ValueError(f"--labels must name two or more classes, but names {self.labels[0]} alone.")
+            raise ValueError(f"--labels must name two or more classes, but names only {self.labels[0]}.")
         if self.labels and self.kind not in (None, "classification"):
             raise ValueError(f"--labels must be left out with --kind {self.kind}, which has none, but are given.")
 
@@ -75,22 +76,24 @@ class FinetuneDataConfig:
     """folder of results.jsonl, predictions and the best model"""
     task: str | None = None
     """cola sst2 mrpc stsb qqp mnli qnli rte wnli ax snli scitail fever anli anli-all squad-v1.1 squad-v2 adv-squad swag
-    hellaswag bc2gm ncbi-disease jnlpba custom; a finished folder's own with --evaluate-only and --predict-file"""
+    hellaswag bc2gm ncbi-disease jnlpba custom; by default that of the finished folder with --evaluate-only and
+    --predict-file"""
     data_dir: str = "."
     """folder of the task's official files, or the one above it"""
     tokenizer: str | None = None
     """tokenizer folder, if not the model's own"""
     max_train_samples: Count | None = None
-    """examples of the training set to use, the first so many after a shuffle with seed 0; all by default"""
+    """number of training examples to use, the first ones after a shuffle with seed 0; all by default"""
     max_eval_samples: Count | None = None
-    """examples of each evaluated split to use, a fixed sample with its share of each file; all by default"""
+    """number of examples of each evaluated split to use, a fixed sample with a proportional share of each file; all by
+    default"""
     max_seq_length: Count | None = None
-    """tokens of the longest input; 512 by default, a finished folder's own where nothing is trained; lowered to what
-    the model takes"""
+    """tokens of the longest input; 512 by default, or a finished folder's own if nothing is trained; at most what the
+    model accepts"""
     doc_stride: CountOrZero = 128
     """tokens shared by neighbouring windows of a SQuAD context, at most a quarter of --max-seq-length"""
     max_query_length: Count = 64
-    """tokens of a SQuAD question, which is cut after them"""
+    """tokens to which a SQuAD question is truncated"""
     n_best_size: Count = 20
     """candidate starts and ends of an answer per window"""
     max_answer_length: Count = 30
@@ -112,7 +115,7 @@ class FinetuneDataConfig:
             raise ValueError("--evaluate-only must be left out with --predict-file, but both are given.")
         if self.evaluate_only or self.predict_file is not None:
             if self.train_file is not None:
-                raise ValueError(f"--train-file must be left out where nothing is trained, but is {self.train_file}.")
+                raise ValueError(f"--train-file must be left out when nothing is trained, but is {self.train_file}.")
         elif self.task is None:
             raise ValueError("--task must be given, but is not.")
         elif self.task == "custom" and (self.custom.validation_file is None or self.train_file is None):
@@ -124,7 +127,7 @@ class FinetuneTrainingConfig:
     """Training"""
 
     method: Literal["none", "alum", "smart", "freelb", "r-drop"] = "none"
-    """how the labels' loss is regularised"""
+    """how the label loss is regularised"""
     alum: bool = False
     """short for --method alum"""
     bregman_weight: PositiveOrZero = 0.0
@@ -146,7 +149,7 @@ class FinetuneTrainingConfig:
     per_device_eval_batch_size: Count = 64
     """examples of an evaluation batch"""
     gradient_accumulation_steps: Count = 1
-    """micro-batches of an optimizer step"""
+    """micro-batches per optimizer step (gradient accumulation)"""
     optim: Literal["adam", "radam"] = "adam"
     """Adam or rectified Adam, both with decoupled weight decay"""
     weight_decay: PositiveOrZero = 0.01
@@ -184,7 +187,7 @@ class FinetuneTrainingConfig:
                 f"but is {self.bregman_weight} instead."
             )
         if self.bregman_momentum is not None and self.bregman_weight == 0:
-            raise ValueError("--bregman-momentum must come with --bregman-weight above 0, but that is 0.")
+            raise ValueError("--bregman-momentum must be given with --bregman-weight above 0, but that is 0.")
         if self.bf16 and self.fp16:
             raise ValueError("--bf16 and --fp16 must not be combined, but both are given. Choose one.")
 
@@ -193,7 +196,7 @@ class FinetuneTrainingConfig:
 class AlumOverrides:
     """ALUM
 
-    What is left out here is as in the preset of --method.
+    Options left out keep the values of --method's preset.
     """
 
     FLAG_PREFIX: ClassVar[str] = "alum_"
@@ -201,7 +204,7 @@ class AlumOverrides:
     alpha: float | None = None
     """weight of the divergence"""
     epsilon: float | None = None
-    """radius of the ball around the embeddings, which a step projects onto; normalize has none"""
+    """radius of the ball around the embeddings onto which a step projects; unused with normalize"""
     step_size: float | None = None
     """size of an ascent step"""
     noise_std: float | None = None
@@ -209,11 +212,11 @@ class AlumOverrides:
     num_ascent_steps: int | None = None
     """ascent steps K; 0 perturbs at random only"""
     projection: Literal["clamp", "normalize", "normalized_gradient"] | None = None
-    """what an ascent step ends in: clamp, to the ball (the paper); normalize, division by the token's largest value
-    (released code); normalized_gradient, a step along the gradient so divided, then clamp (VAT, SMART)"""
+    """how an ascent step ends: clamp to the ball (the paper); normalize, division by the token's largest value
+    (released code); normalized_gradient, a step along the gradient divided in this way, then clamp (VAT, SMART)"""
     perturb: Literal["word", "encoder_input", "layer"] | None = None
     """word: the word embeddings; encoder_input: the output of the embedding module; layer: the hidden state after
-    --alum-perturb-layer, of encoders that have a list of layers; those below run once"""
+    --alum-perturb-layer, for encoders that have a list of layers; the layers below run once"""
     perturb_layer: int | None = None
     """layer after which --alum-perturb layer perturbs, counted from 1 and below the number of layers"""
     dropout: Literal["independent", "shared"] | None = None
@@ -303,9 +306,9 @@ class AttackConfig:
     max_eval_samples: Count = 500
     """examples to attack, a fixed sample of the split"""
     max_seq_length: Count | None = None
-    """tokens of the longest input; by default those of each model's training"""
+    """tokens of the longest input; by default as in each model's training"""
     per_device_eval_batch_size: Count = 32
-    """examples of a batch"""
+    """examples per batch"""
     seed: int = 0
     """seed of the random start"""
     word_attack: Literal["textfooler", "bae", "pwws", "deepwordbug"] | None = None

@@ -1,6 +1,6 @@
 """The shape of the network: architecture, sizes, dropout, initialisation, and the presets behind `--model-size`.
 
-A preset fills in what no flag names; flags win. Sizes tiny, mini and small are Google's BERT miniatures
+A preset fills in what no flag sets; flags take precedence. Sizes tiny, mini and small are Google's BERT miniatures
 (google-research/bert), base and large those of the BERT paper (arXiv 1810.04805). Three architectures:
   megatron-bert  pre-LayerNorm, as Megatron trains BERT; exported as transformers' MegatronBert
   bert           post-LayerNorm, as Google trained it; transformers' Bert
@@ -40,7 +40,7 @@ class ModelConfig:
     model_type: ModelType = "megatron-bert"
     """architecture: megatron-bert (pre-LayerNorm), bert or roberta (post-LayerNorm)"""
     model_size: ModelSize | None = None
-    """preset for layers, width and heads; a flag of their own wins"""
+    """preset for layers, width and heads; their own flags take precedence"""
     num_layers: Count = None  # type: ignore[assignment]
     """Transformer layers; those of --model-size by default"""
     hidden_size: Count = None  # type: ignore[assignment]
@@ -63,7 +63,7 @@ class ModelConfig:
     """dropout probability of attention weights"""
     layernorm_epsilon: Positive = None  # type: ignore[assignment]
     """added to the variance in LayerNorm; by default 1e-5 for megatron-bert and roberta, 1e-12 for bert, as their
-    authors have it"""
+    authors chose"""
     init_method_std: Positive = 0.02
     """standard deviation of initial weights"""
     make_vocab_size_divisible_by: Count = 128
@@ -133,4 +133,4 @@ class ModelConfig:
 
     def _default(self, name: str, value: float) -> None:
         if getattr(self, name) is None:
-            object.__setattr__(self, name, value)  # the dataclass is frozen for everyone else
+            object.__setattr__(self, name, value)  # the dataclass is frozen for all other code

@@ -1,5 +1,5 @@
-"""The configuration of one pre-training run: where it is saved and what it tells, every other concern's dataclass, and
-the checks that need two of them.
+"""The configuration of one pre-training run: checkpoints and logging, the dataclasses of all other concerns, and the
+checks that need two of them.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from megatron_alum.config.training import (
 class CheckpointConfig:
     """Checkpoints
 
-    A checkpoint is a folder iter_0000020/ that appears complete or not at all.
+    A checkpoint is a folder iter_0000020/ that appears only when complete.
     """
 
     save: str | None = None
     """folder of the run: checkpoints and metrics.jsonl"""
     load: str | None = None
     """run to continue from its newest valid checkpoint, or from the one named (RUN/iter_0000040). Options that are not
-    given are those of the run. An existing empty folder is a fresh start. Going back in --save itself moves newer
+    given keep the run's values. An existing empty folder is a fresh start. Going back in --save itself moves newer
     checkpoints and a copy of the metrics into RUN/rolled_back_0001/"""
     save_interval: CountOrZero = 1000
     """iterations between two checkpoints; 0 saves only at the end and on signals"""
@@ -50,7 +50,7 @@ class CheckpointConfig:
 class LoggingConfig:
     """Logging
 
-    metrics.jsonl is always written; the rest is by option.
+    metrics.jsonl is always written; the rest is optional.
     """
 
     log_interval: Count = 1
@@ -70,7 +70,7 @@ class LoggingConfig:
     """last iteration of the trace, by default the first; a few are enough, each takes tens of megabytes"""
 
     def __post_init__(self) -> None:
-        """Refuse an interval that never comes, a peak that is no speed and a trace of nothing."""
+        """Refuse an interval below 1, a peak that is not positive and an empty trace."""
         check_fields(self)
         start, end = self.profile_step_start, self.profile_step_end
         if end is None:
@@ -130,9 +130,10 @@ class RunConfig:
 
     @property
     def encodes_rows(self) -> bool:
-        """Whether the last layer's MLP runs on the positions that the heads read and on no others.
+        """Whether the last layer's MLP runs only on the positions that the heads read.
 
-        Not where tokens are split over ranks or stages, nor compiled: the number of positions changes with the batch.
+        Not when tokens are split over ranks or stages, and not when compiled: the number of positions changes with the
+        batch.
         """
         whole = self.parallel.pipeline_model_parallel_size == 1 and not self.parallel.sequence_parallel
         return whole and not self.compute.torch_compile
@@ -145,8 +146,8 @@ class RunConfig:
         if self.last_iteration >= self.first_alum_iteration:
             raise ValueError(
                 f"--pipeline-model-parallel-size must be 1 in the adversarial phase, but is {stages} instead: "
-                "the ascent needs the embedding and the logits in one process. A network that needs stages is beyond "
-                "20 billion parameters: use --tensor-model-parallel-size, "
+                "the ascent needs the embedding and the logits in one process. A network that needs stages has more"
+                "than 20 billion parameters: use --tensor-model-parallel-size, "
                 "--sequence-parallel, --use-distributed-optimizer or --recompute-granularity; or stop before iteration "
                 f"{self.first_alum_iteration} with --exit-interval, or train without ALUM (--alum-alpha 0)."
             )
@@ -164,11 +165,12 @@ class RunConfig:
 
     @property
     def token_multiple(self) -> int:
-        """Tokens of a micro-batch are rounded up to a multiple of this: eights, on every tensor-parallel rank."""
+        """Tokens of a micro-batch are rounded up to a multiple of this: a multiple of 8 on every tensor-parallel
+        rank."""
         return self.training.token_multiple or 8 * self.parallel.tensor_model_parallel_size
 
     def _check_token_multiple(self) -> None:
-        """Refuse a multiple that would not give every tensor-parallel rank eights of tokens."""
+        """Refuse a multiple that would not give every tensor-parallel rank a multiple of 8 tokens."""
         smallest = 8 * self.parallel.tensor_model_parallel_size
         if self.token_multiple % smallest:
             raise ValueError(

@@ -1,7 +1,8 @@
-"""The options of a run as its checkpoints store them: who owns each, what a resume takes over, how old sets are read.
+"""The options of a run as its checkpoints store them: what each belongs to, what a resume takes over, how old formats
+are read.
 
 A resume without a flag takes the run's value for everything that belongs to the run. KINDS classifies every option of
-RunConfig; `tests/training/test_resume_options.py` fails where a field of a configuration has no kind.
+RunConfig; `tests/training/test_resume_options.py` fails if a field of a configuration has no kind.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from megatron_alum.config.run import RunConfig
 
 
 class Kind(Enum):
-    """What a resume does with an option. All but INVOCATION belong to the run and are kept where no flag is given."""
+    """What a resume does with an option. All but INVOCATION belong to the run and are kept unless a flag is given."""
 
     NETWORK = "Another model needs another --load."
-    """shapes and function of the network: never different"""
+    """shapes and function of the network: can never change"""
     STATE = "The optimizer's state depends on it."
-    """what the optimizer keeps: never different"""
+    """what the optimizer keeps: can never change"""
     SCHEDULE = "Or pass --override-schedule."
-    """which samples an iteration sees, at what rates and in which phase: different with --override-schedule only"""
+    """which samples an iteration sees, at what rates and in which phase: can change only with --override-schedule"""
     CORPUS = "Restore that corpus, or start a new run."
     """compared by the fingerprint of its files and by its weights: it may be moved"""
     METHOD = ""
-    """different where a flag says so, which is printed"""
+    """can change by flag; the change is printed"""
     INVOCATION = "not kept"
     """of one invocation or machine"""
 
@@ -60,7 +61,7 @@ KINDS: dict[Kind, tuple[str, ...]] = {
     ),
     Kind.INVOCATION: (
         *("data_cache_path", "sampler", "sampler_threads", "prefetch_batches"),
-        "model_size",  # its sizes stand for it
+        "model_size",  # represented by its sizes
         *("token_multiple", "exit_interval", "override_schedule"),
         *("tensor_model_parallel_size", "pipeline_model_parallel_size", "sequence_parallel", "overlap_grad_reduce"),
         *("distributed_timeout_minutes", "recompute_granularity", "torch_compile", "manual_gc_interval"),
@@ -73,7 +74,7 @@ KINDS: dict[Kind, tuple[str, ...]] = {
 KIND_OF = {name: kind for kind, names in KINDS.items() for name in names}
 
 _BEFORE: dict[str, Any] = {"alum_inner_reduction": "batch"}
-"""what a run did whose options lack the name, where that is not today's default"""
+"""what a run whose stored options lack the name did, if that is not today's default"""
 _WITHOUT_EFFECT: dict[tuple[str, str], tuple[str, ...]] = {
     ("alum_projection", "normalize"): ("alum_epsilon",),
     ("alum_ascent", "label"): (
@@ -81,7 +82,7 @@ _WITHOUT_EFFECT: dict[tuple[str, str], tuple[str, ...]] = {
         "alum_alpha",
     ),
 }
-"""{(option, value): options that it leaves without effect}; format 1 stored any value of those, today it is refused"""
+"""{(option, value): options that it makes ineffective}; format 1 stored any value of those, which is now refused"""
 
 
 @cache
@@ -91,16 +92,17 @@ def options_by_name() -> dict[str, Option]:
 
 
 def upgraded(run: Mapping[str, Any], *, version: int) -> dict[str, Any]:
-    """The stored options {name: JSON value} of any format in today's set, by what that run really did.
+    """The stored options {name: JSON value} of any format as today's options, with the values that the run actually
+    used.
 
-    Names that do not exist any more are left out; `unknown_names` lists them.
+    Names that no longer exist are left out; `unknown_names` lists them.
     """
     options = options_by_name()
     known = {name: value for name, value in run.items() if name in options}
     absent = {name: option.default for name, option in options.items() if name not in known}
     defaults = {name: _plain(value) for name, value in absent.items() if value is not MISSING}
     sizes = asdict(ModelConfig(**{field.name: run[field.name] for field in fields(ModelConfig) if field.name in run}))
-    defaults |= {name: value for name, value in sizes.items() if name in absent}  # what follows from others
+    defaults |= {name: value for name, value in sizes.items() if name in absent}  # follows from other options
     if version > 1:
         return {**defaults, **known}
     result = {**defaults, **{name: value for name, value in _BEFORE.items() if name in defaults}, **known}
@@ -118,9 +120,9 @@ def unknown_names(run: Mapping[str, Any]) -> list[str]:
 
 
 def kept_options(run: Mapping[str, Any], given: Mapping[str, Any], *, source: str) -> dict[str, Any]:
-    """{name: typed value} that a resume takes from the stored, upgraded `run`; `given` {name: value} wins.
+    """{name: typed value} that a resume takes from the stored, upgraded `run`; `given` {name: value} takes precedence.
 
-    Raises: ValueError for a stored value that this version does not take and that no flag replaces.
+    Raises: ValueError for a stored value that this version does not accept and that no flag replaces.
     """
     options, kept = options_by_name(), {}
     preset = ("num_layers", "hidden_size", "num_attention_heads") if given.get("model_size") is not None else ()
@@ -139,13 +141,13 @@ def kept_options(run: Mapping[str, Any], given: Mapping[str, Any], *, source: st
 
 
 def differences(run: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{name: (stored, now)} of the options that belong to the run and differ, but for the corpus."""
+    """{name: (stored, now)} of the options that belong to the run and differ, except the corpus."""
     owned = (name for name in options_by_name() if KIND_OF[name] not in (Kind.INVOCATION, Kind.CORPUS))
     return {name: (run[name], now[name]) for name in owned if _meaning(name, run) != _meaning(name, now)}
 
 
 def _meaning(name: str, run: Mapping[str, Any]) -> Any:
-    """The value, or what it stands for where two spellings mean the same."""
+    """The value, or its canonical form if two spellings mean the same."""
     if name in ("objective", "split"):
         data = DataConfig(data_path=("x",), objective=run["objective"], split=run["split"])
         if name == "objective":

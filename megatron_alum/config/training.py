@@ -1,4 +1,4 @@
-"""How a run trains: length and batches, optimizer, layout over processes, number formats, memory against time.
+"""How a run trains: length and batches, optimizer, layout over processes, number formats, memory and cost.
 
 The paper gives the learning-rate schedule (section 4.2: peak 1e-4, linear warm-up over the first 1 % of the steps,
 linear decay to 0); betas, epsilon and weight decay are those of Devlin et al. 2018. Biases and LayerNorm weights are
@@ -33,12 +33,12 @@ class TrainingConfig:
     global_batch_size: Count = 256
     """samples of one optimizer step (ALUM section 4.2: 256)"""
     micro_batch_size: Count = 8
-    """samples that one process sends through the network at a time, on average: those of an iteration are shared out by
-    length"""
+    """samples that one process sends through the network at a time, on average: those of an iteration are distributed
+    by length"""
     token_multiple: Count | None = None
     """the tokens of a micro-batch are filled up to a multiple of this, itself a multiple of 8 x
-    --tensor-model-parallel-size, which it is by default. A large one (1024, say) leaves few shapes for compilers and
-    CUDA graphs, and adds half of itself in idle tokens"""
+    --tensor-model-parallel-size (the default). A large one (1024, say) leaves few shapes for compilers and CUDA graphs,
+    but adds idle tokens, half of it on average"""
     seed: Annotated[int, Range(0, 2**31, high_open=True)] = 1234
     """seed of initial weights, dropout, sampling and the adversarial noise"""
     eval_interval: CountOrZero = 1000
@@ -49,9 +49,10 @@ class TrainingConfig:
     """save and stop cleanly after this iteration, as if the run had been interrupted there"""
     override_schedule: bool = False
     """accept other samples and schedules (--train-iters, --global-batch-size, --seed, masking, blend weights, ...) than
-    those of the run that is resumed; no sample is skipped or seen twice where the batch alone changes"""
+    those of the run that is resumed; no sample is skipped or seen twice if only the batch changes"""
     max_consecutive_skips: CountOrZero = 20
-    """abort with a diagnosis after this many iterations in a row with a non-finite loss or gradient; 0 never aborts"""
+    """abort with a diagnosis after this many consecutive iterations with a non-finite loss or gradient; 0 never
+    aborts"""
 
     def __post_init__(self) -> None:
         """Refuse counts that leave nothing to do and batches that do not divide."""
@@ -104,25 +105,25 @@ class ParallelConfig:
     tensor_model_parallel_size: Count = 1
     """processes that share every layer's matrices (heads, feed-forward columns, vocabulary rows)"""
     pipeline_model_parallel_size: Count = 1
-    """stages of consecutive layers, one after another in time (1F1B); for runs without an adversarial phase only, whose
-    inner pass needs the embedding and the logits in one process"""
+    """stages of consecutive layers, one after another in time (1F1B); only for runs without an adversarial phase,
+    because its inner pass needs the embedding and the logits in one process"""
     sequence_parallel: bool = False
     """split LayerNorm, dropout and the residual over tokens inside a tensor-parallel group; saves activation memory"""
     use_distributed_optimizer: bool = False
     """split master weights and Adam's moments over the data-parallel group"""
     overlap_grad_reduce: bool = False
-    """reduce gradients over the data-parallel group while backward still runs"""
+    """all-reduce gradients over the data-parallel group while the backward pass still runs"""
     grad_reduce_in_bf16: bool = False
-    """keep the gradient buffer in bfloat16 and reduce it so: half the memory and traffic, and sums over micro-batches
-    and replicas with 8 bits; with --bf16 only"""
+    """keep and reduce gradients in bfloat16: half the memory and traffic, but sums over micro-batches and replicas have
+    8 bits of precision; only with --bf16"""
     check_weight_hash_across_dp_replicas_interval: CountOrZero = 0
     """iterations between two checks that all data-parallel replicas hold the same weights, bit for bit; 0 never checks.
-    One pass over the weights, for which the host waits"""
+    Each check is one pass over the weights, for which the host waits"""
     distributed_timeout_minutes: Positive = 10.0
-    """minutes after which a collective that some process never joined is given up"""
+    """minutes after which a collective that some process has not joined is abandoned"""
 
     def __post_init__(self) -> None:
-        """Refuse sizes below one and layouts that do not exist here."""
+        """Refuse sizes below one and unsupported layouts."""
         check_fields(self)
         if self.sequence_parallel and self.tensor_model_parallel_size == 1:
             raise ValueError(
@@ -135,7 +136,7 @@ class ParallelConfig:
 class PrecisionConfig:
     """Precision
 
-    float32 unless --bf16 or --fp16; with ALUM the embedding, delta and the first LayerNorm's input stay float32.
+    float32 unless --bf16 or --fp16; with ALUM the embedding, delta and the first LayerNorm's input stay in float32.
     """
 
     bf16: bool = False
@@ -143,13 +144,13 @@ class PrecisionConfig:
     fp16: bool = False
     """run the encoder and the heads in float16 with dynamic loss scaling, which covers the inner gradient too"""
     initial_loss_scale: Positive = 2.0**16
-    """first factor on the loss (fp16)"""
+    """initial loss scale (fp16)"""
     min_loss_scale: Positive = 1.0
-    """smallest factor on the loss (fp16)"""
+    """smallest loss scale (fp16)"""
     loss_scale_window: Count = 1000
-    """iterations without overflow after which the factor doubles (fp16)"""
+    """iterations without overflow after which the loss scale doubles (fp16)"""
     hysteresis: Count = 2
-    """overflows before the factor is halved (fp16)"""
+    """overflows before the loss scale is halved (fp16)"""
 
     def __post_init__(self) -> None:
         """Refuse both formats at once and scales that cannot work."""
@@ -173,13 +174,13 @@ class ComputeConfig:
     """Memory and cost of a step"""
 
     recompute_granularity: Literal["none", "selective", "full"] = "none"
-    """activations computed again in backward: none, selective (the attention core), full (every layer); dropout masks
-    are replayed, so the losses do not change"""
+    """activations recomputed in the backward pass: none, selective (the attention core), full (every layer); dropout
+    masks are replayed, so the losses do not change"""
     torch_compile: bool = False
     """compile the encoder layers with torch.compile"""
     manual_gc_interval: CountOrZero = 0
-    """iterations between two runs of Python's garbage collector, in all processes at once: left to itself, each stops
-    for it at another time while the others wait; 0 leaves it to Python"""
+    """iterations between two runs of Python's garbage collector, in all processes at once: otherwise each stops for it
+    at a different time while the others wait; 0 leaves it to Python"""
 
     def __post_init__(self) -> None:
         """Refuse negative intervals."""

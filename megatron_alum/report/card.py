@@ -1,4 +1,4 @@
-"""The evaluation of a model card: what fine-tuning made of the exported encoder, from its results.jsonl files."""
+"""The evaluation section of a model card: fine-tuning results of the exported encoder, from its results.jsonl files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from megatron_alum.report.results import Results, best_values, cell
 
 
 def add_evaluation(folder: Path, results: Results) -> Path:
-    """Puts the table of `results` into the card of the exported `folder`, in place of an earlier one; returns its path.
+    """Put the table of `results` into the card of the exported `folder`, replacing an earlier one; returns the card's
+    path.
 
     Raises: ValueError for a folder without a card, or without results.
     """
@@ -28,7 +29,7 @@ def add_evaluation(folder: Path, results: Results) -> Path:
 
 
 def evaluation_rows(results: Results) -> list[tuple[str, str, str, str]]:
-    """(task, split, metric, value) in order of the files; the system leads where there is more than one."""
+    """(task, split, metric, value) in order of the files; the system comes first if there is more than one."""
     rows = []
     for system, found in results.items():
         prefix = f"{system}: " if len(results) > 1 else ""

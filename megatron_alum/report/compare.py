@@ -1,4 +1,4 @@
-"""Where two metrics files differ: equal, within a tolerance, or the first row and column that are not."""
+"""Comparison of two metrics files: equal, equal within a tolerance, or the first row and column that differ."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 CLOCK_COLUMNS = frozenset({"tokens_per_second"})
-"""what no two runs share"""
+"""columns that differ between any two runs"""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Difference:
 
     @property
     def relative(self) -> float:
-        """|first - second| / |second|; infinite where one is missing or no number."""
+        """|first - second| / |second|; infinite if one is missing or not a number."""
         if not isinstance(self.first, (int, float)) or not isinstance(self.second, (int, float)):
             return math.inf
         return abs(self.first - self.second) / abs(self.second) if self.second else math.inf
@@ -41,7 +41,7 @@ class Comparison:
     num_rows: int
     """rows with an iteration that both have"""
     only_in_one: tuple[int, ...]
-    """iterations that one of them lacks"""
+    """iterations that only one of them has"""
     largest: dict[str, Difference]
     """{column: its largest difference}, columns without one left out"""
     first: Difference | None
@@ -49,7 +49,7 @@ class Comparison:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl, or of the one in a run's folder. Raises: ValueError naming a line that is no row."""
+    """Rows of a metrics.jsonl, or of the one in a run's folder. Raises: ValueError naming a line that is not a row."""
     path = Path(path) / "metrics.jsonl" if Path(path).is_dir() else Path(path)
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -63,7 +63,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 def compare_metrics(
     first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]], *, tolerance: float = 0.0
 ) -> Comparison:
-    """Compare two runs row by row, by iteration; the clock's columns are left out."""
+    """Compare two runs row by row, by iteration; columns of times are left out."""
     left, right = ({row["iteration"]: row for row in rows} for rows in (first, second))
     common = sorted(left.keys() & right.keys())
     largest: dict[str, Difference] = {}

@@ -4,8 +4,8 @@
 
 Five panels share the axis of iterations; each phase (standard, alum) has its own background. A thin line shows every
 logged iteration, a thick one the mean over a window of a twentieth of the run. The KL is drawn on a logarithmic axis:
-at the paper's constants it is many orders of magnitude below the losses. Nulls of the file (no NSP, standard phase) are
-gaps.
+at the paper's constants it is many orders of magnitude below the losses. Nulls in the file (no NSP, standard phase)
+leave gaps.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PANELS: tuple[tuple[str, str, Literal["noisy", "noisy-log", "schedule"]], ...] =
 PHASE_COLORS = {"standard": "#dbe9f6", "alum": "#fde5cf"}
 LINE_COLOR = "#24425c"
 WINDOWS_PER_RUN = 20
-"""The thick line averages over this part of the run: it sees through batch noise and still resolves a phase."""
+"""The thick line averages over this share of the run: enough to smooth batch noise and still resolve a phase."""
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -77,7 +77,7 @@ def column(rows: Sequence[dict[str, Any]], field: str) -> list[float]:
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """The mean of each value and up to `window - 1` values before it without NaNs; NaN where the value is NaN."""
+    """The mean of each value and up to `window - 1` values before it, ignoring NaNs; NaN where the value is NaN."""
     means = []
     for end, value in enumerate(values, start=1):
         recent = [v for v in values[max(0, end - window) : end] if not math.isnan(v)]

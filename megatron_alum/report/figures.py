@@ -1,4 +1,4 @@
-"""Figures 1 and 2 as SVG that stands in a page as well as alone: text stays text, lines follow light and dark mode."""
+"""Figures 1 and 2 as SVG, for use in a page or alone: text stays text, lines follow light and dark mode."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK = "#010203"
-"""Drawn wherever the page's own text colour belongs: no other line has it, so it can be replaced in the SVG."""
+"""Placeholder for the page's text colour: nothing else uses this colour, so it can be replaced in the SVG."""
 COLORS = ("#d9730d", "#2f80c9", "#2f9e6e", "#b0559c", "#8a8f98", "#c9a227")
-"""Of systems and methods; each is told from a white and from a black page."""
+"""Colours of systems and methods; each is visible on a white and on a black page."""
 STYLE = (
     "<style>svg { color: #1c2733; } @media screen and (prefers-color-scheme: dark) { svg { color: #e6ebf0; } }</style>"
 )
 
 
 def draw_figures(results: Results) -> dict[int, str]:
-    """{number of the paper's figure: SVG} of those that `results` has values for."""
+    """{number of the paper's figure: SVG} for the figures that `results` has values for."""
     curves = pretraining_curves(results, ("mnli", "dev", "accuracy"))
     bars = method_means(results)
     drawn = {}
@@ -77,6 +77,6 @@ def _svg(name: str, draw: Callable[[Axes], None]) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    # Two figures share a page: what one refers to by name must not be the other's.
+    # Two figures share a page, so their ids must differ.
     svg = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\1{name}-", svg)
     return svg.replace(">", f">\n{STYLE}", 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def processor_name() -> str:
-    """Model and number of cores, as far as the system says."""
+    """Processor model and number of cores, as far as the system reports them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -17,14 +17,15 @@ def processor_name() -> str:
 
 
 def current_commit() -> str:
-    """Short hash of the checkout this package lies in; "unknown" where it is installed, in whatever repository."""
+    """Short hash of the checkout this package lies in; "unknown" for an installed package, even inside some other
+    repository."""
     if not _git("ls-files", Path(__file__).name):
         return "unknown"
     return _git("rev-parse", "--short", "HEAD") or "unknown"
 
 
 def _git(*words: str) -> str:
-    """What git prints in this package's folder; "" where it fails or is absent."""
+    """What git prints in this package's folder; "" if it fails or is absent."""
     try:
         run = subprocess.run(["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True)
     except OSError:

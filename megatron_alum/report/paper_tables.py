@@ -1,7 +1,7 @@
 """The paper's Tables 1 to 9 (arXiv 2004.08994) as it prints them, and which of our results fills each cell.
 
-The numbers stand in paper.toml beside this file, with what the paper's Figures 1 and 2 show. A cell of ours is found
-by (task, split, metric) in a results.jsonl, and by the system that the file is said to hold.
+The numbers, including those of the paper's Figures 1 and 2, are in paper.toml beside this file. Our cell is found by
+(task, split, metric) in a results.jsonl, and by the system assigned to the file.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Column:
     split: str
     metric: str
     cell: Cell
-    """the result of ours that belongs there"""
+    """our result for this column"""
 
     @property
     def heading(self) -> str:
-        """The column in one line."""
+        """The heading in one line."""
         return f"{self.dataset} {self.split} {self.metric}"
 
 
@@ -37,9 +37,9 @@ class PaperRow:
 
     system: str
     source: str
-    """where the paper quotes the row from; "" for a row of its own"""
+    """the source that the paper quotes for the row; "" for its own results"""
     values: tuple[float | None, ...]
-    """percent, one a column; None where the paper prints a dash"""
+    """percent, one per column; None where the paper prints a dash"""
 
     @property
     def name(self) -> str:
@@ -49,7 +49,7 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows under one set of columns; some tables stack two of them."""
+    """Rows under one set of columns; some tables consist of two such parts."""
 
     columns: tuple[Column, ...]
     rows: tuple[PaperRow, ...]
@@ -64,10 +64,10 @@ class PaperTable:
     title: str
     """what it compares, in our words"""
     note: str
-    """what a reader must know of its rows"""
+    """what a reader must know about its rows"""
     parts: tuple[Part, ...]
     marked: frozenset[str] = frozenset()
-    """systems that the note speaks of, shown with an asterisk"""
+    """systems that the note refers to, shown with an asterisk"""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class PaperSizes:
 
 @dataclass(frozen=True)
 class PaperFigure:
-    """One figure: what ours shows, and what the paper says of its own."""
+    """One figure: what ours shows, and what the paper says about its own."""
 
     number: int
     title: str

@@ -1,8 +1,9 @@
 """The report: the paper's Tables 1 to 9 with ours beside them and Figures 1 and 2, as one HTML page and as Markdown.
 
-Ours stand as `mean +- deviation (n seeds)` of the point of the grid whose mean on the task's first metric on dev is
-best, the paper's number beside them, in Markdown in brackets. A cell without either stays empty. The page needs no
-other file: figures stand in it as SVG. A system that is none of the paper's gets a row where it has a result.
+Our results are shown as `mean +- deviation (n seeds)` of the grid point with the best mean of the task's first metric
+on dev, with the paper's number beside them (in brackets in Markdown). A cell without either stays empty. The page
+needs no other file: it contains the figures as SVG. A system that is not in the paper gets a row in each table where it
+has a result.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Block:
 
 
 def write_report(results: Results, output: Path, *, data_dir: str | None) -> list[Path]:
-    """Writes report.html, tables.md and the figures' SVG files into `output`; returns their paths.
+    """Write report.html, tables.md and the figures' SVG files into `output`; returns their paths.
 
     `data_dir` holds the benchmarks' files, to count them for Table 9.
     """
@@ -66,7 +67,7 @@ def block(part: Part, results: Results, *, marked: Iterable[str] = ()) -> Block:
 
 
 def size_rows(data_dir: str | Path | None) -> list[tuple[str, tuple[Shown, ...], str, str]]:
-    """Table 9: (data set, train, dev and test, labels, metric); ours are counted where the files are found."""
+    """Table 9: (data set, train, dev and test, labels, metric); our counts, if the files are found."""
     return [
         (
             row.dataset,
@@ -79,7 +80,7 @@ def size_rows(data_dir: str | Path | None) -> list[tuple[str, tuple[Shown, ...],
 
 
 def _count(name: str, split: str, data_dir: str | Path | None) -> str:
-    """Examples of a split, of matched and mismatched ones together; "" unless all their files are there."""
+    """Number of examples in a split, matched and mismatched together; "" unless all their files exist."""
     task = TASKS[name]
     splits = [key for key in (split, f"{split}_mismatched") if key in task.files or (key == "train")]
     if data_dir is None or not splits or not all(has_split(task, data_dir, key) for key in splits):
@@ -129,7 +130,7 @@ def _line(cells: Iterable[str]) -> str:
 def html_page(
     results: Results, figures: Mapping[int, str], sizes: Iterable[tuple[str, tuple[Shown, ...], str, str]]
 ) -> str:
-    """The page, everything in one text."""
+    """The whole page as one text."""
     require("jinja2")
     import jinja2
 

@@ -1,4 +1,4 @@
-"""Reading results.jsonl files, and what stands for a system in a cell: the best point of its grid, by dev."""
+"""Reads results.jsonl files, and selects what represents a system in a cell: the best point of its grid on dev."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from megatron_alum.report.paper_tables import Cell
 
 Row = Mapping[str, Any]
 Results = Mapping[str, Sequence[Row]]  # system -> rows of its results.jsonl files
-FILE = "file"  # key under which a row keeps where it was read
+FILE = "file"  # key under which a row stores its file
 PERCENT_ALREADY = ("f1", "exact_match")  # SQuAD's scorers print percent; everything else is a fraction
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One cell: ours and the paper's as text; "" for what there is not."""
+    """One cell: our value and the paper's as text; "" if there is none."""
 
     ours: str = ""
     paper: str = ""
@@ -35,7 +35,7 @@ class Shown:
 
 
 def read_systems(items: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
-    """{system: rows} of arguments FILE or SYSTEM=FILE; a file without a system is named by its folder.
+    """{system: rows} of arguments FILE or SYSTEM=FILE; a file without a system is named after its folder.
 
     Raises: ValueError for an argument that is neither, and as `read_results`.
     """
@@ -51,7 +51,7 @@ def read_systems(items: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
 def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     """Rows of several results.jsonl files, each with its file's name under FILE.
 
-    Raises: ValueError naming file and line of a row that is no result.
+    Raises: ValueError naming file and line of a row that is not a result.
     """
     rows = []
     for path in paths:
@@ -66,9 +66,9 @@ def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def best_values(rows: Iterable[Row], cell: Cell) -> list[float]:
-    """The values of a cell, in percent, one a seed, at the best point of the grid (by dev, else by the cell itself).
+    """The values of a cell, in percent, one per seed, at the best point of the grid (on dev, else by the cell itself).
 
-    Raises: ValueError where a seed of a point has two results: runs of other settings, or one file given twice.
+    Raises: ValueError if a seed of a grid point has two results: runs with other settings, or a file given twice.
     """
     task, split, metric = cell
     of_task = [row for row in rows if row["task"] == task]
@@ -96,12 +96,12 @@ def _refuse_second(seen: dict[tuple[Any, ...], Row], key: tuple[Any, ...], row: 
         files = " and ".join(sorted({str(r.get(FILE)) for r in (first, row)}))
         raise ValueError(
             f"--results must hold a seed once for each system, but seed {row['seed']} of {row['task']} by "
-            f"{row.get('method')} stands twice in {files}. Give runs of other settings a SYSTEM= of their own."
+            f"{row.get('method')} occurs twice in {files}. Give runs with other settings their own SYSTEM=."
         )
 
 
 def cell(values: list[float], paper: float | None) -> Shown:
-    """Ours of one value a seed, in percent, and the paper's number."""
+    """Our values, one per seed, in percent, and the paper's number."""
     ours = ""
     if values:
         mean, deviation = mean_and_deviation(values)
@@ -111,7 +111,7 @@ def cell(values: list[float], paper: float | None) -> Shown:
 
 
 def pretraining_curves(results: Mapping[str, Sequence[Row]], cell: Cell) -> dict[str, list[tuple[int, float]]]:
-    """Figure 1: {system: [(pre-training iteration, percent)]}; the iteration stands in the model's folder name."""
+    """Figure 1: {system: [(pre-training iteration, percent)]}; the iteration is read from the model's folder name."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for system, rows in results.items():
         points: dict[int, list[Row]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Accuracy against the radius of an embedding attack, one curve a model, from attack.jsonl rows."""
+"""Accuracy against the radius of an embedding attack, one curve per model, from attack.jsonl rows."""
 
 from __future__ import annotations
 
