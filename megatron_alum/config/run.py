@@ -146,7 +146,7 @@ class RunConfig:
         if self.last_iteration >= self.first_alum_iteration:
             raise ValueError(
                 f"--pipeline-model-parallel-size must be 1 in the adversarial phase, but is {stages} instead: "
-                "the ascent needs the embedding and the logits in one process. A network that needs stages has more"
+                "the ascent needs the embedding and the logits in one process. A network that needs stages has more "
                 "than 20 billion parameters: use --tensor-model-parallel-size, "
                 "--sequence-parallel, --use-distributed-optimizer or --recompute-granularity; or stop before iteration "
                 f"{self.first_alum_iteration} with --exit-interval, or train without ALUM (--alum-alpha 0)."

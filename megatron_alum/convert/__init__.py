@@ -1,4 +1,4 @@
-"""Conversion between Megatron checkpoints and Hugging Face folders, one key table an architecture, both directions."""
+"""Conversion between Megatron checkpoints and Hugging Face folders, one key table per architecture, both directions."""
 
 from megatron_alum.convert.checkpoint_source import HF_CONFIG_KEY
 from megatron_alum.convert.from_hf import (

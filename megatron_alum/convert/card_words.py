@@ -1,6 +1,6 @@
-"""The model card's sentences on recipe and data, and what only the person who exports can say.
+"""The model card's sentences about recipe and data, and the facts that only the exporting user knows.
 
-A sentence is left out where the record lacks what it tells: runs of other versions and imports have fewer options.
+A sentence is left out if the record lacks its facts: runs of other versions and imports have fewer options.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ OBJECTIVES = {
     "none": "masked words",
 }
 NAMED_FILES = 3
-"""Input files that the card names; the manifest has them all."""
+"""Number of input files that the card names; the manifest lists more."""
 
 
 @dataclass(frozen=True)
 class CardWish:
-    """What no record of the run tells."""
+    """Facts that no record of the run contains."""
 
     license: str = "unknown"
     """licence of the model, an identifier such as apache-2.0"""
     languages: tuple[str, ...] = ()
     """codes such as en; () for those of the preprocessing"""
     command: str = ""
-    """the command line that writes the export"""
+    """the command line of the export"""
 
 
 def training_command(run: Mapping[str, Any]) -> str:
-    """A run's options that are not the defaults, as a command line, without the places where it saved and logged."""
+    """A run's options that are not the defaults, as a command line, without the folders for saving and logging."""
     words = []
     for option in options_of(RunConfig):
         value = run.get(option.name)
@@ -99,14 +99,14 @@ def _adversarial(run: Mapping[str, Any], iters: int | None) -> Iterator[str]:
 
 
 def corpus_sentences(manifest: Mapping[str, Any]) -> str:
-    """What one corpus holds and where it came from."""
+    """What a corpus contains and where it came from."""
     counted = [
         f"{manifest[f'num_{name}']:,} {name}"
         for name in ("documents", "sentences", "tokens")
         if f"num_{name}" in manifest
     ]
     size = f" ({manifest['text_bytes'] / 1e6:,.0f} MB of text)" if manifest.get("text_bytes") else ""
-    parts = [f"{_listed(counted)}{size}." if counted else "A corpus whose manifest holds no counts."]
+    parts = [f"{_listed(counted)}{size}." if counted else "A corpus whose manifest contains no counts."]
     inputs = manifest.get("inputs") or {}
     files = [PurePath(entry["path"]).name for entry in inputs.get("files", [])]
     if files:
@@ -115,7 +115,7 @@ def corpus_sentences(manifest: Mapping[str, Any]) -> str:
         parts.append(f"Source: {named}." if number <= NAMED_FILES else f"Source: {number:,} files, among them {named}.")
     dropped = sum(entry.get("count", 0) for entry in (manifest.get("skipped") or {}).values())
     if dropped:
-        parts.append(f"{dropped:,} pieces of the source were left out.")
+        parts.append(f"{dropped:,} records of the source were left out.")
     if manifest.get("made_by"):
         parts.append(f"Prepared by {manifest['made_by']}.")
     return " ".join(parts)

@@ -34,7 +34,7 @@ HF_CONFIG_KEY = "hf_config"
 def read_checkpoint_source(load: str | Path, tokenizer_dir: Path | None = None) -> ExportSource:
     """The newest valid checkpoint of a run's folder, or one checkpoint's own folder, every file checked by its SHA-256.
 
-    `tokenizer_dir` is that of a checkpoint without a tokenizer, as the import of a model without one is.
+    `tokenizer_dir` is for a checkpoint without a tokenizer, such as the import of a model without one.
     Raises: ValueError when there is no checkpoint, its tensors are not those of its configuration, or it has a
     tokenizer of its own beside `tokenizer_dir`.
     """
@@ -86,7 +86,7 @@ class CheckpointWeights:
 
 
 def model_config_of(config: dict[str, Any], folder: Path) -> ModelConfig:
-    """The ModelConfig that a checkpoint's configuration describes; options it was saved without have their defaults.
+    """The ModelConfig that a checkpoint's configuration describes; options missing from it have their defaults.
 
     Raises: ValueError when there is none, or it holds an option that this version does not know.
     """
@@ -97,13 +97,13 @@ def model_config_of(config: dict[str, Any], folder: Path) -> ModelConfig:
     if unknown := sorted(set(stored) - names):
         raise ValueError(
             f"`model` in {folder}/config.json must hold options that this version knows, but has {', '.join(unknown)}. "
-            "A newer version wrote it; convert it with that one."
+            "It was written by a newer version; convert it with that one."
         )
     return ModelConfig(**stored)
 
 
 def _manifests(config: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    """The manifests of the shards, where they still lie at the paths of the run."""
+    """The manifests of the shards that still exist at the paths of the run."""
     data_path = config["run"].get("data_path")
     prefixes = parse_data_path(data_path)[0] if data_path else []
     paths = [shard_paths(prefix)["json"] for prefix in prefixes]
@@ -111,5 +111,5 @@ def _manifests(config: dict[str, Any]) -> tuple[dict[str, Any], ...]:
 
 
 def _metrics(path: Path, iteration: int) -> tuple[dict[str, Any], ...]:
-    """Rows of metrics.jsonl up to `iteration`; lines that are no rows are passed over."""
+    """Rows of metrics.jsonl up to `iteration`; lines that are not rows are skipped."""
     return tuple(Rows.read(path).up_to(iteration).values)

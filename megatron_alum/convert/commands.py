@@ -33,8 +33,8 @@ def to_hf(
 ) -> None:
     """Export the newest valid checkpoint of `load` as the new folder `output`.
 
-    `load` may also be a checkpoint of stock Megatron-LM. `tokenizer` is that of a checkpoint without one: stock
-    Megatron-LM's, which needs it, and the import of a model without a tokenizer. `num_attention_heads` is that of a
+    `load` may also be a checkpoint of stock Megatron-LM. `tokenizer` is for a checkpoint without one: required
+    for stock Megatron-LM, optional for the import of a model without a tokenizer. `num_attention_heads` is that of a
     Megatron-LM checkpoint from before its arguments were stored.
     Raises: ValueError with one sentence.
     """
@@ -72,7 +72,7 @@ def from_hf(model: str, save: Path, *, dtype: str | None = None, verify: bool = 
 
 
 def _compare_with_checkpoint(hf_dir: Path, source: ExportSource) -> Comparison:
-    """The folder and the checkpoint on one batch, the checkpoint read by megatron-core and not by the converter."""
+    """Compare folder and checkpoint on one batch, the checkpoint read by megatron-core and not by the converter."""
     from megatron_alum.checkpoint.load import load_model_weights
 
     with single_rank_model(source.model, source.vocab_size) as model:
@@ -81,7 +81,7 @@ def _compare_with_checkpoint(hf_dir: Path, source: ExportSource) -> Comparison:
 
 
 def _compare_with_tensors(hf_dir: Path, source: ExportSource) -> Comparison:
-    """As above for a stock checkpoint, whose tensors fill our network directly."""
+    """The same for a stock checkpoint, whose tensors are copied into our network directly."""
     weights = CheckpointWeights(source)
     with single_rank_model(source.model, source.vocab_size) as model:
         fill_parameters(model, weights.rows, weights.megatron_tensor)
@@ -89,7 +89,7 @@ def _compare_with_tensors(hf_dir: Path, source: ExportSource) -> Comparison:
 
 
 def _quiet_libraries() -> None:
-    """Leave the terminal to this tool: `warning: ...` lines for what concerns the user, no bars of one second."""
+    """Print only `warning: ...` lines that concern the user, and no short-lived progress bars."""
     import transformers
 
     silence_fallback_warnings()

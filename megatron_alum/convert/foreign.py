@@ -1,7 +1,6 @@
-"""Folders that people have and that are neither a run nor a Hugging Face model: what they are, and what to do.
+"""Folders that are neither a run nor a Hugging Face model: what they are, and what to do with them.
 
-One table of the files that tell; what a folder is for one command (an adapter, a TensorFlow model) is said in the same
-words by all of them.
+One table of telltale files, so that all commands describe a folder (an adapter, a TensorFlow model) in the same words.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ _KINDS = (
 
 
 def instead_of_a_model(path: Path) -> str | None:
-    """One sentence where a Hugging Face model is expected and `path` is something else that is known; else None."""
+    """The error where a Hugging Face model is expected and `path` is something else that is known; else None."""
     if path.is_file():
         return f"{path} must be a folder, but is a file. Give the folder that holds it."
     if hint := how_to_convert(path):
@@ -61,7 +60,7 @@ def instead_of_a_model(path: Path) -> str | None:
 
 
 def instead_of_a_run(path: Path) -> str | None:
-    """One sentence where a checkpoint is expected and `path` is something else that is known; else None."""
+    """The error where a checkpoint is expected and `path` is something else that is known; else None."""
     if path.is_file():
         return f"{path} must hold a checkpoint (iter_0000020/), but is a file. Give the folder of its run."
     if not path.is_dir():

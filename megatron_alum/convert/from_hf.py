@@ -1,12 +1,12 @@
-"""A Hugging Face folder becomes a network on this rank, whatever the parallel layout.
+"""Loads a Hugging Face folder into a network on this rank, whatever the parallel layout.
 
     config = model_config_from_hf(hf_dir)                                the network's shape
     model = build_model(config, vocab_size=hf_vocab_size(hf_dir), groups=groups)
     load_hf_into_model(hf_dir, model)                                    this rank's part of every tensor
 
-Every rank reads the folder itself, one tensor at a time, and keeps its own rows; nothing is sent. Heads that the folder
-lacks keep the fresh weights that `build_model` gave them, and a warning names them. What `--init-from` names may also
-be a checkpoint of this project (a finished run, or what from-hf wrote): `model_flags_from_hf` and `load_hf_into_model`
+Every rank reads the folder itself, one tensor at a time, and keeps its own rows; there is no communication. Heads that
+the folder lacks keep the fresh weights from `build_model`, and a warning names them. `--init-from` may also name a
+checkpoint of this project (a finished run, or what from-hf wrote): `model_flags_from_hf` and `load_hf_into_model`
 take both.
 """
 
@@ -38,7 +38,8 @@ from megatron_alum.convert.translate import list_names
 if TYPE_CHECKING:
     from megatron_alum.models.bert import SplitBert
 
-# Fields of ModelConfig that no weight depends on: the run's own, and those a folder suggests and a run may change.
+# Fields of ModelConfig that no weight depends on: those of the run, and those that a folder suggests and a run may
+# change.
 _RUN_OPTIONS = ("model_size", "seq_length", "make_vocab_size_divisible_by")
 _TRAINING_OPTIONS = ("hidden_dropout", "attention_dropout", "init_method_std")
 PROBE = "Word \u00c9t\u00e9"
@@ -47,7 +48,7 @@ _PART_TITLES = {"pooler": "the pooler", "mlm": "the MLM head", "nsp": "the NSP h
 
 
 def model_config_from_hf(hf_dir: str | Path, *, seq_length: int | None = None) -> ModelConfig:
-    """The ModelConfig of a Hugging Face folder or hub name; `seq_length` None takes the longest it supports.
+    """The ModelConfig of a Hugging Face folder or hub name; `seq_length` None means the longest it supports.
 
     Raises: ValueError naming the field of config.json that megatron-core would compute differently.
     """
@@ -56,16 +57,17 @@ def model_config_from_hf(hf_dir: str | Path, *, seq_length: int | None = None) -
 
 
 def model_flags_from_hf(hf_dir: str | Path) -> dict[str, Any]:
-    """{option name: value} that a run from this folder takes unless its own flags say otherwise: the network's shape.
+    """{option name: value} for a run from this folder, unless its own flags say otherwise: the network's shape.
 
-    What belongs to the run and not to the weights (sequence length, vocabulary padding) is left to the run.
+    Settings that do not belong to the weights (sequence length, vocabulary padding) are left to the run.
     """
     flags = asdict(_checkpoint_config(hf_dir) if _is_checkpoint(hf_dir) else model_config_from_hf(hf_dir))
     return {name: value for name, value in flags.items() if name not in _RUN_OPTIONS}
 
 
 def hf_vocab_size(hf_dir: str | Path) -> int:
-    """Words of a folder, hub name or checkpoint, with which the network must be built; a tokenizer may have fewer."""
+    """Vocabulary size of a folder, hub name or checkpoint with which the network must be built; a tokenizer may have
+    fewer entries."""
     if _is_checkpoint(hf_dir):
         return int(read_run_config(find_checkpoint(hf_dir))["vocab_size"])
     return int(read_hf_config(resolve_model_folder(str(hf_dir)))["vocab_size"])
@@ -86,7 +88,7 @@ def load_hf_into_model(hf_dir: str | Path, model: SplitBert, *, tokenizer_dir: s
 
     `tokenizer_dir`, the shards' tokenizer, is compared with the folder's own. Returns the names of the parameters that
     the folder lacks and that keep their fresh values; rank 0 also warns about them and about weights that this network
-    has no place for. Raises: ValueError on every rank alike, before any parameter is touched.
+    has no place for. Raises: ValueError on every rank, before any parameter is changed.
     """
     source: HfFolder | CheckpointWeights
     if _is_checkpoint(hf_dir):
@@ -106,7 +108,7 @@ def load_hf_into_model(hf_dir: str | Path, model: SplitBert, *, tokenizer_dir: s
 def fill_parameters(model: SplitBert, rows: Mapping[str, Row], whole_tensor: Callable[[str], Tensor]) -> list[str]:
     """Copy this rank's part of `whole_tensor(name)`, unpadded, into each parameter that has a row.
 
-    Returns the names of the parameters without one. Rows without a parameter are passed over.
+    Returns the names of the parameters without one. Rows without a parameter are skipped.
     """
     parameters = dict(model.named_parameters())
     groups = model.groups
@@ -132,7 +134,7 @@ def _checkpoint_config(path: str | Path) -> ModelConfig:
 
 
 def _check_same_network(source: HfFolder | CheckpointWeights, model: SplitBert) -> None:
-    """The network must have been built for this folder: sizes, epsilon and vocabulary."""
+    """Check that the network was built for this folder: sizes, epsilon and vocabulary."""
     for field in fields(ModelConfig):
         ours, given = getattr(model.model_config, field.name), getattr(source.model_config, field.name)
         if field.name not in (*_RUN_OPTIONS, *_TRAINING_OPTIONS) and ours != given:
@@ -148,7 +150,7 @@ def _check_same_network(source: HfFolder | CheckpointWeights, model: SplitBert) 
 def check_same_vocabulary(hf_dir: Path, tokenizer_dir: Path) -> None:
     """Compare two tokenizers entry by entry, and warn where they prepare text differently (case, accents).
 
-    Raises: ValueError naming an entry that has two ids: the weights would belong to other words.
+    Raises: ValueError naming an entry that has two ids: the weights would belong to the wrong words.
     """
     from megatron_alum.data.tokenizers.tokenizer import load_tokenizer
 
@@ -164,13 +166,13 @@ def check_same_vocabulary(hf_dir: Path, tokenizer_dir: Path) -> None:
     if prepared[0] != prepared[1]:
         warnings.warn(
             f"{hf_dir} reads {PROBE!r} as {prepared[0]!r}, but the shards were made with {tokenizer_dir}, which reads "
-            f"it as {prepared[1]!r}: the model meets other text than it was trained on.",
+            f"it as {prepared[1]!r}: the model would see different text from its training.",
             stacklevel=3,
         )
 
 
 def normalized(tokenizer: Any, text: str) -> str:
-    """`text` as a fast tokenizer sees it before it cuts words."""
+    """`text` as a fast tokenizer normalises it before splitting words."""
     normalizer = tokenizer.backend_tokenizer.normalizer
     return text if normalizer is None else str(normalizer.normalize_str(text))
 

@@ -1,4 +1,4 @@
-"""config.json of transformers <-> our ModelConfig, and the transformers classes an architecture is exported as.
+"""config.json of transformers <-> our ModelConfig, and the transformers classes to which an architecture is exported.
 
 A model that megatron-core would compute differently is refused here, from its configuration alone: another
 architecture, relative positions, another activation than exact GELU, a decoder, untied output weights.
@@ -30,7 +30,7 @@ _FIELDS = {
     "layernorm_epsilon": "layer_norm_eps",
     "init_method_std": "initializer_range",
 }
-# config.json fields whose value megatron-core's encoder fixes: {field: (value there, what another value means)}.
+# config.json fields whose value is fixed in megatron-core's encoder: {field: (value there, what another value means)}.
 _FIXED: dict[str, tuple[Any, str]] = {
     "hidden_act": ("gelu", "only exact GELU is computed alike"),
     "position_embedding_type": ("absolute", "relative positions have no counterpart in this encoder"),
@@ -48,7 +48,7 @@ PARTS_OF: dict[ExportKind, tuple[Part, ...]] = {
 def read_hf_config(folder: Path) -> dict[str, Any]:
     """config.json of a Hugging Face folder as a plain dict, with the `model_type` that old files leave out.
 
-    Raises: ValueError when it is missing or no JSON object, naming what the folder is instead where that is known.
+    Raises: ValueError when it is missing or not a JSON object, naming what the folder is instead if that is known.
     """
     path = folder / "config.json"
     if not path.is_file() or (folder / COMPLETE_FILE).is_file():
@@ -65,8 +65,8 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
 
 
 def _said_model_type(config: Mapping[str, Any]) -> dict[str, str]:
-    """The architecture of a file from before `model_type` (2019): of its class, else BERT's, which all of those are
-    that have BERT's sizes and token types.
+    """The architecture of a file from before `model_type` (2019): that of its class, else BERT, if it has BERT's
+    sizes and token types.
     """
     named = [str(name) for name in config.get("architectures") or []]
     for model_type, start in (("megatron-bert", "MegatronBert"), ("bert", "Bert"), ("roberta", "Roberta")):
@@ -91,7 +91,7 @@ def architecture_of(config: Mapping[str, Any], source: str) -> Architecture:
 
 
 def config_sizes(config: Mapping[str, Any], source: str) -> Sizes:
-    """The sizes of a config.json. Raises: ValueError for a field that is missing or no number."""
+    """The sizes of a config.json. Raises: ValueError for a field that is missing or not a number."""
 
     def count(field: str) -> int:
         value = config.get(field)
@@ -113,9 +113,9 @@ def config_sizes(config: Mapping[str, Any], source: str) -> Sizes:
 def model_config_from_dict(
     config: Mapping[str, Any], source: str, *, seq_length: int | None = None, divisible_by: int = 128
 ) -> ModelConfig:
-    """The ModelConfig of a config.json; `seq_length` None takes the longest sequence its position table serves.
+    """The ModelConfig of a config.json; `seq_length` None means the longest sequence its position table allows.
 
-    Raises: ValueError naming the field that is no number or that megatron-core would compute differently.
+    Raises: ValueError naming the field that is not a number or that megatron-core would compute differently.
     """
     architecture = architecture_of(config, source)
     sizes = config_sizes(config, source)
@@ -144,9 +144,9 @@ def model_config_from_dict(
 
 
 def first_position_of(config: Mapping[str, Any], architecture: Architecture, source: str) -> int:
-    """Row of the position table that the first token takes: RoBERTa counts from its padding id, 1 where none is said.
+    """Row of the position table that the first token takes: RoBERTa counts from its padding id, 1 by default.
 
-    Raises: ValueError for a padding id that is no entry of the vocabulary.
+    Raises: ValueError for a padding id outside the vocabulary.
     """
     if architecture.model_type != "roberta":
         return 0
@@ -167,7 +167,7 @@ def _number(value: Any, field: str, source: str) -> Any:
 
 
 def _default_epsilon(architecture: Architecture) -> float:
-    """transformers' default where config.json leaves the field out: it writes all fields, older files do not."""
+    """transformers' default for fields that older config.json files leave out."""
     import transformers
 
     config_class = getattr(transformers, architecture.classes["encoder"]).config_class
@@ -188,7 +188,8 @@ def sizes_of(config: ModelConfig, vocab_size: int) -> Sizes:
 
 
 def hf_config_fields(config: ModelConfig, vocab_size: int, original: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of config.json for an export: `original` (the folder once imported from, or {}) under our model's own."""
+    """Fields of config.json for an export: `original` (from the folder of the import, or {}) overridden by our model's
+    own."""
     fields = {name: value for name, value in original.items() if name not in ("transformers_version", "architectures")}
     fields |= {theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()}
     if config.first_position:
@@ -202,6 +203,6 @@ def hf_config_fields(config: ModelConfig, vocab_size: int, original: Mapping[str
 
 
 def tokenizer_ids(tokenizer: Any) -> dict[str, int]:
-    """The special ids that config.json records: pad, and begin and end where the tokenizer has them."""
+    """The special ids that config.json records: pad, and begin and end if the tokenizer has them."""
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     return {name: value for name, value in ids.items() if value is not None}

@@ -1,8 +1,8 @@
 """The tensors of a Hugging Face folder by the names of our key tables, read one at a time and without running code.
 
 Weights may be model.safetensors, sharded safetensors with their index, or pytorch_model.bin (sharded too), which is
-read with weights_only. Names are brought to one form: the old LayerNorm names gamma and beta become weight and bias,
-the base model's prefix is added where a bare encoder has none, position buffers and tied copies are left out.
+read with weights_only. Names are normalised: the old LayerNorm names gamma and beta become weight and bias, the base
+model's prefix is added to the names of a bare encoder, position buffers and tied copies are left out.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ TASK_HEADS = ("classifier.", "qa_outputs.", "pre_classifier.")
 _OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
 _HALF_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}  # by safetensors' names
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin")
-"""What is fetched of a hub repository: one model in PyTorch form with its tokenizer."""
+"""The files downloaded from a hub repository: one model in PyTorch form with its tokenizer."""
 
 
 class HfFolder:
     """A Hugging Face BERT or RoBERTa whose configuration and tensors have been checked against the key table.
 
-    `config` is config.json; `rows` are those of the parts that the folder has: encoder always, pooler, mlm, nsp where
-    present. `task_heads` names the tensors of a fine-tuned head, which pre-training has no place for.
+    `config` is config.json; `rows` are those of the parts in the folder: always the encoder; pooler, mlm and nsp if
+    present. `task_heads` names the tensors of a fine-tuned head, which pre-training does not use.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,14 +63,14 @@ class HfFolder:
 
     @property
     def model_config(self) -> ModelConfig:
-        """The network that computes what this folder's does."""
+        """The configuration of the network that computes the same as this folder's model."""
         return model_config_from_dict(self.config, str(self.folder / "config.json"))
 
     @property
     def class_name(self) -> str:
         """The transformers class with the heads that the weights have.
 
-        config.json may name none, a class of its user's own, or one with other heads.
+        config.json may name none, a custom class, or one with other heads.
         """
         classes, present = self.architecture.classes, {row.part for row in self.rows.values()}
         fitting = [kind for kind, parts in PARTS_OF.items() if kind in classes and present.issuperset(parts)]
@@ -78,13 +78,13 @@ class HfFolder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that holds every weight exactly: a half one where all weights are of it, else float32."""
+        """The dtype that holds every weight exactly: a 16-bit one if all weights have it, else float32."""
         dtypes = {self._stored[name].dtype for name in self._stored_name.values()}
         return dtypes.pop() if len(dtypes) == 1 and dtypes.issubset(_HALF_DTYPES.values()) else torch.float32
 
     @property
     def tokenizer_dir(self) -> Path | None:
-        """The folder itself where it holds a tokenizer."""
+        """The folder itself if it holds a tokenizer."""
         return self.folder if has_tokenizer(self.folder) else None
 
     def megatron_tensor(self, name: str) -> Tensor:
@@ -94,7 +94,7 @@ class HfFolder:
         return megatron_tensor({hf: self._stored[stored].read() for hf, stored in names.items()}, row, self.sizes)
 
     def _canonical(self, name: str) -> str:
-        """A stored name as it is in a model with heads."""
+        """A stored name in the form used in a model with heads."""
         for old, new in _OLD_NAMES.items():
             if name.endswith(old):
                 name = name[: -len(old)] + new
@@ -104,7 +104,7 @@ class HfFolder:
         return prefix + name if is_bare and name not in heads else name
 
     def _check_names(self) -> list[Row]:
-        """The rows present: the whole encoder, and each other part whole or not at all."""
+        """The rows present: the whole encoder, and each other part either complete or absent."""
         given = {name: self._stored[stored].shape for name, stored in self._stored_name.items()}
         self._check_copies(given)
         given = {name: shape for name, shape in given.items() if name not in self.architecture.aliases}
@@ -136,7 +136,7 @@ class HfFolder:
 
 
 class _StoredTensor:
-    """Shape and dtype of a tensor on disk (float32 may stand for any but the half ones) and how to read it."""
+    """Shape and dtype of a tensor on disk (float32 may stand for all but the 16-bit ones) and how to read it."""
 
     def __init__(self, shape: Shape, dtype: torch.dtype, read: Callable[[], Tensor]) -> None:
         self.shape = shape
@@ -145,7 +145,7 @@ class _StoredTensor:
 
 
 def resolve_model_folder(name_or_path: str) -> Path:
-    """A local folder as it is; anything else is a hub name, whose files are fetched into the hub's cache.
+    """A local folder unchanged; anything else is a hub name, whose files are downloaded into the hub's cache.
 
     Raises: ValueError when there is no such folder and no such repository can be reached.
     """
@@ -162,7 +162,7 @@ def resolve_model_folder(name_or_path: str) -> Path:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{name_or_path} must be a model folder or the name of a hub repository, but there is no such folder and "
-            f"the hub gives none ({reason})."
+            f"the hub has none ({reason})."
         ) from None
 
 
@@ -184,20 +184,20 @@ def _open_weights(folder: Path) -> dict[str, _StoredTensor]:
 
 
 def _shard_names(index: Path) -> list[str]:
-    """The files an index names, all in its own folder and all there."""
+    """The files an index names, all in its own folder and all present."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} must be an index with a weight_map, but cannot be read ({error!r}).") from None
     missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
     if missing:
-        raise ValueError(f"The files of {index} must lie beside it, but {', '.join(missing)} do not. Fetch them again.")
+        raise ValueError(f"The files of {index} must be beside it, but {', '.join(missing)} are not. Fetch them again.")
     return names
 
 
 def _open_safetensors(path: Path) -> dict[str, _StoredTensor]:
     def read(name: str) -> Tensor:
-        # Opened anew for each tensor: an open file keeps every page that was read from it in memory.
+        # Reopened for each tensor: an open file keeps every page that was read from it in memory.
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(name)
 

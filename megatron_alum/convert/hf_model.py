@@ -1,7 +1,8 @@
-"""A transformers model from translated tensors, and the other way: which of its tensors make which part of ours.
+"""A transformers model from translated tensors, and in the other direction, which of its tensors belong to which part
+of ours.
 
 Names here are those of a model with heads ("bert.encoder..."); in a bare encoder the prefix is absent. Tied tensors are
-never written by hand: transformers ties them again after loading and leaves the copies out when it saves.
+never written explicitly: transformers ties them again after loading and omits the copies when saving.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def full_name(architecture: Architecture, row: Row, name: str, *, bare: bool) ->
 
 
 def export_rows(architecture: Architecture, sizes: Sizes, kind: ExportKind, available: Iterable[str]) -> list[Row]:
-    """The rows that an export of `kind` consists of; a bare encoder takes a pooler only where there is one.
+    """The rows that an export of `kind` consists of; a bare encoder has a pooler only if the source has one.
 
     Raises: ValueError when `kind` does not exist for this architecture.
     """
@@ -54,7 +55,7 @@ def export_state_dict(
 def build_hf_model(
     architecture: Architecture, kind: ExportKind, fields: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> Any:
-    """A transformers model around the tensors of `state`, which are not copied. It is there to be saved.
+    """A transformers model around the tensors of `state`, which are not copied. It is only meant to be saved.
 
     Buffers that no state dict holds (position_ids) stay on the meta device: load the saved folder to run it.
     """

@@ -1,7 +1,7 @@
-"""A Hugging Face folder is written as a checkpoint of this project at iteration 0, which any parallel layout can load.
+"""Writes a Hugging Face folder as a checkpoint of this project at iteration 0, which any parallel layout can load.
 
-The checkpoint holds weights alone (no optimizer state, no data position): it is a start, for `--init-from`, not a run
-to resume. Its config.json keeps that of the Hugging Face folder, so that an export gives every field back.
+The checkpoint holds only weights (no optimizer state, no data position): it is a starting point for `--init-from`, not
+a run to resume. Its config.json keeps that of the Hugging Face folder, so that an export restores every field.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def import_folder(
     """Write the model `model_name` (folder or hub name) as the new run folder `save`; returns the checkpoint's folder.
 
     `dtype` None keeps that of the stored tensors. `check` is called with the Hugging Face folder and the finished
-    checkpoint before it takes its name; an error of it leaves nothing behind. Raises: ValueError as
+    checkpoint before the latter gets its name; if it raises, nothing is left behind. Raises: ValueError as
     `load_hf_into_model`.
     """
     require_free(save, "--save")

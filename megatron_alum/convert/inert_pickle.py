@@ -3,7 +3,7 @@
 Megatron-LM stores its argparse Namespace, enums and optimizer objects beside the weights, which weights_only refuses.
 Here tensors, containers and the Namespace become themselves; every other name of a known library becomes an inert
 placeholder (nothing is imported); a name of any other module is refused, because no checkpoint needs it. Files from
-before PyTorch 1.6 (2020), which are no zip archives, are read too: the published BERT models are of that time.
+before PyTorch 1.6 (2020), which are not zip archives, are read too: the published BERT models are that old.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _HARMLESS_BUILTINS = (
     *("list", "dict", "tuple", "set", "frozenset", "slice", "range", "xrange"),
     *("int", "float", "complex", "bool", "str", "bytes", "bytearray", "object"),
 )
-# Single names of modules that also hold dangerous ones. `_codecs.encode` brings the bytes of NumPy's random state.
+# Single names from modules that also contain dangerous ones. `_codecs.encode` decodes the bytes of NumPy's random
+# state.
 _INERT_NAMES = frozenset(
     {("functools", "partial"), ("types", "SimpleNamespace"), ("_codecs", "encode")}
     | {("copyreg", "_reconstructor"), ("copy_reg", "_reconstructor")}
@@ -43,7 +44,7 @@ _INERT_NAMES = frozenset(
 
 
 class Inert:
-    """Stands for an object that is not needed: takes whatever the pickle gives it and keeps nothing."""
+    """Stands for an object that is not needed: accepts whatever the pickle passes and keeps nothing."""
 
     def __new__(cls, *_args: Any, **_named: Any) -> Inert:
         """Any arguments."""
@@ -91,7 +92,7 @@ def load_inert(path: Path) -> dict[str, Any]:
     try:
         is_archive = zipfile.is_zipfile(path)
         if not is_archive and not _begins_as_before_2020(path):
-            raise ValueError("it is no whole torch.save file")
+            raise ValueError("it is not a complete torch.save file")
         loaded = torch.load(path, map_location="cpu", mmap=is_archive, weights_only=False, pickle_module=module)
         if not isinstance(loaded, dict):
             raise ValueError(f"it holds a {type(loaded).__name__} instead of a dictionary")
@@ -102,6 +103,6 @@ def load_inert(path: Path) -> dict[str, Any]:
 
 
 def _begins_as_before_2020(path: Path) -> bool:
-    """Whether the file begins with the pickled magic number of PyTorch's format without an archive."""
+    """Whether the file begins with the pickled magic number of PyTorch's pre-archive format."""
     with path.open("rb") as file:
         return file.read(64).find(MAGIC_NUMBER.to_bytes(10, "little")) in range(3, 8)

@@ -1,4 +1,5 @@
-"""The key tables: which Megatron tensor is which Hugging Face tensor, one table an architecture, read both ways.
+"""The key tables: which Megatron tensor is which Hugging Face tensor, one table per architecture, read in both
+directions.
 
 A row names the Megatron parameter (`{i}` is the layer), the Hugging Face tensors it is made of, the Megatron shape in
 letters and the dimension that tensor parallelism splits. Rows of the part "encoder" and "pooler" carry the name inside
@@ -30,9 +31,9 @@ class Row:
     hf: tuple[str, ...]
     """Hugging Face names: one, or query, key, value."""
     shape: str
-    """Megatron's unpadded global shape, one letter a dimension."""
+    """Megatron's unpadded global shape, one letter per dimension."""
     split: int | None = None
-    """Dimension that tensor parallelism splits; None when every rank holds it whole."""
+    """Dimension that tensor parallelism splits; None when every rank holds all of it."""
     part: Part = "encoder"
     """Which piece of the model it belongs to; pieces other than the encoder may be missing in a source."""
     alias: str | None = None
@@ -57,10 +58,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A `--model-type`: its table and what its Hugging Face classes and configuration are called."""
+    """A `--model-type`: its table and the names of its Hugging Face classes and configuration."""
 
     model_type: Literal["megatron-bert", "bert", "roberta"]
-    """megatron_alum's and transformers' name alike: megatron-bert, bert or roberta."""
+    """The name used by both megatron_alum and transformers: megatron-bert, bert or roberta."""
     prefix: str
     """Name of the base model inside a model with heads, with the dot."""
     rows: tuple[Row, ...]

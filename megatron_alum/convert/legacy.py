@@ -44,12 +44,12 @@ _RULES = tuple(
 
 
 def is_legacy(part: Mapping[str, Any]) -> bool:
-    """Whether one part of a network (`model` of a file) has this layout."""
+    """Whether one part of a network (`model` in a file) has this layout."""
     return any(name == _TREE or name.startswith(f"{_TREE}.") for name in part)
 
 
 def read_version(content: Mapping[str, Any]) -> float:
-    """`checkpoint_version` of a file, 0 where it stores none. Raises: ValueError for one that never was."""
+    """`checkpoint_version` of a file, 0 if it stores none. Raises: ValueError for a version that never existed."""
     version = content.get("checkpoint_version", 0)
     if not isinstance(version, int | float) or float(version) not in _VERSIONS:
         listed = ", ".join(str(known) for known in _VERSIONS)
@@ -60,7 +60,7 @@ def read_version(content: Mapping[str, Any]) -> float:
 def megatron_core_tensors(part: Mapping[str, Any], *, version: float, num_heads: int) -> dict[str, Tensor]:
     """One part's tensors under megatron-core's names, in its order of query, key and value.
 
-    `num_heads` counts this rank's. A name without a counterpart stays as it is, for the caller to refuse.
+    `num_heads` counts this rank's. A name without a counterpart is left unchanged, for the caller to refuse.
     """
     tensors: dict[str, Tensor] = {}
     for name, tensor in _flat(part, ""):

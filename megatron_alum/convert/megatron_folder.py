@@ -1,9 +1,9 @@
 """Whole Megatron tensors out of a dist_checkpointing folder, in one process, without torchrun, for any parallel layout.
 
 The torch_dist format is PyTorch's distributed checkpoint: `.metadata` says for every tensor its global shape and which
-file holds which piece, so the pieces of all tensor-parallel ranks are joined while reading. Layers may be stored as one
-tensor with the layer in front ([layers, ...], megatron-core's default) or one by one, and LayerNorms under the local
-spec's names or folded into the next linear's (Transformer Engine's, and megatron-core's default on disk).
+file holds which piece, so the pieces of all tensor-parallel ranks are concatenated while reading. Layers may be stored
+as one tensor with the layer in front ([layers, ...], megatron-core's default) or one by one, and LayerNorms under the
+local spec's names or folded into the next linear's (Transformer Engine's, and megatron-core's default on disk).
 
 `.metadata` goes through the restricted unpickler of `checkpoint/metadata.py`, tensors are read with weights_only, and
 nothing of megatron-core is imported.
@@ -36,7 +36,7 @@ _EXTRA_STATE = "._extra_state"
 
 
 class StoredTensors(Protocol):
-    """Tensors on disk by the names they are stored under."""
+    """Tensors on disk, by the names under which they are stored."""
 
     folder: Path
     shapes: dict[str, Shape]
@@ -50,7 +50,8 @@ class DistributedTensors:
     """The tensors of one torch_dist folder, joined over all ranks when read."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the folder's metadata only. Raises: ValueError when it is no such folder or its metadata is unsafe."""
+        """Read the folder's metadata only. Raises: ValueError when it is not such a folder or its metadata is
+        unsafe."""
         self.folder = folder
         self._reader = _Reader(folder)
         stored = self._reader.read_metadata().state_dict_metadata
@@ -63,7 +64,7 @@ class DistributedTensors:
         target = {name: torch.empty(entry.size, dtype=entry.properties.dtype)}
         try:
             with warnings.catch_warnings():
-                # It announces that one process loads everything: exactly what is meant here.
+                # The warning says that one process loads everything, which is intended here.
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
                 dcp.load(target, storage_reader=self._reader, no_dist=True)
         except (CheckpointException, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
@@ -76,9 +77,9 @@ class DistributedTensors:
 
 
 def read_megatron_tensors(stored: StoredTensors, architecture: Architecture, num_layers: int) -> dict[str, Tensor]:
-    """{Megatron name: whole tensor} of every row of the architecture that `stored` holds, one layer a name.
+    """{Megatron name: whole tensor} of every row of the architecture that `stored` holds, one name per layer.
 
-    Raises: ValueError when `stored` holds another number of layers than `num_layers`, or a part of them.
+    Raises: ValueError when `stored` has a number of layers other than `num_layers`, or an incomplete layer.
     """
     found: dict[str, Tensor] = {}
     for row in architecture.rows:
@@ -90,7 +91,7 @@ def read_megatron_tensors(stored: StoredTensors, architecture: Architecture, num
         stack = next((s for n in names if (s := n.replace(".{i}", "")) in stored.shapes), None)
         if stack is not None:
             _check_depth(stored, stack, stored.shapes[stack][0], num_layers)
-            # Clones, so that the stack itself is freed: views of one storage would keep all layers alive.
+            # Cloned, so that the stack itself is freed: views of one storage would keep all layers alive.
             for i, layer in enumerate(stored.read(stack)):
                 found[row.megatron.format(i=i)] = layer.clone()
         elif name := next((n for n in names if n.format(i=0) in stored.shapes), None):
@@ -111,7 +112,7 @@ def template_of(name: str) -> str:
 
 
 def check_all_used(stored: StoredTensors, architecture: Architecture) -> None:
-    """Whether every stored tensor of a network is one of ours: what has no row would be left out of the function.
+    """Check that every stored tensor of a network is one of ours: one without a row would be ignored.
 
     Raises: ValueError naming the others, or an output layer with weights of its own.
     """
@@ -140,7 +141,7 @@ def check_all_used(stored: StoredTensors, architecture: Architecture) -> None:
 
 
 def count_layers(stored: StoredTensors) -> int:
-    """Layers of a network of which nothing else is known, from its feed-forward tensors."""
+    """Number of layers of a network about which nothing else is known, from its feed-forward tensors."""
     stack = stored.shapes.get("encoder.layers.mlp.linear_fc1.weight")
     return stack[0] if stack is not None else _count_layers(stored.shapes, "encoder.layers.{i}.mlp.linear_fc1.weight")
 
@@ -154,7 +155,7 @@ def _check_depth(stored: StoredTensors, name: str, depth: int, num_layers: int) 
     if depth != num_layers:
         raise ValueError(
             f"`{name}` in {stored.folder} must have {num_layers} layers as its configuration says, but has {depth} "
-            "instead. Weights and configuration are of two models."
+            "instead. Weights and configuration belong to different models."
         )
 
 
@@ -163,7 +164,7 @@ class _Reader(dcp.FileSystemReader):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        # Stock checkpoints list pickled extras beside the tensors; they are never asked for here.
+        # Stock checkpoints list pickled extras beside the tensors; they are never requested here.
         self._metadata = read_metadata(folder, tensors_only=False)
         if self._metadata.storage_meta is None:
             self._metadata.storage_meta = StorageMeta()

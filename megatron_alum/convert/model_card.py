@@ -1,8 +1,8 @@
-"""The README.md of an exported model: what was trained on what, how, what the metrics say, and what its limits are.
+"""The README.md of an exported model: how and on what it was trained, its metrics, and its limits.
 
 Facts come from three records of the run: the configuration stored with the checkpoint, the manifests of its shards, and
-metrics.jsonl up to the exported iteration. A record that is absent gives a sentence that says so. Licence and languages
-come from the person who exports, the evaluation from `megatron-alum report`; card_words.py has the sentences.
+metrics.jsonl up to the exported iteration. If a record is absent, a sentence says so. Licence and languages come from
+the exporting user, the evaluation from `megatron-alum report`; card_words.py has the sentences.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ RECIPE: tuple[tuple[str, tuple[str, ...]], ...] = (
 EVALUATION = "## Evaluation"
 PERTURBATION = (
     ("effective_perturbation", "mean |cast(x + delta) - cast(x)| / mean |delta|: 1 means that no digit was lost"),
-    ("ascent_ratio", "|eta g| / |delta|: size of the gradient step against the random start"),
-    ("kl_gain", "KL after the ascent less KL at the random start"),
-    ("alum_kl", "symmetric KL a masked token, without alpha"),
+    ("ascent_ratio", "|eta g| / |delta|: size of the gradient step relative to the random start"),
+    ("kl_gain", "KL after the ascent minus KL at the random start"),
+    ("alum_kl", "symmetric KL per masked token, without alpha"),
 )
 
 
@@ -72,11 +72,11 @@ class CardFacts:
     run: Mapping[str, Any] = field(default_factory=dict)
     """Flat configuration of the run, option name to value."""
     manifests: Sequence[Mapping[str, Any]] = ()
-    """Manifests of the shards, one a corpus."""
+    """Manifests of the shards, one per corpus."""
     metrics: Sequence[Mapping[str, Any]] = ()
     """Rows of metrics.jsonl up to `iteration`."""
     wish: CardWish = field(default_factory=CardWish)
-    """What only the person who exports can know."""
+    """Facts that only the exporting user knows."""
 
 
 def model_card(facts: CardFacts) -> str:
@@ -95,7 +95,7 @@ def model_card(facts: CardFacts) -> str:
 
 
 def with_evaluation(card: str, table: str) -> str:
-    """The card with `table` (Markdown) as its evaluation, in place of what stood there or at the end."""
+    """The card with `table` (Markdown) as its evaluation, in place of an earlier evaluation or at the end."""
     before, found, rest = card.partition(EVALUATION)
     following = rest.find("\n## ")
     after = rest[following:] if found and following >= 0 else "\n"
@@ -113,15 +113,15 @@ def _header(facts: CardFacts) -> str:
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: {pipeline}\n" + "\n".join(fields) + "\n"
         f"tags:\n- alum\n- adversarial-pretraining\n---\n\n# {facts.name}\n\n"
-        f"A text encoder, `{facts.class_name}`, exported by megatron_alum{trained}. It was made for fine-tuning on\n"
+        f"A text encoder, `{facts.class_name}`, exported by megatron_alum{trained}. It is intended for fine-tuning on\n"
         "tasks of language understanding. ALUM ([Liu et al. 2020](https://arxiv.org/abs/2004.08994)) adds to masked\n"
-        "language modelling a second aim: that predictions stay the same where the embeddings of the words are\n"
+        "language modelling a second aim: that predictions stay the same when the embeddings of the words are\n"
         "slightly moved, in the direction that changes them most."
     )
 
 
 def _languages(manifests: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Language codes that the preprocessing was told."""
+    """Language codes given to preprocessing."""
     codes = [str((manifest.get("settings") or {}).get("language", "auto")) for manifest in manifests]
     return sorted({code for code in codes if code != "auto"})
 
@@ -162,10 +162,10 @@ def _limits(facts: CardFacts) -> str:
     longest = facts.run.get("max_position_embeddings") or facts.run.get("seq_length")
     cut = f" It reads at most {longest:,} tokens at a time." if longest else ""
     return (
-        "## Limits\n\nThe model repeats what its texts hold, their errors and prejudices included; it knows nothing of "
-        f"languages and fields that they lack, and it does not generate text.{cut} Training against small "
-        "perturbations of embeddings is no protection against a person who sets out to deceive it. Before use in "
-        "earnest, measure it on your own task and data."
+        "## Limits\n\nThe model reproduces its training texts, their errors and prejudices included; it knows nothing "
+        f"about languages and fields that they lack, and it does not generate text.{cut} Training against small "
+        "perturbations of embeddings is no protection against a determined attacker. Before using it seriously, "
+        "measure it on your own task and data."
     )
 
 

@@ -1,4 +1,4 @@
-"""Output folders that appear whole or not at all: written under a temporary name beside the target, then renamed."""
+"""Output folders that appear only when complete: written under a temporary name beside the target, then renamed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 
 def require_free(target: Path, flag: str) -> None:
-    """Refuse to write over something.
+    """Refuse to overwrite anything.
 
-    Raises: ValueError when `target` exists and is not an empty folder, or is the current one: it is replaced, and the
-    user's shell would stay behind in the folder that was.
+    Raises: ValueError when `target` exists and is not an empty folder, or is the current one: the target is replaced,
+    and the user's shell would be left in the deleted folder.
     """
     if target.is_dir() and target.samefile("."):
         raise ValueError(
@@ -29,7 +29,7 @@ def require_free(target: Path, flag: str) -> None:
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` that becomes `target` on success and vanishes on any error."""
-    target = target.resolve()  # a rename needs the folder's own name and place, not those of a link to it
+    target = target.resolve()  # a rename needs the folder's real path, not that of a link to it
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:
@@ -41,7 +41,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def _use_default_modes(folder: Path) -> None:
-    """Give files the modes a plain `open` would: temporary folders and safetensors files are private to their owner."""
+    """Give files the modes that a plain `open` would: temporary folders and safetensors files are private to their
+    owner."""
     mask = os.umask(0)
     os.umask(mask)
     for path in (folder, *folder.rglob("*")):

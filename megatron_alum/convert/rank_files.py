@@ -1,13 +1,13 @@
-"""The `torch` format of stock Megatron-LM: one model_optim_rng.pt a rank, joined into whole tensors.
+"""The `torch` format of stock Megatron-LM: one model_optim_rng.pt per rank, joined into whole tensors.
 
     iter_0000100/mp_rank_00/model_optim_rng.pt            tensor-parallel rank 0
     iter_0000100/mp_rank_01_002/model_optim_rng.pt        tensor-parallel rank 1, pipeline stage 2
     release/mp_rank_00/model_optim_rng.pt                 a published model; the tracker says `release`
 
-A stage counts its layers from 0 and holds them under `model`; with virtual pipeline stages they lie under `model0`,
-`model1`, ..., and the network runs through all stages' model0 first, then through their model1. The first part has the
-embeddings, the last one the heads and a copy of the word embeddings as `output_layer.weight`. The layout of before
-megatron-core is brought to these names, rank by rank, by `legacy.py`.
+A stage counts its layers from 0 and stores them under `model`; with virtual pipeline stages they are under `model0`,
+`model1`, ..., and the network consists of all stages' model0 first, then their model1. The first part has the
+embeddings, the last one the heads and a copy of the word embeddings as `output_layer.weight`. `legacy.py` converts
+the layout from before megatron-core to these names, rank by rank.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RankGrid = list[list[Path]]
 """[tensor-parallel rank][pipeline stage] -> file"""
 _RANK_FOLDER = re.compile(r"^mp_rank_(\d+)(?:_(\d+))?$")
 _FILES = ("model_optim_rng.pt", "model_rng.pt")
-"""the second where the optimizer's state lay in a file of its own (2022 and 2023)"""
+"""the second if the optimizer's state was in a separate file (2022 and 2023)"""
 _LAYER = re.compile(r"^encoder\.layers\.(\d+)\.(.*)$")
 
 
@@ -100,7 +100,7 @@ def load_rank_files(grid: RankGrid) -> list[list[dict[str, Any]]]:
 def with_megatron_core_names(
     contents: Sequence[Sequence[dict[str, Any]]], num_heads: int, folder: Path
 ) -> list[list[dict[str, Any]]]:
-    """The contents with the layout of before megatron-core brought to megatron-core's; `num_heads` of all ranks.
+    """The contents, converted from the layout from before megatron-core if need be; `num_heads` of all ranks.
 
     Raises: ValueError for an unknown checkpoint_version.
     """
@@ -121,7 +121,7 @@ def _renamed(content: dict[str, Any], num_heads: int, folder: Path) -> dict[str,
 
 
 def join_stages(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """One rank's tensors from the parts of its network in running order, layers counted through."""
+    """One rank's tensors from the parts of its network in execution order, with layers numbered consecutively."""
     whole: dict[str, Tensor] = {}
     before = 0
     for part in parts:

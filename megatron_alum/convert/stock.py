@@ -1,11 +1,11 @@
 """Checkpoints of stock Megatron-LM BERT, to be exported by to-hf.
 
-Two formats: torch_dist (`--ckpt-format torch_dist`, common.pt and .metadata) and torch (rank_files.py: one file a
-tensor-parallel rank and pipeline stage); three key layouts: the local spec's, Transformer Engine's, which folds
-LayerNorms into the next linear, and that of before megatron-core (legacy.py). The network's sizes come from the
-arguments stored with the weights, or from the tensors where none are stored; both are checked (stock_arguments.py).
-They name no tokenizer that could be trusted to lie where it did, so the caller gives one; its length is the vocabulary
-without padding.
+Two formats: torch_dist (`--ckpt-format torch_dist`, common.pt and .metadata) and torch (rank_files.py: one file
+per tensor-parallel rank and pipeline stage); three key layouts: the local spec's, Transformer Engine's, which folds
+LayerNorms into the next linear, and that from before megatron-core (legacy.py). The network's sizes come from
+the arguments stored with the weights, or from the tensors if none are stored; both are checked (stock_arguments.py).
+A tokenizer path among them may no longer be valid, so the caller gives one; its length is the vocabulary without
+padding.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ _TYPE_TABLE, _PAIR_HEAD = "embedding.tokentype_embeddings.weight", "binary_head.
 def read_stock_source(
     folder: Path, tokenizer_dir: Path | None, *, num_attention_heads: int | None = None
 ) -> ExportSource:
-    """What `export_folder` needs from a stock checkpoint folder; `num_attention_heads` where it stores no arguments.
+    """What `export_folder` needs from a stock checkpoint folder; `num_attention_heads` if it stores no arguments.
 
-    Raises: ValueError for another model than a BERT that we compute, missing files, and a tokenizer that is missing or
+    Raises: ValueError for a model other than a supported BERT, missing files, and a tokenizer that is missing or
     of another size.
     """
     if tokenizer_dir is None:
@@ -92,14 +92,14 @@ def read_stock_source(
 
 
 def _hidden_size(contents: list[list[dict[str, Any]]], folder: Path) -> int:
-    """Of files whose names are not megatron-core's yet: every layout has the first layer's LayerNorm."""
+    """For files whose names are not megatron-core's yet: every layout has the first layer's LayerNorm."""
     first = join_stages(parts_in_order(with_megatron_core_names([contents[0][:1]], 1, folder)[0]))
     sizes = [len(tensor) for name, tensor in first.items() if "norm" in name and tensor.dim() == 1]
     return sizes[0] if sizes else 1
 
 
 def _shapes(stored: StoredTensors) -> dict[str, int]:
-    """{argument: size} that the tensors tell; 1 where they lack the tensor, which the check of shapes will name."""
+    """{argument: size} from the tensors; 1 for a missing tensor, which the check of shapes will report."""
 
     def size(name: str, dim: int) -> int:
         stack = name.replace(".{i}", "")

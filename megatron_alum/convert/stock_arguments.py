@@ -1,7 +1,7 @@
-"""The arguments that Megatron-LM stores with its weights: what they must say for the export to compute the same.
+"""The arguments that Megatron-LM stores with its weights: the values for which the export computes the same.
 
 `FUNCTION` lists every argument that touches the function of a BERT, with the values under which our network computes
-it; any other value is refused by name. An argument that a version did not have yet is absent, which is such a value.
+it; any other value is refused by name. Absence, from versions without the argument, is such a value.
 Arguments of dropout, fusion, precision and parallelism are not listed: they change no predictions beyond rounding.
 Source: Megatron-LM's arguments.py and megatron-core's TransformerConfig, releases v1.0 to 2026.
 """
@@ -65,13 +65,13 @@ FUNCTION: dict[str, tuple[Any, ...]] = {
 _OWN_SPECS = ("local", "megatron.core.models.bert.bert_layer_specs")
 _SIZES = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings")
 HEAD_SIZE = 64
-"""of every BERT that NVIDIA published; the files of the first of them say neither it nor the number of heads"""
+"""of every BERT that NVIDIA published; the files of the first ones state neither this nor the number of heads"""
 ADDED_ENTRIES = 2
 """[BOS] and [EOS], which Megatron-LM adds to a BERT vocabulary and never uses"""
 
 
 def stored_arguments(common: Mapping[str, Any], folder: Path) -> argparse.Namespace:
-    """The arguments, an empty Namespace for a file of before they were stored.
+    """The arguments; an empty Namespace for a file from before they were stored.
 
     Raises: ValueError naming an argument that changes the function.
     """
@@ -101,9 +101,9 @@ def stored_arguments(common: Mapping[str, Any], folder: Path) -> argparse.Namesp
 def stock_model_config(
     args: argparse.Namespace, shapes: Mapping[str, int], num_attention_heads: int, folder: Path
 ) -> ModelConfig:
-    """The network of the arguments; sizes that they lack are those of the tensors, `shapes`.
+    """The network of the arguments; missing sizes are taken from the tensors, `shapes`.
 
-    Raises: ValueError for a size that is no number.
+    Raises: ValueError for a size that is not a number.
     """
     sizes: dict[str, Any] = dict(shapes) | {"num_attention_heads": num_attention_heads}
     for name in _SIZES:
@@ -124,7 +124,7 @@ def stock_model_config(
 
 
 def attention_heads(args: argparse.Namespace, given: int | None, hidden_size: int, folder: Path) -> int:
-    """The number of heads: stored, or `given` by --num-attention-heads, or of NVIDIA's head size with a warning.
+    """The number of heads: stored, or `given` by --num-attention-heads, or from NVIDIA's head size with a warning.
 
     Raises: ValueError when it cannot be known or the flag contradicts what is stored.
     """
@@ -139,21 +139,21 @@ def attention_heads(args: argparse.Namespace, given: int | None, hidden_size: in
         return given
     if hidden_size % HEAD_SIZE:
         raise ValueError(
-            f"--num-attention-heads must say how many heads {folder} has: it stores no arguments, and no tensor tells."
+            f"--num-attention-heads must say how many heads {folder} has: it stores no arguments, and no tensor shows."
         )
     heads = hidden_size // HEAD_SIZE
     warnings.warn(
-        f"{folder} stores no arguments: {heads} attention heads of size {HEAD_SIZE} are taken, as in the BERT models "
-        "that NVIDIA published. Say another number with --num-attention-heads.",
+        f"{folder} stores no arguments: {heads} attention heads of size {HEAD_SIZE} are assumed, as in the BERT models "
+        "that NVIDIA published. Give another number with --num-attention-heads.",
         stacklevel=3,
     )
     return heads
 
 
 def check_vocabulary(args: argparse.Namespace, *, entries: int, rows: int, ranks: int, folder: Path) -> None:
-    """Whether a tokenizer of so many `entries` can be the one whose vocabulary was padded to `rows`.
+    """Check that a tokenizer of `entries` entries can be the one whose vocabulary was padded to `rows`.
 
-    `ranks` is the tensor-parallel size where the arguments do not say it. Raises: ValueError when it cannot.
+    `ranks` is the tensor-parallel size if the arguments do not state it. Raises: ValueError when it cannot.
     """
     parallel = getattr(args, "tensor_model_parallel_size", None) or getattr(args, "model_parallel_size", None) or ranks
     multiple = int(getattr(args, "make_vocab_size_divisible_by", None) or 128) * int(parallel)
@@ -167,7 +167,7 @@ def check_vocabulary(args: argparse.Namespace, *, entries: int, rows: int, ranks
 
 
 def _check_heads(args: argparse.Namespace, folder: Path) -> None:
-    """Every head must have its own key and value, and the heads together the hidden size."""
+    """Check that every head has its own key and value, and that the heads add up to the hidden size."""
     heads, hidden = (getattr(args, name, None) for name in ("num_attention_heads", "hidden_size"))
     size, groups = (getattr(args, name, None) for name in ("kv_channels", "num_query_groups"))
     if getattr(args, "group_query_attention", False) and groups != heads:

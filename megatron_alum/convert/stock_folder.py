@@ -1,4 +1,4 @@
-"""Where a checkpoint of stock Megatron-LM lies, told from its file names alone."""
+"""Locates a checkpoint of stock Megatron-LM, by file names only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from megatron_alum.convert.rank_files import rank_grid
 
 
 def find_stock_checkpoint(load: str | Path) -> Path | None:
-    """The folder of a stock checkpoint's tensors: `load` itself or the iteration it calls its latest, or None."""
+    """The folder of a stock checkpoint's tensors: `load` itself or the iteration that its tracker names, or None."""
     given = Path(load)
     for folder in (given, *_latest(given)):
         ours = any((folder / name).is_file() for name in (COMPLETE_FILE, CONFIG_FILE))
@@ -19,7 +19,7 @@ def find_stock_checkpoint(load: str | Path) -> Path | None:
 
 
 def how_to_convert(path: str | Path) -> str | None:
-    """What to do with a stock checkpoint where a run or a Hugging Face folder is expected; None for anything else."""
+    """The error for a stock checkpoint where a run or a Hugging Face folder is expected; None for anything else."""
     if not Path(path).is_dir() or find_stock_checkpoint(path) is None:
         return None
     return (

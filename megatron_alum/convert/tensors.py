@@ -2,8 +2,8 @@
 
 megatron-core keeps query, key and value of one head side by side, so that tensor parallelism cuts between heads:
 rows [q0 k0 v0 q1 k1 v1 ...], each block `head_size` rows. Hugging Face keeps three matrices [q0 q1 ...], [k0 k1 ...],
-[v0 v1 ...]. The vocabulary has rows up to a multiple of `make_vocab_size_divisible_by * tp` in Megatron, none of them
-ever a token; they are dropped on the way out and written as zeros on the way in. Letters as in `keys.py`.
+[v0 v1 ...]. Megatron pads the vocabulary to a multiple of `make_vocab_size_divisible_by * tp` rows, which are never
+tokens; the padding is dropped on export and written as zeros on import. Letters as in `keys.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def strip_vocabulary(padded: Tensor, vocab_size: int) -> Tensor:
 def copy_vocabulary_shard(target: Tensor, whole: Tensor, *, tp_rank: int) -> None:
     """Fill tensor-parallel rank `tp_rank`'s rows `target` [Vp, ...] from the unpadded table [V, ...]; padding gets 0.
 
-    No padded table is made on the way: the word table is the largest tensor by far.
+    No padded table is created in between: the word table is the largest tensor by far.
     """
     part = whole[tp_rank * len(target) :][: len(target)]
     target[: len(part)].copy_(part)

@@ -1,8 +1,8 @@
-"""A checkpoint becomes a Hugging Face folder: weights, config.json, tokenizer and a model card.
+"""Exports a checkpoint as a Hugging Face folder: weights, config.json, tokenizer and a model card.
 
 The steps are those of `export_folder`, top-down: whole tensors (megatron_folder.py) are renamed and reshaped
-(translate.py), put into the transformers class (hf_model.py), saved by transformers, and joined by the tokenizer that
-the run was trained with. The folder appears whole or not at all.
+(translate.py), put into the transformers class (hf_model.py), and saved by transformers; the run's tokenizer is added.
+The folder appears only when complete.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class ExportSource:
-    """Everything an export is made from, whoever trained it."""
+    """Everything that an export is made from, whatever trained it."""
 
     label: str
     """The checkpoint as the user knows it, for error messages."""
@@ -52,7 +52,7 @@ class ExportSource:
 
 
 def default_kind(source: ExportSource) -> ExportKind:
-    """pretraining where a sentence-pair head was trained, else masked-lm; an unchanged import keeps its own class."""
+    """pretraining if a sentence-pair head was trained, else masked-lm; an unchanged import keeps its own class."""
     names = [name for name in source.original_config.get("architectures") or []]
     classes = ARCHITECTURES[source.model.model_type].classes
     if source.iteration in (None, 0) and names:
@@ -73,10 +73,10 @@ def export_folder(
 ) -> Path:
     """Write `source` to the new folder `output`; `dtype` None keeps the stored one. Returns `output`.
 
-    `wish` has what the model card cannot know from the run. `check` sees the finished folder before it takes its name;
-    an error of it leaves nothing behind.
+    `wish` has the facts for the model card that are not in the run. `check` sees the finished folder before it gets its
+    name; if it raises, nothing is left behind.
 
-    Raises: ValueError when `output` is not free, or tensors are missing, unknown or misshapen.
+    Raises: ValueError when `output` is not new or empty, or tensors are missing, unknown or misshapen.
     """
     require_free(output, "--output")
     kind = default_kind(source) if kind is None else kind
@@ -105,7 +105,7 @@ def export_folder(
 
 
 def _counted_from(source: ExportSource, first_position: int) -> ExportSource:
-    """The same network with its positions at other rows: transformers' RoBERTa finds them after the padding id."""
+    """The same network with its positions shifted: transformers' RoBERTa expects them after the padding id."""
     if first_position == source.model.first_position:
         return source
     table = source.tensors[POSITION_TABLE]

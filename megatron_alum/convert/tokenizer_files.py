@@ -1,8 +1,8 @@
-"""The tokenizer that travels with the weights: copied file by file, completed where it is bare, limited in length.
+"""The tokenizer that accompanies the weights: copied file by file, completed if it is bare, limited in length.
 
-Files stay as they are where they are complete: saving a tokenizer again could change them. A folder that loads only
-beside its model's config.json, or that holds a bare vocabulary, is saved once more by transformers, which writes the
-tokenizer.json that every later reader takes.
+Complete files are left unchanged: saving a tokenizer again could alter them. A folder that loads only beside its
+model's config.json, or that holds a bare vocabulary, is saved again by transformers, which writes the tokenizer.json
+that every later reader uses.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def fitting_tokenizer(folder: Path, vocab_size: int) -> Any:
 
 
 def copy_tokenizer(source: Path, target: Path, tokenizer: Any) -> None:
-    """Copy the tokenizer of a folder, which may hold a model too, so that `target` alone loads as `tokenizer` does."""
+    """Copy the tokenizer of a folder, which may hold a model too, so that `target` by itself loads as `tokenizer`
+    does."""
     for name in TOKENIZER_FILES:
         for path in source.glob(name):
             if path.is_file():
@@ -42,7 +43,7 @@ def copy_tokenizer(source: Path, target: Path, tokenizer: Any) -> None:
 def import_tokenizer(source: Path, target: Path, vocab_size: int) -> bool:
     """`copy_tokenizer` of a model's folder into a checkpoint; returns whether there is one to copy.
 
-    Raises: ValueError for what an export or a run would refuse later.
+    Raises: ValueError for anything that an export or a run would refuse later.
     """
     if not has_tokenizer(source):
         return False
@@ -53,7 +54,7 @@ def import_tokenizer(source: Path, target: Path, vocab_size: int) -> bool:
 def limit_length(folder: Path, usable: int) -> None:
     """Write the model's longest input into the tokenizer of an export, so that truncation=True truncates.
 
-    A shorter limit that the tokenizer has already is its owner's, and stays.
+    A shorter limit already in the tokenizer is kept.
     """
     path = folder / _CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,5 @@
-"""Between the two sets of tensors: shapes, the check that nothing is missing or left over, and the rewrite both ways.
+"""Between the two sets of tensors: shapes, the check that nothing is missing or left over, and the rewrite in both
+directions.
 
 `hf_tensors` and `megatron_tensor` read the same rows of `keys.py`; a mapping on the Megatron side holds whole tensors
 (no tensor-parallel pieces) under the names of the local layer spec, its vocabulary padded or not. Mappings may be
@@ -17,12 +18,12 @@ from megatron_alum.convert.tensors import merge_qkv, split_qkv, strip_vocabulary
 
 Shape = tuple[int, ...]
 MAX_LISTED = 12
-"""Names listed in an error; a wrong model would otherwise fill the screen."""
+"""Number of names listed in an error; a wrong model would otherwise fill the screen."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the letters of the key tables count in one model."""
+    """The sizes that the letters of the key tables stand for in one model."""
 
     vocab_size: int
     """V, unpadded."""
@@ -37,7 +38,7 @@ class Sizes:
     num_layers: int
     """Repetitions of the rows with a layer."""
     num_heads: int
-    """Attention heads, which the merge of query, key and value follows."""
+    """Attention heads, needed to merge query, key and value."""
 
     def shape(self, row: Row) -> Shape:
         """The unpadded, global Megatron shape of a row."""
@@ -59,14 +60,14 @@ class Sizes:
 
 
 def list_names(names: Iterable[str]) -> str:
-    """Names for an error message, the first `MAX_LISTED` of many."""
+    """Names for an error message, at most the first `MAX_LISTED`."""
     names = list(names)
     rest = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return ", ".join(names[:MAX_LISTED]) + rest
 
 
 def check_shapes(source: str, given: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
-    """Compare names and shapes; `expected` lists exactly what must be there.
+    """Compare names and shapes; `expected` lists exactly the tensors that must be present.
 
     Raises: one ValueError that lists every missing, unknown and misshapen tensor of `source`.
     """

@@ -1,8 +1,8 @@
 """Runs a Hugging Face folder and the Megatron network side by side on one batch and compares what they predict.
 
-The batch is random tokens with what a real batch has: pairs of segments, rows of different length, padding. Both models
-compute in float32 on this rank; predictions are compared on real tokens only, the KL in float64. For the Megatron side
-the weights take another road than the converter's own: megatron-core loads the checkpoint.
+The batch consists of random tokens but is otherwise like a real one: pairs of segments, rows of different length,
+padding. Both models compute in float32 on this rank; predictions are compared on real tokens only, the KL in float64.
+On the Megatron side the weights do not pass through the converter: megatron-core loads the checkpoint.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from megatron_alum.models.inputs import ModelInputs
 
 MAX_LOGIT_DIFFERENCE = 1e-4
-"""Float32 rounding over twenty layers stays well below; a wrong layout of a tensor is orders of magnitude above."""
+"""Float32 rounding over twenty layers stays well below this; a wrong tensor layout is orders of magnitude above."""
 BATCH_SIZE, MAX_LENGTH = 4, 64
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Differences of two models on one batch; None where they do not both have the head."""
+    """Differences of two models on one batch; None if they do not both have the head."""
 
     hidden: float
     """Largest absolute difference of the encoder's last hidden states."""
@@ -39,7 +39,7 @@ class Comparison:
     nsp: float | None
     """Largest absolute difference of NSP logits."""
     kl: float | None
-    """Mean KL divergence of the MLM predictions, Hugging Face to Megatron, in nats a token."""
+    """Mean KL divergence of the MLM predictions, Hugging Face to Megatron, in nats per token."""
 
     def __str__(self) -> str:
         """One line for the terminal."""
@@ -70,7 +70,7 @@ class Batch:
 
 
 def probe_batch(config: ModelConfig, vocab_size: int, pad_token_id: int) -> Batch:
-    """A batch of random pairs with the lengths S, S, S/2 and 3 (fewer rows of padding would not show a wrong mask)."""
+    """A batch of random pairs with the lengths S, S, S/2 and 3 (with less padding a wrong mask might go unnoticed)."""
     generator = torch.Generator().manual_seed(0)
     length = min(MAX_LENGTH, config.max_position_embeddings)
     tokens = torch.randint(0, vocab_size - 1, (BATCH_SIZE, length), generator=generator)
@@ -83,8 +83,8 @@ def probe_batch(config: ModelConfig, vocab_size: int, pad_token_id: int) -> Batc
 
 
 def without_padding(tokens: Tensor, types: Tensor, mask: Tensor, device: torch.device) -> ModelInputs:
-    """Rows [B, S] on the CPU that are filled up at the right, mask True = real token, as the Megatron network reads
-    them on `device`: real tokens back to back, each of them predicted.
+    """Rows [B, S] on the CPU padded on the right, mask True = real token, in the form that the Megatron network reads
+    on `device`: real tokens back to back, each of them predicted.
     """
     from megatron_alum.models import ModelInputs
 
@@ -145,7 +145,7 @@ def _differences(
 
 @contextmanager
 def single_rank_model(config: ModelConfig, vocab_size: int) -> Iterator[SplitBert]:
-    """A float32 network in a world of one process, which is left again at the end."""
+    """A float32 network in a process group of one process, which is destroyed at the end."""
     from megatron_alum.models import build_model
     from megatron_alum.parallel.groups import initialize, seed_everything, shutdown
 

@@ -1,8 +1,8 @@
 """Fine-tuning and evaluation of any Hugging Face encoder on the paper's benchmarks, plain or adversarial.
 
-Reading order: `methods/`, a library that knows no benchmark (`trainer.py` is AlumTrainer, `presets.py` its methods);
-`benchmarks/` (`tasks.py` is the table; `loading.py`, `features.py`, `decoding.py`, `metrics.py`); `runs/` (`grid.py`,
-`evaluation.py`, `attack.py`). Needs neither megatron-core nor a GPU.
+Reading order: `methods/`, a library independent of the benchmarks (`trainer.py` is AlumTrainer, `presets.py` its
+methods); `benchmarks/` (`tasks.py` is the table; `loading.py`, `features.py`, `decoding.py`, `metrics.py`); `runs/`
+(`grid.py`, `evaluation.py`, `attack.py`). Needs neither megatron-core nor a GPU.
 """
 
 from megatron_alum.finetune.benchmarks.tasks import TASKS, Task

@@ -97,7 +97,7 @@ def test_a_corpus_in_words():
     )
     one = {"num_tokens": 1000, "inputs": {"num_files": 1, "files": [{"path": "a/b.jsonl"}]}}
     assert corpus_sentences(one) == "1,000 tokens. Source: b.jsonl."
-    assert corpus_sentences({}) == "A corpus whose manifest holds no counts."
+    assert corpus_sentences({}) == "A corpus whose manifest contains no counts."
 
 
 def test_the_header_is_yaml_with_licence_and_language():

@@ -125,7 +125,7 @@ def test_a_sharded_index_must_stay_in_its_folder(folder, tmp_path):
     (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
     index = {"weight_map": {WORDS: "../outside.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="must lie beside it"):
+    with pytest.raises(ValueError, match="must be beside it"):
         import_folder(str(folder), tmp_path / "run")
 
 

@@ -137,7 +137,7 @@ def test_a_cell_is_the_mean_over_seeds_of_the_best_point_on_dev():
 def test_a_seed_with_two_results_is_refused():
     """Two configurations of one method are no seeds of each other, nor is one file given twice."""
     rows = [{**row(0.80), "file": "a/results.jsonl"}, {**row(0.82), "file": "b/results.jsonl"}]
-    with pytest.raises(ValueError, match=r"seed 1 of mnli by none stands twice in a/results.jsonl and b/results.jsonl"):
+    with pytest.raises(ValueError, match=r"seed 1 of mnli by none occurs twice in a/results.jsonl and b/results.jsonl"):
         best_values(rows, ("mnli", "dev", "accuracy"))
 
 

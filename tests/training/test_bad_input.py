@@ -27,8 +27,8 @@ from tests.training.runs import arguments, launch, launch_prepared, train_quietl
         (
             {"pipeline_model_parallel_size": 2},
             "--pipeline-model-parallel-size must be 1 in the adversarial phase, but is 2 instead: the ascent needs the "
-            "embedding and the logits in one process. A network that needs stages is beyond 20 billion parameters: use "
-            "--tensor-model-parallel-size, --sequence-parallel, --use-distributed-optimizer or "
+            "embedding and the logits in one process. A network that needs stages has more than 20 billion parameters: "
+            "use --tensor-model-parallel-size, --sequence-parallel, --use-distributed-optimizer or "
             "--recompute-granularity; or stop before iteration 11",
         ),
         (

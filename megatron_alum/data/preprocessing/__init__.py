@@ -1,1 +1,1 @@
-"""From raw text to shards: readers, cleaning, sentences, tokens, in worker processes that may be killed and go on."""
+"""From raw text to shards: readers, cleaning, sentences, tokens, in worker processes; a killed run can be continued."""

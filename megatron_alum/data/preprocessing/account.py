@@ -1,9 +1,9 @@
-"""The account of a run: what was read against what came of it. One that does not close is an error, and nothing is
-published.
+"""The account of a run: what was read against what became of it. If it does not balance, the run fails and publishes
+nothing.
 
-    records   those that the readers found = documents kept + records skipped, by reason
-    bytes     the chunks that were processed, end to end in the files laid end to end: no gap, none twice; a run that
-              is no shard of another begins at byte 0 and ends with the last one (merging checks that shards meet)
+    records   found by the readers = documents kept + records skipped, by reason
+    bytes     the processed chunks tile the concatenated files: no gap, no overlap; a run that is not a shard begins
+              at byte 0 and ends with the last byte (merging checks that shards are adjacent)
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 class OpenAccount(ValueError):
-    """The account of a run does not close: its output must not be used, and resuming would not mend it."""
+    """The account of a run does not balance: its output must not be used, and resuming would not repair it."""
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Account:
 
     records: int = 0
     begin: int = 0
-    """first byte read, of all files laid end to end"""
+    """first byte read, counted through all files"""
     end: int = 0
     """byte after the last one read"""
 
@@ -41,7 +41,7 @@ class Account:
             raise _open(f"its files have bytes {first} to {last}, but bytes {self.begin} to {self.end} were read")
 
     def entry(self, documents: int, skipped: int) -> dict[str, int]:
-        """The account as it stands in the manifest."""
+        """The account as stored in the manifest."""
         return {
             "records": self.records,
             "documents": documents,
@@ -52,7 +52,7 @@ class Account:
 
 
 def joined(entries: Iterable[dict[str, int]], *, last: int) -> dict[str, int]:
-    """The account of all shards of one input of `last` bytes, given in order; they must meet."""
+    """The account of all shards of one input of `last` bytes, given in order; they must be adjacent."""
     account = Account()
     documents = skipped = 0
     for entry in entries:
@@ -64,6 +64,6 @@ def joined(entries: Iterable[dict[str, int]], *, last: int) -> dict[str, int]:
 
 def _open(difference: str) -> OpenAccount:
     return OpenAccount(
-        f"The account of a run must close, but {difference}. Nothing is published; run again without --resume, and if "
-        "it fails again report it as a fault of the program."
+        f"The account of a run must balance, but {difference}. Nothing is published; run again without --resume, and "
+        "report a bug if it fails again."
     )

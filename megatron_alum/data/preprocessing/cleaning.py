@@ -1,19 +1,19 @@
-"""Cleaning of raw text, and nothing that a rule here does not name.
+"""Cleaning of raw text: exactly these rules and nothing else.
 
     1. Unicode NFC, and U+FFFD for lone surrogates (JSON may carry them; they have no UTF-8).
     2. Line ends: CR LF, CR, VT, FF, NEL, LS and PS all become a newline.
     3. Control characters (category Cc) and the byte-order mark U+FEFF are removed; a tab counts as white space.
-    4. Any run of white space within a line becomes one space; lines are stripped; empty lines go.
+    4. Any run of white space within a line becomes one space; lines are stripped; empty lines are removed.
 
 Format characters other than the BOM (zero-width joiners, directional marks) stay: they carry meaning in some scripts,
-and every tokenizer has its own rule for them. `clean_lines` is called once a document and is tuned for text that
-needs nothing.
+and every tokenizer has its own rule for them. `clean_lines` is called once per document and is tuned for text that
+needs no cleaning.
 """
 
 import re
 import unicodedata
 
-# str.splitlines also breaks at FS, GS, RS (U+001C..1E), which are control characters here and go by rule 3.
+# str.splitlines also breaks at FS, GS, RS (U+001C..1E), which are control characters here and fall under rule 3.
 _LINE_END = re.compile("\r\n|[\n\r\v\f\x85\u2028\u2029]")
 _REMOVED = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -25,7 +25,7 @@ def clean_lines(text: str) -> list[str]:
         text = _SURROGATE.sub("\ufffd", text)
         if not unicodedata.is_normalized("NFC", text):
             text = unicodedata.normalize("NFC", text)
-    if text.replace("\n", "").isprintable():  # no control, no other line end, no white space but the plain space
+    if text.replace("\n", "").isprintable():  # no controls, no other line ends, only plain spaces
         lines = text.split("\n")
     else:
         lines = _LINE_END.split(_REMOVED.sub("", text))

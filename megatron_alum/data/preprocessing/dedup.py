@@ -1,4 +1,4 @@
-"""Exact de-duplication by text hash: a set of 64-bit hashes in 16 bytes an entry, and the removal of repeated
+"""Exact de-duplication by text hash: a set of 64-bit hashes in 16 bytes per entry, and the removal of repeated
 documents.
 
 With n documents the chance that any two different ones share a hash is n * n / 2 ** 65: 1e-6 for the 6 million
@@ -29,7 +29,7 @@ class HashSet:
 
     def add(self, value: int) -> bool:
         """Insert `value`; True when it was new."""
-        value = value or 1  # 0 marks an empty slot; the two hashes 0 and 1 are one
+        value = value or 1  # 0 marks an empty slot; the hashes 0 and 1 are treated as one
         if 2 * (self._count + 1) > len(self._slots):
             self._grow()
         if not _insert(self._slots, value):

@@ -1,4 +1,4 @@
-"""The language of an input file, where the file itself says it: dumps and what wikiextractor makes of them."""
+"""The language of an input file, if the file itself states it: dumps and the output of wikiextractor."""
 
 import re
 from functools import lru_cache
@@ -15,7 +15,7 @@ _OTHER_CODES = {"simple": "en"}
 
 @lru_cache(maxsize=1024)
 def input_language(path: str, format_name: str) -> str | None:
-    """The language code that the file at `path` gives at its beginning; None where it gives none."""
+    """The language code stated at the beginning of the file at `path`; None if there is none."""
     code = ""
     if format_name == "mediawiki":
         code = wiki_of_dump(path).language

@@ -1,15 +1,15 @@
-"""The unfinished output of a run: append-only files and a small state that says how much of them counts.
+"""The unfinished output of a run: append-only files and a small state that says how much of them is valid.
 
     OUT.partial/
       lock             held while a run writes (released by the system when the process dies)
       state.json       the last checkpoint, replaced as a whole: sizes, counts, next chunk, fingerprint of the settings
       tokens.bin       packed token ids; becomes OUT.bin
-      lengths.i32      tokens a sentence
+      lengths.i32      tokens per sentence
       documents.i64    sentences before the end of each document, a running count
       hashes.u64       text hashes of the documents kept, under --deduplicate
       tokenizer/       becomes OUT-tokenizer
 
-Whatever lies beyond the sizes in state.json is cut off on resume, so a run killed at any moment continues as if it
+Anything beyond the sizes in state.json is cut off on resume, so a run killed at any moment continues as if it
 had just reached its last checkpoint. Finished files are renamed one by one, the manifest last: without OUT.json there
 is no corpus.
 """
@@ -40,7 +40,7 @@ class State:
 
     fingerprint: str
     next_file: int = 0
-    """index of the input file to read on from"""
+    """index of the input file at which to continue"""
     next_chunk: int = 0
     """ordinal of the first chunk of that file that is not written yet"""
     sizes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_FILES, 0))
@@ -69,7 +69,7 @@ class Journal:
         if found is not None and found.fingerprint != fingerprint:
             self._lock.close()
             raise ValueError(
-                f"--resume must continue with the settings and inputs the run began with, but those of {self.folder} "
+                f"--resume must be given the settings and inputs that the run began with, but those of {self.folder} "
                 "differ. Give the same ones, or leave --resume out to start afresh."
             )
         if found is None:
@@ -92,7 +92,7 @@ class Journal:
 
     @property
     def tokenizer_dir(self) -> Path:
-        """Where the tokenizer folder stands until the run is finished."""
+        """The place of the tokenizer folder until the run is finished."""
         return self.folder / "tokenizer"
 
     @property
@@ -101,8 +101,8 @@ class Journal:
         return (self.folder / "state.json").is_file()
 
     def append(self, result: ChunkResult, next_file: int, next_chunk: int, interval: tuple[int, int]) -> None:
-        """Write a chunk, the bytes `interval` of the input, and note the position after it; it counts from the next
-        checkpoint on."""
+        """Write a chunk, the bytes `interval` of the input, and note the position after it; it becomes valid with
+        the next checkpoint."""
         state = self.state
         state.account.add(result.records, interval)
         bounds = state.num_sentences + np.cumsum(result.document_sentences, dtype=np.int64)
@@ -134,7 +134,8 @@ class Journal:
         """Write the index and the manifest (`manifest_of` the folder) beside the tokens, then give all parts their
         names.
 
-        A run killed in here is completed by --resume: what is renamed already is no longer found here and left alone.
+        A run killed in here is completed by --resume: parts that were already renamed are no longer here and are left
+        alone.
         """
         if not self.state.finished:
             assert dtype is not None
@@ -156,7 +157,7 @@ class Journal:
             (self.folder / "manifest.json", targets["json"]),
         ]
         if moves[-1][0].exists():
-            targets["json"].unlink(missing_ok=True)  # under --overwrite: from here on the old corpus is no corpus
+            targets["json"].unlink(missing_ok=True)  # under --overwrite: from here on the old corpus is invalid
         for source, target in moves:
             if source.exists():
                 if target.is_dir():
@@ -165,7 +166,7 @@ class Journal:
         shutil.rmtree(self.folder)
 
     def discard(self) -> None:
-        """Remove the unfinished output: nothing in it is worth resuming."""
+        """Remove the unfinished output, which holds nothing to resume."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _open_at(self, name: str, size: int) -> IO[bytes]:
@@ -205,7 +206,7 @@ class Journal:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step, durable before it takes its name."""
+    """Replace the content of `path` by `data` atomically; it is on disk before the rename."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as stream:
         stream.write(data)

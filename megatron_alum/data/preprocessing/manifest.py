@@ -1,4 +1,4 @@
-"""The manifest OUT.json: what a corpus is, so that training can trust it and a person can read where it came from.
+"""The manifest OUT.json: what a corpus contains and where it came from, for training to check and for people to read.
 
 Deterministic: no times, no host names, no number of workers. Two runs over the same files with the same settings give
 the same bytes.
@@ -18,7 +18,7 @@ from megatron_alum.data.tokenizers.folder import describe_folder
 from megatron_alum.data.tokenizers.word_cache import token_dtype
 
 MAX_LISTED_INPUTS = 1000
-"""Input files named one by one; beyond it only their number and bytes."""
+"""Up to this many input files are listed by name; beyond it only their number and bytes."""
 
 
 def make_manifest(folder: Path, state: State, settings: PreprocessSettings, plan: InputPlan) -> dict[str, Any]:

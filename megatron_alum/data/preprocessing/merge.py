@@ -1,7 +1,7 @@
-"""Joining corpora made by the same tokenizer: the parts of a job array in order, or different corpora into one.
+"""Merging corpora made with the same tokenizer: the parts of a job array in order, or different corpora.
 
 Token files are copied one after the other, document bounds are shifted, the index is written anew. Shards of one input
-(`--num-shards`) given in order make the bytes that a single run would have made; their accounts must meet.
+(`--num-shards`) given in order give exactly the bytes of a single run; their accounts must be adjacent.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from megatron_alum.data.shards.files import Shards, open_shards, read_manifest, 
 _COPY_BYTES = 4 << 20
 _INDEX_PIECE = 1 << 20
 _SHARD_SETTINGS = {"shard_id": 0, "num_shards": 1}
-"""The settings in which the shards of one input differ, as a whole input has them."""
+"""The settings in which the shards of one input differ, with the values of an undivided input."""
 
 
 def find_parts(words: Sequence[str]) -> list[str]:
@@ -44,7 +44,7 @@ def find_parts(words: Sequence[str]) -> list[str]:
 def merge_shards(
     prefixes: Sequence[str], output_prefix: str, *, verify: bool = True, show: bool = True
 ) -> dict[str, Any]:
-    """Join the corpora `prefixes` in this order into `output_prefix`; returns the manifest.
+    """Merge the corpora `prefixes` in this order into `output_prefix`; returns the manifest.
 
     Raises ValueError when a part is damaged, when tokenizers differ, when shards of one input are missing, out of
     order or given twice, or when the output exists.
@@ -105,9 +105,9 @@ def _files(folder: Path) -> dict[str, Any]:
 
 
 def _manifest(state: State, parts: list[Shards], accounts: list[dict[str, int]]) -> dict[str, Any]:
-    """Counts and origin of the joined corpus; the files are described when they are written.
+    """Counts and origin of the merged corpus; the files are described when they are written.
 
-    The account is that of the one input, or of several without their bytes, which are not laid end to end.
+    The account is that of the one input; with several inputs it has no byte interval.
     """
     one_input = len({_origin(part) for part in parts}) == 1
     sums = {name: sum(account[name] for account in accounts) for name in ("records", "documents", "skipped")}
@@ -130,26 +130,26 @@ def _manifest(state: State, parts: list[Shards], accounts: list[dict[str, int]])
 
 
 def _check_tokenizers(parts: list[Shards]) -> None:
-    """All parts must have ids of one vocabulary."""
+    """Raise ValueError unless all parts have the same tokenizer."""
     first = parts[0].manifest["files"]["-tokenizer/tokenizer.json"]["sha256"]
     for part in parts[1:]:
         if part.manifest["files"]["-tokenizer/tokenizer.json"]["sha256"] != first:
             raise ValueError(
-                f"`--input` must be corpora of one tokenizer, but {part.prefix} was made by another than "
-                f"{parts[0].prefix}. Preprocess one of them again."
+                f"`--input` must be corpora of one tokenizer, but {part.prefix} was made with a different "
+                f"one than {parts[0].prefix}. Preprocess one of them again."
             )
 
 
 def _origin(part: Shards) -> str:
-    """What the shards of one input have in common: the files and the settings. A corpus joined from several inputs
-    has neither and is like no other."""
+    """What the shards of one input have in common: the files and the settings. A corpus merged from several inputs
+    has neither and equals no other."""
     settings = {name: value for name, value in part.manifest["settings"].items() if name not in _SHARD_SETTINGS}
     return fingerprint([settings, part.manifest["inputs"], "" if settings else part.prefix])
 
 
 def _by_input(parts: list[Shards]) -> list[list[Shards]]:
-    """The parts by the input they are shards of. Of every input all shards must be there, in order and once: a
-    forgotten or doubled one would go unnoticed."""
+    """The parts by the input they are shards of. Every input must have all its shards, in order and once: a
+    missing or repeated one would go unnoticed."""
     of_input: dict[str, list[Shards]] = {}
     for part in parts:
         of_input.setdefault(_origin(part), []).append(part)
@@ -162,7 +162,7 @@ def _by_input(parts: list[Shards]) -> list[list[Shards]]:
         if given != [(i, number) for i in range(number)]:
             found = ", ".join(f"{part.prefix} (shard {i} of {n})" for part, (i, n) in zip(shards, given, strict=True))
             raise ValueError(
-                f"`--input` must have every shard of an input once and in order, but of one it has {found} instead. "
+                f"`--input` must have every shard of an input once and in order, but for one has {found} instead. "
                 "Give all of them, from shard 0 on, or the corpus they were merged into."
             )
     return list(of_input.values())
@@ -180,7 +180,7 @@ def _require_account(part: Shards) -> None:
 
 
 def _accounts(inputs: list[list[Shards]]) -> list[dict[str, int]]:
-    """The account of each input, checked where its shards meet."""
+    """The account of each input; its shards are checked to be adjacent."""
     return [
         joined((part.manifest["account"] for part in shards), last=shards[0].manifest["inputs"]["bytes"])
         if shards[0].manifest["inputs"]
@@ -190,7 +190,7 @@ def _accounts(inputs: list[list[Shards]]) -> list[dict[str, int]]:
 
 
 def _check_merged(parts: list[Shards]) -> None:
-    """A merged corpus must not stand beside one of its own parts, or beside another that shares a part with it."""
+    """Refuse a merged corpus together with one of its own parts, or with another that shares a part with it."""
     joined = [(entry["bin"]["sha256"], part.prefix) for part in parts for entry in part.manifest.get("merged_from", [])]
     holders = dict(joined)
     for digest, prefix in joined + [(part.manifest["files"][".bin"]["sha256"], part.prefix) for part in parts]:

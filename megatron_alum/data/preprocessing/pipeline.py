@@ -2,8 +2,8 @@
 
     settings -> files -> chunks -> (workers: documents -> sentences -> packed ids) -> journal -> OUT.bin .idx .json
 
-The coordinating process cuts files into chunks, hands them out and appends the results in order; everything that costs
-time happens in workers. Memory is bounded by the chunks under way. The output is a function of the inputs and of
+The coordinating process cuts files into chunks, hands them out and appends the results in order; everything that takes
+time happens in workers. Memory is bounded by the chunks in flight. The output is a function of the inputs and of
 `PreprocessSettings.fixed()`: the number of workers, checkpoints and interruptions cannot change a byte of it.
 """
 
@@ -37,7 +37,7 @@ def preprocess(settings: PreprocessSettings, *, show_progress: bool = True) -> d
     """Run the whole pipeline; returns the manifest.
 
     Raises ValueError for wrong settings, broken files, an input without a single document and an account that does
-    not close (`account.py`); nothing that looks finished is left then. After a crash or a kill, OUT.partial holds
+    not balance (`account.py`); then nothing is left that looks finished. After a crash or a kill, OUT.partial holds
     what --resume continues from.
     """
     prefix = settings.run.output_prefix
@@ -70,7 +70,7 @@ def _check_output_is_free(settings: PreprocessSettings, manifest_path: Path, jou
 
 
 def _keep_or_discard(journal: Journal) -> None:
-    """After a failure: keep what a checkpoint refers to, remove what no run could use."""
+    """After a failure, keep what a checkpoint refers to and remove the rest."""
     if journal.state.num_documents and journal.has_checkpoint:
         print(f"The progress is kept in {journal.folder}: the same command with --resume continues.", file=sys.stderr)
     else:
@@ -78,7 +78,7 @@ def _keep_or_discard(journal: Journal) -> None:
 
 
 def _fill(journal: Journal, settings: PreprocessSettings, plan: InputPlan, show_progress: bool) -> None:
-    """Process every chunk that the journal does not hold yet."""
+    """Process every chunk that is not in the journal yet."""
     if not journal.tokenizer_dir.is_dir():
         _prepare_tokenizer(settings.tokenizer, journal.tokenizer_dir)
     spec = _work_spec(settings, journal, plan)
@@ -107,8 +107,8 @@ def _fill(journal: Journal, settings: PreprocessSettings, plan: InputPlan, show_
 def _close_account(state: State, plan: InputPlan) -> None:
     """Check that every record and every byte of this shard is accounted for.
 
-    Where a shard that is not the first begins, and one that is not the last ends, depends on the chunks; those are
-    next to each other, and merging checks that the shards are too.
+    The inner boundaries between shards depend on the chunks, which are known to be adjacent; merging checks that
+    the shards are adjacent too.
     """
     inputs, account = plan.settings, state.account
     first = 0 if inputs.shard_id == 0 else account.begin
@@ -125,7 +125,7 @@ def _no_documents(skipped: dict[str, int]) -> str:
 
 
 def _prepare_tokenizer(settings: TokenizerSettings, folder: Path) -> None:
-    """Build the tokenizer into `folder`, which takes its name when it is whole."""
+    """Build the tokenizer in `folder`, which gets its name when it is complete."""
     source = TokenizerSource(
         folder=Path(settings.tokenizer) if settings.tokenizer else None,
         vocab_file=Path(settings.vocab_file) if settings.vocab_file else None,

@@ -1,8 +1,8 @@
 """The input of a run in order: which files, in which format, cut into which chunks, and which of them belong to this
 shard.
 
-The stored bytes of all files, laid end to end, are what is divided: a chunk is an interval of them, and the chunks of
-a run tile them without gap or overlap, which is checked as they come. With `--num-shards n` the bytes are divided into
+The stored bytes of all files, concatenated, are divided: a chunk is an interval of them, and the chunks of a run tile
+them without gap or overlap, which is checked as they arrive. With `--num-shards n` the bytes are divided into
 n equal ranges; a chunk belongs to the range its first byte lies in. The shards are therefore consecutive, and merged
 in order they equal a single run.
 """
@@ -24,7 +24,7 @@ class InputPlan:
     def __init__(self, settings: InputSettings) -> None:
         self.settings = settings
         self.files, self.left_out = find_inputs(settings.input)
-        """the files to read; those in the same folders that are not read, and why"""
+        """the files to read; files in the same folders that are not read, and why"""
         self.sizes = [path.stat().st_size for path in self.files]
         self._starts = [end - size for end, size in zip(accumulate(self.sizes), self.sizes, strict=True)]
         self._index = {str(path): i for i, path in enumerate(self.files)}
@@ -43,7 +43,7 @@ class InputPlan:
 
     @property
     def byte_range(self) -> tuple[int, int]:
-        """[begin, end) of this shard in the files laid end to end."""
+        """[begin, end) of this shard in the concatenated files."""
         n, i = self.settings.num_shards, self.settings.shard_id
         return self.num_bytes * i // n, self.num_bytes * (i + 1) // n
 
@@ -56,13 +56,13 @@ class InputPlan:
         return self._index[chunk.path]
 
     def interval(self, chunk: Chunk) -> tuple[int, int]:
-        """[begin, end) of the chunk in the files laid end to end."""
+        """[begin, end) of the chunk in the concatenated files."""
         start = self._starts[self.index_of(chunk)]
         return start + chunk.offset, start + chunk.end
 
     def position(self, chunk: Chunk) -> int:
-        """The byte, of the files laid end to end, by which the chunk belongs to a shard: its first, or the last of its
-        file for one that was decompressed after all of the file had been read."""
+        """The byte of the concatenated files that decides to which shard the chunk belongs: its first, or the last of
+        its file if it was decompressed after the whole file had been read."""
         index = self.index_of(chunk)
         return self._starts[index] + min(chunk.offset, self.sizes[index] - 1)
 
@@ -80,13 +80,14 @@ class InputPlan:
                     yield name, chunk
 
     def reading(self) -> Iterator[tuple[Reader, Chunk]]:
-        """(reader, chunk) of the whole input, all shards alike."""
+        """(reader, chunk) of the whole input, the same for all shards."""
         for index in range(len(self.files)):
             for name, chunk in self._file_chunks(index):
                 yield self._reader(name), chunk
 
     def texts(self, max_chars: int) -> Iterator[str]:
-        """Raw texts of the documents from the beginning of the input, all shards alike, about `max_chars` in all."""
+        """Raw texts of the documents from the beginning of the input, the same for all shards, about `max_chars` in
+        total."""
         taken = 0
         for reader, chunk in self.reading():
             for document in reader.documents(chunk):
@@ -97,13 +98,14 @@ class InputPlan:
                 return
 
     def _file_chunks(self, index: int) -> Iterator[tuple[str, Chunk]]:
-        """(format, chunk) of one file; ValueError when the chunks do not tile it, as when it grows meanwhile."""
+        """(format, chunk) of one file; ValueError when the chunks do not tile it, for example because it grew
+        meanwhile."""
         path, size = self.files[index], self.sizes[index]
         if size == 0:
             return
         name = format_to_read(path, self.options)
         reached = ordinal = 0
-        # a file without text is read as lines, of which it has none
+        # a file without text is read as lines and has none
         for chunk in self._reader(name or "lines").chunks(path):
             assert chunk.ordinal == ordinal, f"{chunk.name} has number {chunk.ordinal}, not {ordinal}"
             if not reached == chunk.offset <= chunk.end <= size:
@@ -113,7 +115,7 @@ class InputPlan:
         if reached != size:
             raise ValueError(
                 f"`{path}` must be read to its end of {size} bytes, but its parts end at {reached}. "
-                "Run again when nothing writes to it; if nothing does, please report this as a fault of the program."
+                "Run again when nothing is writing to it; if nothing was, please report this as a bug."
             )
 
     def _reader(self, name: str) -> Reader:

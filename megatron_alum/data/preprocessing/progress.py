@@ -1,4 +1,4 @@
-"""The progress bar of preprocessing: input bytes done, documents, MB of text a second, time left."""
+"""The progress bar of preprocessing: input bytes done, documents, MB of text per second, time left."""
 
 import sys
 import time
@@ -34,7 +34,7 @@ class Progress:
         self._bar.close()
 
     def step(self, num_bytes: int) -> None:
-        """`num_bytes` more are done, where there are no documents to count."""
+        """Advance by `num_bytes`, for input without documents to count."""
         self._bar.update(num_bytes)
 
     def advance(self, position_bytes: int, *, documents: int, text_bytes: int) -> None:

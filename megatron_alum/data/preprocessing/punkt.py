@@ -1,7 +1,7 @@
 """Punkt sentence splitting (Kiss and Strunk 2006) through nltk, from a local folder or trained on the corpus itself.
 
 The folder is nltk's `punkt_tab` layout (abbrev_types.txt, collocations.tab, sent_starters.txt, ortho_context.tab):
-the one nltk 3.9 and later read, since they refuse the old pickles. Nothing is downloaded. `train_punkt` writes the
+the one that nltk 3.9 and later read, since they refuse the old pickles. Nothing is downloaded. `train_punkt` writes the
 same layout.
 """
 
@@ -51,8 +51,8 @@ def find_punkt(folder: str | Path, language: str = "en") -> Path:
     others = sorted({path.parent.name for parent in above for path in parent.glob(f"*/{_FILES[0]}")})
     if others:
         raise ValueError(
-            f"`--punkt-dir` must hold the Punkt parameters of --language {language}, but {base} has those of "
-            f"{', '.join(others)} alone. Add them, or use --sentence-splitter rule."
+            f"`--punkt-dir` must hold the Punkt parameters of --language {language}, but {base} has only those "
+            f"of {', '.join(others)}. Add them, or use --sentence-splitter rule."
         )
     raise ValueError(
         f"`--punkt-dir` must hold the Punkt parameters ({', '.join(_FILES)}), but {base} does not. "
@@ -61,7 +61,7 @@ def find_punkt(folder: str | Path, language: str = "en") -> Path:
 
 
 def _load(folder: Path) -> Any:
-    """nltk's tokenizer with the parameters in `folder`; its own loader takes no plain path since 3.10."""
+    """nltk's tokenizer with the parameters in `folder`; nltk's own loader accepts no plain path since 3.10."""
     require("nltk")
     from nltk.tabdata import PunktDecoder
     from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
@@ -81,7 +81,7 @@ def _load(folder: Path) -> Any:
 
 
 def _save(params: Any, folder: Path) -> None:
-    """The layout `_load` reads, sorted: equal parameters give equal files."""
+    """The layout that `_load` reads, sorted, so that equal parameters give equal files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         "collocations.tab": sorted("\t".join(pair) for pair in params.collocations),
@@ -96,8 +96,8 @@ def _save(params: Any, folder: Path) -> None:
 def train_punkt(documents: Iterable[str], folder: Path) -> int:
     """Learn Punkt parameters from `documents`, one text each, into `folder`; returns the number of abbreviations found.
 
-    Raises ValueError when the text is too little to learn anything. Memory grows with the vocabulary of the text, not
-    with its length; a few hundred MB of text are plenty.
+    Raises ValueError when there is too little text to learn from. Memory grows with the vocabulary of the text, not
+    with its length; a few hundred MB of text are more than enough.
     """
     require("nltk")
     from nltk.tokenize.punkt import PunktTrainer

@@ -1,9 +1,10 @@
-"""Where chunks are processed: local processes, or the workers of a Dask cluster, behind one `concurrent.futures` face.
+"""Where chunks are processed: local processes, or the workers of a Dask cluster, behind one `concurrent.futures`
+interface.
 
-`map_in_order` keeps a bounded number of chunks under way and yields results in the order of the chunks, so that
+`map_in_order` keeps a bounded number of chunks in flight and yields results in the order of the chunks, so that
 memory does not grow with the corpus and the output does not depend on the number of workers. The first failure ends
-everything: an exception of a worker arrives here with its traceback, and a worker that dies without one (killed, out
-of memory) is reported instead of waited for.
+everything: a worker's exception is raised here with its traceback, and a worker that dies without one (killed, out of
+memory) is reported instead of waited for.
 """
 
 import multiprocessing
@@ -23,7 +24,7 @@ T = TypeVar("T")
 Task = TypeVar("Task", bound=tuple[Any, ...])
 DASK_TIMEOUT_SECONDS = 15
 CHUNKS_AHEAD_PER_WORKER = 3
-"""Chunks submitted beyond the one a worker is at: enough to keep it busy while an uneven one is waited for."""
+"""Chunks submitted beyond the one a worker is processing: enough to keep it busy while a slower one is awaited."""
 
 
 def num_cores() -> int:
@@ -45,7 +46,7 @@ def open_executor(scheduler: str, workers: int) -> Iterator[tuple[Executor, int]
 
 
 class _InThisProcess(Executor):
-    """One worker needs no second process: a traceback is plain and a debugger works."""
+    """A single worker runs in this process: tracebacks are simple and a debugger works."""
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run `fn` now."""
@@ -66,17 +67,18 @@ def _local_pool(workers: int) -> Iterator[Executor]:
 
 
 def _start_method() -> str:
-    """How worker processes begin: by a fork where that is safe, else afresh.
+    """How worker processes start: by fork where that is safe, otherwise as new processes.
 
-    A fork is there at once with every module imported (half a second a worker). Of a process with threads it may
-    inherit locks that nobody will release; before 3.11 the pool itself would fork late, after it has started a thread.
+    A fork is ready at once with every module imported (which would take half a second per worker). From a process
+    with threads it may inherit locks that nobody will release; before 3.11 the pool itself would fork late, after it
+    has started a thread.
     """
     may_fork = sys.platform == "linux" and sys.version_info >= (3, 11) and threading.active_count() == 1
     return "fork" if may_fork else "spawn"
 
 
 def _end_with_parent() -> None:
-    """Leave when the coordinating process is gone: after SIGKILL nobody else would tell the workers."""
+    """Exit when the coordinating process is gone: after a SIGKILL nothing else would stop the workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -108,7 +110,7 @@ def _dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
 def map_in_order(
     executor: Executor, workers: int, fn: Callable[..., T], tasks: Iterable[Task]
 ) -> Iterator[tuple[Task, T]]:
-    """(task, fn(*task)) for each task, in order, with a bounded number under way."""
+    """(task, fn(*task)) for each task, in order, with a bounded number in flight."""
     ahead: deque[tuple[Task, Future[T]]] = deque()
     try:
         for task in tasks:

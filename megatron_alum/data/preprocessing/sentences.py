@@ -1,4 +1,4 @@
-"""Rule-based sentence splitter: the default, without training and network.
+"""Rule-based sentence splitter: the default, which needs no training and no network.
 
 A line of cleaned text is cut after a run of terminators (. ! ? and the ellipsis), with its closing quotes and brackets,
 where white space and a plausible beginning follow; the stops of other scripts need no white space (stops.py). These do
@@ -14,7 +14,7 @@ not end a sentence:
     a decimal, a version, a host name        3.14, example.com: no white space follows
 
 The words are those of a language (languages/). Agreement with Punkt on real text is measured by
-benchmarks/compare_splitters.py. Cuts are character offsets: no character is lost but the white space between sentences.
+benchmarks/compare_splitters.py. Cuts are character offsets: nothing is lost but the white space between sentences.
 """
 
 import re
@@ -41,7 +41,7 @@ _CLITIC = re.compile("['\u2018\u2019][a-z] [A-Z]")
 _LONE = re.compile("[\u0590-\u06ff\u0750-\u077f\u0900-\u0dff]")
 _THAI_LAO = re.compile("[\u0e01-\u0eff]")
 _BEFORE_CHARS = 8
-"""Looked at before a word for the number whose unit it may be."""
+"""Characters before a word to search for the number whose unit it may be."""
 
 
 class SentenceSplitter(Protocol):
@@ -52,7 +52,7 @@ class SentenceSplitter(Protocol):
 
 
 class RuleSplitter:
-    """`--sentence-splitter rule`, with the rules of `language` (a code; None where it is not known)."""
+    """`--sentence-splitter rule`, with the rules of `language` (a code; None if unknown)."""
 
     def __init__(self, language: str | None = None) -> None:
         self.rules = rules_of(language)
@@ -96,7 +96,7 @@ class RuleSplitter:
             return False
         if word.isdigit() and word_start == 0:
             return False
-        # a few characters, not all of a line that may be a book
+        # a few characters only: the line may be a whole book
         before = line[max(0, word_start - _BEFORE_CHARS) : word_start].rstrip()
         is_unit = word in _UNITS and before[-1:].isdigit()  # "100 m. Later"
         if lower in rules.maybe_final or (_may_be_initial(word) and not is_unit):
@@ -106,14 +106,15 @@ class RuleSplitter:
         return not _THAI_LAO.match(line, end - 1) and not (_LONE.match(word) and self._is_lone(word, before))
 
     def _is_lone(self, word: str, before: str) -> bool:
-        """Whether `word` is one letter with its marks and no word of its own; after a number it is a unit or an era."""
+        """Whether `word` is one letter with its marks that is not a word; after a number it is a unit or an era."""
         letters = [unicodedata.category(character)[0] for character in word]
         return letters.count("L") == 1 == len(set(letters) - {"M"}) and not (
             word in self.rules.final or before[-1:].isdigit()
         )
 
     def _often_begins(self, line: str, position: int) -> bool:
-        """Whether the first word from `position` begins sentences often; an initial or half a name is no such word."""
+        """Whether the first word from `position` often begins sentences; an initial or part of a name does not
+        count."""
         found = _WORD.search(line, position)
         if not found:
             return False
@@ -153,5 +154,5 @@ def _may_be_initial(word: str) -> bool:
 
 
 def _is_ordinal(word: str) -> bool:
-    """Whether `word` is a number that is no year, the beginning of a date, or a Roman number."""
+    """Whether `word` is a number that is not a year, the beginning of a date, or a Roman number."""
     return _ORDINAL.match(word) is not None or _ROMAN.match(word) is not None

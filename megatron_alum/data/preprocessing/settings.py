@@ -16,20 +16,21 @@ class InputSettings:
     """What is read."""
 
     input: tuple[str, ...]
-    """files, folders or globs; gzip, bzip2, xz, zstd and tar are read as they are, whatever they are called"""
+    """files, folders or globs; gzip, bzip2, xz, zstd and tar are recognised by content, whatever their names"""
     format: Literal[
         "auto", "mediawiki", "wikiextractor", "jsonl", "parquet", "text", "lines", "openwebtext", "stories"
     ] = "auto"
-    """format of the input; auto looks at each file. text: documents between blank lines; lines and stories: one a
-    line; openwebtext: any tar archive"""
+    """format of the input; auto looks at each file. text: documents between blank lines; lines and stories: one
+    per line; openwebtext: any tar archive"""
     text_key: str = "text"
     """field (JSONL) or column (parquet) that holds the text"""
     wikitext_cleaner: Literal["fast", "mwparserfromhell"] = "fast"
-    """how MediaWiki markup is removed: the own one-pass cleaner or the parser library (about ten times slower)"""
+    """how MediaWiki markup is removed: by the built-in one-pass cleaner or the parser library (about ten times
+    slower)"""
     shard_id: int = 0
     """which of --num-shards parts of the input this run takes, from 0 (for job arrays)"""
     num_shards: int = 1
-    """into how many runs the input is divided; join their outputs in order by megatron-alum merge"""
+    """number of runs among which the input is divided; merge their outputs in order with megatron-alum merge"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.shard_id < self.num_shards:
@@ -48,13 +49,14 @@ class TextSettings:
     """folder of Punkt parameters in nltk's punkt_tab layout (also an nltk_data folder)"""
     language: str = "auto"
     """language of the text, a code such as de or pt-BR: abbreviations, ordinals and first words of sentences, or the
-    Punkt parameters of an nltk_data folder; auto: what a dump says, else English"""
+    Punkt parameters of an nltk_data folder; auto: the language stated in a dump, else English"""
     train_punkt: bool = False
     """learn the Punkt parameters from the first 30 million characters of the input, keep them as OUTPUT_PREFIX-punkt"""
     min_document_chars: int = 1
     """a document with fewer characters after cleaning is skipped and counted"""
     deduplicate: bool = False
-    """skip a document whose cleaned text was seen before in this run (64-bit BLAKE2b; 16 bytes of memory a document)"""
+    """skip a document whose cleaned text was seen before in this run (64-bit BLAKE2b; 16 bytes of memory per
+    document)"""
     strict: bool = False
     """end the run at the first broken, empty or badly encoded document instead of counting and skipping (or
     repairing) it"""
@@ -63,7 +65,7 @@ class TextSettings:
         if self.sentence_splitter == "punkt" and (self.punkt_dir is None) == (not self.train_punkt):
             raise ValueError(
                 "--sentence-splitter punkt must have --punkt-dir FOLDER or --train-punkt, and not both. "
-                "nltk's punkt_tab folder will do; nothing is downloaded."
+                "nltk's punkt_tab folder is suitable; nothing is downloaded."
             )
         if self.sentence_splitter == "rule" and (self.punkt_dir is not None or self.train_punkt):
             raise ValueError("--punkt-dir and --train-punkt must go with --sentence-splitter punkt, but it is rule.")
@@ -89,18 +91,18 @@ class TokenizerSettings:
     case: Literal["lower", "keep"] | None = None
     """lower-case the text or keep it; default: the folder's own, or lower when vocab.txt has no upper-case entry"""
     strip_accents: bool | None = None
-    """strip accents of every script; default: when lower-casing (WordPiece only), as Google's BERT, but from Latin and
-    Greek letters alone where the vocabulary has marks of other scripts"""
+    """strip accents of every script; default: when lower-casing (WordPiece only), as Google's BERT, but only from Latin
+    and Greek letters if the vocabulary has marks of other scripts"""
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where it goes and with what resources; nothing here changes the result."""
+    """Where the output goes and which resources are used; nothing here changes the result."""
 
     output_prefix: str
     """path of the output without suffix: OUT makes OUT.bin, OUT.idx, OUT.json and OUT-tokenizer/"""
     workers: int = 0
-    """worker processes; 0 takes one a core"""
+    """worker processes; 0 means one per core"""
     scheduler: str = "local"
     """local processes, or the address of a Dask scheduler (tcp://host:8786) whose workers see the same files"""
     resume: bool = False
@@ -112,7 +114,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         if self.workers < 0:
-            raise ValueError(f"--workers must be 0 (one a core) or more, but is {self.workers} instead.")
+            raise ValueError(f"--workers must be 0 (one per core) or more, but is {self.workers} instead.")
         if self.checkpoint_mb < 0:
             raise ValueError(f"--checkpoint-mb must be 0 (every chunk) or more, but is {self.checkpoint_mb} instead.")
         if self.scheduler != "local" and "://" not in self.scheduler:
@@ -129,7 +131,7 @@ class PreprocessSettings:
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
 
     def fixed(self) -> dict[str, Any]:
-        """The settings that decide the result, for the manifest and for --resume."""
+        """The settings that determine the result, for the manifest and for --resume."""
         parts = (self.inputs, self.text, self.tokenizer)
         return {key: value for part in parts for key, value in dataclasses.asdict(part).items()}
 

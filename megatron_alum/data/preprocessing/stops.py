@@ -1,18 +1,18 @@
-"""Sentence ends of scripts with their own punctuation, for the rule-based splitter; no language need be known.
+"""Sentence ends of scripts with their own punctuation, for the rule-based splitter; the language need not be known.
 
-Their full stops need no white space after them: many of these scripts write none there, and many writers omit it. What
-does not end a sentence:
+Their full stops need no white space after them: many of these scripts use none there, and many writers omit it. These
+do not end a sentence:
 
     a stop between two digits                          three U+FF0E fourteen, 12 U+0589 30
     U+FF0E after a digit or a Latin letter             the number of a chapter
     a stop inside U+300A ... U+300B                    the title of a book
-    a closing quotation mark or an exclamation mark after which the sentence goes on: languages/ja.toml, zh.toml
+    a closing quotation mark or an exclamation mark after which the sentence continues: languages/ja.toml, zh.toml
     a full stop between initials (Urdu)                languages/ur.toml
     the khans of "and so on" (Khmer)
 
-The stops are Unicode's Sentence_Terminal characters (PropList.txt) that are no Latin punctuation, without the Burmese
-comma U+104A, which has the property too, and with the Tibetan shads, which lack it. Greek ends questions by a
-semicolon, Armenian sentences often by a colon, Ethiopic ones by two word spaces, Hindi ones by a bar.
+The stops are Unicode's Sentence_Terminal characters (PropList.txt) that are not Latin punctuation, without the Burmese
+comma U+104A, which has the property too, and with the Tibetan shads, which lack it. Greek questions end with
+a semicolon, Armenian sentences often with a colon, Ethiopic ones with two word spaces, Hindi ones with a bar.
 """
 
 import re
@@ -33,11 +33,11 @@ STOPS = (
 _GREEK, _ARMENIAN, _INDIC, _HAN = "\u0370-\u03ff\u1f00-\u1fff", "\u0531-\u0587", "\u0900-\u0d7f", "\u3400-\u9fff"
 _LATIN = ".!?\u2026\u203c\u203d\u2047-\u2049"
 SPACED = rf"[{_LATIN}]+[{CLOSERS}]*\s+"
-"""Latin terminators with what closes after them, and white space."""
+"""Latin terminators with closing quotes and brackets, and white space."""
 PRESENT = re.compile(f"[{STOPS}{_GREEK}{_ARMENIAN}{_INDIC}{_HAN}\u1361\u00bb]")
 """Something in a line that may have other sentence ends than the Latin ones."""
 CANDIDATE = re.compile(
-    # French sets a space before the closing quotation mark
+    # French has a space before the closing quotation mark
     rf"[{_LATIN}]+\s\u00bb\s+|{SPACED}"
     # a verse number between double dandas, two word spaces, or a run of stops; pairs of shads with a space between
     rf"|[{_LATIN}]*(?:\u0965\s?[\d.\-]{{1,7}}\s?\u0965|\u1361\u1361|[{STOPS}])(?:[{_LATIN}{STOPS}]|\s[\u0f0d\u0f0e])*"
@@ -75,14 +75,14 @@ def ends(rules: LanguageRules, line: str, start: int, found: re.Match[str]) -> b
     if stop == "\uff0e" and (before.isdigit() or before.isascii() or "\uff21" <= before <= "\uff5a"):
         return False
     if stop in "!?":
-        return not _KANA.search(line)  # Chinese; in Japanese they stand in names as often
+        return not _KANA.search(line)  # Chinese; in Japanese they occur in names just as often
     if _GOES_ON.match(following) or line.rfind("\u300a", start, end) > line.rfind("\u300b", start, after):
         return False
     return not (rules.after_quote if _CLOSED.search(run) else rules.after_mark).match(line, after)
 
 
 def _is_initial(rules: LanguageRules, before: str, following: str) -> bool:
-    """Whether the Urdu full stop after `before` follows an initial: names of letters, one after the other."""
+    """Whether the Urdu full stop after `before` follows an initial, spelt out as the names of letters."""
     words = before[-24:].replace("\u06d4", "\u06d4 ").split()
     if not words or words[-1] not in rules.letter_names:
         return False

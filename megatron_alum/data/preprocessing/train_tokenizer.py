@@ -2,8 +2,9 @@
 
 The text goes through the readers and the cleaning of preprocessing. Memory holds the counts of different words (not the
 text), and an even sample of about `max_mb` of text keeps that bounded on any corpus. The result is a Hugging Face
-folder whose tokenizer loads with AutoTokenizer and serves megatron-alum preprocess --tokenizer. Two trainings on one
-text may number equally frequent entries differently: the library breaks such ties by the order of a hash table.
+folder whose tokenizer loads with AutoTokenizer and can be given to megatron-alum preprocess --tokenizer. Two trainings
+on the same text may number equally frequent entries differently: the library breaks such ties by the order of a hash
+table.
 """
 
 import itertools
@@ -32,14 +33,14 @@ from megatron_alum.data.tokenizers.tokenizer import (
 from megatron_alum.data.tokenizers.vocabulary import BERT_SPECIALS, ROBERTA_SPECIALS
 
 COMPRESSION_RATIO = 3.5
-"""Text bytes a stored byte of a compressed file, for the size of the sample (bz2 and xz of English: 3 to 4)."""
+"""Bytes of text per stored byte of a compressed file, for the size of the sample (bz2 and xz of English: 3 to 4)."""
 
 COVERAGE, MIN_ALPHABET, ALPHABET_MB = 0.9995, 1000, 20
 """Share of the text that the alphabet of a WordPiece vocabulary covers, its least size (BERT's own has about 1,000
 characters), MB of text to count characters in."""
 SHRINKING = 0.5
-"""Share of the pieces that each round of unigram training keeps. The library's 0.75 takes twice the time, on text
-without spaces (the whole of it is one word after the other) minutes, for a segmentation that is not better."""
+"""Share of the pieces that each round of unigram training keeps. The library's 0.75 takes twice the time (minutes
+on text without spaces, where words are very long) without a better segmentation."""
 
 
 def train_tokenizer(settings: TrainTokenizerSettings, *, show_progress: bool = True) -> Any:
@@ -61,8 +62,8 @@ def train_tokenizer(settings: TrainTokenizerSettings, *, show_progress: bool = T
 def _alphabet(plan: InputPlan, settings: VocabularySettings) -> int:
     """How many of the most frequent characters make up COVERAGE of a small sample of the text, within bounds.
 
-    A fixed number fits one script: 1,000 lose every twentieth word of Japanese, 6,000 fill an English vocabulary with
-    Chinese characters of which each occurs a few times.
+    A fixed number suits only one script: 1,000 would lose every twentieth word of Japanese, 6,000 would fill an English
+    vocabulary with Chinese characters that each occur a few times.
     """
     counts: Counter[str] = Counter()
     for line in sample_lines(plan, min(settings.max_mb, ALPHABET_MB)):

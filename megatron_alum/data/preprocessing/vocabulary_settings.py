@@ -1,4 +1,4 @@
-"""Settings of the training of a vocabulary: what `megatron-alum train-tokenizer` takes."""
+"""Settings for training a vocabulary: the options of `megatron-alum train-tokenizer`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class VocabularySettings:
     type: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
     """wordpiece as in BERT, byte-level bpe as in RoBERTa, unigram as in SentencePiece"""
     vocab_size: int = 30522
-    """entries, special tokens included; a small corpus may give fewer"""
+    """entries, special tokens included; a small corpus may yield fewer"""
     case: Literal["lower", "keep"] | None = None
     """lower-case the text or keep it; default: lower for wordpiece and unigram, keep for bpe (which has no lower)"""
     strip_accents: bool | None = None

@@ -1,8 +1,8 @@
-"""The work on one chunk, in whatever process: read, clean, split, tokenise, pack.
+"""The work on one chunk, in any process: read, clean, split, tokenise, pack.
 
-`process_chunk` is a plain function of picklable arguments, so that any `concurrent.futures` executor can run it. What
-is costly to build (tokenizer, word cache, splitter) is kept per thread and specification. The result holds packed
-arrays, no text: about a third of the input's size.
+`process_chunk` is a plain function of picklable arguments, so that any `concurrent.futures` executor can run it.
+Objects that are costly to build (tokenizer, word cache, splitter) are kept per thread and specification. The result
+holds packed arrays, no text: about a third of the input's size.
 """
 
 import hashlib
@@ -25,24 +25,24 @@ NO_TEXT = "no text"
 NO_TOKEN = "sentences left out, of characters that the tokenizer drops"
 LOST_MARKS = "vowel signs or other marks that the tokenizer strips (--strip-accents false keeps them)"
 MAX_LOST = 0.01
-"""Share of such characters up to which a document, of English with foreign names, is not counted for it."""
+"""Up to this share of such characters a document (such as English with foreign names) is not counted."""
 MAX_EXAMPLES = 5
-"""Ids kept for each reason to skip a document."""
+"""Number of example ids kept for each reason to skip a document."""
 
 
 @dataclass(frozen=True)
 class WorkSpec:
-    """All that decides how a chunk becomes ids, small and picklable."""
+    """Everything that determines how a chunk becomes ids, small and picklable."""
 
     tokenizer_file: str
     """tokenizer.json, readable by every worker"""
     tokenizer_digest: str
-    """SHA-256 of that file: another run of one process may have another tokenizer at the same place"""
+    """SHA-256 of that file: a later run in the same process may have another tokenizer at the same path"""
     punkt_dir: str | None
     """Punkt parameters; None for the rule-based splitter"""
     reading: ReadOptions
     language: str | None
-    """of the text; None where each file is to say it"""
+    """of the text; None if each file is to state it"""
     min_document_chars: int
     deduplicate: bool
     strict: bool
@@ -57,7 +57,7 @@ class Tally:
 
     @property
     def total(self) -> int:
-        """All that was counted."""
+        """The total count."""
         return sum(self.counts.values())
 
     def add(self, reason: str, identity: str) -> None:
@@ -77,20 +77,20 @@ class Tally:
 
 @dataclass
 class ChunkResult:
-    """A chunk as packed arrays: ids of all sentences, int32 tokens a sentence, int32 sentences a document."""
+    """A chunk as packed arrays: ids of all sentences, int32 tokens per sentence, int32 sentences per document."""
 
     tokens: bytes = b""
     sentence_lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     document_sentences: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     document_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
-    """uint64 a document under --deduplicate, else empty"""
+    """uint64 per document under --deduplicate, else empty"""
     text_bytes: int = 0
     """UTF-8 bytes of the documents kept, after cleaning"""
     records: int = 0
     """records that the reader found, kept or not"""
     skipped: Tally = field(default_factory=Tally)
     repaired: Tally = field(default_factory=Tally)
-    """by reason, what was left out of documents or altered in them; one document may have several"""
+    """by reason, documents of which something was left out or altered; one document may have several reasons"""
 
 
 class _Tools(threading.local):
@@ -102,7 +102,7 @@ class _Tools(threading.local):
     """by language; Punkt has one for all"""
 
     def prepare(self, spec: WorkSpec) -> None:
-        """Build tokenizer and splitter for `spec` unless they are there."""
+        """Build tokenizer and splitter for `spec` unless they exist."""
         if self.spec == spec:
             return
         from tokenizers import Tokenizer

@@ -1,8 +1,8 @@
 """From a model's outputs back to answers, tags and classes, and their scores.
 
-Span answers are the best of the n-best starts times ends over all windows of a question: start not after end, at most
-`max_answer_tokens` long, inside the context. For SQuAD v2.0 the score of "no answer" is that of token 0 in the window
-where it is lowest; an answer stands when it beats that by more than the threshold.
+A span answer is the best pair of the n-best starts and ends over all windows of a question: start not after end, at
+most `max_answer_tokens` long, inside the context. For SQuAD v2.0 the score of "no answer" is that of token 0 in the
+window where it is lowest; an answer is given when it beats that by more than the threshold.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from megatron_alum.finetune.benchmarks.tasks import Task
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a model says about one split."""
+    """A model's predictions for one split."""
 
     metrics: dict[str, float]
     """name -> value; empty where the split has no labels"""
@@ -53,7 +53,7 @@ class SpanOptions:
     """How answers are chosen."""
 
     n_best: int = 20
-    """candidate starts and ends a window"""
+    """candidate starts and ends per window"""
     max_answer_tokens: int = 30
     """longest answer in tokens"""
     no_answer_threshold: float = 0.0
@@ -61,12 +61,12 @@ class SpanOptions:
 
 
 def check_finite(outputs: Any, what: str) -> None:
-    """Raises: ValueError for outputs that are not all numbers, as those of weights that have diverged."""
+    """Raises: ValueError for outputs with NaN, which diverged weights give."""
     arrays = outputs if isinstance(outputs, tuple) else (outputs,)
     if any(np.isnan(np.asarray(array)).any() for array in arrays):
         raise ValueError(
             f"the model's outputs on {what} must be numbers, but some are NaN: it has diverged. Use a smaller "
-            "--learning-rate; what was saved before stays."
+            "--learning-rate; what was saved before is kept."
         )
 
 
@@ -82,7 +82,7 @@ def decode(
 ) -> Decoded:
     """Predictions and metrics of `outputs` (logits as the Trainer gathers them, in the order of `features`).
 
-    The features may stand in any order: each names its example.
+    The features may be in any order: each names its example.
     """
     if task.kind == "spans":
         return _decode_spans(task, split, examples, features, outputs, spans or SpanOptions())

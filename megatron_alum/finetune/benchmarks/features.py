@@ -1,8 +1,8 @@
 """From examples to the model's inputs, by task kind, and the collator that pads them.
 
-    classification, regression, choice   one feature an example; choice stacks its candidates [n, S]
-    spans      question and context in windows of `max_tokens` that overlap by `stride`; one feature a window, its
-               answer at token 0 where the window does not hold it; questions are cut after 64 tokens
+    classification, regression, choice   one feature per example; choice stacks its candidates [n, S]
+    spans      question and context in windows of `max_tokens` that overlap by `stride`; one feature per window,
+               its answer at token 0 if the window does not contain it; questions are cut after 64 tokens
     tags       words in windows; the label sits on a word's first sub-word, the rest and repeated words have -100
 
 Contexts of spans and sentences of tags are never cut, only split into windows. For decoding, a feature carries its
@@ -43,14 +43,14 @@ class Encoder:
     tags: tuple[str, ...] = ()
     """tag names in the order of their ids"""
     max_question_tokens: int = 64
-    """questions of spans are cut after so many tokens (max_query_length of Google's BERT)"""
+    """tokens to which questions of spans are truncated (max_query_length of Google's BERT)"""
     repairs: bool = False
     """tokens of spans are extended to the characters before them that no token covers, see `covering`; words of tags
     that the tokenizer drops become its unknown token"""
 
     @cached_property
     def _tag_numbers(self) -> dict[str, int]:
-        """Without the tags that training never saw: the scorer, which goes by names, counts those as missed."""
+        """Leave out tags that do not occur in training; the scorer, which compares names, counts them as missed."""
         return {name: number for number, name in enumerate(self.tags)}
 
     def encode(self, examples: Sequence[Example]) -> list[Feature]:
@@ -101,7 +101,7 @@ class Encoder:
         return features
 
     def _question(self, example: Example) -> tuple[str, int]:
-        """(question, cut to its maximum; tokens that a window has left for the context).
+        """(the truncated question, the tokens left for the context in a window).
 
         Raises: ValueError if there are none left.
         """
@@ -148,7 +148,7 @@ class Encoder:
         )
 
     def _known(self, words: Sequence[str]) -> Sequence[str]:
-        """The words, with the unknown token for those that the tokenizer drops, where there are repairs."""
+        """The words; with `repairs`, those that the tokenizer drops become the unknown token."""
         unknown = self.tokenizer.unk_token
         if not self.repairs or unknown is None:
             return words
@@ -160,7 +160,7 @@ class Encoder:
 
 
 def _label_or_placeholder(example: Example) -> int | float:
-    """The label; 0 in test splits without labels (loading.py refuses others), whose loss nobody reads."""
+    """The label; 0 in test splits without labels (loading.py refuses others), whose loss is never used."""
     label: int | float | None = example["label"]
     return 0 if label is None else label
 
@@ -168,7 +168,8 @@ def _label_or_placeholder(example: Example) -> int | float:
 def covering(offsets: Sequence[tuple[int, int] | None], context: str) -> list[tuple[int, int] | None]:
     """Offsets of the tokens of a window such that each begins where its word does: some tokenizers' begin late.
 
-    A token takes the characters before it, back to a blank or the token before; the first of a window one at most.
+    A token is extended over the characters before it, back to a blank or the previous token; the first of a window by
+    at most one.
     """
     result: list[tuple[int, int] | None] = []
     end: int | None = None
@@ -185,8 +186,8 @@ def covering(offsets: Sequence[tuple[int, int] | None], context: str) -> list[tu
 
 
 def surviving_share(examples: Sequence[Example], features: Sequence[Feature]) -> float:
-    """The share of gold answers that come back whole from the tokens a window marks, of those that a window holds; of
-    tags, the share of the words inside entities that have a token to sit on.
+    """The share of gold answers inside a window that can be recovered in full from its marked tokens; for tags, the
+    share of the words inside entities that have a token.
     """
     held = whole = 0
     if "words" in features[0]:
@@ -219,7 +220,7 @@ def answer_tokens(offsets: Sequence[tuple[int, int] | None], example: Example) -
 
 
 def _candidate(row: Feature, index: int) -> Feature:
-    """A candidate; past the last one a single token, which models.py takes for none."""
+    """A candidate; past the last one a single token, which models.py treats as no candidate."""
     return {name: values[index] if index < len(row["input_ids"]) else values[0][:1] for name, values in row.items()}
 
 

@@ -1,4 +1,4 @@
-"""The numbered lines of a text file, plain or compressed; bytes that are no UTF-8 are named by their line."""
+"""The numbered lines of a text file, plain or compressed; bytes that are not UTF-8 are reported with their line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import IO, Any, cast
 def open_text(path: Path) -> IO[str]:
     """A UTF-8 text stream of a plain, .gz or .bz2 file; a byte order mark is dropped, newlines are kept as they are.
 
-    Bytes that are no UTF-8 come as lone surrogates: a decoder reads ahead, and whoever reads can then tell the line.
+    Bytes that are not UTF-8 become lone surrogates: a decoder reads ahead, and this lets the caller find the line.
     """
     openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
     opener = openers.get(path.suffix.lower(), open)
@@ -37,7 +37,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _unreadable(where: str, error: Exception) -> Exception:
-    """The sentence for damaged bytes; a failure of the file system (OSError with a number) stays what it is."""
+    """The error for damaged bytes; a failure of the file system (OSError with an errno) is returned unchanged."""
     if isinstance(error, OSError) and error.errno is not None:
         return error
     return ValueError(f"{where} must be readable UTF-8 text, but is not: {error}.")

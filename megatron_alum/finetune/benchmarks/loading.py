@@ -5,7 +5,7 @@
     spans                        {"id", "context", "question", "answers": [{"text", "answer_start"}], "is_impossible"}
     tags                         {"id", "tokens": [str], "tags": [str]}
 
-A folder that lacks a split's files is an error that lists the files expected. Only a test split may be without labels,
+A folder that lacks a split's files is an error that lists the files expected. Only a test split may lack labels,
 answers or tags (None), and then in all rows of a file: it is predicted, not scored.
 """
 
@@ -20,7 +20,7 @@ from megatron_alum.finetune.benchmarks.readers import TAG, Row, check_answers, f
 from megatron_alum.finetune.benchmarks.tasks import TASKS, Columns, Task
 
 Example = dict[str, Any]
-GOLD_OF = {"spans": "answers", "tags": "tags"}  # what a model is to find; "label" of the other kinds
+GOLD_OF = {"spans": "answers", "tags": "tags"}  # what a model predicts; "label" for the other kinds
 ENDING = re.compile(r"ending\d+")
 WHOLE = re.compile(r"-?\d+\.0")
 
@@ -41,7 +41,7 @@ def load_parts(task: Task, data_dir: str | Path, split: str) -> list[list[Exampl
 
 
 def raw_labels(task: Task, data_dir: str | Path, split: str) -> list[str]:
-    """The label of every row of a split of the user's own, without blanks around it; empty ones are left out."""
+    """The stripped label of every row of a split of the user's own; empty ones are left out."""
     found = []
     for path in find_files(task, data_dir, split):
         for index, row in enumerate(read_rows(path, form_of_own_file(path, task.kind))):
@@ -51,7 +51,8 @@ def raw_labels(task: Task, data_dir: str | Path, split: str) -> list[str]:
 
 
 def has_split(task: Task, data_dir: str | Path, split: str) -> bool:
-    """Whether the files of a split are there; those that the user names must be, and are missed when read."""
+    """Whether the files of a split exist; for files that the user names this is true, and reading reports missing
+    ones."""
     if task.own_files:
         return split in task.files
     try:
@@ -170,9 +171,9 @@ def _text_example(task: Task, row: Row, index: int, where: str, *, requires_labe
 
 
 def _text(value: Any, where: str, optional: bool = False) -> str:
-    """A cell's text; numbers are taken as they are written, nothing as "" where that is `optional`.
+    """A cell's text; numbers as they are written, an empty cell as "" if `optional`.
 
-    Raises: ValueError for null, lists and objects, whose text would be Python's.
+    Raises: ValueError for null, lists and objects, whose text would be Python's representation.
     """
     if value is None and optional:
         return ""
@@ -185,7 +186,7 @@ def _text(value: Any, where: str, optional: bool = False) -> str:
 
 
 def _label_text(raw: Any, where: str) -> str:
-    """A label's text without blanks around it; "" for null and NaN.
+    """A label's stripped text; "" for null and NaN.
 
     Raises: ValueError for lists and objects.
     """
@@ -224,7 +225,7 @@ def _endings(row: Row, where: str) -> list[str]:
     if endings is None:
         names = sorted((name for name in row if ENDING.fullmatch(name)), key=lambda name: int(name[6:]))
         endings = [row[name] for name in names]
-        while endings and endings[-1] in (None, ""):  # a row with fewer than the table has columns
+        while endings and endings[-1] in (None, ""):  # a row with fewer candidates than the table has columns
             endings.pop()
     if not isinstance(endings, list) or len(endings) < 2:
         raise ValueError(
@@ -262,7 +263,7 @@ def _tag_example(task: Task, row: Row, index: int, where: str) -> Example:
     if not isinstance(tokens, list):
         raise ValueError(f"{where}: a sentence must have a list of `tokens`, but has {_names(row)} instead.")
     if tags is not None and (not isinstance(tags, list) or len(tags) != len(tokens)):
-        raise ValueError(f"{where}: a sentence must have one tag a token, but has not.")
+        raise ValueError(f"{where}: a sentence must have one tag per token, but has not.")
     for tag in tags or ():
         if not TAG.fullmatch(str(tag)):
             raise ValueError(f"{where}: a tag must be O, B-X or I-X, but is {tag!r} instead.")

@@ -34,13 +34,13 @@ FLAT_METRICS: dict[str, Callable[[Numbers, Numbers], float]] = {
 
 
 def flat_metrics(names: Sequence[str], gold: Numbers, predicted: Numbers) -> dict[str, float]:
-    """{name: value} of one label or score an example.
+    """{name: value} from one label or score per example.
 
     Raises: ValueError for unequal lengths or none.
     """
     if len(gold) != len(predicted) or len(gold) == 0:
         raise ValueError(
-            f"`predicted` must have one entry an example, but has {len(predicted)} for {len(gold)} instead."
+            f"`predicted` must have one entry per example, but has {len(predicted)} for {len(gold)} instead."
         )
     return {name: FLAT_METRICS[name](gold, predicted) for name in names}
 
@@ -48,7 +48,7 @@ def flat_metrics(names: Sequence[str], gold: Numbers, predicted: Numbers) -> dic
 def entity_metrics(gold: list[list[str]], predicted: list[list[str]], names: Sequence[str] = ()) -> dict[str, float]:
     """Entity-level precision, recall and F1 over all sentences, by the conlleval rule, and the strict F1 beside it.
 
-    `names` are all tags of the task: a split may happen to hold none that tells the scheme.
+    `names` are all tags of the task, since a split may contain none that reveals the scheme.
     """
     require("seqeval")
     from seqeval import metrics
@@ -68,7 +68,7 @@ def entity_metrics(gold: list[list[str]], predicted: list[list[str]], names: Seq
 
 
 def _library(name: str) -> Any:
-    """A module of the extra "finetune", imported when a metric needs it: whoever only reads results does not."""
+    """A module of the extra "finetune", imported only when a metric needs it."""
     require(name.split(".")[0])
     return importlib.import_module(name)
 

@@ -1,4 +1,4 @@
-"""Predictions in the form each benchmark's server or script takes.
+"""Predictions in the form that each benchmark's server or script expects.
 
 GLUE, other classes   index<TAB>prediction, class names (three decimals for scores)       MNLI-m.tsv, dev.tsv, ...
 SQuAD                 {question id: answer}; v2.0 also {question id: no-answer score}     dev.json, *_null_odds.json

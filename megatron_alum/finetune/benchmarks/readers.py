@@ -1,16 +1,16 @@
 """Rows of text from the file formats in which the benchmarks are published. A row is a dict of named strings or values.
 
     tsv        tab-separated, quotes are ordinary characters (GLUE, SciTail); with or without a header line
-    quoted_tsv tab-separated as pandas and spreadsheets write it: quotes where the file is consistently quoted
+    quoted_tsv tab-separated as pandas and spreadsheets write it: quotes are used if the file is quoted consistently
     csv        comma-separated with quoting and a header line (SWAG)
-    jsonl      one JSON object a line (SNLI, MNLI, ANLI, FEVER as NLI, HellaSWAG)
+    jsonl      one JSON object per line (SNLI, MNLI, ANLI, FEVER as NLI, HellaSWAG)
     json       a list of JSON objects, an object whose `data` is one, or JSON lines
     parquet    as the `datasets` library and pandas write it
-    conll      one `token<TAB>tag` a line, sentences separated by empty lines (BC2GM, NCBI-disease, JNLPBA)
+    conll      one `token<TAB>tag` per line, sentences separated by empty lines (BC2GM, NCBI-disease, JNLPBA)
     squad      the official SQuAD JSON
     arrow      a split folder written by the `datasets` library's save_to_disk
 
-`.gz` and `.bz2` are opened as they are. A malformed row is a ValueError with file and line; nothing is skipped
+`.gz` and `.bz2` are decompressed. A malformed row is a ValueError with file and line; nothing is skipped
 silently (QQP's short rows are counted and reported).
 """
 
@@ -33,7 +33,7 @@ TAG = re.compile(r"O|[BIES](-\S+)?")  # BIO and BIOES, with or without an entity
 def read_tsv(path: Path, header: tuple[str, ...] | None, *, skip_short: bool = False) -> Iterator[Row]:
     """Rows of a tab-separated file; `header` names the columns of a file without a header line.
 
-    A first line equal to a header (`index<TAB>sentence`, GLUE's test files) is taken as one even then. With
+    Even then, a first line equal to a header (`index<TAB>sentence`, GLUE's test files) is taken as one. With
     `skip_short`, rows with too few columns are left out and their number is printed.
     """
     columns: list[str] | None = None
@@ -86,7 +86,7 @@ def read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
 
 
 def _distinct(path: Path, columns: list[str]) -> list[str]:
-    """The names of a header line without blanks around them, each of which must name one column."""
+    """The stripped names of a header line, which must differ."""
     columns = [name.strip() for name in columns]
     for name in columns:
         if columns.count(name) > 1:
@@ -97,7 +97,7 @@ def _distinct(path: Path, columns: list[str]) -> list[str]:
 def read_quoted_tsv(path: Path) -> Iterator[Row]:
     """Rows of a tab-separated file in which quotes may enclose cells.
 
-    They do unless that changes which rows there are while the lines alone fit: then they are ordinary characters.
+    They do, unless that changes the rows although the plain lines fit: then they are ordinary characters.
     """
     plain, problem = _all_or_error(read_tsv(path, None))
     quoted, _ = _all_or_error(read_csv(path, "\t"))
@@ -119,7 +119,7 @@ def _all_or_error(rows: Iterator[Row]) -> tuple[list[Row] | None, ValueError | N
 def read_conll(path: Path) -> Iterator[Row]:
     """Sentences {"tokens", "tags"}; the tag is the last column, -DOCSTART- lines are left out.
 
-    A file whose first line is a token alone has no tags: they are None.
+    If the first line is only a token, the file has no tags: they are None.
     """
     tokens: list[str] = []
     tags: list[str] = []
@@ -137,7 +137,7 @@ def read_conll(path: Path) -> Iterator[Row]:
                 f"{path}:{number} must be a token, a tab and a tag (O, B-X, I-X), but is {line!r} instead."
             )
         if not tagged and len(cells) > 1:
-            raise ValueError(f"{path}:{number} must be a token alone, as the lines before it, but is {line!r} instead.")
+            raise ValueError(f"{path}:{number} must be only a token, as the lines before it, but is {line!r} instead.")
         tokens.append(cells[0])
         tags.append(cells[-1])
     if tokens:
@@ -194,13 +194,13 @@ def _squad_question(path: Path, context: str, question: Row) -> Row:
 
 
 def check_answers(where: str, context: str, answers: Sequence[Row]) -> None:
-    """Raise ValueError unless each answer's text stands in the context at its `answer_start`."""
+    """Raise ValueError unless each answer's text is in the context at its `answer_start`."""
     for answer in answers:
         text, start = answer["text"], answer["answer_start"]
         if not (text and start >= 0 and context.startswith(text, start)):
             found = context[max(start, 0) :][: len(text)]
             raise ValueError(
-                f"{where}: the answer must stand at its `answer_start` {start} as {text!r}, but {found!r} does instead."
+                f"{where}: the answer must be at its `answer_start` {start} as {text!r}, but {found!r} is there."
             )
 
 
@@ -209,7 +209,7 @@ def read_rows(
 ) -> Iterator[Row]:
     """Rows of `path`; `form` is a name of the table in this file's head, and a folder is always arrow.
 
-    `header` and `skip_short` are of tsv files (`read_tsv`).
+    `header` and `skip_short` apply to tsv files (`read_tsv`).
 
     Raises: ValueError for an unknown form.
     """
@@ -232,12 +232,12 @@ def read_rows(
 
 
 def form_of(path: Path, default: str) -> str:
-    """The form that a file's name tells (.tsv, .csv, .jsonl, before .gz or .bz2), else `default`."""
+    """The form given by a file's name (.tsv, .csv, .jsonl, before .gz or .bz2), else `default`."""
     return {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".txt": "tsv"}.get(suffix_of(path), default)
 
 
 def suffix_of(path: Path) -> str:
-    """The last ending of a file's name in lower case, that of its compression apart."""
+    """The last ending of a file's name in lower case, ignoring that of its compression."""
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".bz2")]
     return suffixes[-1] if suffixes else ""
 
@@ -249,7 +249,8 @@ OWN_FORMS = {
 
 
 def form_of_own_file(path: Path, kind: str) -> str:
-    """The form of a user's file by its name; tags also come one a line (.conll, .txt, .tsv), spans as SQuAD's JSON.
+    """The form of a user's file by its name; tags may also be one per line (.conll, .txt, .tsv), spans are SQuAD's
+    JSON.
 
     Raises: ValueError for another ending.
     """

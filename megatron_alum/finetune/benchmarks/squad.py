@@ -1,7 +1,7 @@
 """SQuAD's scorers (v1.1, v2.0) and that of Adversarial SQuAD, in percent.
 
 v1.1 takes the best of the gold answers for each question. v2.0 adds questions without answer (gold and prediction are
-then the empty string) and searches the no-answer threshold that would have been best. Two answers that normalise to
+then the empty string) and searches for the best no-answer threshold. Two answers that normalise to
 nothing ("the", "a") match exactly in both, but have F1 0 in v1.1's script and 1 in v2.0's. Adversarial SQuAD groups the
 variants of a question; its authors' code and the comment above it differ, so both readings are computed
 (`adversarial_scores`). Hand-worked cases: tests/finetune/benchmarks/test_squad.py.
@@ -31,7 +31,7 @@ def exact_match(predicted: str, gold: str) -> float:
 
 
 def token_f1(predicted: str, gold: str, *, both_empty: float = 0.0) -> float:
-    """F1 of the bags of normalised tokens; 0 without a common one, `both_empty` where neither has any."""
+    """F1 of the bags of normalised tokens; 0 without a common one, `both_empty` if neither has any."""
     predicted_tokens, gold_tokens = normalized(predicted).split(), normalized(gold).split()
     if not predicted_tokens and not gold_tokens:
         return both_empty
@@ -78,10 +78,10 @@ def mean_scores(scores: Scores) -> dict[str, float]:
 def no_answer_scores(
     examples: Sequence[Mapping[str, Any]], predictions: Mapping[str, str], no_answer_score: Mapping[str, float]
 ) -> dict[str, float]:
-    """v2.0: scores of the predictions as they stand, apart for HasAns and NoAns, and at the best threshold.
+    """v2.0: scores of the predictions as given, also separately for HasAns and NoAns, and at the best threshold.
 
-    `predictions` are the best non-empty answers where threshold search shall be able to choose them;
-    `no_answer_score` is higher where no answer is likelier. A question is answered when its score is at most the
+    `predictions` are the best non-empty answers if the threshold search is to choose among them; a
+    higher `no_answer_score` makes no answer likelier. A question is answered when its score is at most the
     threshold.
     """
     scores = question_scores(examples, predictions, version_2=True)
@@ -118,7 +118,7 @@ def best_threshold(
 
 
 def original_of(key: str) -> str:
-    """Id of the question from which Adversarial SQuAD made a variant: what stands before the first dash."""
+    """Id of the question from which Adversarial SQuAD made a variant: the part before the first dash."""
     return key.split("-")[0]
 
 

@@ -1,6 +1,6 @@
 """Rows of the formats that keep a cell's type: JSON, JSON lines, Parquet, and a split saved by the `datasets` library.
 
-A row is a dict with its number, or its line, as `_line`. What is malformed is a ValueError with file and line.
+A row is a dict with its number, or its line, as `_line`. Malformed content is a ValueError with file and line.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def read_json(path: Path) -> Iterator[Row]:
 
 
 def _rows_of_object(content: dict[str, Any]) -> Any:
-    """The rows of an object: its `data`; what pandas makes of a table by columns, or split from its column names."""
+    """The rows of an object: its `data`, or a table as pandas writes it (by columns, or split from its column
+    names)."""
     data, columns = content.get("data", [content]), content.get("columns")
     if isinstance(columns, list) and isinstance(data, list):
         return [dict(zip(columns, row, strict=True)) for row in data]
@@ -58,7 +59,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
-    """Rows of a Parquet file; class labels that the `datasets` library wrote come as their names."""
+    """Rows of a Parquet file; class labels written by the `datasets` library are given by name."""
     require("pyarrow")
     import pyarrow
     from pyarrow import parquet
@@ -73,7 +74,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
 
 
 def read_arrow(folder: Path) -> Iterator[Row]:
-    """Rows of one split saved by the `datasets` library; ClassLabel columns come as their names, -1 as -1."""
+    """Rows of one split saved by the `datasets` library; ClassLabel columns are given by name, -1 as -1."""
     require("pyarrow")
     import pyarrow
 
@@ -95,7 +96,7 @@ def _names_of_classes(features: Any) -> dict[str, list[str]]:
 
 
 def _row_with_names(row: Row, names: dict[str, list[str]], number: int) -> Row:
-    """A row with the names of its classes in the place of their ids, and its number as `_line`."""
+    """A row with the names of its classes instead of their ids, and its number as `_line`."""
     named = {column: _named(row[column], labels) for column, labels in names.items() if column in row}
     return {**row, **named, "_line": number}
 

@@ -1,11 +1,11 @@
 """Every benchmark of the paper (sections 4.3 to 4.5 and the appendix) as a row of one table.
 
-A row says where the official files lie, how a row of them becomes an example, what is measured and the paper's
+A row says where the official files are, how their rows become examples, what is measured, and the paper's
 hyper-parameters. Adding a task is adding a row. `loading.py` reads what a row describes.
 
 `files` gives, per split, alternatives in order of preference; one alternative may join several files with ` + `, and a
 pattern may match compressed files. A split's name is the file's role: train, dev, test, or a further one
-(dev_mismatched). The paper's search space is one for all tasks: learning rates 5e-6, 8e-6, 1e-5, 2e-5, batches 16,
+(dev_mismatched). The paper's search space is the same for all tasks: learning rates 5e-6, 8e-6, 1e-5, 2e-5, batches 16,
 32, 64, at most 10 epochs, 512 tokens, dropout of the task layer 0.1 but 0.3 for MNLI and 0.05 for CoLA (section 4.2).
 """
 
@@ -40,7 +40,7 @@ class Task:
     folders: tuple[str, ...] = ()
     """names of the data set's own folder, tried below --data-dir after --data-dir itself"""
     form: str = "tsv"
-    """reader of files whose name does not tell: tsv | csv | jsonl | conll | squad"""
+    """reader for files whose name does not show their form: tsv | csv | jsonl | conll | squad"""
     header: tuple[str, ...] | None = None
     """column names of files without a header line"""
     first: Columns = ("sentence1",)
@@ -54,7 +54,7 @@ class Task:
     synonyms: Mapping[str, str] = field(default_factory=dict)
     """other spellings of a label in some release -> the one in `labels`"""
     dropped_labels: tuple[str, ...] = ()
-    """labels of rows without agreement, which everyone leaves out ("-" in SNLI)"""
+    """labels of rows on which annotators did not agree, usually left out ("-" in SNLI)"""
     missing_labels: tuple[str, ...] = NO_LABEL
     """what test files have in place of a label"""
     skips_short_rows: bool = False
@@ -64,7 +64,7 @@ class Task:
     dropout: float = 0.1
     """dropout of the task layer in the paper"""
     train_parts: tuple[str, ...] = ()
-    """tasks whose training sets are joined instead of `files["train"]`"""
+    """tasks whose training sets are combined in place of `files["train"]`"""
     impossible: bool = False
     """questions may have no answer (SQuAD v2.0)"""
     own_files: bool = False
@@ -228,7 +228,7 @@ _ROWS = (
         metrics=("mcc", "accuracy"),
         files={
             "train": tuple(f"{folder}/{name}" for folder in ("MNLI", "mnli") for name in _MNLI_TRAIN),
-            # GLUE's diagnostic.tsv has no labels, and whoever has them must not choose the checkpoint by them.
+            # GLUE's diagnostic.tsv has no labels, and even with labels it must not be used to choose the checkpoint.
             "dev": tuple(f"{folder}/{name}" for folder in ("MNLI", "mnli") for name in _MNLI_DEV),
             "diagnostic": ("diagnostic-full.tsv", "AX/diagnostic-full.tsv"),
             "test": ("diagnostic.tsv", "AX/diagnostic.tsv", "AX.tsv", "test"),
@@ -353,7 +353,8 @@ def task_named(name: str) -> Task:
 
 
 def custom_task(custom: CustomTaskConfig, train_file: str | None = None) -> Task:
-    """A task in files of the user's own, by their column names; of no kind, it has classes if it has labels."""
+    """A task in files of the user's own, by their column names; without a kind, it is a classification if it has
+    labels."""
     paths = {"train": train_file, "dev": custom.validation_file, "test": custom.test_file}
     kind = custom.kind or ("classification" if custom.labels else "regression")
     return Task(
@@ -365,7 +366,7 @@ def custom_task(custom: CustomTaskConfig, train_file: str | None = None) -> Task
         second=(custom.text_pair_column,) if custom.text_pair_column else None,
         label=(custom.label_column,),
         labels=custom.labels,
-        missing_labels=("",) if kind == "regression" else NO_LABEL,  # -1 is a score like any other
+        missing_labels=("",) if kind == "regression" else NO_LABEL,  # here, -1 is an ordinary score
         impossible=kind == "spans",
         own_files=True,
     )

@@ -1,1 +1,1 @@
-"""Fine-tuning with a divergence: a Trainer for alum, smart, freelb and r-drop. No benchmark is known here."""
+"""Fine-tuning with a divergence: a Trainer for alum, smart, freelb and r-drop, independent of the benchmarks."""

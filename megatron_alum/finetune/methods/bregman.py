@@ -1,9 +1,9 @@
 """The moving average of the parameters that SMART's Bregman term compares with (Jiang et al. 2020, arXiv 1911.03437).
 
 The average is updated after every optimizer step, saved in the Trainer's checkpoint and read back on resume. It is
-saved before trainer_state.json, whose presence makes a checkpoint complete, and gets its name only when whole: a
-complete checkpoint has a whole average. To run it, its tensors are put in the model's parameters for the length of a
-`with` block: no second module, no second set of hooks.
+saved before trainer_state.json, whose presence makes a checkpoint complete, and gets its name only when complete,
+so a complete checkpoint has a complete average. To run it, its tensors replace the model's parameters inside a `with`
+block: there is no second module and no second set of hooks.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class MovingAverage(TrainerCallback):
     def __init__(self, momentum: float) -> None:
         self.momentum = momentum
         self.average: dict[str, Tensor] = {}
-        self.resume_folder: Path | None = None  # of the checkpoint, where it is not the output folder's own
+        self.resume_folder: Path | None = None  # of the checkpoint, if it is outside the output folder
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start from the model's parameters, or from the checkpoint the run resumes.
 
-        Raises: ValueError when that checkpoint has no whole average.
+        Raises: ValueError when that checkpoint has no complete average.
         """
         parameters = trained(kwargs["model"])
         self.average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
@@ -52,14 +52,14 @@ class MovingAverage(TrainerCallback):
                 self.average[name].lerp_(parameter.detach(), 1 - self.momentum)
 
     def save(self, folder: Path) -> None:
-        """Write the average into a checkpoint's folder; the file appears whole or not at all."""
+        """Write the average into a checkpoint's folder; the file appears only when complete."""
         partial = folder / f"{FILE_NAME}.partial"
         save_file({name: value.contiguous() for name, value in self.average.items()}, partial)
         os.replace(partial, folder / FILE_NAME)
 
     @contextmanager
     def swapped_into(self, model: nn.Module) -> Iterator[None]:
-        """The model holds the average in the body."""
+        """Inside the `with` block the model's parameters are the average."""
         parameters = trained(model)
         current = {name: parameter.data for name, parameter in parameters.items()}
         for name, parameter in parameters.items():
@@ -72,7 +72,7 @@ class MovingAverage(TrainerCallback):
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """{name: parameter} of what is trained, without the prefixes that wrappers add."""
+    """{name: parameter} of the trained parameters, without the prefixes that wrappers add."""
     module = getattr(model, "module", model)
     module = getattr(module, "_orig_mod", module)
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
@@ -91,7 +91,7 @@ def _read(path: Path, like: dict[str, Tensor]) -> dict[str, Tensor]:
     if reason:
         raise ValueError(
             f"{path} must hold the moving average of --bregman-weight to resume, but {reason}. "
-            "Delete the checkpoint's folder to go on from an older one or from the start."
+            "Delete the checkpoint's folder to continue from an older one or from the start."
         )
     return loaded
 

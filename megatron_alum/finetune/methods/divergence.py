@@ -1,14 +1,14 @@
 """What diverges between the clean and the adversarial pass, by kind of task.
 
-    classification   KL of the class distributions                               [B, C]         a row an example
-    regression       squared difference of the predictions                       [B, targets]   a row an example
-    spans            KL of the start and of the end positions, pads excluded     2 x [B, S]     two rows an example
-    choice           KL over the candidates                                      [B, choices]   a row an example
-    tags             KL of each labelled token's tags                            [B, S, C]      a row a labelled token
+    classification   KL of the class distributions                               [B, C] one row per example
+    regression       squared difference of the predictions                       [B, targets] one row per example
+    spans            KL of the start and of the end positions, pads excluded     2 x [B, S] two rows per example
+    choice           KL over the candidates                                      [B, choices] one row per example
+    tags             KL of each labelled token's tags                            [B, S, C] one row per labelled token
 
-The outer loss is a mean over the rows of the batch, as the labels' losses are; the ascent climbs each example's own
-mean (`inner_reduction` sample). The KL comes from megatron_alum.ops (fused where built). A regression counts both
-directions, (a - b)^2 + (b - a)^2, where the KLs do.
+The outer loss is a mean over the rows of the batch, like the label losses; the ascent climbs each example's own mean
+(`inner_reduction` sample). The KL comes from megatron_alum.ops (fused where built). A regression counts both
+directions, (a - b)^2 + (b - a)^2, whenever the KLs do.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ KINDS: tuple[Kind, ...] = ("classification", "regression", "spans", "choice", "t
 PAD_LOGIT = -1e4  # exp underflows to 0 beside any real logit, and the difference of two stays finite
 IGNORED_LABEL = -100
 SEVERAL_LABELS = (
-    "`model` must have one label an example, but its problem_type is multi_label_classification instead, "
-    "which no divergence here compares. Use method none or freelb."
+    "`model` must have one label per example, but its problem_type is multi_label_classification instead, "
+    "for which there is no divergence here. Use method none or freelb."
 )
 
 
 def kind_of(model: nn.Module) -> Kind:
     """The kind of task a Hugging Face head solves, by its class and number of labels.
 
-    Raises: ValueError for another head, and for one of several labels at once.
+    Raises: ValueError for another head, and for multi-label heads.
     """
     name = type(model).__name__
     if name.endswith("ForQuestionAnswering"):
@@ -59,8 +59,8 @@ def kind_of(model: nn.Module) -> Kind:
 def comparable(outputs: Any, kind: Kind, mask: Tensor) -> Tensor | tuple[Tensor, Tensor]:
     """The part of a model's outputs that is compared; `mask` bool [B, S], False at pads.
 
-    Outputs are a mapping with `logits` (or `start_logits` and `end_logits`), or a tensor or tuple that has them first,
-    but for a loss.
+    Outputs are a mapping with `logits` (or `start_logits` and `end_logits`), or a tensor or tuple that begins with them
+    after an optional loss.
     Raises: ValueError for others.
     """
     names = ("start_logits", "end_logits") if kind == "spans" else ("logits",)
@@ -70,7 +70,7 @@ def comparable(outputs: Any, kind: Kind, mask: Tensor) -> Tensor | tuple[Tensor,
         found = [value for value in tensors_of(outputs) if value.dim() > 0][: len(names)]
     if len(found) < len(names):
         raise ValueError(
-            f"`model` must put out {' and '.join(names)}, in a dictionary or first in a tuple, but puts out "
+            f"`model` must return {' and '.join(names)}, in a dictionary or first in a tuple, but returns "
             f"{', '.join(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__} instead."
         )
     if kind != "spans":
@@ -89,7 +89,7 @@ def tensors_of(outputs: Any) -> list[Tensor]:
 
 
 def samples_of(x: Tensor, clean: Tensor | tuple[Tensor, Tensor], kind: Kind, labels: Tensor | None) -> Samples:
-    """Which example every token of x [B or B * choices, S, H] and every row of `clean` belongs to.
+    """The example to which every token of x [B or B * choices, S, H] and every row of `clean` belongs.
 
     `labels` [B, S] are needed for tags: tokens with -100 belong to none.
     """

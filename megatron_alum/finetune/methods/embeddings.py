@@ -1,11 +1,11 @@
 """Run any Hugging Face encoder from (perturbed) embeddings or hidden states instead of token ids.
 
-Three levels, as in `AlumConfig.level`: `word` hands `inputs_embeds` to the model, with the position ids the model would
-have derived from the token ids (RoBERTa counts them from the pads, which it can no longer see), or, where a model does
-not take them, replaces the output of its word table; `encoder_input` replaces the output of the model's embedding
-module; a number L0 that of its layer L0, without running the layers below again. All give the clean logits bit for bit
-at delta = 0 without dropout: every model is tried on a small batch with pads before it is used, and refused if its two
-passes differ. `WholeModel` is for methods that never leave x.
+Three levels, as in `AlumConfig.level`: `word` passes `inputs_embeds` to the model, with the position ids the model
+would have derived from the token ids (RoBERTa counts them from the pads, which it can no longer see), or, if a model
+does not accept them, replaces the output of its word table; `encoder_input` replaces the output of the model's
+embedding module; a number L0 that of its layer L0, without running the layers below again. All give the clean logits
+bit for bit at delta = 0 without dropout: every model is tried on a small batch with pads before it is used, and refused
+if its two passes differ. `WholeModel` is for methods that do not perturb x.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ RELATIVE, ABSOLUTE = 1e-4, 1e-5
 
 
 def without_labels(inputs: Inputs) -> dict[str, Any]:
-    """The inputs that describe the text alone."""
+    """The inputs that describe only the text."""
     return {name: value for name, value in inputs.items() if name not in LABEL_NAMES}
 
 
 class _WithTokenIds(dict[str, Any]):
-    """Inputs of a pass from embeddings that still tell their token ids to a loss which looks at them.
+    """Inputs of a pass from embeddings that still give their token ids to a loss that asks for them.
 
-    `model(**inputs)` hands on what the dictionary holds, which the token ids are not part of.
+    `model(**inputs)` passes the dictionary's items, which do not include the token ids.
     """
 
     def __init__(self, inputs: Inputs, token_ids: Tensor) -> None:
@@ -58,18 +58,18 @@ class _WithTokenIds(dict[str, Any]):
         raise KeyError(name)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """As of a dictionary that holds the token ids."""
+        """As if the dictionary held the token ids."""
         return self[name] if name in self or name == "input_ids" else default
 
 
 @dataclass
 class CleanPass:
-    """One pass of the model that others follow from the same x."""
+    """One pass of the model, after which others start from the same x."""
 
     inputs: dict[str, Any]
     """what the model is to be called with, labels included"""
     noted: Noted
-    """x, and the generators' state after it"""
+    """x, and the generators' state after computing it"""
 
     @property
     def x(self) -> Tensor:
@@ -81,8 +81,8 @@ class EmbeddingSplit:
     """`clean_pass` and `forward` of one unwrapped model at one level.
 
     Raises: ValueError for a model without a word table (word), an embedding module (encoder_input) or a list of layers
-    above the level's, or whose outputs from x are not those from token ids. `at_table` enters words in the place of
-    the table alone, whatever the model is called with in the body of `entered`.
+    above the level's, or whose outputs from x are not those from token ids. `at_table` always replaces words at the
+    table's output, whatever the model is called with inside `entered`.
     """
 
     def __init__(self, model: nn.Module, level: str | int, kind: Kind | None = None, *, at_table: bool = False) -> None:
@@ -91,14 +91,14 @@ class EmbeddingSplit:
         self.accepted = _accepted(without_adapters(_plain(model)))
         takes_words = self.accepted is None or "inputs_embeds" in self.accepted
         self.by_argument = level == "word" and takes_words and not at_table
-        self.entrance()  # an error before anything runs
+        self.entrance()  # fail before anything runs
         self.padding_idx: int | None = None
         self._try_out()
 
     def entrance(self) -> Entrance:
-        """Where x is put out in the model of this moment (a second one after `model_init`).
+        """The module that outputs x in the current model (a new one after `model_init`).
 
-        Raises: ValueError for a model that has no such place.
+        Raises: ValueError for a model that has no such module.
         """
         if self._entrance is None or self._entrance[0] is not self.model:
             self._entrance = self.model, _entrance_of(_plain(self.model), self.level)
@@ -112,11 +112,12 @@ class EmbeddingSplit:
 
     @contextmanager
     def clean_pass(self, inputs: Inputs, dropout: DropoutState | None = None) -> Iterator[CleanPass]:
-        """In the body the caller runs the model on `inputs` of what this yields, whose `x` is there afterwards.
+        """Inside the `with` block the caller runs the model on `inputs` of the yielded object, whose `x` is set
+        afterwards.
 
-        Word embeddings are looked up once for all passes: the table gets one gradient, not two. With `dropout` its
-        state after x is noted, for passes that draw the same masks.
-        Raises: ValueError when x is no hidden state for each token.
+        Word embeddings are looked up once for all passes: the table gets one gradient, not two. With `dropout`, the
+        state after x is stored for passes that draw the same masks.
+        Raises: ValueError when x is not a hidden state for each token.
         """
         if self.by_argument:
             state = dropout.snapshot() if dropout is not None else None
@@ -129,7 +130,7 @@ class EmbeddingSplit:
         if noted.num_calls != 1 or noted.x.shape[:-1] != expected:
             shape = list(noted.x.shape) if noted.num_calls else "nothing"
             raise ValueError(
-                f"`model` must put out {_name(self.level)} once, one for each of {list(expected)} tokens, but "
+                f"`model` must output {_name(self.level)} once, one for each of {list(expected)} tokens, but "
                 f"{type(_plain(self.model)).__name__} does so {noted.num_calls} times with {shape} instead."
             )
 
@@ -137,9 +138,9 @@ class EmbeddingSplit:
     def entered(
         self, x: Tensor, inputs: Inputs, noted: Noted | None = None, dropout: DropoutState | None = None
     ) -> Iterator[dict[str, Any]]:
-        """In the body a model that is called with what this yields starts from `x`.
+        """Inside the `with` block a model called with the yielded inputs starts from `x`.
 
-        `noted` is the clean pass's, of which words need none; `dropout` draws the masks after x again.
+        `noted` is from the clean pass and not needed for words; `dropout` redraws the same masks after x.
         """
         if self.by_argument:
             yield self.from_words(x, inputs)
@@ -164,10 +165,11 @@ class EmbeddingSplit:
         return _WithTokenIds(rest, token_ids)
 
     def _try_out(self) -> None:
-        """Find how x is handed over and how positions are counted, by trying: words as an argument, with positions
-        from the pads if the embedding module knows their id, or by the model itself; then in the place of the table.
+        """Find by trial how x is passed and how positions are counted: words as an argument, with positions counted
+        from the pads if the embedding module knows their id, or by the model itself; then in place of the table's
+        output.
 
-        Raises: ValueError when no way gives the outputs of the token ids, or the outputs do not come from x.
+        Raises: ValueError when no way reproduces the outputs from token ids, or the outputs do not depend on x.
         """
         plain = _plain(self.model)
         known = getattr(embedding_module(plain), "padding_idx", None)
@@ -200,15 +202,15 @@ class EmbeddingSplit:
                     return "gives others"
                 if self.level == "word" and not torch.equal(self.embed(inputs), clean.x):
                     return "puts out others"
-                # Another x, which no normalisation takes for the same: the channels in reverse.
+                # A different x that no normalisation can undo: the channels in reverse.
                 other = tensors_of(self.forward(clean.x.flip(-1), inputs, clean.noted))
                 return "does not compute them from there" if _close(expected, other) else None
-        except Exception as error:  # whatever a model's code raises when it misses its token ids
+        except Exception as error:  # whatever a model's code raises when token ids are missing
             return f"fails ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
 
 
 class WholeModel:
-    """In the place of `EmbeddingSplit` for methods that never move x: every pass runs the model from its token ids."""
+    """Replaces `EmbeddingSplit` for methods that never move x: every pass runs the model from its token ids."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -227,7 +229,7 @@ class WholeModel:
 
 
 def _entrance_of(model: nn.Module, level: str | int) -> Entrance:
-    """The place of x in an unwrapped model; see `EmbeddingSplit.entrance`."""
+    """The module that outputs x in an unwrapped model; see `EmbeddingSplit.entrance`."""
     own = type(without_adapters(model)).__name__
     if level == "word":
         words = word_embeddings(model)
@@ -265,7 +267,7 @@ def _name(level: str | int) -> str:
 
 
 def probe(model: nn.Module, kind: Kind | None = None) -> dict[str, Tensor]:
-    """Token ids and mask of two ordinary sequences, the second padded on the right; as two choices where asked for."""
+    """Token ids and mask of two ordinary sequences, the second padded on the right; as two choices if asked for."""
     names = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
     special = [getattr(getattr(model, "config", None), name, None) for name in names]
     pad, length = special[0] or 0, max(PROBE_LENGTHS)
@@ -302,20 +304,20 @@ def _plain(model: nn.Module) -> nn.Module:
 
 
 def _accepted(model: nn.Module) -> set[str] | None:
-    """Names of the arguments of a model's forward pass; None where it takes any."""
+    """Names of the arguments of a model's forward pass; None if it takes any."""
     parameters = inspect.signature(model.forward).parameters
     takes_any = any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     return None if takes_any else set(parameters)
 
 
 def _close(expected: list[Tensor], found: list[Tensor]) -> bool:
-    """Whether two passes give the same outputs, but for rounding."""
+    """Whether two passes give the same outputs up to rounding."""
     return all(torch.allclose(a, b, RELATIVE, ABSOLUTE) for a, b in zip(expected, found, strict=True))
 
 
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
-    """The model is in evaluation mode in the body: no dropout, no random number drawn."""
+    """The model is in evaluation mode inside the `with` block: no dropout, no random number drawn."""
     training = model.training
     model.eval()
     try:

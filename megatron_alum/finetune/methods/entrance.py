@@ -1,13 +1,13 @@
-"""Enter a model in the middle: note what one of its modules puts out, and later put another tensor in that place.
+"""Enter a model in the middle: record the output of one of its modules, and later replace it by another tensor.
 
     with entrance.noted() as noted:
         clean = model(**inputs)                     noted.x is the module's output, with its graph
     with entrance.replaced(x, noted):
-        other = model(**inputs)                     the module returns x, and what lies below it does not run
+        other = model(**inputs)                     the module returns x, and the layers below it do not run
 
-The module is the embedding module, or one layer of a stack; `below` are the layers under it, which hand on what they
-get. Nothing of the model is changed outside the bodies. A replaced output keeps the form of the noted one, a tensor or
-a tuple that begins with it.
+The module is the embedding module, or one layer of a stack; `below` are the layers under it, which return their input.
+Nothing in the model is changed outside the `with` blocks. A replaced output keeps the form of the noted one, a tensor
+or a tuple that begins with it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from megatron_alum.alum import DropoutState
 
 @dataclass
 class Noted:
-    """What a module put out during a pass."""
+    """A module's output during a pass."""
 
     output: Any = None
     """as the module returned it"""
     num_calls: int = 0
     """how often it ran"""
     dropout_state: Any | None = None
-    """the generators right after it ran, None where nobody asked"""
+    """the generators' state right after it ran, None if not requested"""
 
     @property
     def x(self) -> Tensor:
@@ -41,19 +41,19 @@ class Noted:
         return hidden
 
     def in_form(self, x: Tensor) -> Any:
-        """`x` in the place of the hidden state."""
+        """The output with `x` in place of the hidden state."""
         return x if isinstance(self.output, Tensor) else (x, *self.output[1:])
 
 
 class Entrance:
-    """The output of `source`, as a place to enter; the modules `below` it need not run then."""
+    """The output of `source` as an entrance; the modules `below` it then need not run."""
 
     def __init__(self, source: nn.Module, below: Sequence[nn.Module] = ()) -> None:
         self.source, self.below = source, tuple(below)
 
     @contextmanager
     def noted(self, dropout: DropoutState | None = None) -> Iterator[Noted]:
-        """Note the output in the body, and `dropout`'s state after it for masks that are to be drawn again."""
+        """Record the output inside the `with` block, and `dropout`'s state after it if masks are to be redrawn."""
         noted = Noted()
 
         def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -68,7 +68,7 @@ class Entrance:
 
     @contextmanager
     def replaced(self, x: Tensor, noted: Noted, dropout: DropoutState | None = None) -> Iterator[None]:
-        """`source` returns `x` in the body; `dropout` goes on from the state that was noted."""
+        """`source` returns `x` inside the `with` block; `dropout` continues from the recorded state."""
 
         def entered(*_inputs: Any, **_options: Any) -> Any:
             if dropout is not None and noted.dropout_state is not None:
@@ -115,7 +115,7 @@ def layer_list(model: nn.Module) -> nn.ModuleList | None:
 
 
 def without_adapters(model: nn.Module) -> Any:
-    """The transformers model inside a PEFT model, whose adapters sit in its layers; any other as it is."""
+    """The transformers model inside a PEFT model, whose adapters sit in its layers; any other model unchanged."""
     inside: Any = model
     return inside.get_base_model() if hasattr(inside, "get_base_model") else inside
 
@@ -132,7 +132,7 @@ def _base(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """`module` runs `forward` in the body, in the place of its class's or of one that somebody has set on it."""
+    """Inside the `with` block `module` runs `forward` instead of its class's or of one set on the instance."""
     before = module.__dict__.get("forward")
     module.forward = forward
     try:

@@ -1,9 +1,9 @@
-"""Fast dropout for a model that is not ours: what a Hugging Face network asks of torch, answered by ops on a CPU.
+"""Fast dropout for Hugging Face models on a CPU: their calls of torch's dropout are served by our ops.
 
 Drawing torch's own dropout masks takes a tenth of a standard step on a CPU, and a regularised step draws three times
 as many. Inside `fast_dropout()` two functions of torch.nn.functional, which torch's and Hugging Face's modules look up
-at each call, are those of ops/cpu_dropout.py: the same distribution, other random numbers. Backward belongs inside,
-too: there activation checkpointing runs the forward again, on the generator state of the first time.
+at each call, are those of ops/cpu_dropout.py: the same distribution, other random numbers. The backward pass belongs
+inside, too: activation checkpointing repeats the forward pass there, with the original generator state.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,8 @@ _torch_attention = functional.scaled_dot_product_attention
 
 @contextmanager
 def fast_dropout() -> Iterator[None]:
-    """Serve dropout of CPU tensors in the body; every other call, and every option these ops lack, stays torch's."""
+    """Serve dropout of CPU tensors inside the `with` block; torch serves other calls and options that these ops
+    lack."""
     before = functional.dropout, functional.scaled_dot_product_attention
     _install(_dropout, _attention)
     try:

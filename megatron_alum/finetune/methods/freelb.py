@@ -1,6 +1,6 @@
 """FreeLB's training step (Zhu et al. 2020, Algorithm 1), the only method that is not a divergence.
 
-Each of K passes computes the labels' loss at the current perturbation; its backward gives both the parameters'
+Each of K passes computes the label loss at the current perturbation; its backward gives both the parameters'
 gradient, which is accumulated, and the perturbation's, which moves it. The perturbation starts uniform in a ball of
 the sequence's size, moves by a normalised gradient and is projected onto an L2 ball. Dropout masks are those of the
 first pass throughout.
@@ -26,10 +26,10 @@ class HasLabelsLoss(Protocol):
     accelerator: Any
 
     def noise_seed(self) -> int:
-        """A seed of this micro-batch and process."""
+        """A seed for this micro-batch and process."""
 
     def labels_loss(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
-        """The labels' loss of a micro-batch, as a share of the optimizer step."""
+        """The label loss of a micro-batch, as its share of the optimizer step."""
 
     def compute_loss_context_manager(self) -> Any:
         """Autocast and the like."""
@@ -52,7 +52,7 @@ def freelb_backward(
     for step in range(config.num_steps):
         last = step == config.num_steps - 1
         delta = delta.detach().requires_grad_(True)
-        # Gradients cross the processes once, with the last pass.
+        # Gradients are all-reduced once, with the last pass.
         with contextlib.nullcontext() if last else trainer.accelerator.no_sync(model):
             with trainer.compute_loss_context_manager(), replayed(dropout, snapshot if step else None):
                 with split.entered(split.embed(inputs) + delta, inputs) as given:
@@ -67,7 +67,7 @@ def freelb_backward(
 def uniform_start(x: Tensor, mask: Tensor, magnitude: float, seed: int) -> Tensor:
     """Uniform in [-1, 1] times magnitude / sqrt(tokens * H) per sequence, 0 at pads; x [B, S, H], mask [B, S, 1].
 
-    Has its own generator, so that dropout draws what it would without it.
+    Uses its own generator, so that dropout's random numbers are unaffected.
     """
     generator = torch.Generator(device=x.device).manual_seed(seed)
     dimensions = mask.sum(dim=(1, 2), keepdim=True).clamp(min=1) * x.shape[-1]

@@ -5,9 +5,9 @@
     smart    Jiang et al. 2020, arXiv 1911.03437: normalised ascent step on the symmetric KL; optional Bregman term
              against a moving average of the model
     freelb   Zhu et al. 2020, arXiv 1909.11764, Algorithm 1: K ascent steps on the task loss, every step's parameter
-             gradient is used, equal dropout masks over the steps, L2 ball
-    r-drop   Liang et al. 2021, arXiv 2106.14448: divergence of two dropout passes, no perturbation. The labels' loss
-             is that of the first pass alone, so that it is the ALUM loss with radius 0.
+             gradient is used, the same dropout masks in all steps, L2 ball
+    r-drop   Liang et al. 2021, arXiv 2106.14448: divergence of two dropout passes, no perturbation. The label loss is
+             that of the first pass only, so that it is the ALUM loss with radius 0.
 
 A row is a starting point: every setting can be changed by `dataclasses.replace` or its flag.
 """
@@ -21,7 +21,7 @@ from typing import Any
 from megatron_alum.config.alum import ASCENT_FIELDS, AlumConfig
 from megatron_alum.config.finetune import FinetuneConfig
 
-# What AlumConfig says of the pre-training loop and its two heads.
+# Fields of AlumConfig for the pre-training loop and its two heads.
 PRETRAINING_ONLY = ("start_fraction", "ascent", "batch_fraction", "head_chunk_rows", "nsp")
 
 
@@ -36,7 +36,7 @@ def _refuse_pretraining(settings: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class FreeLbConfig:
-    """Settings of FreeLB; its authors tune them for each task, the defaults here are one middle choice."""
+    """Settings of FreeLB; its authors tune them for each task; the defaults here are a compromise."""
 
     num_steps: int = 3
     """forward and backward passes K per batch"""
@@ -50,14 +50,14 @@ class FreeLbConfig:
 
 @dataclass(frozen=True)
 class Method:
-    """How the labels' loss is regularised."""
+    """How the label loss is regularised."""
 
     name: str
     """none | alum | smart | freelb | r-drop; kept in results.jsonl"""
     config: AlumConfig = field(default_factory=AlumConfig.finetuning)
     """the regulariser's settings; alpha 0 switches it off"""
     regularizes: bool = True
-    """whether a divergence is added to the labels' loss"""
+    """whether a divergence is added to the label loss"""
     perturbs: bool = True
     """whether the second pass sees perturbed embeddings"""
     bregman_weight: float = 0.0
@@ -106,7 +106,7 @@ METHODS = {
 def method(name: str, **changes: object) -> Method:
     """The preset `name` with AlumConfig fields, or fields of Method, changed.
 
-    Without ascent steps a preset's settings of the ascent go: SMART is ALUM then, but for its Bregman term.
+    Without ascent steps a preset's ascent settings are dropped: SMART is then ALUM, except for its Bregman term.
     Raises: ValueError for an unknown preset; TypeError for an unknown field.
     """
     if name not in METHODS:

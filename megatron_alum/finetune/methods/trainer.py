@@ -4,11 +4,11 @@
     trainer.train()
 
 Everything else is the Trainer's: data loading, mixed precision, accelerate, gradient accumulation, checkpoints. With
-method "none" or alpha 0 not one operation differs from it. The clean pass is the Trainer's own `compute_loss`, or that
-of another Trainer behind this one: `class Both(AlumTrainer, Mine)`. The second pass starts from its embeddings, or from
-the hidden state after a layer, on the unwrapped module inside the same graph, so one backward serves both. The
+method "none" or alpha 0 every operation is the same as there. The clean pass is the Trainer's own `compute_loss`, or
+that of another Trainer behind this one: `class Both(AlumTrainer, Mine)`. The second pass starts from its embeddings, or
+from the hidden state after a layer, on the unwrapped module inside the same graph, so one backward serves both. The
 regularised loss is a mean per micro-batch, divided by the number of accumulation steps; the ascent climbs each example
-by itself. PEFT models are taken as well.
+separately. PEFT models are supported.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class AlumTrainer(Trainer):
     """A Trainer whose training loss is l(f(x), y) + alpha * l(f(x), f(x + delta)).
 
     `method` is a preset's name (none, alum, smart, freelb, r-drop) or a `Method`; `kind` is found from the model's head
-    unless given. Training logs carry alum_kl (without alpha), effective_perturbation, ascent_ratio, nonfinite and,
-    where there is an ascent step, inner_kl_start, inner_kl_last and kl_gain. Any other method than none trains in
+    unless given. Training logs contain alum_kl (without alpha), effective_perturbation, ascent_ratio, nonfinite and,
+    where there is an ascent step, inner_kl_start, inner_kl_last and kl_gain. Any method other than none trains
     float32 weights: a 16-bit model is converted in place, with a warning.
-    Raises: ValueError for sharded models (FSDP, DeepSpeed), reentrant activation checkpoints, several labels an example
-    (FreeLB takes them), and a model that cannot run from x.
+    Raises: ValueError for sharded models (FSDP, DeepSpeed), reentrant activation checkpoints, multi-label problems
+    (FreeLB accepts them), and a model that cannot run from x.
     """
 
     def __init__(self, *args: Any, method: str | Method = "alum", kind: Kind | None = None, **kwargs: Any) -> None:
@@ -87,17 +87,17 @@ class AlumTrainer(Trainer):
         self.statistics: dict[str, Tensor] = {}
         self.statistics_count = 0
         self.micro_step = (-1, 0)
-        self.took_part: bool | None = None  # whether a step reached `compute_loss` here; None before the first
+        self.took_part: bool | None = None  # whether a step reached this `compute_loss`; None before the first step
         if self.method.bregman_weight > 0:
             self.average = MovingAverage(self.method.bregman_momentum)
             self.add_callback(self.average)
 
     def _split_of(self, model: nn.Module, kind: Kind | None) -> EmbeddingSplit | WholeModel:
-        """How passes start from x; methods that never move x run any model as a whole where it cannot."""
+        """How passes start from x; methods that never move x run the whole model if it cannot."""
         freelb, level = self.method.freelb is not None, self.method.config.level
         moves = freelb or (self.method.perturbs and self.method.regularizes)
         try:
-            # FreeLB's only passes are those of the labels' loss, and a user's own may call the model as it likes.
+            # FreeLB's only passes are those of the label loss, and a user's loss may call the model in any way.
             return EmbeddingSplit(model, level, kind, at_table=freelb and not self._has_the_trainers_loss())
         except ValueError:
             if moves or level != "word":
@@ -105,18 +105,18 @@ class AlumTrainer(Trainer):
             return WholeModel(model)
 
     def _has_the_trainers_loss(self) -> bool:
-        """Whether nobody but AlumTrainer overrides `compute_loss`."""
+        """Whether no class but AlumTrainer overrides `compute_loss`."""
         owners = [base for base in type(self).__mro__ if "compute_loss" in vars(base)]
         return owners == [AlumTrainer, Trainer]
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """The Trainer's, in float32 where the method needs it."""
+        """The Trainer's model, in float32 if the method needs it."""
         model = super().call_model_init(trial)
         keep_in_full_precision(model, self.method)
         return model
 
     def _check_surroundings(self) -> None:
-        """Raise for a way to train the model that the method's passes do not fit."""
+        """Raise for ways of training that do not work with the method's passes."""
         name, level = self.method.name, self.method.config.level
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
@@ -129,21 +129,21 @@ class AlumTrainer(Trainer):
             )
         assert isinstance(self.model, nn.Module)
         if (self.method.ascends or isinstance(level, int)) and _recomputes_reentrantly(self.model, self.args):
-            reason = "whose ascent differentiates in x alone" if self.method.ascends else "which takes x from a layer"
+            reason = "whose ascent differentiates only in x" if self.method.ascends else "which takes x from a layer"
             raise ValueError(
                 f"`gradient_checkpointing_kwargs` must have use_reentrant=False with method {name}, {reason}, "
                 "but has use_reentrant=True instead."
             )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's; the moving average is read from the checkpoint's own folder, wherever that is."""
+        """As in Trainer; the moving average is read from the checkpoint's own folder, wherever that is."""
         if self.average is not None:
             elsewhere = isinstance(resume_from_checkpoint, (str, Path))
             self.average.resume_folder = Path(str(resume_from_checkpoint)) if elsewhere else None
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The Trainer's; in a checkpoint, its internal call, the moving average lies beside the weights."""
+        """As in Trainer; its internal call for a checkpoint also saves the moving average beside the weights."""
         super().save_model(output_dir, _internal_call=_internal_call)
         if self.average is not None and _internal_call and output_dir is not None and self.args.should_save:
             self.average.save(Path(output_dir))
@@ -155,9 +155,9 @@ class AlumTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The labels' loss plus, in training, the method's divergences.
+        """The label loss plus, in training, the method's divergences.
 
-        Raises: ValueError where the `compute_loss` behind this one gives no outputs.
+        Raises: ValueError if the `compute_loss` behind this one returns no outputs.
         """
         if self.method.is_plain or self.method.freelb is not None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
@@ -185,14 +185,14 @@ class AlumTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _share_of_step(self) -> float:
-        """What a mean over this micro-batch must still be multiplied with to be its share of the optimizer step.
+        """The factor that turns a mean over this micro-batch into its share of the optimizer step.
 
-        The Trainer divides by the micro-batches of the step, except where the labels' loss has been divided before.
+        The Trainer divides by the micro-batches of the step, except if the label loss has already been divided.
         """
         return 1.0 / self.current_gradient_accumulation_steps if self._loss_is_share() else 1.0
 
     def _loss_is_share(self) -> bool:
-        """Whether the labels' loss is divided by what belongs to the whole optimizer step, as the Trainer decides."""
+        """Whether the label loss is divided by a count over the whole optimizer step, as the Trainer decides."""
         said = self.loss_is_scaled_for_ga
         return said if said is not None else self.compute_loss_func is not None
 
@@ -201,7 +201,7 @@ class AlumTrainer(Trainer):
         if self.method.is_plain:
             return super().training_step(model, inputs, *options, **more)
         with self._dropout():
-            self.split.model = self.accelerator.unwrap_model(model)  # drops DDP, but for a compiled one
+            self.split.model = self.accelerator.unwrap_model(model)  # removes DDP, except from a compiled model
             if self.method.freelb is None:
                 loss = super().training_step(model, inputs, *options, **more)
                 self._warn_if_left_out()
@@ -213,7 +213,7 @@ class AlumTrainer(Trainer):
             return freelb_backward(self, model, inputs, num_items, self.split, self.method.freelb)
 
     def _warn_if_left_out(self) -> None:
-        """Say once that a subclass's `compute_loss` leaves the method out."""
+        """Warn once that a subclass's `compute_loss` bypasses the method."""
         if self.took_part is None:
             self.took_part = False
             warnings.warn(
@@ -224,12 +224,12 @@ class AlumTrainer(Trainer):
             )
 
     def _dropout(self) -> AbstractContextManager[object]:
-        """The fast one on a CPU; a GPU and torch.compile have fast ones of their own."""
+        """The fast dropout on a CPU; GPUs and torch.compile have their own."""
         on_cpu = self.args.device.type == "cpu" and not self.args.torch_compile
         return fast_dropout() if on_cpu else nullcontext()
 
     def labels_loss(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
-        """The Trainer's own loss of the labels, without any divergence, as a share of the optimizer step."""
+        """The Trainer's own label loss, without any divergence, as a share of the optimizer step."""
         loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         assert isinstance(loss, Tensor)
         return loss if self._loss_is_share() else loss / self.current_gradient_accumulation_steps
@@ -243,7 +243,7 @@ class AlumTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _check_labels(self, inputs: Inputs) -> None:
-        """Raise for several labels an example: what the model makes of floating ones if its problem_type is not set."""
+        """Raise for multi-label problems: a model assumes one for floating labels if its problem_type is not set."""
         labels = inputs.get("labels")
         if self.kind == "classification" and labels is not None and labels.is_floating_point():
             raise ValueError(SEVERAL_LABELS)
@@ -283,7 +283,7 @@ class AlumTrainer(Trainer):
         return loss
 
     def _noise_key(self, x: Tensor) -> NoiseKey:
-        """A random start named by seed, micro-batch since the start of training, process and row: resumable."""
+        """A random start determined by seed, micro-batch since the start of training, process and row: resumable."""
         (batch, positions), device = x.shape[:2], x.device
         first = self.args.process_index * batch
         return NoiseKey(
@@ -314,10 +314,10 @@ class AlumTrainer(Trainer):
 
 
 def keep_in_full_precision(model: nn.Module | None, method: Method) -> None:
-    """Give a model that is to be trained float32 weights, with one warning; with method none, warn alone.
+    """Convert a model that is to be trained to float32 weights, with one warning; with method none, only warn.
 
-    A 16-bit weight has 3 or 4 digits: at fine-tuning's learning rates its updates round away, and so does a
-    perturbation of 1e-5. Frozen weights count where the method perturbs what they compute.
+    A 16-bit weight has 3 or 4 digits: at fine-tuning's learning rates its updates are rounded away, and so
+    is a perturbation of 1e-5. Frozen weights count if the method perturbs what they compute.
     """
     if model is None:
         return
@@ -327,7 +327,9 @@ def keep_in_full_precision(model: nn.Module | None, method: Method) -> None:
     dtype = str(half[0].dtype).removeprefix("torch.")
     remedy = "Load it with dtype=torch.float32; for speed, use bf16=True of TrainingArguments."
     if method.is_plain or getattr(model, "is_quantized", False):
-        warnings.warn(f"the model trains in {dtype} weights, in which most updates round away. {remedy}", stacklevel=3)
+        warnings.warn(
+            f"the model trains in {dtype} weights, whose updates are mostly rounded away. {remedy}", stacklevel=3
+        )
         return
     model.float()
     warnings.warn(f"the model's {dtype} weights are converted to float32 to be trained. {remedy}", stacklevel=3)

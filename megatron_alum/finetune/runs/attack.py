@@ -3,12 +3,12 @@
 PGD (Madry et al. 2018, arXiv 1706.06083): from a uniform start in the L-infinity ball of radius r around the word
 embeddings, `num_steps` steps of 2.5 r / num_steps along the sign of the gradient of the label's cross-entropy,
 projected onto the ball. An example counts as robust if its prediction is right before the attack and at every step of
-it. Pads stay untouched.
+it. Pads are never perturbed.
 
-Word substitution uses TextAttack's published recipes; the library is optional. What they fetch when first used, and
-find in its cache and in NLTK's later: TextFooler (Jin et al. 2019) word vectors and the Universal Sentence Encoder, BAE
+Word substitution uses TextAttack's published recipes; the library is optional. On first use they download, and later
+find in its cache and in NLTK's: TextFooler (Jin et al. 2019) word vectors and the Universal Sentence Encoder, BAE
 (Garg and Ramakrishnan 2020) a BERT and that encoder, PWWS (Ren et al. 2019) WordNet, DeepWordBug (Gao et al. 2018),
-which swaps characters, NLTK's stop words alone.
+which swaps characters, only NLTK's stop words.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _attacked(
 
 
 def check_word_attack(task: Task) -> None:
-    """Raises: ValueError when TextAttack is not installed, or for a task that is no classification."""
+    """Raises: ValueError when TextAttack is not installed, or for a task that is not a classification."""
     if task.kind != "classification":
         raise ValueError(f"--word-attack must be used on classification tasks, but {task.name} is {task.kind} instead.")
     if importlib.util.find_spec("textattack") is None:
@@ -97,7 +97,7 @@ def word_attack(
     Raises: ValueError as `check_word_attack`, and when the library lacks its data.
     """
     check_word_attack(task)
-    try:  # the import looks for stop words, too
+    try:  # the import itself already looks for stop words
         textattack, recipes, wrappers, datasets = _textattack()
         wrapped = wrappers.HuggingFaceModelWrapper(model.eval(), tokenizer)
         attack = getattr(recipes, RECIPES[recipe]).build(wrapped)
@@ -106,7 +106,7 @@ def word_attack(
     except (LookupError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"--word-attack {recipe} must find its data, but does not ({reason}). Fetch them once."
+            f"--word-attack {recipe} must find its data, but does not ({reason}). Download them once."
         ) from None
     kinds = [type(result).__name__ for result in results]
     survived, fooled = kinds.count("FailedAttackResult"), kinds.count("SuccessfulAttackResult")
@@ -131,7 +131,7 @@ class _Nothing(types.ModuleType):
 
 @contextmanager
 def _flair_in_name_only() -> Iterator[None]:
-    """TextAttack imports flair, which the current transformers breaks, for taggers that none of `RECIPES` uses."""
+    """TextAttack imports flair, which fails with the current transformers, for taggers that none of `RECIPES` uses."""
     names = ("flair", "flair.data", "flair.models")
     stand_ins = {name: _Nothing(name) for name in names if name not in sys.modules}
     for name, module in stand_ins.items():

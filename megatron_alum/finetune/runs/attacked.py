@@ -20,7 +20,7 @@ from megatron_alum.finetune.runs.stored import task_of
 
 
 def attacked_task(config: AttackConfig) -> Task:
-    """The table's row, or one made of the flags of --task custom and of what the first model says of itself.
+    """The table's row, or one made from the flags of --task custom and the first model's own record.
 
     Raises: ValueError for a task without classes.
     """
@@ -44,7 +44,7 @@ def labelled_examples(config: AttackConfig, task: Task) -> list[Example]:
 
 
 def attack_model(config: AttackConfig, task: Task, examples: list[Example], folder: str) -> Iterator[dict[str, Any]]:
-    """The result rows of one model, each as it is found; the model runs on the GPU if there is one."""
+    """The result rows of one model, each as soon as it is known; the model runs on the GPU if there is one."""
     tokenizer = load_tokenizer(folder)
     model = load_finetuned(folder, task).to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     encoder = encoder_of(folder, task, tokenizer, config.max_seq_length)

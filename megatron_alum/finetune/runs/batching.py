@@ -1,10 +1,10 @@
-"""Batches of features of similar length, so that little of a batch is padding.
+"""Batches of features of similar length, so that they contain little padding.
 
 Training order: a permutation of all features is cut into pools of `POOL_BATCHES` batches, each pool is sorted by length
-and cut into batches, and the batches are shuffled; with one pool's worth of neighbours to choose from, a batch stays
-random. On short-sentence tasks this saves more than half of the work (GLUE's SST-2 at batch 16: 105 thousand tokens
-instead of 278 thousand in 8,000 phrases). Evaluation goes from the longest feature to the shortest; `decode` finds a
-feature's example by its number, not by its place.
+and cut into batches, and the batches are shuffled; with a whole pool to choose from, a batch stays random. On
+short-sentence tasks this saves more than half of the work (GLUE's SST-2 at batch 16: 105 thousand tokens instead of 278
+thousand in 8,000 phrases). Evaluation goes from the longest feature to the shortest; `decode` finds a feature's example
+by its number, not by its position.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ POOL_BATCHES = 50
 
 
 class LengthGroups(Sampler[int]):
-    """Indices whose consecutive runs of `batch_size` have similar lengths; a function of seed and epoch alone.
+    """Indices whose consecutive runs of `batch_size` have similar lengths; a function of seed and epoch only.
 
-    Every process draws the same order, whatever its own random state, and a resumed run finds its place.
+    Every process draws the same order, whatever its own random state, and a resumed run continues at the same point.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:

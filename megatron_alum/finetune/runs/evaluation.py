@@ -1,6 +1,6 @@
 """Evaluate a finished folder, or predict a file with it, without training data.
 
-OUTPUT/results.jsonl     one row per split and metric, as training writes them, without learning rate and batch size
+OUTPUT/results.jsonl     one row per split and metric, as in training but without learning rate and batch size
 OUTPUT/SPLIT.tsv, ...    predictions (predictions.py); those of --predict-file are OUTPUT/predict.*
 """
 
@@ -31,12 +31,12 @@ from megatron_alum.finetune.runs.stored import LENGTH_ELSEWHERE, stored_task, ta
 def evaluate_folder(config: FinetuneConfig) -> list[dict[str, Any]]:
     """Run --model on the task's splits, or on --predict-file; the result rows.
 
-    Raises: ValueError for an --output that holds a training, for missing files, and where no split is there.
+    Raises: ValueError for an --output that holds a training run, for missing files, and if no split exists.
     """
     data = config.data
     output = Path(data.output)
     if (output / "config.json").is_file():
-        raise ValueError(f"--output must be a new folder to evaluate into, but {output} holds a training.")
+        raise ValueError(f"--output must be a new folder to evaluate into, but {output} holds a training run.")
     task = task_of(data.model, data.task, data.custom)
     check_finetuned(data.model, task)
     splits = _examples(config, task)
@@ -75,7 +75,7 @@ def evaluate_folder(config: FinetuneConfig) -> list[dict[str, Any]]:
 def encoder_of(
     folder: str, task: Task, tokenizer: Any, max_seq_length: int | None, tags: tuple[str, ...] = ()
 ) -> Encoder:
-    """How a finished folder's texts become tokens: as in its training, unless a length is given."""
+    """How texts become tokens for a finished folder: as in its training, unless a length is given."""
     stored = stored_task(folder)
     wanted = max_seq_length or stored.get("max_seq_length", LENGTH_ELSEWHERE)
     length = longest_input(folder, tokenizer, wanted)
@@ -98,7 +98,7 @@ def _examples(config: FinetuneConfig, task: Task) -> dict[str, list[Example]]:
     if not names:
         raise ValueError(
             f"--data-dir must hold files of {task.name} to evaluate on, or --validation-file or --predict-file must be "
-            "given, but neither is so."
+            "given, but neither is."
         )
     return {name: sampled_split(task, data.data_dir, name, data.max_eval_samples) for name in names}
 
@@ -118,7 +118,7 @@ def model_outputs(model: Any, features: list[Feature], collate: Collator, batch_
 
 
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
-    """Arrays [B, ...] one below the other, each padded on the right of its second dimension."""
+    """Arrays [B, ...] concatenated, each padded on the right of its second dimension."""
     width = max(array.shape[1] for array in arrays)
     rest = [(0, 0)] * (arrays[0].ndim - 2)
     padded = [np.pad(a, [(0, 0), (0, width - a.shape[1]), *rest], constant_values=-100.0) for a in arrays]

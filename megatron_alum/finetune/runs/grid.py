@@ -6,8 +6,8 @@
     OUTPUT/best.json                          which run that is
     OUTPUT/config.json                        the settings all runs share
 
-A run with a DONE file is not repeated; an interrupted one goes on from its last checkpoint (records.py). Rows are there
-when a run is complete, so the file never holds half a run.
+A run with a DONE file is not repeated; an interrupted one continues from its last checkpoint (records.py). Rows are
+written when a run is complete, so the file never holds half a run.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Prepared:
     tags: tuple[str, ...] = ()
     """tag names in the order of their ids"""
     lengths: Mapping[str, int] = field(default_factory=dict)
-    """max_seq_length and the like as they came to be, kept with the model"""
+    """the actual max_seq_length and the like, kept with the model"""
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,10 @@ def num_epochs(config: FinetuneConfig) -> float:
 
 
 def run_grid(config: FinetuneConfig, prepared: Prepared) -> list[dict[str, Any]]:
-    """Run what is not done yet; all result rows of this grid."""
+    """Run every point that is not done yet; returns all result rows of this grid."""
     output = Path(config.data.output)
     if is_main_process() and config.training.bf16 and not has_bf16_instructions():
-        print("--bf16: this CPU has no bfloat16 instructions, so that it is slower here than float32")
+        print("--bf16: this CPU has no bfloat16 instructions, so bfloat16 is slower here than float32")
     check_same_settings(config)
     rows: list[dict[str, Any]] = []
     if is_main_process():
@@ -135,12 +135,13 @@ def run_grid(config: FinetuneConfig, prepared: Prepared) -> list[dict[str, Any]]
 
 
 def check_same_settings(config: FinetuneConfig) -> None:
-    """Write the settings into a new output folder; a folder may only be continued with the same ones, the grid apart.
+    """Write the settings into a new output folder; a folder can be continued only with the same settings, except for
+    the grid.
 
     Raises: ValueError naming the first setting that differs.
     """
     if not is_main_process():
-        return  # a file that the main process is just writing must not be read
+        return  # do not read a file that the main process is writing
     wanted = {name: value for name, value in config_to_dict(config).items() if name not in GRID_OPTIONS}
     wanted["num_train_epochs"] = num_epochs(config)
     path = Path(config.data.output) / "config.json"
@@ -150,33 +151,33 @@ def check_same_settings(config: FinetuneConfig) -> None:
         return
     stored = json.loads(path.read_text(encoding="utf-8"))
     for option in options_of(FinetuneConfig):
-        if option.name in wanted and option.name not in stored:  # younger than the folder, which had its default
+        if option.name in wanted and option.name not in stored:  # newer than the folder, which used its default
             default = option.default
             stored[option.name] = list(default) if isinstance(default, tuple) else default
     for name, value in wanted.items():
         if stored.get(name) != value:
             raise ValueError(
-                f"--output must be a new folder or one of the same settings, but {config.data.output} was made with "
+                f"--output must be a new folder or one with the same settings, but {config.data.output} was made with "
                 f"{name} {stored.get(name)} and is now given {value}."
             )
 
 
 def is_main_process() -> bool:
-    """Whether this process is the only one or torchrun's first; known before any group of processes exists."""
+    """Whether this process is the only one or torchrun's first; known before any process group exists."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def has_bf16_instructions() -> bool:
-    """Whether the device multiplies in bfloat16 itself: any GPU that torch sees, a CPU with AVX512-BF16 or AMX."""
+    """Whether the device has bfloat16 instructions: any GPU that torch sees, a CPU with AVX512-BF16 or AMX."""
     return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def exit_together() -> None:
-    """End this process of several, with status 0, once all are done; returns where it is alone.
+    """With several processes, end this one with status 0 once all are done; returns if it is the only one.
 
-    Whoever exits first would break the others' connections. And the interpreter must not end in the usual way: what
-    DistributedDataParallel holds of the gloo group dies under the interpreter's lock and joins a thread that may be
-    waiting for that lock (seen with torch 2.13).
+    The first to exit would break the others' connections. And the interpreter must not shut down normally: the part
+    of the gloo group held by DistributedDataParallel is destroyed under the interpreter's lock and joins a thread
+    that may be waiting for that lock (seen with torch 2.13).
     """
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
@@ -212,7 +213,7 @@ def train(trainer: AlumTrainer, folder: Path) -> Trained:
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     state = trainer.state
     if state.best_model_checkpoint is None or state.best_metric is None:
-        raise ValueError(f"{folder.name} must have one result that is a number, but has none: it diverged.")
+        raise ValueError(f"{folder.name} must have a result that is a number, but has none: it diverged.")
     trained = Trained(Path(state.best_model_checkpoint).name, state.epoch or 0.0, state.best_metric)
     if trainer.is_world_process_zero():
         keep_trained(folder, trained)
@@ -220,7 +221,8 @@ def train(trainer: AlumTrainer, folder: Path) -> Trained:
 
 
 class DevScores:
-    """The Trainer's `compute_metrics`; keeps what it decoded at the best checkpoint, which then is not run again."""
+    """The Trainer's `compute_metrics`; keeps what it decoded at the best checkpoint, which then need not be run
+    again."""
 
     def __init__(self, config: FinetuneConfig, prepared: Prepared) -> None:
         self.config, self.prepared = config, prepared
@@ -237,7 +239,7 @@ class DevScores:
         return decoded.metrics[self.prepared.task.metrics[0]]
 
     def of_checkpoint(self, metric: float) -> Decoded | None:
-        """What was decoded at the checkpoint that scored `metric`; None if that was before this process began."""
+        """What was decoded at the checkpoint that scored `metric`; None if that was before this process started."""
         return self.best if self.best is not None and self._value(self.best) == metric else None
 
 
@@ -249,7 +251,7 @@ def build_trainer(
     dev_scores: DevScores,
     trained: Trained | None = None,
 ) -> AlumTrainer:
-    """The trainer of one point: its model is initialised from its seed, or is the best of a training that is over."""
+    """The trainer of one point: its model is initialised from its seed, or is the best one of a finished training."""
     set_seed(point.seed)
     source = config.data.model if trained is None else str(folder / trained.checkpoint)
     model = build_model(source, prepared.task, prepared.tags)
@@ -294,14 +296,14 @@ def training_arguments(config: FinetuneConfig, task: Task, point: Point, folder:
         bf16=training.bf16,
         fp16=training.fp16,
         torch_compile=training.torch_compile,
-        use_cpu=not torch.cuda.is_available(),  # without it bf16 is refused on a CPU
+        use_cpu=not torch.cuda.is_available(),  # otherwise bf16 is refused on a CPU
         seed=point.seed,
         logging_steps=training.logging_steps,
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,
         load_best_model_at_end=True,
-        restore_callback_states_from_checkpoint=True,  # early stopping counts on where it was
+        restore_callback_states_from_checkpoint=True,  # early stopping continues its count
         metric_for_best_model=task.metrics[0],
         greater_is_better=True,
         remove_unused_columns=False,
@@ -328,7 +330,7 @@ def evaluate(config: FinetuneConfig, prepared: Prepared, split: Split, outputs: 
 
 def _outputs(trainer: AlumTrainer, split: Split) -> Any:
     """The model's outputs for a split, gathered in order."""
-    features: Any = list(split.features)  # a list serves as a Dataset
+    features: Any = list(split.features)  # a list works as a Dataset
     trainer.compute_metrics = None  # it scores the development set
     return trainer.predict(features).predictions
 

@@ -1,8 +1,7 @@
-"""The classes of a folder's head against those of a task: the same names in another order are put in the task's order.
+"""The classes of a folder's head compared with a task's: the same names in another order are put in the task's order.
 
 Names are compared as people write them: case, blanks, dashes and underscores do not count, a task's synonyms do, and
-LABEL_0, LABEL_1 or 0, 1 name nothing but their place. Whoever trains gets a fresh head where the names differ; whoever
-evaluates is refused.
+LABEL_0, LABEL_1 or 0, 1 only name positions. If the names differ, training uses a fresh head and evaluation is refused.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def order_of(
 
 
 def _spelling(name: str) -> str:
-    """Lower case, with one underscore in the place of blanks and punctuation; a leading minus is a sign."""
+    """Lower case, with one underscore in place of blanks and punctuation; a leading minus is a sign."""
     text = name.strip().lower()
     sign = "-" if re.match(r"-\d", text) else ""
     return sign + re.sub(r"[\W_]+", "_", text).strip("_")
@@ -58,7 +57,7 @@ def _canonical(name: str, synonyms: Mapping[str, str]) -> str:
 def reorder_classes(model: PreTrainedModel, order: Sequence[int], names: Sequence[str]) -> None:
     """Put the rows of the classifier in the order of `names`; class i becomes what class order[i] was.
 
-    Raises: ValueError for a head whose logits do not follow.
+    Raises: ValueError for a head whose logits cannot be reordered in this way.
     """
     config: Any = model.config
     if list(order) != list(range(len(order))):
@@ -80,7 +79,7 @@ def reorder_classes(model: PreTrainedModel, order: Sequence[int], names: Sequenc
 
 
 def _classifier(model: PreTrainedModel, count: int) -> nn.Linear | None:
-    """The last linear layer outside of the encoder that puts out `count` values."""
+    """The last linear layer outside the encoder with `count` outputs."""
     of_encoder = set(model.base_model.modules())
     layers = [
         m for m in model.modules() if isinstance(m, nn.Linear) and m not in of_encoder and m.out_features == count

@@ -1,8 +1,8 @@
 """A Hugging Face encoder with the head of a task kind, and its tokenizer, from local folders.
 
-Nothing is fetched: the folder must hold config.json, weights and tokenizer files. Weights are float32 whatever the
-folder holds: at the paper's learning rates most updates of a 16-bit weight, and a perturbation of 1e-5, round away.
-The task layer's dropout is the task's; the longest input is what position table and tokenizer allow.
+Nothing is downloaded: the folder must hold config.json, weights and tokenizer files. Weights are float32 whatever the
+folder holds: at the paper's learning rates most updates of a 16-bit weight, and a perturbation of 1e-5, would be
+rounded away. The task layer's dropout is set by the task; the longest input is limited by position table and tokenizer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ HEADS: dict[Kind, Any] = {
     "tags": AutoModelForTokenClassification,
 }
 UNSET_LENGTH = 1_000_000  # tokenizers without a limit report about 1e30
-# The first real token of these has position pad + 1, so that their table holds fewer tokens than it has rows.
+# In these models the first real token has position pad + 1, so the table serves fewer tokens than it has rows.
 POSITIONS_AFTER_PAD = (
     *("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "data2vec-text", "xmod"),
     *("ibert", "longformer", "luke", "mpnet", "esm"),
@@ -47,10 +47,10 @@ POSITIONS_AFTER_PAD = (
 
 
 def build_model(folder: str, task: Task, tags: tuple[str, ...] = ()) -> PreTrainedModel:
-    """The encoder with a head for `task`: the folder's own where it has the task's classes, in the task's order then,
-    else a fresh one; `tags` name the classes of a tagging task.
+    """The encoder with a head for `task`: the folder's own if it has the task's classes (put in the task's order), else
+    a fresh one; `tags` name the classes of a tagging task.
 
-    Raises: ValueError for a folder that is no Hugging Face model.
+    Raises: ValueError for a folder that is not a Hugging Face model.
     """
     config = AutoConfig.from_pretrained(checked_folder(folder, "--model"), local_files_only=True)
     names = tags if task.kind == "tags" else task.labels
@@ -70,7 +70,8 @@ def build_model(folder: str, task: Task, tags: tuple[str, ...] = ()) -> PreTrain
 
 
 def mask_missing_candidates(model: PreTrainedModel) -> None:
-    """Let rows of a batch have different numbers of candidates: those of one token (features.py) are never chosen."""
+    """Allow different numbers of candidates in the rows of a batch: those of one token (features.py) are never
+    chosen."""
 
     def masked(_model: nn.Module, _inputs: Any, options: dict[str, Any], outputs: Any) -> Any:
         real = options["attention_mask"].sum(-1) > 1  # [B, choices]
@@ -102,7 +103,7 @@ def _config_of(config: Any, task: Task, names: Sequence[str]) -> Any:
 
 
 def _with_head(folder: str, task: Task, config: Any) -> PreTrainedModel:
-    """The folder's weights in the task's class; parts of another size are drawn anew."""
+    """The folder's weights in the task's class; parts of another size are initialised afresh."""
     model: PreTrainedModel = HEADS[task.kind].from_pretrained(
         folder, config=config, dtype=torch.float32, local_files_only=True, ignore_mismatched_sizes=True
     )
@@ -122,7 +123,7 @@ def _ending(task: Task) -> str:
 
 
 def _order_in(config: Any, task: Task, names: Sequence[str]) -> list[int] | None:
-    """The folder's class of each of the task's; None where it has others, or none."""
+    """The folder's class id for each of the task's classes; None if it has other classes, or none."""
     if not _has_this_head(config, task) or not names:
         return None
     return order_of(class_names(config), names, task.synonyms)
@@ -139,7 +140,7 @@ def has_other_head(config: Any, task: Task, names: Sequence[str]) -> bool:
 
 
 def head_of(folder: str) -> tuple[Kind | None, tuple[str, ...]]:
-    """(kind, class names) of the head that a folder brings, (None, ()) without one; classes without names are 0, 1."""
+    """(kind, class names) of a folder's own head, (None, ()) without one; classes without names are 0, 1."""
     config = AutoConfig.from_pretrained(checked_folder(folder, "--model"), local_files_only=True)
     architecture = (config.architectures or [""])[0]
     kinds = [kind for kind, head in HEADS.items() if architecture.endswith(head.__name__.removeprefix("AutoModel"))]
@@ -153,13 +154,13 @@ def head_of(folder: str) -> tuple[Kind | None, tuple[str, ...]]:
 
 
 def head_note(folder: str, task: Task, tags: tuple[str, ...] = ()) -> str | None:
-    """One line on what becomes of the head that a folder brings; None where nothing needs saying."""
+    """One line about what happens to a folder's own head; None if there is nothing to report."""
     config = AutoConfig.from_pretrained(checked_folder(folder, "--model"), local_files_only=True)
     names = tags if task.kind == "tags" else task.labels
     order = _order_in(config, task, names)
     if has_other_head(config, task, names):
         classes = f" of {config.num_labels} classes ({', '.join(class_names(config)[:4])})"
-        return f"{folder} brings {config.architectures[0]}{classes}: {task.name} gets a fresh head"
+        return f"{folder} has {config.architectures[0]}{classes}: {task.name} gets a fresh head"
     if order is not None and order != sorted(order):
         return f"{folder} has its classes as {', '.join(class_names(config))}: put in the order {', '.join(names)}"
     return None
@@ -168,7 +169,7 @@ def head_note(folder: str, task: Task, tags: tuple[str, ...] = ()) -> str | None
 def task_layer_dropouts(model: PreTrainedModel) -> list[nn.Dropout]:
     """The dropouts before the task's classifier, which half of the architectures do not let a configuration name.
 
-    DeBERTa's pooler is the encoder's part of the head: its dropout stays.
+    DeBERTa's pooler counts as part of the encoder: its dropout is kept.
     """
     of_encoder = set(model.base_model.modules())
     return [
@@ -224,10 +225,10 @@ def load_finetuned(folder: str, task: Task) -> PreTrainedModel:
 
 
 def load_tokenizer(folder: str, kind: Kind | None = None) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of a folder, a bare vocabulary's too; for `kind` tags, one that takes each word as it stands
-    inside a sentence.
+    """The fast tokenizer of a folder, a bare vocabulary's too; for `kind` tags, one that encodes each word as it
+    appears inside a sentence.
 
-    Raises: ValueError for a folder without one, or whose tokenizer knows almost no words.
+    Raises: ValueError for a folder without one, or whose tokenizer has almost no words.
     """
     tokenizer = open_tokenizer(Path(checked_folder(folder, "--tokenizer")))
     if not tokenizer.is_fast or len(tokenizer) < 16:
@@ -239,8 +240,8 @@ def load_tokenizer(folder: str, kind: Kind | None = None) -> PreTrainedTokenizer
 
 
 def check_vocabulary(folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises: ValueError for a tokenizer whose ids the model's word table does not hold, or whose pads the model would
-    count as tokens.
+    """Raises: ValueError for a tokenizer with ids beyond the model's word table, or whose pads the model would count as
+    tokens.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     rows = getattr(config, "vocab_size", None)
@@ -256,7 +257,7 @@ def check_vocabulary(folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _expect_words(tokenizer: Any) -> None:
-    """Byte-level BPE knows a word by the space before it, which words given one by one lack: put it back."""
+    """Byte-level BPE marks a word by the space before it, which words given one by one lack: add it."""
     backend = tokenizer.backend_tokenizer
     steps = json.loads(backend.to_str())["pre_tokenizer"] or {}
     if steps.get("type") == "ByteLevel":
@@ -269,7 +270,7 @@ def _expect_words(tokenizer: Any) -> None:
 
 
 def longest_input(folder: str, tokenizer: PreTrainedTokenizerBase, wanted: int) -> int:
-    """`wanted` tokens, or fewer where the model's positions or the tokenizer end earlier."""
+    """`wanted` tokens, or fewer if the model's positions or the tokenizer allow only that."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     positions = getattr(config, "max_position_embeddings", wanted)
     if config.model_type in POSITIONS_AFTER_PAD:
@@ -281,7 +282,7 @@ def longest_input(folder: str, tokenizer: PreTrainedTokenizerBase, wanted: int) 
 def checked_folder(folder: str, flag: str) -> str:
     """`folder`, if it holds a config.json with weights (--model), or a tokenizer (--tokenizer).
 
-    Raises: ValueError otherwise; nothing is ever looked up on the network.
+    Raises: ValueError otherwise; the network is never used.
     """
     path = Path(folder)
     if flag == "--tokenizer" and not has_tokenizer(path):

@@ -36,10 +36,10 @@ from megatron_alum.finetune.runs.models import (
 )
 
 SUBSET_SEED = 0  # one subset for all runs of a comparison
-LEAST_SURVIVING = 0.95  # of gold answers; tokens end inside a word in a few percent with any tokenizer
+LEAST_SURVIVING = 0.95  # of gold answers; with any tokenizer a few percent end inside a token
 LONGEST = 512  # tokens, in the paper
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-MOST_CLASSES = 100  # names of classes that are taken from a file; more are a column of something else
+MOST_CLASSES = 100  # most classes taken from a file; a column with more values is something else
 
 
 def prepare(config: FinetuneConfig) -> Prepared:
@@ -72,8 +72,8 @@ def prepare(config: FinetuneConfig) -> Prepared:
 
 
 def with_whole_gold(encoder: Encoder, examples: Sequence[Example]) -> Encoder:
-    """The encoder for spans and tags, with repairs where more of the gold survives encoding then; a warning with the
-    share where less than LEAST_SURVIVING does. Encoders of other kinds come back as they are.
+    """The encoder for spans and tags, with repairs if they let more of the gold survive encoding; warns with the share
+    if it is less than LEAST_SURVIVING. Encoders of other kinds are returned unchanged.
     """
     gold = [example for example in examples if example.get(GOLD_OF.get(encoder.kind, ""))]
     if not gold:
@@ -87,7 +87,7 @@ def with_whole_gold(encoder: Encoder, examples: Sequence[Example]) -> Encoder:
             encoder, share = repaired, better
     if share < LEAST_SURVIVING:
         found, reason = {
-            "spans": ("gold answers come back from their own tokens", "whose offsets are off"),
+            "spans": ("gold answers can be recovered from their own tokens", "whose offsets are off"),
             "tags": ("words inside entities have a token to be found by", "which drops the others"),
         }[encoder.kind]
         warnings.warn(
@@ -99,7 +99,7 @@ def with_whole_gold(encoder: Encoder, examples: Sequence[Example]) -> Encoder:
 
 
 def find_task(data: FinetuneDataConfig) -> Task:
-    """The table's row, or one made of the flags of --task custom and, where they leave it open, of the labels."""
+    """The table's row, or one made from the flags of --task custom and, where they leave it open, from the labels."""
     if data.task != "custom":
         return task_named(str(data.task))
     task = custom_task(data.custom, data.train_file)
@@ -113,10 +113,10 @@ def find_task(data: FinetuneDataConfig) -> Task:
 
 
 def found_labels(labels: Sequence[str], kind: Kind | None = None) -> tuple[Kind, tuple[str, ...]]:
-    """(kind, class names) of a column: numbers of which one is not whole are scores, all else is classes.
+    """(kind, class names) of a column: numbers that are not all whole are scores, anything else is classes.
 
     pandas writes whole numbers beside an empty cell as 1.0: their classes are named 1.
-    Raises: ValueError for one class alone, or too many to be any.
+    Raises: ValueError for a single class, or too many values to be classes.
     """
     distinct = set(labels)
     numbers = all(NUMBER.fullmatch(label) for label in distinct)
@@ -145,7 +145,8 @@ def subset(examples: list[Example], limit: int | None) -> list[Example]:
 
 
 def sampled_split(task: Task, data_dir: str, name: str, limit: int | None) -> list[Example]:
-    """`limit` examples of a split, in their order, or all: from each of its files its share (ANLI's three rounds)."""
+    """`limit` examples of a split, in their order, or all: a proportional share from each of its files (ANLI's three
+    rounds)."""
     parts = load_parts(task, data_dir, name)
     if not any(parts):
         raise ValueError(
@@ -157,8 +158,8 @@ def sampled_split(task: Task, data_dir: str, name: str, limit: int | None) -> li
 
 
 def whole_questions(examples: list[Example], limit: int) -> list[Example]:
-    """A fixed random choice of Adversarial SQuAD's questions with all their variants, which count as one: about
-    `limit` examples.
+    """A fixed random choice of Adversarial SQuAD's questions with all their variants, which count as one question:
+    about `limit` examples.
     """
     sizes = Counter(original_of(example["id"]) for example in examples)
     chosen: set[str] = set()
@@ -170,7 +171,7 @@ def whole_questions(examples: list[Example], limit: int) -> list[Example]:
 
 
 def shares(parts: Sequence[Sequence[Example]], limit: int | None) -> list[int]:
-    """How many of each part, in proportion to its size, `limit` together."""
+    """How many examples of each part, in proportion to its size, `limit` in total."""
     sizes = [len(part) for part in parts]
     if limit is None or limit >= sum(sizes):
         return sizes

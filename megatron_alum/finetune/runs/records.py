@@ -1,9 +1,9 @@
-"""What a grid of runs has on disk, kept so that a kill at any moment neither loses a result nor writes one twice.
+"""The files of a grid of runs, written so that a kill at any moment neither loses a result nor writes one twice.
 
-A run's DONE file appears at once and holds its rows; results.jsonl is put together from all DONE files, in the order in
-which the runs ended. A checkpoint counts when the Trainer has written its last file; `elapsed` holds the seconds that
-led to the newest one. The Trainer ends with the best checkpoint alone; TRAINED names it, so that a run killed in its
-last evaluation need not train again from there.
+A run's DONE file appears atomically and holds its rows; results.jsonl is put together from all DONE files, in the order
+in which the runs ended. A checkpoint counts when the Trainer has written its last file; `elapsed` holds the seconds
+that led to the newest one. At the end the Trainer keeps only the best checkpoint; TRAINED names it, so that a run
+killed in its last evaluation is not trained again from there.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def finish(output: Path, folder: Path, rows: list[Row]) -> None:
 
 
 def discard_checkpoints(folder: Path) -> None:
-    """Delete what a complete run has no more use for."""
+    """Delete what a complete run no longer needs."""
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     for name in (ELAPSED, TRAINED):
@@ -61,18 +61,18 @@ def discard_checkpoints(folder: Path) -> None:
 
 
 def keep_trained(folder: Path, trained: Trained) -> None:
-    """Say that the training of a run is over."""
+    """Record that the training of a run is finished."""
     write_at_once(folder / TRAINED, json.dumps(asdict(trained)))
 
 
 def trained_before(folder: Path) -> Trained | None:
-    """What `keep_trained` said; None while the training goes on."""
+    """What `keep_trained` recorded; None while training continues."""
     record = folder / TRAINED
     return Trained(**json.loads(record.read_text(encoding="utf-8"))) if record.is_file() else None
 
 
 def collect_results(output: Path) -> None:
-    """Write results.jsonl from the runs that are complete; without one, nothing."""
+    """Write results.jsonl from the complete runs, if there are any."""
     done = sorted(output.glob(f"runs/*/{DONE}"), key=lambda path: (path.stat().st_mtime_ns, path))
     rows = [row for path in done for row in json.loads(path.read_text(encoding="utf-8"))]
     if rows:
@@ -86,13 +86,13 @@ def best_value(output: Path) -> float:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint of a run, to go on from; None to begin."""
+    """The newest complete checkpoint of a run, from which to continue; None to start."""
     complete = [path for path in folder.glob("checkpoint-*") if _is_complete(path)]
     return str(max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if complete else None
 
 
 class ElapsedTime(TrainerCallback):
-    """Seconds of a run, those before an interruption included up to its last checkpoint."""
+    """Seconds of a run, including those before an interruption up to its last checkpoint."""
 
     def __init__(self, folder: Path) -> None:
         self.file, self.began = folder / ELAPSED, time.monotonic()
@@ -113,7 +113,7 @@ class ElapsedTime(TrainerCallback):
 
 
 def write_at_once(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
+    """Write a file that appears only when complete."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)

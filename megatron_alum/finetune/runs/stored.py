@@ -1,10 +1,10 @@
-"""What a fine-tuned folder says of itself beside its weights, so that attack, evaluation and prediction cut, name and
-read as training did: the task, its classes, the columns of a task of the user's own, and the lengths.
+"""What a fine-tuned folder records beside its weights, so that attack, evaluation and prediction read, truncate and
+label as training did: the task, its classes, the columns of a task of the user's own, and the lengths.
 
     OUTPUT/model/finetuned.json     {"task", "kind", "labels", "max_seq_length", "doc_stride", "max_query_length",
                                      "repairs", "text_column", "text_pair_column", "label_column"}
 
-A folder without the file, from elsewhere, is taken as the flags say.
+A folder from elsewhere, without the file, is described by the flags.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megatron_alum.finetune.runs.models import head_of
 from megatron_alum.finetune.runs.records import write_at_once
 
 FILE_NAME = "finetuned.json"
-LENGTH_ELSEWHERE = 512  # tokens of a folder that does not say
+LENGTH_ELSEWHERE = 512  # tokens for a folder without a record
 
 
 def store_task(folder: str | Path, task: Task, lengths: Mapping[str, int], tags: tuple[str, ...] = ()) -> None:
@@ -54,10 +54,10 @@ def stored_task(folder: str | Path) -> dict[str, Any]:
 
 
 def task_of(folder: str, name: str | None, custom: CustomTaskConfig, train_file: str | None = None) -> Task:
-    """The task `name`, or that of the folder; of a task of the user's own, what the flags leave open is the folder's:
-    as it was trained here, or for a folder from elsewhere by its head.
+    """The task `name`, or that of the folder; for a task of the user's own, what the flags leave open is taken from
+    the folder: from its record, or for a folder from elsewhere from its head.
 
-    Raises: ValueError where neither names one.
+    Raises: ValueError if neither names one.
     """
     stored = stored_task(folder)
     name = name or stored.get("task")
@@ -74,7 +74,7 @@ def task_of(folder: str, name: str | None, custom: CustomTaskConfig, train_file:
 
 
 def with_stored(custom: CustomTaskConfig, stored: Mapping[str, Any]) -> CustomTaskConfig:
-    """The columns and classes of a folder's task wherever the flags are at their defaults."""
+    """The columns and classes of a folder's task in place of flags at their defaults."""
     usual, changes = CustomTaskConfig(), {}
     for name in ("text_column", "text_pair_column", "label_column"):
         if getattr(custom, name) == getattr(usual, name):

@@ -1,4 +1,4 @@
-"""Mean, deviation and count over the seeds of each point of a grid."""
+"""Mean, standard deviation and count over the seeds of each point of a grid."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Key = tuple[str, str, str, float, int]  # split, metric, method, learning rate, 
 
 
 def over_seeds(rows: Iterable[Mapping[str, Any]]) -> dict[Key, list[float]]:
-    """{(split, metric, method, learning rate, batch size): one value a seed}."""
+    """{(split, metric, method, learning rate, batch size): one value per seed}."""
     groups: dict[Key, list[float]] = defaultdict(list)
     for row in rows:
         key = (row["split"], row["metric"], row["method"], row["learning_rate"], row["batch_size"])
@@ -25,7 +25,7 @@ def mean_and_deviation(values: list[float]) -> tuple[float, float | None]:
 
 
 def format_summary(rows: Iterable[Mapping[str, Any]], primary: str) -> str:
-    """One line a point, split and metric; the point with the best mean of `primary` on the first split is starred."""
+    """One line per point, split and metric; the point with the best mean of `primary` on the first split is starred."""
     groups = over_seeds(rows)
     if not groups:
         return "no results"

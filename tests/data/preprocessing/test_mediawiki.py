@@ -177,8 +177,8 @@ def test_which_pages_are_articles(tmp_path):
         "6": ("disambiguation page", False),
         "7": ("empty page", False),
         "8": ("not wikitext", False),
-        "9": ("page is no well-formed XML", True),
-        "11": ("page is no well-formed XML", True),
+        "9": ("page is not well-formed XML", True),
+        "11": ("page is not well-formed XML", True),
     }
 
 

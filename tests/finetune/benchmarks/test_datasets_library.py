@@ -72,7 +72,7 @@ def test_squad_answers_of_the_datasets_library(tmp_path):
     example = load_split(TASKS["squad-v1.1"], tmp_path, "train")[0]
     assert example["answers"] == [{"text": "Blue", "answer_start": 0}] and not example["is_impossible"]
     save_arrow(tmp_path / "validation", {**SQUAD_COLUMNS, "answers": [{"text": ["sky"], "answer_start": [4]}]})
-    with pytest.raises(ValueError, match=r"validation: question 1: the answer must stand at .* 4 as 'sky', but ' sk'"):
+    with pytest.raises(ValueError, match=r"validation: question 1: the answer must be at .* 4 as 'sky', but ' sk'"):
         load_split(TASKS["squad-v1.1"], tmp_path, "dev")
 
 

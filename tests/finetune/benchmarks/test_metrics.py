@@ -33,7 +33,7 @@ def test_correlations_against_their_definitions():
 
 def test_wrong_lengths_are_refused():
     for predicted in ([1], []):
-        with pytest.raises(ValueError, match="one entry an example"):
+        with pytest.raises(ValueError, match="one entry per example"):
             flat_metrics(("accuracy",), [1, 0][: 2 * len(predicted)], predicted)
 
 

@@ -173,7 +173,7 @@ def test_models_whose_two_passes_differ_are_refused(name):
         ("Canine", "encoder_input", "must have an `embeddings` module to perturb the encoder's input"),
         ("Albert", 1, "must have one list of its layers .* but AlbertForSequenceClassification has none or several"),
         ("XLM", 1, "must have one list of its layers .* but XLMForSequenceClassification has none or several"),
-        ("SqueezeBert", 1, "must put out the hidden state after layer 1 once, one for each of"),  # [B, H, S] inside
+        ("SqueezeBert", 1, "must output the hidden state after layer 1 once, one for each of"),  # [B, H, S] inside
         ("MPNet", 0, r"--alum-perturb-layer must be at least 1 and below the number of layers \(2\), but is 0"),
         ("MPNet", 2, r"--alum-perturb-layer must be at least 1 and below the number of layers \(2\), but is 2"),
     ],

@@ -70,7 +70,7 @@ def test_without_flags_a_method_is_its_preset(name):
     [
         (("--method", "freelb", "--bregman-weight", 1), "--bregman-weight must be 0 with --method freelb"),
         (("--method", "smart", "--bregman-weight", -1), "--bregman-weight must be at least 0"),
-        (("--method", "smart", "--bregman-momentum", 0.5), "--bregman-momentum must come with --bregman-weight"),
+        (("--method", "smart", "--bregman-momentum", 0.5), "--bregman-momentum must be given with --bregman-weight"),
         ((*BREGMAN, "--bregman-momentum", 2), "--bregman-momentum must be from 0 to 1"),
         (("--alum-epsilon", 0.5), "--alum-epsilon must be left out .* --method none"),
         (("--method", "freelb", "--alum-num-ascent-steps", 5), "--alum-num-ascent-steps must be left out"),
@@ -145,7 +145,7 @@ def with_labels(labels):
 def test_several_labels_an_example_are_refused(tmp_path, name, problem):
     """Named by the configuration, or by labels that make the model guess it."""
     model = tiny_model("classification", problem_type=problem)
-    with pytest.raises(ValueError, match="must have one label an example"):
+    with pytest.raises(ValueError, match="must have one label per example"):
         trainer = AlumTrainer(
             model=model, args=arguments(tmp_path), train_dataset=with_labels([1.0, 0.0, 1.0]), method=name
         )

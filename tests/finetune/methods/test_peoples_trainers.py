@@ -41,7 +41,7 @@ def test_a_16_bit_model_of_model_init_too(tmp_path):
 
 def test_method_none_leaves_a_16_bit_model_as_the_trainer_does_and_warns(tmp_path):
     _, plain = train(tmp_path, "classification", Trainer, model=tiny_model("classification").bfloat16())
-    with pytest.warns(UserWarning, match="most updates round away"):
+    with pytest.warns(UserWarning, match="mostly rounded away"):
         _, none = train(tmp_path, "classification", model=tiny_model("classification").bfloat16(), method="none")
     assert_equal(plain, none)
 

@@ -1,17 +1,18 @@
-"""What the rule-based sentence splitter must know of a language: one table a language, data files beside this one.
+"""What the rule-based sentence splitter must know about a language: one table per language, in data files beside this
+one.
 
 A table XX.toml (ISO 639 code) holds, each field optional but `script`:
 
     script          the script that the language is written in
     ordinals        true where a number with a period is an ordinal ("am 3. Juni"): before a capital it ends no sentence
     never_final     abbreviations that do not end a sentence ("Dr.", "vgl.")
-    before_numbers  those that do not before a number ("p. 5", "Dez. 7"); many are words of their own
-    maybe_final     those that end one only before a word of first_words ("etc.", "Inc.", "r.")
-    first_words     words that begin sentences often and names seldom, as they stand there
-    final           words of one letter, so written, that do end a sentence where other lone letters are abbreviations
-    letter_names    names of letters that spell initials with the language's own full stop
-    after_quote     regular expressions of what a sentence goes on with after a stop and a closing quotation mark
-    after_mark      the same after a stop alone
+    before_numbers  abbreviations that do not end one before a number ("p. 5", "Dez. 7"); many are words of their own
+    maybe_final     abbreviations that end one only before a word of first_words ("etc.", "Inc.", "r.")
+    first_words     words that often begin sentences and seldom names, with their capital letter
+    final           words of one letter, in this case, that do end a sentence although other lone letters are
+    abbreviations letter_names    names of letters that spell initials with the language's own full stop
+    after_quote     regular expressions for how a sentence continues after a stop and a closing quotation mark
+    after_mark      the same after only a stop
 
 Abbreviations are lower case and without the last period. The lists were written for this project.
 """
@@ -24,14 +25,14 @@ from importlib.resources import files
 from typing import Any
 
 ANY = "en"
-"""The table of Latin script for a language that is not known or has none."""
+"""The Latin-script table for a language that is unknown or has no table."""
 _LISTS = ("never_final", "before_numbers", "maybe_final", "first_words", "final", "letter_names")
 _PATTERNS = ("after_quote", "after_mark")
 
 
 @dataclass(frozen=True)
 class LanguageRules:
-    """The tables of one language and of the other scripts, joined; fields as above."""
+    """The tables of one language and of the other scripts, combined; fields as above."""
 
     ordinals: bool
     never_final: frozenset[str]
@@ -47,7 +48,7 @@ class LanguageRules:
 
 
 def primary(code: str) -> str:
-    """The language of a code with region or script: `pt-BR` is `pt`."""
+    """The language of a code with region or script: `pt` for `pt-BR`."""
     return code.lower().replace("_", "-").split("-")[0]
 
 
@@ -63,10 +64,10 @@ def tables() -> dict[str, dict[str, Any]]:
 
 @cache
 def rules_of(language: str | None) -> LanguageRules:
-    """The rules for text in `language` (a code; None: not known).
+    """The rules for text in `language` (a code; None if unknown).
 
-    Of each script one table counts: the language's own where it is of that script, else the one there is. Words of
-    different scripts cannot be confused, so that a Hindi quotation is split well in an English article.
+    One table is used for each script: the language's own if it has that script, else the one that exists. Words of
+    different scripts cannot be confused, so a Hindi quotation in an English article is split well.
     """
     own = primary(language) if language else ANY
     chosen = {

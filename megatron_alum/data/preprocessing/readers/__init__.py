@@ -1,5 +1,5 @@
-"""Readers of raw corpora, one format a file: each turns a file into chunks (cheap) and a chunk into documents (the
-work).
+"""Readers of raw corpora, one module per format: each turns a file into chunks (cheap) and a chunk into documents
+(the real work).
 
 Reading order: `base.py` (Document, Chunk, the two methods of a reader), `streams.py` (compression), `records.py`
 (formats whose records can be cut out of a byte stream), then the formats, `detect.py` (`--format auto`) and

@@ -5,14 +5,14 @@ names byte ranges of a plain file, whole small compressed files, or hands over b
 runs in a worker. Chunks depend on the file alone (never on the number of workers), so chunk n of a file is the same
 in every run.
 
-Nothing is lost between the two, and each of these is checked while a run goes on:
+Nothing is lost between the two; each of these is checked during a run:
 
     the chunks of a file are intervals [offset, end) of its stored bytes: the first begins at 0, each begins where the
     one before it ended, the last ends at the size of the file (`plan.py`, which also counts a file without records)
     a worker reads its interval to the end, or fails (`records.py`)
-    whatever stands in a chunk comes out as a Document or as a Rejected with its reason (`worker.py` counts both)
+    everything in a chunk comes out as a Document or as a Rejected with its reason (`worker.py` counts both)
 
-A part of a document that is left out or altered has its reason in `Document.repairs` and is counted too.
+If a part of a document is left out or altered, the reason is in `Document.repairs` and is counted too.
 """
 
 from collections.abc import Iterable, Iterator
@@ -36,12 +36,12 @@ class Document:
     id: str
     text: str
     repairs: tuple[str, ...] = ()
-    """why the text is not all that the record holds, each counted by reason in the manifest"""
+    """why the text is not the complete record, each counted by reason in the manifest"""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A record that is no document, and why; counted by reason in the manifest."""
+    """A record that is not a document, and why; counted by reason in the manifest."""
 
     id: str
     reason: str
@@ -52,7 +52,7 @@ class Rejected:
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A part of one input file: `span` (bytes or row groups) of the file, or `data`, or the whole file when both
-    None."""
+    are None."""
 
     path: str
     ordinal: int = 0
@@ -65,23 +65,23 @@ class Chunk:
     span: tuple[int, int] | None = None
     data: bytes | None = None
     format: str | None = None
-    """format of `data` where the file's own reader does not read it: a member of an archive"""
+    """format of `data` if it is not the file's own: a member of an archive"""
     rejected: str | None = None
     """why the chunk, which is one record, cannot be read"""
 
     @property
     def name(self) -> str:
-        """How messages call this chunk."""
+        """The name of this chunk in messages."""
         return f"{self.path} at byte {self.offset}"
 
 
 class Unreadable(ValueError):
-    """A file whose content no reader takes as it is; the message names what was found and what helps."""
+    """A file whose content no reader accepts as it is; the message names what was found and the remedy."""
 
     def __init__(self, message: str, found: str) -> None:
         super().__init__(message)
         self.found = found
-        """what was found, in a few words, for a member of an archive that is counted and passed over"""
+        """what was found, in a few words, for an archive member that is counted and skipped"""
 
 
 class Reader(Protocol):
@@ -97,7 +97,7 @@ class Reader(Protocol):
 def tile(path: Path, pieces: Iterable[Chunk]) -> Iterator[Chunk]:
     """`pieces` of the file at `path`, each with its `end`, with ordinals and intervals that tile the file.
 
-    A decompressor reads ahead, so a piece begins where the file stood when the one before it was complete. The last
+    A decompressor reads ahead, so a piece begins at the file position when the piece before it was complete. The last
     one ends at the size of the file: what follows the last record belongs to it. A file without a piece is one chunk
     without records.
     """

@@ -1,12 +1,12 @@
-"""Which reader a file needs, from its own name and first bytes (decompressed) alone, so that shards, resumed runs and
-other neighbours cannot change it.
+"""Which reader a file needs, decided only by its own name and first (decompressed) bytes, so that shards, resumed runs
+and other files cannot change it.
 
 parquet        magic PAR1                      mediawiki      <mediawiki within the first KiB
 openwebtext    a tar archive                   wikiextractor  a line begins with `<doc `
 jsonl          a line is a JSON object         lines          text without any blank line in its first MiB
 text           other text                      (error)        what `sniff.py` knows to be something else
 
-A format given by --format is checked too, where its files can be told from others: a wrong one would read nothing.
+A format given by --format is checked too, if its files can be told from others: a wrong one would read nothing.
 """
 
 from collections.abc import Callable, Iterator
@@ -64,7 +64,7 @@ def make_reader(name: str, **options: str) -> Reader:
 
 
 class SmallFileReader:
-    """Small compressed files: each is one chunk, whose reader is chosen where it is decompressed.
+    """Small compressed files: each is one chunk, whose reader is chosen by the worker that decompresses it.
 
     Decompressing the heads of fifteen thousand small .bz2 files would take the coordinator minutes.
     """
@@ -94,12 +94,12 @@ class SmallFileReader:
 
 def format_to_read(path: Path, options: ReadOptions = DEFAULTS) -> str | None:
     """The format of `path`, None for a file without text, "auto" for one whose format shows when a worker decompresses
-    it; ValueError when it is not what --format says, or nothing that is read."""
+    it; ValueError when it is not what --format says, or not readable at all."""
     return "auto" if is_small_compressed(path) else detect_format(path, options)
 
 
 def detect_format(path: Path, options: ReadOptions = DEFAULTS) -> str | None:
-    """The format of `path`, None for a file without text; ValueError when its first bytes are no text of any kind."""
+    """The format of `path`, None for a file without text; ValueError when its first bytes are not text of any kind."""
     with open_stream(path) as stream:
         return _format_of_head(stream.read(sniff.SAMPLE_BYTES), path, options)
 
@@ -142,6 +142,6 @@ def _checked(found: str | None, given: str, path: Path, text: str = "") -> str:
         return given
     raise Unreadable(
         f"`--format` must be the format of {path}, which holds {found}, but is {given} instead. "
-        "Give that one, or leave --format out: every file is then looked at.",
+        "Give that one, or leave --format out to have every file detected.",
         found,
     )

@@ -1,7 +1,7 @@
 """From the words after --input to a list of files: files, folders (searched below) and globs, sorted, none twice.
 
-Hidden files, and files whose suffix says that they are no text (checksums, indexes of multistream dumps), are left
-out of folders, and counted by reason. What preprocessing itself writes is left out of folders and globs: the output
+Hidden files, and files whose suffix says that they are not text (checksums, indexes of multistream dumps), are left
+out of folders and counted by reason. The output of preprocessing itself is left out of folders and globs: the output
 may lie beside the input, and a later run, a resumed one and the other shards must see the files that the first one
 saw. A file named by the user is taken as it is.
 """
@@ -16,7 +16,7 @@ from megatron_alum.data.tokenizers.vocabulary import CONFIG_FILE, MODEL_FILE
 _NO_TEXT = {".md5", ".sha1", ".sha256", ".idx", ".bin", ".log", ".html", ".yaml", ".yml", ".md", ".py", ".png", ".pdf"}
 _MANIFEST_BYTES = 4 << 20
 _OUTPUT_FOLDERS = {PARTIAL_SUFFIX: LOCK_FILE, PUNKT_SUFFIX: "ortho_context.tab"}
-"""How the folders of a corpus end, and what each of them holds: the name alone could be a user's."""
+"""The suffixes of a corpus's folders, and a file that each of them holds: the name alone could be a user's."""
 
 
 def find_inputs(inputs: Sequence[str]) -> tuple[list[Path], dict[Path, str]]:
@@ -69,7 +69,7 @@ def _why_no_text(file: Path, folder: Path) -> str | None:
 
 def _without_outputs(files: Iterable[Path]) -> list[Path]:
     """`files` less the parts of corpora, finished or not: OUT.partial, OUT.json, OUT-tokenizer and so on."""
-    known: dict[Path, bool] = {}  # most files share their folder with many others
+    known: dict[Path, bool] = {}  # cached, since most files share their folder with many others
     kept = []
     for file in files:
         folder = file.parent
@@ -96,6 +96,6 @@ def _is_output_file(file: Path) -> bool:
 
 
 def _is_manifest(file: Path) -> bool:
-    """Whether a .json beside a .bin and an .idx is ours: it may be the text that another program made those from."""
+    """Whether a .json beside a .bin and an .idx is ours: it may be the text from which another program made those."""
     with file.open("rb") as stream:
         return b'"manifest_version":' in stream.read(_MANIFEST_BYTES)

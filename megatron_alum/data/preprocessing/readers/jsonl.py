@@ -1,9 +1,9 @@
 """JSON lines: one object a line with `text` and, if present, `id` or `title` (wikiextractor --json, datasets exports).
 
-A line that is no JSON object, or has no string under `text`, is rejected with its id or its place; blank lines are no
-records. Control characters that stand bare in a string (a NUL, a tab), which JSON forbids and many programs write, are
-taken and counted: cleaning removes them from any text. Records of wikiextractor are known by their keys, and its
-entities are resolved.
+A line that is not a JSON object, or has no string under `text`, is rejected with its id or its place; blank lines are
+not records. Unescaped control characters in a string (a NUL, a tab), which JSON forbids and many programs write, are
+accepted and counted: cleaning removes them from any text. Records of wikiextractor are recognised by their keys,
+and its entities are resolved.
 """
 
 import json
@@ -24,7 +24,7 @@ class JsonLinesReader(LineReader):
         self.text_key = text_key
 
     def parse(self, data: bytes, name: str) -> Iterator[Document | Rejected]:
-        """One document or rejection a non-blank line."""
+        """One document or rejection per non-blank line."""
         text, damaged = decode(data)
         for number, line in enumerate(text.split("\n"), start=1):
             if line and not line.isspace():
@@ -37,7 +37,7 @@ class JsonLinesReader(LineReader):
             except json.JSONDecodeError:
                 record = _LENIENT.decode(line)
                 repairs = (*repairs, BARE_CONTROL)
-        except (ValueError, RecursionError):  # also a number of more digits, or a nesting, than Python reads
+        except (ValueError, RecursionError):  # also for more digits or deeper nesting than Python can read
             return Rejected(place, "not JSON")
         if not isinstance(record, dict):
             return Rejected(place, "not a JSON object")

@@ -2,14 +2,14 @@
 
 Kept are pages of the article namespace (0) in wikitext. Redirects, other namespaces, other content models,
 disambiguation pages and pages that are empty once their markup is gone are skipped by rule and counted. A page that
-is no well-formed XML is counted as broken, with its id, and the others go on. Of several revisions the last counts.
+is not well-formed XML is counted as broken, with its id, and reading continues. Of several revisions, the last is used.
 
 A multistream .bz2 is cut at its streams and decompressed by the workers. Streams need not begin with a page: a page
 belongs to the stream its first byte lies in, and a worker reads on into the following streams to complete its last
 page.
 
-A dump that ends without </mediawiki> was cut short, as by a download that broke off: nothing else shows it where the
-cut lies between two pages. It is counted as a broken record.
+A dump that ends without </mediawiki> was cut off, for example by an interrupted download: if the cut lies between two
+pages, nothing else shows it. It is counted as a broken record.
 """
 
 import re
@@ -44,7 +44,7 @@ CLEANERS: dict[str, Callable[[str, Wiki, str], str]] = {
     "mwparserfromhell": clean_by_parser,
 }
 STREAM_GROUP_BYTES = 300_000
-"""Compressed bytes of streams that make a chunk: one of Wikimedia's streams (100 pages) on average."""
+"""Compressed bytes of streams that make up a chunk: one of Wikimedia's streams (100 pages) on average."""
 _PAGE, _PAGE_END = b"<page>", b"</page>"
 _ID = re.compile(r"<id>\s*(\d+)\s*</id>")
 _HEAD_BYTES = 64 << 10
@@ -100,7 +100,7 @@ class MediawikiReader(RecordReader):
             yield from super().documents(chunk)
 
     def parse(self, data: bytes, name: str) -> Iterator[Document | Rejected]:
-        """One document or rejection a <page>."""
+        """One document or rejection per <page>."""
         text, damaged = decode(data)
         wiki = wiki_of_dump(name.rpartition(" at byte ")[0])
         for source in _pages(text):
@@ -112,7 +112,7 @@ class MediawikiReader(RecordReader):
         try:
             page = ET.fromstring(source)
         except ET.ParseError as error:
-            return Rejected(key, f"page is no well-formed XML ({error})".split(":")[0] + ")")
+            return Rejected(key, f"page is not well-formed XML ({error})".split(":")[0] + ")")
         revision = page.findall("revision")[-1:]
         if not revision:
             return Rejected(key, NO_REVISION, broken=False)
@@ -125,7 +125,7 @@ class MediawikiReader(RecordReader):
 
 
 def _pages(text: str) -> Iterator[str]:
-    """Every <page> element; one that lacks its end ends where the next one begins."""
+    """Every <page> element; an unclosed one ends where the next one begins."""
     opening, closing = _PAGE.decode(), _PAGE_END.decode()
     begin = text.find(opening)
     while begin >= 0:
@@ -138,12 +138,12 @@ def _pages(text: str) -> Iterator[str]:
 
 def _pages_of_streams(path: Path, span: tuple[int, int]) -> tuple[bytes, bool]:
     """Decompressed bytes from the first page that begins in the streams of `span` to the end of the last one, and
-    whether that one is among them: it is not when it is too long.
+    whether the last one is included: it is not when it is too long.
 
     Wikimedia ends its streams at pages, so that what follows is seldom read: a whole block would be decompressed.
     """
     data = read_bz2_span(path, span)
-    limit = len(data) + len(_PAGE) - 1  # a tag that begins in these streams may end behind them
+    limit = len(data) + len(_PAGE) - 1  # a tag that begins in these streams may end after them
     following = _following(path, span[1])
     if any(data.endswith(_PAGE[:size]) for size in range(1, len(_PAGE))):
         data += next(following, b"")
@@ -162,8 +162,8 @@ def _pages_of_streams(path: Path, span: tuple[int, int]) -> tuple[bytes, bool]:
 
 
 def _is_cut_short(path: Path, starts: list[int]) -> bool:
-    """Whether the dump in the streams that begin at `starts` lacks its end, which Wikimedia gives a stream of its
-    own."""
+    """Whether the dump in the streams that begin at `starts` lacks its end, which Wikimedia writes as a separate
+    stream."""
     with open_stream(path) as stream:
         if _DUMP not in stream.read(_EDGE_BYTES):
             return False
@@ -186,7 +186,7 @@ def _following(path: Path, start: int) -> Iterator[bytes]:
 
 @lru_cache(maxsize=8)
 def wiki_of_dump(path: str) -> Wiki:
-    """The wiki that a dump was taken from, by the head of the file."""
+    """The wiki that a dump was taken from, according to the head of the file."""
     if not Path(path).is_file():
         return wiki_of_head("")
     with open_stream(Path(path)) as stream:
