@@ -10,9 +10,9 @@ Two sequences back to back (BERT layout, masked positions 3 and 12, T rounded up
     sequence        0    0   0   0   0     0    0   0     0     1    1   1   1     1    1   1
     cu_seqlens      0, 9, 16
 
-Where T exceeds the real tokens, the rest is the tail: a sequence of its own (number B, pad tokens, type and position 0)
-that no cu_seqlens entry, no masked position and no loss knows of.
-Sequences that take the adversarial branch stand first, so that they are a batch of their own: `leading`.
+Where T exceeds the real tokens, the rest is the tail: an extra sequence (number B, pad tokens, type and position 0)
+that no cu_seqlens entry, no masked position and no loss refers to.
+Sequences that take the adversarial branch come first, so that they can be split off as a batch: `leading`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 IGNORED_LABEL = -100
 """NSP label of a sample whose objective has no sentence-pair question (the index torch's cross-entropy ignores)."""
 DEFAULT_TOKEN_MULTIPLE = 8
-"""T is a multiple of this: matrix units want rows in eights."""
+"""T is a multiple of this: matrix units need rows in multiples of 8."""
 
 
 def rounded_up(num_tokens: int, multiple: int) -> int:
@@ -36,7 +36,8 @@ def rounded_up(num_tokens: int, multiple: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class PretrainingBatch:
-    """Tensors of one micro-batch, all on one device (CPU when fresh from the loader), and what the host knows of them.
+    """Tensors of one micro-batch, all on one device (CPU when fresh from the loader), and what the host knows about
+    them.
 
     Host facts are plain integers, fixed before the batch moves: asking for one never waits for a device.
     """
@@ -56,7 +57,7 @@ class PretrainingBatch:
     masked_labels: Tensor
     """int64 [N]: original token ids at `masked_positions`"""
     nsp_labels: Tensor
-    """int64 [B]: nsp: 0 true next, 1 random; sop: 0 in order, 1 swapped; -100 where the objective has none"""
+    """int64 [B]: nsp: 0 true next, 1 random; sop: 0 in order, 1 swapped; -100 if the objective has none"""
     sample_index: Tensor
     """int64 [B]: global index of each sample in the run, from 0; independent of the data-parallel layout"""
     lengths: tuple[int, ...]
@@ -66,7 +67,7 @@ class PretrainingBatch:
     pad_token: int
     """id that fills the tail"""
     num_adversarial: int = 0
-    """the first so many sequences take the adversarial branch: 0 .. B"""
+    """number of leading sequences that take the adversarial branch: 0 .. B"""
 
     @property
     def num_sequences(self) -> int:
@@ -90,7 +91,7 @@ class PretrainingBatch:
 
     @property
     def num_adversarial_masked(self) -> int:
-        """Masked positions of those sequences; they stand first among `masked_positions`."""
+        """Masked positions of those sequences; they come first among `masked_positions`."""
         return sum(self.masked_counts[: self.num_adversarial])
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PretrainingBatch:
@@ -109,11 +110,11 @@ class PretrainingBatch:
         return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
     def leading(self, num_sequences: int, multiple: int) -> PretrainingBatch:
-        """The first `num_sequences` sequences as a batch of their own, with T a multiple of `multiple`."""
+        """The first `num_sequences` sequences as a separate batch, with T a multiple of `multiple`."""
         return self._cut(0, num_sequences, multiple)
 
     def trailing(self, num_sequences: int, multiple: int) -> PretrainingBatch:
-        """The sequences beyond the first `num_sequences` as a batch of their own, with T a multiple of `multiple`."""
+        """The sequences beyond the first `num_sequences` as a separate batch, with T a multiple of `multiple`."""
         return self._cut(num_sequences, self.num_sequences, multiple)
 
     def _cut(self, first: int, last: int, multiple: int) -> PretrainingBatch:

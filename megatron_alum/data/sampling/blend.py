@@ -1,8 +1,8 @@
 """Several shards as one stream of samples, in fixed proportions and without state.
 
 The proportions are rounded to a block of samples that repeats; inside the block the samples of each shard are spread
-evenly, so that any stretch of the run holds each shard's share to within a few samples. Sample g of the run is then a
-table look-up: no index as long as the run, and the same answer after a resume or on another layout.
+evenly, so that any part of the run has each shard's share to within a few samples. Sample g of the run is then a table
+look-up: no index of the run's length is needed, and the answer is the same after a resume or on another layout.
 
 Example, weights 3 and 1 with a block of 4:   g      0 1 2 3 | 4 5 6 7 | ...
                                               shard  0 0 1 0 | 0 0 1 0 |
@@ -28,7 +28,7 @@ def parse_data_path(data_path: Sequence[str]) -> tuple[list[str], list[float] | 
     """(prefixes, weights or None) of Megatron's `--data-path`: prefixes alone, or WEIGHT PREFIX pairs.
 
     A number that is the name of a shard's files counts as a prefix. Raises: ValueError for numbers without a prefix and
-    prefixes without a number among others that have one, weights that are none, and too many shards.
+    prefixes without a number among others that have one, invalid weights, and too many shards.
     """
     is_weight = [_number(word) is not None and not Path(f"{word}.idx").is_file() for word in data_path]
     if not any(is_weight):
@@ -41,7 +41,7 @@ def parse_data_path(data_path: Sequence[str]) -> tuple[list[str], list[float] | 
     if len(prefixes) > MAX_DATASETS:
         raise ValueError(
             f"--data-path must name at most {MAX_DATASETS} shards, but names {len(prefixes)}. "
-            "Join them by megatron-alum merge."
+            "Merge them with megatron-alum merge."
         )
     return prefixes, [float(weight) for weight in weights if weight is not None] or None
 

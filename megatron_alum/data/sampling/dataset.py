@@ -1,4 +1,4 @@
-"""Pre-training samples by global index: the door through which training, evaluation and the inspect tool take batches.
+"""Pre-training samples by global index: the interface from which training, evaluation and the inspect tool get batches.
 
     datasets = open_datasets(config.data, model_type="bert", seq_length=512, train_samples=iters * batch, seed=1234)
     batch = datasets.train.batch([0, 1, 2, 3])
@@ -50,7 +50,7 @@ class PretrainingDataset:
         special: SpecialTokens,
         native: bool = False,
     ) -> None:
-        """`shards` and `blend` have the same order; `settings.split` is the split the shards were cut to.
+        """`shards` and `blend` have the same order; `settings.split` is the split to which the shards were restricted.
 
         Batches come from the C++ sampler if `native`, else from the Python reference; several threads may draw at once.
         """
@@ -84,8 +84,8 @@ class PretrainingDataset:
     def measure(self, sample_indices: Sequence[int]) -> Sizes:
         """int64 ([n], [n]): tokens (special ones included) and masked tokens of each sample, as `batch` builds it.
 
-        Both follow from the index rows. Only where words are masked whole the text is read too: how many tokens fit
-        depends on the words.
+        Both follow from the index rows. Only with whole-word masking is the text read too: how many tokens fit depends
+        on the words.
         """
         if not self.native:
             sizes = [self._measure_one(g) for g in sample_indices]
@@ -180,7 +180,7 @@ def collate(
 
 @dataclass(frozen=True)
 class Datasets:
-    """The splits of a run; None where a split has too few documents or no share."""
+    """The splits of a run; None if a split has too few documents or no share."""
 
     train: PretrainingDataset
     valid: PretrainingDataset | None
@@ -279,7 +279,7 @@ def open_split(
 
 
 def _can_serve(corpus: Corpus, num_documents: int, settings: SampleSettings) -> bool:
-    """Whether a split has documents enough; a training split with one document cannot have NSP and is refused."""
+    """Whether a split has enough documents; a training split with one document cannot have NSP and is refused."""
     if num_documents == 0:
         return False
     if settings.objective != "nsp" or num_documents > 1:

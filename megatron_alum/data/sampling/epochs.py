@@ -1,7 +1,7 @@
-"""One shard as an endless sequence of samples: epoch after epoch, each sample exactly once an epoch, in random order.
+"""One shard as an endless sequence of samples: epoch after epoch, each sample exactly once per epoch, in random order.
 
 Epochs differ in size, since the pairs are drawn anew, so the place of a sample follows from the sizes of the epochs
-before it; they are opened in order (from the cache where it has them). Where the run will need it, the epoch after the
+before it; they are opened in order (from the cache where it has them). If the run will need it, the epoch after the
 newest is built by a background thread while the newest is being read, so that no step waits for an index.
 """
 
@@ -49,7 +49,7 @@ class ShardSamples:
         self._expected_samples = 0
 
     def expect(self, num_samples: int) -> None:
-        """Say how many samples the run will take, so that epochs may be built ahead of their use."""
+        """Announce how many samples the run will take, so that epochs can be built before they are needed."""
         self._expected_samples = num_samples
 
     def open_through(self, sample: int) -> None:
@@ -79,14 +79,14 @@ class ShardSamples:
         number = len(self.epochs)
         if number >= MAX_EPOCHS:
             raise ValueError(
-                f"The run must pass over {self.corpus.prefix} fewer than {MAX_EPOCHS} times, but wants more. "
+                f"The run must pass over {self.corpus.prefix} fewer than {MAX_EPOCHS} times, but needs more. "
                 "Use more text or fewer iterations."
             )
         rows = self._ahead.result() if self._ahead else self._rows(number)
         self._ahead = None
         if not len(rows):
             raise ValueError(
-                f"{self.corpus.prefix} must yield at least one sample an epoch, but yields none. Use more text."
+                f"{self.corpus.prefix} must yield at least one sample per epoch, but yields none. Use more text."
             )
         first_sample = self.epochs[-1].end_sample if self.epochs else 0
         self.epochs.append(Epoch(rows, self._order(number, len(rows)), first_sample))
@@ -102,7 +102,7 @@ class ShardSamples:
             except BaseException as error:  # raised where the epoch is opened
                 ahead.set_exception(error)
 
-        # A daemon, since the end of a run must not wait for an index it no longer needs.
+        # A daemon thread, since the end of a run must not wait for an index that is no longer needed.
         threading.Thread(target=build, name="epoch-index", daemon=True).start()
         self._ahead = ahead
 

@@ -1,13 +1,13 @@
 """The rows of an epoch on disk: built once, mapped by every rank, independent of batch size, ranks and mask rate.
 
     CACHE/NAME-<digest>.npy     structured array of `objective.ROW` in document order
-    CACHE/NAME-<digest>.json    the SHA-256 of that file, and what the digest stands for, for people
+    CACHE/NAME-<digest>.json    the SHA-256 of that file, and, for people, the contents of the digest
 
-The digest covers all that decides the rows: the sentence table of the shard, the split's documents, objective, lengths,
-seed, position in the blend, epoch, and the version of the algorithm. Ranks of one machine agree by a file lock on who
-builds; across machines the file is written to a temporary name and renamed, and both would write the same bytes. A
-file that is not what was written (it is read once to see) is built again, with a warning: a row that points elsewhere
-would give samples nobody asked for. Where the folder cannot be written the rows stay in memory, with one warning.
+The digest covers everything that determines the rows: the sentence table of the shard, the split's documents,
+objective, lengths, seed, position in the blend, epoch, and the version of the algorithm. On one machine a file lock
+decides which rank builds; across machines the file is written to a temporary name and renamed, and both would write the
+same bytes. A file that differs from what was written (it is read once to check) is rebuilt, with a warning: a damaged
+row would give wrong samples. If the folder cannot be written, the rows stay in memory, with one warning.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from megatron_alum.data.shards.files import sha256_of
 from megatron_alum.data.shards.names import INDEX_CACHE
 
 ALGORITHM_VERSION = 1
-"""Raised whenever the rows for equal settings change."""
+"""Increased whenever the rows for equal settings change."""
 Rows = npt.NDArray[np.void]
 Walk = Callable[[Sentences, WalkSettings], Rows]
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def epoch_rows(corpus: Corpus, sentences: Sentences, walk: WalkSettings, *, fold
             if (rows := _load(path)) is not None:
                 return rows
             if path.exists():
-                logger.warning("Pair index %s is not what was written there, and is built again.", path)
+                logger.warning("Pair index %s is not what was written there, and is rebuilt.", path)
             rows = _checked_build(corpus, sentences, walk, build)
             _store(path, rows, description)
     except OSError as error:
@@ -67,7 +67,7 @@ def epoch_rows(corpus: Corpus, sentences: Sentences, walk: WalkSettings, *, fold
 def _description(corpus: Corpus, sentences: Sentences, walk: WalkSettings) -> dict[str, object]:
     described = {"version": ALGORITHM_VERSION, "shard": corpus.fingerprint(), **asdict(walk)}
     if walk.objective == "none":
-        # Packing takes no random decision: every epoch and seed has the same rows in another order.
+        # Packing makes no random decision: every epoch and seed has the same rows in a different order.
         for name in ("seed", "epoch", "dataset", "short_seq_prob"):
             del described[name]
     return {**described, "first_document": sentences.first, "last_document": sentences.last}
@@ -101,7 +101,7 @@ def _store(path: Path, rows: Rows, description: dict[str, object]) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file written under a name of its own and renamed when whole."""
+    """Write a file under a temporary name and rename it when complete."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:
@@ -113,7 +113,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Exclusive among the processes of this machine, where the file system has locks; gone with the process."""
+    """Exclusive among the processes of this machine, if the file system has locks; released when the process ends."""
     with path.open("w") as stream:
         with contextlib.suppress(OSError):
             fcntl.flock(stream, fcntl.LOCK_EX)

@@ -1,7 +1,7 @@
 """The micro-batches of one data-parallel rank, iteration by iteration, prepared ahead by background threads.
 
-Which samples they hold is placement's decision (`BatchPlan`); it depends on the iteration's samples alone, so a run
-resumes at any of them, on any number of ranks, and neither repeats nor skips one.
+Which samples they hold is placement's decision (`BatchPlan`); it depends only on the iteration's samples, so a run
+resumes at any sample, on any number of ranks, and neither repeats nor skips one.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ class Drawn(Measured, Protocol):
 
 @dataclass(frozen=True)
 class IterationBatches:
-    """What one optimizer step takes on one rank."""
+    """The micro-batches of one optimizer step on one rank."""
 
     micro_batches: list[PretrainingBatch]
     """this rank's, M of them"""
     counts: Counts
     """of the global batch, the same on every rank"""
     imbalance: float
-    """tokens of the rank that has the most, over the mean of the ranks, less 1"""
+    """most tokens of any rank, divided by the mean over ranks, minus 1"""
 
 
 def draw(dataset: Drawn, plan: BatchPlan, first_sample: int) -> IterationBatches:
-    """One iteration's micro-batches of a rank, here and now; the global batch begins at `first_sample`."""
+    """One iteration's micro-batches of a rank, computed synchronously; the global batch begins at `first_sample`."""
     iteration = plan.iteration(dataset, first_sample)
     batches = [_draw_one(dataset, plan, iteration, m) for m in range(plan.num_micro_batches)]
     return IterationBatches(batches, iteration.counts, iteration.imbalance)
@@ -61,7 +61,7 @@ class BatchLoader:
     """Endless iterator over a rank's iterations.
 
     `wait_seconds` is the time its caller has spent waiting for an iteration so far: near zero when the sampler keeps
-    up. Placement is one task of a thread pool and each micro-batch another, so that more threads prepare more of them
+    up. Placement and each micro-batch are separate tasks of a thread pool, so that more threads prepare more of them
     at once; they come out in order. Use as a context manager or call `close`.
     """
 
@@ -75,8 +75,8 @@ class BatchLoader:
         num_threads: int = 1,
         pin_memory: bool = False,
     ) -> None:
-        """Start preparing from global sample `consumed_samples` on, `prefetch_batches` micro-batches ahead or the
-        whole iteration that these lie in."""
+        """Start preparing from global sample `consumed_samples` on, `prefetch_batches` micro-batches ahead, rounded
+        up to whole iterations."""
         if consumed_samples < 0:
             raise ValueError(f"consumed_samples must be at least 0, but is {consumed_samples} instead.")
         self.wait_seconds = 0.0
@@ -92,7 +92,7 @@ class BatchLoader:
         return self
 
     def __next__(self) -> IterationBatches:
-        """The next iteration; an error met while preparing it is raised here and ends the run of the loader."""
+        """The next iteration; an error met while preparing it is raised here and ends the loader."""
         if self._closed:
             raise StopIteration
         begin = time.perf_counter()
@@ -108,7 +108,7 @@ class BatchLoader:
         return IterationBatches(batches, plan.counts, plan.imbalance)
 
     def close(self) -> None:
-        """Finish the tasks in hand and drop all that was prepared."""
+        """Finish the running tasks and discard everything prepared."""
         self._closed = True
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._ahead.clear()
@@ -120,7 +120,7 @@ class BatchLoader:
         self._next_sample += self._plan.global_batch_size
 
     def _prepare(self, plan: Future[IterationPlan], m: int) -> PretrainingBatch:
-        # Tasks begin in the order of their submission, so a thread that waits here waits for one that is at work.
+        # Tasks start in the order of submission, so a thread that waits here waits for one that is running.
         batch = _draw_one(self._dataset, self._plan, plan.result(), m)
         return batch.pin_memory() if self._pin_memory else batch
 

@@ -1,4 +1,4 @@
-"""Which tokens of a sample are masked, and what stands in their place.
+"""Which tokens of a sample are masked, and what replaces them.
 
 Python reference; the C++ twin csrc/data/masking.cpp takes the same words of the stream (seed, global sample index) in
 the same order: first those of the selection, then one word for each masked position in ascending order.
@@ -11,7 +11,7 @@ the same order: first those of the selection, then one word for each masked posi
                end of a text, at a word already taken and at what still fits
     then       80 % become the mask token, 10 % stay, 10 % become a random token that is not special
 
-If no word fits, the first word drawn is taken whole: a sample is never without a masked token.
+If no word fits, the first word drawn is masked entirely: every sample has a masked token.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _select_runs(
 
 
 def replacement(token: int, word: int, special: SpecialTokens) -> int:
-    """What stands in the place of a masked token: the mask token, itself, or a random regular token."""
+    """The replacement of a masked token: the mask token, itself, or a random regular token."""
     if word < MASKED_BELOW:
         return special.mask
     if word < KEPT_BELOW:

@@ -1,7 +1,7 @@
 """The C++ sampler (module megatron_alum._data): same rows and same batches as the Python reference, bit for bit.
 
-`choose_sampler` picks between them; with `auto` the reference serves where the extension is not built, and says so
-once. Nothing of torch is known to the extension: batches are written into numpy arrays, which tensors then share.
+`choose_sampler` picks between them; with `auto` the reference is used if the extension is not built, which is logged
+once. The extension does not depend on torch: batches are written into numpy arrays, which tensors then share.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def choose_sampler(wish: str) -> str:
     if wish == "python" or _data is not None:
         return "cpp" if wish == "auto" else wish
     if wish == "cpp":
-        raise ValueError(f"--sampler must be python or auto where the extension is not built ({_reason}). Build it.")
+        raise ValueError(f"--sampler must be python or auto when the extension is not built ({_reason}). Build it.")
     _warn_once()
     return "python"
 
@@ -77,7 +77,7 @@ class BatchBuffers:
     """Memory of one batch of B samples, written by `NativeBatches.fill`; uninitialised at first."""
 
     def __init__(self, num_samples: int, seq_length: int, *, multiple: int = DEFAULT_TOKEN_MULTIPLE) -> None:
-        """Rows of tokens have room for B full samples and their tail; what is not written takes no memory."""
+        """Token rows have room for B full samples and their tail; pages that are not written take no memory."""
         room = num_samples * seq_length
         self.tokens, self.token_types, self.position, self.sequence = (
             np.empty(rounded_up(room, multiple), dtype=np.int64) for _ in range(4)
@@ -93,7 +93,7 @@ class NativeBatches:
     def __init__(
         self, shards: Sequence[ShardSamples], blend: Blend, *, settings: SampleSettings, special: SpecialTokens
     ) -> None:
-        """Hand shards, blend and settings over; index rows follow as epochs are opened."""
+        """Pass in shards, blend and settings; index rows follow as epochs are opened."""
         self._shards, self._settings, self._pad_token = shards, settings, special.pad
         self._known_epochs, self._extending = [0] * len(shards), threading.Lock()
         self._sampler = _data.Sampler(
@@ -144,7 +144,7 @@ class NativeBatches:
     def fill(
         self, samples: npt.NDArray[np.int64], out: BatchBuffers, *, multiple: int = DEFAULT_TOKEN_MULTIPLE
     ) -> tuple[int, int]:
-        """Write the samples over `out` and return (T, N): how much of its rows and of its masked positions is meant."""
+        """Write the samples into `out` and return (T, N): the used lengths of its rows and of its masked positions."""
         self._reach(samples)
         try:
             return self._sampler.fill(samples, multiple=multiple, **vars(out))

@@ -10,10 +10,10 @@ file and a label, after truncation, so that a sample is rebuilt from its row alo
     row        (a_start, b_start, a_length, b_length, label), at most max_tokens in all: the longer side loses
                single tokens from its front or back, each by a fair coin
 
-Sources: create_pretraining_data.py of google-research/bert (target length drawn once a document, the other document
+Sources: create_pretraining_data.py of google-research/bert (target length drawn once per document, the other document
 uniform over documents, B from a uniform sentence until the target is met, truncation to the maximum and not to the
-target) and of google-research/albert. Departures, each because a label must be true: the other document is drawn among
-the others, never with retries; in SOP a chunk of one sentence is cut in two at a random token.
+target) and of google-research/albert. Deviations, each because a label must be true: the other document is drawn from
+all others, without retries; in SOP a chunk of one sentence is cut in two at a random token.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ assert ROW.itemsize == 24
 
 @dataclass(frozen=True)
 class WalkSettings:
-    """What the rows depend on, beside the sentences."""
+    """What the rows depend on besides the sentences."""
 
     objective: str
     """nsp, sop or none"""
     max_tokens: int
-    """text tokens a sample may hold: S less its special tokens"""
+    """text tokens that a sample may hold: S minus its special tokens"""
     short_seq_prob: float
     """probability of a short target length"""
     seed: int
@@ -55,7 +55,8 @@ class WalkSettings:
     """pass over the shard, from 0"""
 
     def domain(self, stream: Stream) -> int:
-        """Domain word of a stream of this walk; documents are numbered in the whole shard, so the split is no part."""
+        """Domain word of a stream of this walk; documents are numbered in the whole shard, so the split is not
+        included."""
         return domain_word(stream, dataset=self.dataset, epoch=self.epoch)
 
 
@@ -91,7 +92,8 @@ def document_pairs(sentences: Sentences, walk: WalkSettings, document: int) -> I
 
 
 def _target_length(walk: WalkSettings, document: int) -> int:
-    """Tokens a chunk is filled to: the maximum, or with `short_seq_prob` uniform in [2, maximum]; once a document."""
+    """Tokens a chunk is filled to: the maximum, or with `short_seq_prob` uniform in [2, maximum]; drawn once per
+    document."""
     words = WordStream(walk.seed, walk.domain(Stream.DOCUMENT), document)
     if words.word() < threshold(walk.short_seq_prob):
         return 2 + words.below(walk.max_tokens - 1)
@@ -161,7 +163,7 @@ def _truncated(row: Row, max_tokens: int, cuts: WordStream) -> Row:
 def _full_sentences(sentences: Sentences, max_tokens: int) -> Iterator[Row]:
     """Whole sentences packed in document order, across document ends, each of which costs one separator.
 
-    A sentence longer than a sample is cut into pieces of `max_tokens`; nothing is lost and nothing repeated.
+    A sentence longer than a sample is cut into pieces of `max_tokens`; no text is lost or repeated.
     """
     start, length, ends, origin = -1, 0, 0, -1
     for document in range(sentences.first, sentences.last):

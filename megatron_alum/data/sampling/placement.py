@@ -1,19 +1,19 @@
-"""Which rank and micro-batch takes which sample of an iteration, and the counts that its losses are means over.
+"""Which rank and micro-batch gets which sample of an iteration, and the counts by which losses are divided.
 
-Iteration i of global batch G holds the samples [i G, (i + 1) G), whatever the layout. Their lengths stand in the index
-rows, so every rank works out the same placement alone, without reading text and without a word to the others:
+Iteration i of global batch G holds the samples [i G, (i + 1) G), whatever the layout. Their lengths are in the index
+rows, so every rank computes the same placement without reading text and without communication:
 
     G = 8, dp = 2, M = 1     sample   0   1   2   3   4   5   6   7
-                             tokens  90  20  35 128  60  15  44  28          210 tokens a rank are the mean
+                             tokens  90  20  35 128  60  15  44  28          the mean is 210 tokens per rank
     longest first:           128 -> rank 0, 90 -> 1, 60 -> 1, 44 -> 0, 35 -> 1, 28 -> 0, 20 -> 1, 15 -> 0
                              rank 0: samples 3 5 6 7 (215 tokens)      rank 1: samples 0 1 2 4 (205 tokens)
 
-The same rule (to the part with the fewest tokens, ties to the lower number) first makes dp x M groups of samples, then
-gives every rank M of the groups. So a micro-batch has G / (dp x M) sequences on average, not each time; it has at least
-one, since an empty group has the fewest tokens.
+The same rule (to the part with the fewest tokens, ties to the lower number) first forms dp x M groups of samples, then
+gives every rank M of the groups. So a micro-batch has G / (dp x M) sequences on average only; it has at least one,
+since an empty group has the fewest tokens.
 
 The adversarial samples of an iteration are its first ones in global order. They are placed before the others, so that
-they are spread by tokens too, and stand first within their micro-batch.
+they too are balanced by tokens, and come first within their micro-batch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Sizes = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
 class Measured(Protocol):
-    """What placement asks of a data set."""
+    """What placement requires from a data set."""
 
     @property
     def has_pairs(self) -> bool:
@@ -45,7 +45,7 @@ class Measured(Protocol):
 
 @dataclass(frozen=True)
 class Counts:
-    """Sums over the global batch that the losses are means over; at least 1 each, so that no mean is 0 / 0."""
+    """Sums over the global batch by which losses are divided; at least 1 each, so that no mean is 0 / 0."""
 
     masked: int
     """masked tokens"""
@@ -58,12 +58,12 @@ class Counts:
     tokens: int
     """real tokens, special ones included"""
     squared_lengths: int
-    """sum of the squared tokens of each sequence: what attention costs"""
+    """sum over sequences of their squared tokens: the cost of attention"""
 
 
 @dataclass(frozen=True)
 class IterationPlan:
-    """One rank's samples of an iteration, and what the whole of it sums up to."""
+    """One rank's samples of an iteration, and the sums over the whole iteration."""
 
     micro_batches: tuple[tuple[int, ...], ...]
     """global sample indices of each micro-batch, adversarial ones first, each part ascending"""
@@ -72,7 +72,7 @@ class IterationPlan:
     counts: Counts
     """of the global batch, the same on every rank"""
     imbalance: float
-    """tokens of the rank that has the most, over the mean of the ranks, less 1"""
+    """most tokens of any rank, divided by the mean over ranks, minus 1"""
 
 
 def num_adversarial(global_batch_size: int, fraction: float) -> int:
@@ -147,7 +147,7 @@ class BatchPlan:
         )
 
     def place(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """[G] micro-batch of each sample of an iteration, numbered through all ranks: rank x M + m."""
+        """[G] micro-batch of each sample of an iteration, numbered across all ranks: rank x M + m."""
         num_groups = self.dp_size * self.num_micro_batches
         climbing = np.where(np.arange(len(lengths)) < self.num_adversarial, lengths, 0)
         group = _spread(lengths, climbing, num_parts=num_groups)

@@ -16,7 +16,7 @@ SC 2011), a pure function of
 
 The domain word holds stream, split, position in the blend and epoch, so that no two decisions share a word.
 C++ twin: csrc/data/random.h. Integers below n come from a multiply and a shift, (word * n) >> 32: no rejection loop, at
-the price of probabilities that differ by at most n / 2^32 of themselves (0.14 % for six million documents).
+the price of relative errors of the probabilities of at most n / 2^32 (0.14 % for six million documents).
 """
 
 from __future__ import annotations

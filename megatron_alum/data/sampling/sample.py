@@ -1,7 +1,7 @@
-"""One sample from its index row: special tokens set around the text, then masked; Python reference.
+"""One sample from its index row: special tokens are added around the text, then it is masked; Python reference.
 
     nsp, sop   [CLS] A [SEP] B [SEP]            RoBERTa: <s> A </s></s> B </s>, all of token type 0
-    none       [CLS] text [SEP]                 a [SEP] more at every document end inside the text
+    none       [CLS] text [SEP]                 one more [SEP] at every document end inside the text
 
 The C++ twin csrc/data/sampler.cpp writes the same bytes.
 """

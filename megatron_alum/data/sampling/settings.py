@@ -1,8 +1,9 @@
-"""What decides the samples of one run, resolved from configuration and tokenizer; plain values that C++ takes as well.
+"""What determines the samples of a run, resolved from configuration and tokenizer; plain values that are passed to C++
+too.
 
 `SampleSettings` is everything but the text: objective, lengths, mask curriculum, seed. `SpecialTokens` is what the
-sampler must know of the vocabulary: the ids around the text, which ids may stand in for a masked token, and which ids
-begin a word. Both are immutable and say nothing of ranks or batches.
+sampler must know about the vocabulary: the ids around the text, which ids may stand in for a masked token, and which
+ids begin a word. Both are immutable and independent of ranks and batches.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class SampleSettings:
     max_ngram: int = 3
     """longest run of words of masking `ngram`"""
     short_seq_prob: float = 0.1
-    """probability of a short target length, once a document and epoch"""
+    """probability of a short target length, drawn once per document and epoch"""
     split: Literal["train", "valid", "test"] = "train"
     """part of the documents the samples come from"""
 
@@ -60,9 +61,9 @@ class SampleSettings:
     def mask_rate(self, sample_index: int) -> float:
         """Share of the tokens masked in this sample.
 
-        Training: a function of the global sample index alone, so that neither a resume nor the data-parallel size
-        moves it. Held-out splits: the mean of the curriculum at every point of the run (0.15 for 5 -> 25 %), so that
-        their losses compare over time.
+        Training: a function of only the global sample index, so that neither a resume nor the data-parallel size
+        changes it. Held-out splits: the mean of the curriculum at every point of the run (0.15 for 5 -> 25 %), so that
+        their losses are comparable over time.
         """
         if self.split != "train":
             return round(sum(self.mask_rates) / len(self.mask_rates), 12)
@@ -77,7 +78,7 @@ class SampleSettings:
 
 @dataclass(frozen=True, eq=False)
 class SpecialTokens:
-    """What the sampler knows of a vocabulary of V entries."""
+    """What the sampler knows about a vocabulary of V entries."""
 
     cls: int
     """id before the text: [CLS] or <s>"""
@@ -103,14 +104,14 @@ class SpecialTokens:
     def from_tokenizer(cls, tokenizer: Any, *, roberta: bool, masking: str = "token") -> SpecialTokens:
         """Ids of a Hugging Face fast tokenizer with its five special tokens; `roberta` picks the layout of pairs.
 
-        Raises: ValueError when `masking` is by words and it cannot be known where the tokenizer's words begin.
+        Raises: ValueError when `masking` is by words and the tokenizer does not show where words begin.
         """
         special = set(tokenizer.all_special_ids)
         marks = word_marks(tokenizer)
         if marks is None and masking != "token":
             raise ValueError(
                 f"--masking must be token for this tokenizer, but is {masking} instead: its tokens do not show where "
-                "words begin (no ## before, space or U+2581 in front, or </w> behind). Leave --masking out."
+                "words begin (no ## before, space or U+2581 in front, or </w> at the end). Leave --masking out."
             )
         none = np.zeros(len(tokenizer), dtype=np.bool_)
         return cls(
@@ -126,7 +127,8 @@ class SpecialTokens:
         )
 
     def num_special(self, objective: str) -> int:
-        """Special tokens a sample always holds; the rest of S is text (full sentences add one a document end)."""
+        """Special tokens that a sample always holds; the rest of S is text (full sentences add one per document
+        end)."""
         return 2 if objective == "none" else 2 + self.pair_separators
 
     @property

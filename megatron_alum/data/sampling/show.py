@@ -1,4 +1,4 @@
-"""A training sample as a person reads it: the text of the row, what is masked, and the sentence-pair label."""
+"""A training sample in readable form: the text of the row, what is masked, and the sentence-pair label."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -16,7 +16,7 @@ _LABELS = {
 def show_samples(batch: PretrainingBatch, tokenizer: Any, objective: str) -> Iterator[str]:
     """Lines for each sequence of a CPU batch: a heading, then each segment's tokens.
 
-    A masked position is written {shown = original}, so that the three fates of 80/10/10 can be told apart.
+    A masked position is written {shown = original}, so that the three cases of 80/10/10 can be distinguished.
     """
     shown = tokenizer.convert_ids_to_tokens(batch.tokens.tolist())
     originals = tokenizer.convert_ids_to_tokens(batch.masked_labels.tolist())
@@ -31,6 +31,6 @@ def show_samples(batch: PretrainingBatch, tokenizer: Any, objective: str) -> Ite
 
 
 def _segments(tokens: list[str], types: list[int]) -> list[str]:
-    """The tokens of each token type on a line of its own."""
+    """The tokens of each token type on a separate line."""
     cut = types.index(1) if 1 in types else len(types)
     return [" ".join(part) for part in (tokens[:cut], tokens[cut:]) if part]

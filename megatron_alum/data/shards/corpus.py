@@ -1,7 +1,7 @@
 """One shard as the sampler sees it: memory-mapped tokens, sentence table, and the documents of each split.
 
-Documents without sentences (Megatron's own preprocessing writes them) do not count: documents are numbered by their
-text. Splits are contiguous stretches of documents, rounded as megatron-core rounds them, so that `--split 949,50,1`
+Documents without sentences (Megatron's own preprocessing writes them) are not counted: only documents with text are
+numbered. Splits are contiguous ranges of documents, rounded as megatron-core rounds them, so that `--split 949,50,1`
 holds out the same articles in both.
 """
 
@@ -79,7 +79,7 @@ class Corpus:
     def text(self, begin: int, end: int, *, vocab_size: int) -> npt.NDArray[np.int64]:
         """The token ids [begin, end) of the .bin file.
 
-        Raises: ValueError for an id outside the vocabulary, which only a file that was damaged or exchanged can hold.
+        Raises: ValueError for an id outside the vocabulary, which only a damaged or replaced file can hold.
         """
         ids = np.array(self.tokens[begin:end], dtype=np.int64)
         wrong = (ids < 0) | (ids >= vocab_size)
@@ -89,9 +89,9 @@ class Corpus:
             document = int(np.searchsorted(self.index.documents, sentence, side="right")) - 1
             raise ValueError(
                 f"`{self.prefix}.bin` must hold token ids from 0 to {vocab_size - 1}, but holds "
-                f"{int(self.tokens[place])} at token {place}, in document {document}. The file is damaged or not of "
-                f"this tokenizer: compare its checksum by megatron-alum inspect {self.prefix} --verify, then copy "
-                "it again or preprocess again."
+                f"{int(self.tokens[place])} at token {place}, in document {document}. The file is damaged or belongs "
+                f"to another tokenizer: compare its checksum with megatron-alum inspect {self.prefix} --verify, "
+                "then copy it again or preprocess again."
             )
         return ids
 

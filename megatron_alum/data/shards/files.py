@@ -1,9 +1,9 @@
 """Indexed shards on disk: opened only after their parts are known to belong together.
 
-A corpus `OUT` is four things side by side, written by `megatron-alum preprocess`:
+A corpus `OUT` consists of four parts, written by `megatron-alum preprocess`:
 
     OUT.bin          token ids of all sentences, back to back (uint16 below 65,500 vocabulary entries, else int32)
-    OUT.idx          Megatron's index: one sequence a sentence, one document an article
+    OUT.idx          Megatron's index: one sequence per sentence, one document per article
     OUT.json         manifest: counts, SHA-256 sums, settings, what was skipped and why
     OUT-tokenizer/   the Hugging Face tokenizer folder that made the ids
 
@@ -46,7 +46,7 @@ _WHOLE: dict[str, Any] = {
     "account?": {"records": int, "documents": int, "skipped": int, "begin_byte?": int, "end_byte?": int},
     "merged_from?": [{"bin": {"sha256": str}}],
 }
-"""What a manifest holds, as `_fits` reads it; "?" marks what corpora of earlier releases lack, or merged ones."""
+"""The shape of a manifest, as `_fits` reads it; "?" marks entries that older or merged corpora lack."""
 DTYPES: dict[int, np.dtype] = {4: np.dtype("int32"), 8: np.dtype("uint16")}
 """Megatron's dtype codes that a BERT corpus can have."""
 
@@ -134,7 +134,7 @@ def open_shards(prefix: str | Path, *, verify: bool = False) -> Shards:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest at `path`; ValueError when it is no manifest of this version."""
+    """The manifest at `path`; ValueError when it is not a manifest of this version."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -213,7 +213,7 @@ def check_index(index: ShardIndex, paths: dict[str, Path]) -> None:
     if expected != actual:
         raise ValueError(
             f"`{paths['bin']}` must have the {expected} bytes that `{paths['idx']}` describes, but has {actual} "
-            "instead. The two files are not of one run, or one was cut short: preprocess again or copy both."
+            "instead. The two files belong to different runs, or one is truncated: preprocess again or copy both."
         )
     if int(index.documents[0]) != 0 or int(index.documents[-1]) != index.num_sentences:
         raise ValueError(
@@ -245,12 +245,12 @@ def _check_counts(index: ShardIndex, manifest: dict[str, Any], paths: dict[str, 
 
 
 def require_whole_manifest(manifest: dict[str, Any], path: Path) -> None:
-    """ValueError unless everything that tools read from a manifest is there and of its kind."""
+    """ValueError unless everything that tools read from a manifest is present and well-formed."""
     wrong = [name.rstrip("?") for name, shape in _WHOLE.items() if not _fits(manifest, {name: shape})]
     if wrong:
         raise ValueError(
-            f"`{path}` must be a whole manifest, but its {wrong[0]} is missing or not what it must be. The file was "
-            "changed or damaged: copy it again or preprocess again."
+            f"`{path}` must be a whole manifest, but its {wrong[0]} is missing or malformed. The file was changed or "
+            "damaged: copy it again or preprocess again."
         )
 
 

@@ -1,5 +1,5 @@
-"""Names of what preprocessing and training write beside a corpus, for those who write it and those who must not read it
-as text.
+"""Names of what preprocessing and training write beside a corpus, for the code that writes them and the code that must
+not read them as text.
 """
 
 PARTIAL_SUFFIX = ".partial"

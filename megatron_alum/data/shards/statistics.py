@@ -1,4 +1,4 @@
-"""What a corpus looks like: lengths of sentences and documents, and its text read back.
+"""What a corpus looks like: lengths of sentences and documents, and its decoded text.
 
 Everything is computed from the memory-mapped index and a bounded sample of tokens, so it takes seconds on any corpus.
 """
@@ -15,8 +15,8 @@ QUANTILES = (0.05, 0.5, 0.95, 1.0)
 SAMPLE_TOKENS = 5_000_000
 """Tokens, from the beginning, in which unknown ones are counted."""
 MIN_PAIRED = 0.05
-"""Share of documents with two sentences below which sentence pairs cannot be learnt: a splitter cuts a line in two here
-and there, even where every line is a sentence."""
+"""Share of documents with two sentences below which sentence pairs cannot be learnt: a splitter occasionally cuts a
+line in two, even if every line is one sentence."""
 _SHOWN_DOCUMENTS, _SHOWN_SENTENCES, _SHOWN_CHARS = 2, 4, 160
 
 
@@ -68,14 +68,14 @@ def without_pairs(index: ShardIndex, prefix: str) -> str | None:
     share = "no document" if paired == 0 else f"only {paired:.1%} of the documents"
     return (
         f"{prefix}: {share} has two sentences, so that next-sentence prediction and sentence order cannot be learnt "
-        "from it (every pair would be a random one). Where a line is a sentence, put a blank line between documents "
-        "and give --format text; else train with --objective none."
+        "from it (every pair would be a random one). If every line is a sentence, put blank lines between documents "
+        "and pass --format text; otherwise train with --objective none."
     )
 
 
 def summary(prefix: str, manifest: dict[str, Any]) -> Iterator[str]:
-    """What a preprocessing run has made, line by line: counts, what was skipped, warnings, two documents as they came
-    out. Needs neither torch nor transformers."""
+    """The result of a preprocessing run, line by line: counts, what was skipped, warnings, two resulting documents.
+    Needs neither torch nor transformers."""
     from tokenizers import Tokenizer
 
     paths = shard_paths(prefix)
@@ -89,8 +89,8 @@ def summary(prefix: str, manifest: dict[str, Any]) -> Iterator[str]:
         yield f"left out {entry['count']:,} files: {reason} (first: {', '.join(entry['examples'][:3])})"
     sentences = quantiles(np.diff(index.documents))
     yield (
-        f"sentences a document: {sentences['mean']:.1f} on average, {sentences['50 %']:.0f} in half of them, "
-        f"{sentences['100 %']:.0f} at most; tokens a sentence: {float(np.mean(index.lengths)):.1f}"
+        f"sentences per document: {sentences['mean']:.1f} on average, {sentences['50 %']:.0f} in the median, "
+        f"{sentences['100 %']:.0f} at most; tokens per sentence: {float(np.mean(index.lengths)):.1f}"
     )
     tokenizer = Tokenizer.from_file(str(paths["tokenizer"] / "tokenizer.json"))
     tokens = np.memmap(paths["bin"], index.dtype, mode="r")
@@ -98,7 +98,7 @@ def summary(prefix: str, manifest: dict[str, Any]) -> Iterator[str]:
         yield f"document {number}: {_beginning(index, tokens, tokenizer, number)}"
     if INVALID_UTF8 in manifest["repaired"]:
         yield (
-            "warning: bytes that are no UTF-8 were replaced. If their files are in another encoding, convert those "
+            "warning: bytes that are not UTF-8 were replaced. If their files are in another encoding, convert those "
             "(iconv -f ENCODING -t UTF-8) and run again; --strict ends a run at the first."
         )
     if warning := without_pairs(index, prefix):

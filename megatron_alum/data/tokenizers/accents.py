@@ -7,7 +7,7 @@ recommends its multilingual cased model, which keeps all marks, and the models m
 of Japanese and Arabic) keep theirs too. So by default:
 
     a vocabulary to be trained                       marks go from Latin and Greek letters alone
-    a given one with marks of other scripts          the same: stripping would leave those entries without use
+    a given one with marks of other scripts          the same: stripping would make those entries useless
     a given one without, as those of Google's BERT   every mark goes, as in Google's code: its model saw such text
 
 `--strip-accents true` or `false` decides for all scripts.
@@ -57,5 +57,5 @@ def _lost_marks() -> re.Pattern[str]:
 
 
 def num_lost(lines: Iterable[str]) -> int:
-    """Characters of cleaned `lines` that change their reading when every mark is stripped."""
+    """Characters of cleaned `lines` that are read differently when every mark is stripped."""
     return sum(len(_lost_marks().findall(line)) for line in lines if not line.isascii())

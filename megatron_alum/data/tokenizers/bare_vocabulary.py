@@ -1,9 +1,10 @@
 """One rule for the tokenizer of a folder, whatever it holds: a tokenizer.json, or a bare vocabulary.
 
-BioBERT, SciBERT and ClinicalBERT lie as config.json, weights and vocab.txt, older RoBERTas with vocab.json and
-merges.txt. Nothing there says whether text is lower-cased, and transformers lower-cases: a cased vocabulary then never
-meets an entry with an upper-case letter. Here a folder that says nothing is lower-cased when no entry has one, as for
-`--vocab-file`. A SentencePiece model alone is refused: its tokenizer.json has to be made where that library is.
+BioBERT, SciBERT and ClinicalBERT consist of config.json, weights and vocab.txt, older RoBERTas have vocab.json
+and merges.txt. Nothing there says whether text is lower-cased, and transformers lower-cases: a cased vocabulary then
+never meets an entry with an upper-case letter. Here a folder that says nothing is lower-cased when no entry has one, as
+for `--vocab-file`. A folder with only a SentencePiece model is refused: its tokenizer.json must be made with that
+library.
 """
 
 import json

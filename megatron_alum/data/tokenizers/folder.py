@@ -1,7 +1,7 @@
 """The tokenizer folder of a corpus, written and described by the `tokenizers` library alone.
 
 transformers takes three seconds to import (it brings torch), as long as 40 MB of text take to preprocess, and
-preprocessing needs nothing of it: `write_folder` writes the bytes that transformers' own BertTokenizer and
+preprocessing does not need it: `write_folder` writes the bytes that transformers' own BertTokenizer and
 RobertaTokenizer save (the tests compare), and copies folders that have them already. Only a folder that these two
 classes did not write goes through transformers.
 """
@@ -28,7 +28,7 @@ from megatron_alum.data.tokenizers.vocabulary import (
 )
 
 _UNLIMITED = int(1e30)
-"""transformers' `model_max_length` for "not said"."""
+"""transformers' `model_max_length` for "unknown"."""
 
 
 def write_folder(source: TokenizerSource, folder: Path) -> None:
@@ -56,7 +56,8 @@ def write_folder(source: TokenizerSource, folder: Path) -> None:
 
 
 def describe_folder(folder: Path) -> dict[str, Any]:
-    """What a manifest says of the tokenizer: kind, class, vocab_size, lower_case. `folder` is one of `write_folder`."""
+    """What a manifest records about the tokenizer: kind, class, vocab_size, lower_case. `folder` is one of
+    `write_folder`."""
     spec, config = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (MODEL_FILE, CONFIG_FILE))
     kind = spec["model"]["type"]
     if kind not in KINDS:
@@ -96,7 +97,7 @@ def _is_plain(folder: Path) -> bool:
         own = json.loads(_backend(vocabulary).to_str())
         own["model"].pop("vocab"), own["model"].pop("merges", None)
         return _config(vocabulary) == config and own == spec
-    except (ValueError, TypeError, KeyError, AttributeError):  # of another make: transformers will say what it is
+    except (ValueError, TypeError, KeyError, AttributeError):  # not written by these classes: left to transformers
         return False
 
 
@@ -125,7 +126,7 @@ def _roberta_backend(vocabulary: Vocabulary) -> Tokenizer:
     entries = vocabulary.entries
     try:
         model = models.BPE(vocab=entries, merges=vocabulary.merges, continuing_subword_prefix="", end_of_word_suffix="")
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises nothing more specific
         raise ValueError(f"`--merge-file` must belong to the vocabulary, but does not: {error}.") from error
     backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

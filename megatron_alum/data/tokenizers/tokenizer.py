@@ -1,9 +1,9 @@
 """Tokenizers in and out: a bare vocabulary or a Hugging Face folder in, a checked Hugging Face folder out.
 
 Three kinds are supported, named by the model inside: `wordpiece` (BERT), `bpe` (byte-level, RoBERTa) and `unigram`
-(SentencePiece). A pre-training run needs five special tokens (unknown, classifier, separator, pad, mask); every door of
-this file checks them, because transformers builds a five-token tokenizer from a wrong argument without a word, and
-training with a mask id that is the unknown id would fail just as silently. Nothing here touches the network.
+(SentencePiece). A pre-training run needs five special tokens (unknown, classifier, separator, pad, mask); every public
+function of this file checks them, because transformers silently builds a five-token tokenizer from a wrong argument,
+and training with a mask id equal to the unknown id would fail just as silently. Nothing here touches the network.
 """
 
 import zipfile
@@ -28,7 +28,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     """The fast tokenizer of a Hugging Face folder, offline and checked.
 
     Returns a transformers PreTrainedTokenizerFast whose unk, cls, sep, pad and mask ids exist, differ from each other
-    and lie below len(tokenizer). Raises ValueError when the folder is missing or one of these is not so.
+    and lie below len(tokenizer). Raises ValueError when the folder is missing or one of these fails.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -47,7 +47,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         _check_declared_size(folder, tokenizer)
     except _SizeDiffers:
         raise
-    except Exception as error:  # a damaged file can fail anywhere; the tokenizers library raises nothing narrower
+    except Exception as error:  # a damaged file can fail anywhere; the tokenizers library raises nothing more specific
         raise ValueError(f"`{folder}` must be a Hugging Face tokenizer folder, but does not load: {error}") from error
     check_special_tokens(tokenizer, str(folder))
     return tokenizer
@@ -65,14 +65,14 @@ def make_tokenizer(source: TokenizerSource) -> Any:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write `tokenizer` as a Hugging Face folder and read it back: the ids must be all there."""
+    """Write `tokenizer` as a Hugging Face folder and read it back: all ids must be present."""
     tokenizer.save_pretrained(str(folder))
     again = load_tokenizer(folder)
     assert len(again) == len(tokenizer) and again.mask_token_id == tokenizer.mask_token_id
 
 
 def check_special_tokens(tokenizer: Any, name: str) -> None:
-    """ValueError unless the five special tokens of pre-training have ids of their own in `tokenizer`."""
+    """ValueError unless the five special tokens of pre-training have distinct ids in `tokenizer`."""
     ids: dict[int, str] = {}
     size = len(tokenizer)
     for role in ROLES:
@@ -181,7 +181,7 @@ def _with_case(tokenizer: Any, source: TokenizerSource) -> Any:
         if source.case == "lower" or source.strip_accents:
             raise ValueError(
                 f"`--case` must be keep for the tokenizer folder {source.folder}, but is lower instead: its "
-                "vocabulary decides. Train a tokenizer with the case you want by megatron-alum train-tokenizer."
+                "vocabulary decides. Train a tokenizer with the case you want with megatron-alum train-tokenizer."
             )
         return tokenizer
     lower = source.case == "lower" if source.case else bool(getattr(tokenizer, "do_lower_case", False))

@@ -20,7 +20,7 @@ ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 @dataclass(frozen=True)
 class TokenizerSource:
-    """Where the tokenizer comes from: exactly one of `folder` and `vocab_file`."""
+    """The source of the tokenizer: exactly one of `folder` and `vocab_file`."""
 
     folder: Path | None = None
     """A Hugging Face tokenizer folder (tokenizer.json or a vocabulary with tokenizer_config.json)."""
@@ -60,7 +60,7 @@ class Vocabulary:
 
 
 def read_vocabulary(source: TokenizerSource) -> Vocabulary:
-    """The vocabulary files that `source` names; ValueError says what is wrong with them."""
+    """The vocabulary files that `source` names; the ValueError says what is wrong with them."""
     assert source.vocab_file is not None
     _require_vocabulary_file(source.vocab_file)
     if source.vocab_file.suffix == ".json":
@@ -84,7 +84,7 @@ def with_files(source: TokenizerSource) -> TokenizerSource:
 
 
 def _require_vocabulary_file(path: Path) -> None:
-    """ValueError naming the flag that helps where `path` is something else that has to do with a tokenizer."""
+    """ValueError naming the right flag if `path` is some other file of a tokenizer."""
     if path.is_dir():
         raise ValueError(f"`--vocab-file` must be a file, but {path} is a folder. Give a folder by --tokenizer {path}.")
     if not path.is_file():
@@ -123,7 +123,7 @@ def _read_vocab_lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(
             f"`--vocab-file` must be UTF-8 text, but {path} is not: {error}. A SentencePiece model or the weights of a "
-            "model are no vocabulary: give a Hugging Face folder by --tokenizer."
+            "model are not a vocabulary: give a Hugging Face folder by --tokenizer."
         ) from error
     entries = [line.strip(" \t\r") for line in lines]  # as Google's reader does
     while entries and entries[-1] == "":
@@ -145,7 +145,7 @@ def _require_specials(specials: Sequence[str], entries: Any, path: Path) -> None
 
 
 def require_all_ids(vocab: dict[str, Any], path: Path) -> None:
-    """Refuse gaps in the ids: an id beyond the number of entries has no row in an embedding of that size."""
+    """Refuse gaps in the ids: an id at or above the number of entries has no row in an embedding of that size."""
     ids = {number for number in vocab.values() if isinstance(number, int)}
     missing = next((number for number in range(len(vocab)) if number not in ids), None)
     if missing is not None:
@@ -188,5 +188,5 @@ def _byte_level_from_files(source: TokenizerSource) -> Vocabulary:
     lines = source.merge_file.read_text(encoding="utf-8").splitlines()
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     if any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f"`--merge-file` must hold two symbols a line, but {source.merge_file} does not.")
+        raise ValueError(f"`--merge-file` must hold two symbols per line, but {source.merge_file} does not.")
     return Vocabulary(vocab, [(left, right) for left, right in pairs])

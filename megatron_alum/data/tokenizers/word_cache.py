@@ -3,12 +3,12 @@
 The pre-tokenizers of BERT, RoBERTa and SentencePiece all cut at the plain space, so the ids of a cleaned sentence are
 the ids of its space-separated words, one after the other. Words are looked up in a table (C++, csrc/data/word_table.h;
 a dictionary where the extension is not built); those it lacks are encoded by the tokenizers library in batches and
-learnt. Words of plain ASCII under a BERT tokenizer, nearly all of English, the C++ table spells by itself. What does
-not fit this scheme (white space other than single spaces, a tokenizer whose pieces span words) goes to the library as
-it is. The tests compare every id with it.
+learnt. With a BERT tokenizer, the C++ table splits words of plain ASCII, nearly all of English, by itself. Text that
+does not fit this scheme (white space other than single spaces, a tokenizer whose pieces span words) goes to the library
+unchanged. The tests compare every id with it.
 
-Literal special tokens in the text ("[MASK]" in an article about BERT) are text here, not control ids, whatever the
-model makes of them (a unigram model has them among its pieces): the tokenizer that encodes knows them by other names.
+Literal special tokens in the text ("[MASK]" in an article about BERT) are text here, not control ids, however the
+model treats them (a unigram model has them among its pieces): the encoding tokenizer has them under other names.
 """
 
 import importlib
@@ -113,7 +113,7 @@ class WordCache:
 
 @cache
 def _extension() -> Any:
-    """megatron_alum._data, or None where it is not built."""
+    """megatron_alum._data, or None if it is not built."""
     try:
         return importlib.import_module("megatron_alum._data")
     except ImportError as error:
@@ -152,7 +152,7 @@ class _DictTable:
         """Add `words` with their `ids`."""
         for word, own in zip(words, ids, strict=True):
             self._ids[word] = array(self._typecode, own).tobytes()
-            self.num_bytes += 160 + len(word)  # two objects and their place in the dictionary
+            self.num_bytes += 160 + len(word)  # two objects and their dictionary entry
 
     def clear(self) -> None:
         """Forget all words."""

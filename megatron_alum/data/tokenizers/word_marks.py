@@ -1,8 +1,8 @@
-"""Which tokens begin a word, found by asking the tokenizer: what whole-word masking stands on.
+"""Which tokens begin a word, found by probing the tokenizer: the basis of whole-word masking.
 
 A probe text is encoded, made of the vocabulary's own pieces, so that most of its words take several tokens. The offsets
-show which tokens begin a space-separated word and which stand inside one. What sets the two apart in writing is the
-tokenizer's mark, of one of four kinds:
+show which tokens begin a space-separated word and which stand inside one. The two are distinguished in spelling by
+the tokenizer's mark, which is of one of four kinds:
 
     before a first token       "\\u0120the" (byte-level BPE), "\\u2581the" (SentencePiece, unigram or BPE)
     before every other one     "##ing" (WordPiece)
@@ -56,9 +56,9 @@ class _Mark:
 
     text: str
     at_end: bool
-    """the mark stands behind a token, not before it"""
+    """the mark comes after a token, not before it"""
     on_edge: bool
-    """it stands on a word's first (last) token, not on all the others"""
+    """it is on a word's first (last) token, not on all the others"""
 
     def __call__(self, token: str) -> bool:
         """Whether `token` begins a word, or with `at_end`, ends one."""

@@ -147,7 +147,7 @@ def test_the_summary_says_what_came_out(tmp_path):
     assert list(summary(str(tmp_path / "out"), manifest)) == [
         "records: 4 = 3 kept + 1 skipped",
         "skipped 1 documents: no text (first: \u0301)",
-        "sentences a document: 2.7 on average, 2 in half of them, 5 at most; tokens a sentence: 3.2",
+        "sentences per document: 2.7 on average, 2 in the median, 5 at most; tokens per sentence: 3.2",
         "document 0: the cat sat. | it ran.",
         "document 1: a dog sat.",
     ]

@@ -327,5 +327,7 @@ def test_joined_tars_are_refused(tmp_path):
     one, two = tar_of({"a.txt": b"one"}), tar_of({"b.txt": b"two"})
     for name, pack in (("in.tar", bytes), ("in.tar.gz", gzip.compress)):
         (tmp_path / name).write_bytes(pack(one + two))
-        with pytest.raises(ValueError, match="something follows its end; if archives were joined, give each by itself"):
+        with pytest.raises(
+            ValueError, match="something follows its end; if archives were concatenated, give each separately"
+        ):
             read_all([tmp_path / name], 1)

@@ -152,7 +152,7 @@ REFUSED = [
         "in.jsonl",
         b'"The cat."\n"A dog."\n',
         {},
-        r"no JSON objects, though it is named so.* --format text or --format lines",
+        r"no JSON objects, despite its name.* --format text or --format lines",
     ),
     ("in.jsonl", b'{"text": "a"\n{"text": "b"\n', {}, r"no line that is a JSON object with a text"),
     (
@@ -387,4 +387,6 @@ def test_stray_bytes_are_repaired_and_hinted_at(tmp_path):
     manifest = prepare(tmp_path, tmp_path / "in.txt")
     lines = list(summary(str(tmp_path / "out"), manifest))
     assert any(line.startswith("repaired 1 documents: invalid UTF-8") for line in lines)
-    assert any(line.startswith("warning: bytes that are no UTF-8 were replaced.") and "iconv" in line for line in lines)
+    assert any(
+        line.startswith("warning: bytes that are not UTF-8 were replaced.") and "iconv" in line for line in lines
+    )

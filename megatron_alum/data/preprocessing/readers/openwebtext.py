@@ -1,11 +1,11 @@
 """Tar archives: OpenWebText's layout (a tar whose members are .xz tars of .txt files), and tars of text or of JSON
 lines, Wikipedia dumps and the like, compressed or not.
 
-A .txt member is one document, whatever lines it has. Of the other members those are read whose format shows in their
-first bytes (`detect.py`), archives among them; what is left (a README, a picture, a table) is rejected by its reason.
+A .txt member is one document, whatever lines it has. Other members are read if their first bytes show their format
+(`detect.py`), archives included; the rest (a README, a picture, a table) is rejected with its reason.
 
-Small members side by side are a chunk: in an uncompressed archive a worker reads it straight from its place, of a
-compressed one the coordinator packs it into an archive of its own. A large member is decompressed by the coordinator
+Adjacent small members form a chunk: in an uncompressed archive a worker reads it in place, from a compressed one
+the coordinator packs it into a new archive. A large member is decompressed by the coordinator
 and cut at its records like any large compressed file.
 """
 
@@ -41,17 +41,17 @@ from megatron_alum.data.preprocessing.readers.streams import (
 )
 
 MAX_DEPTH = 4
-"""Archives inside archives that are opened."""
+"""Depth to which archives inside archives are opened."""
 _END_BYTES = 64 << 10
 _PACKED = (*COMPRESSED, ".tgz")
 _RATIO = 4
-"""Bytes of text in a byte of a compressed member, about: it decides when a group is full, no more."""
+"""Approximate bytes of text per byte of a compressed member: only decides when a group is full."""
 Choose = Callable[[bytes, Path], str | None]
 """From a member's first bytes and name to its format, None without text; Unreadable for what is no text."""
 
 
 def is_tar(head: bytes) -> bool:
-    """Whether `head` begins with a member's header, which has a checksum of its own."""
+    """Whether `head` begins with a member's header, which has its own checksum."""
     try:
         tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
     except tarfile.HeaderError:
@@ -60,7 +60,8 @@ def is_tar(head: bytes) -> bool:
 
 
 class OpenWebTextReader:
-    """`--format openwebtext`; `choose` finds the format of a member that is no .txt, `make` the reader of a format."""
+    """`--format openwebtext`; `choose` finds the format of a member that is not a .txt, `make` creates the reader of a
+    format."""
 
     def __init__(self, choose: Choose, make: Callable[[str], Reader]) -> None:
         self._choose, self._make = choose, make
@@ -115,7 +116,7 @@ class OpenWebTextReader:
                     yield from found[1].stream_documents(stream, f"{path}: {name}", head)
 
     def _pieces(self, stream: IO[bytes], path: Path, *, is_plain: bool, depth: int = 0) -> Iterator[Chunk]:
-        """The chunks of an archive, for `tile` to place; `is_plain` when it stands uncompressed in the file at
+        """The chunks of an archive, for `tile` to place; `is_plain` when it is uncompressed in the file at
         `path`."""
         group = _Group(path, is_plain=is_plain)
         with _tar(stream, path) as archive:
@@ -199,7 +200,7 @@ class _Group:
 
 @contextmanager
 def _tar(stream: IO[bytes], path: Path) -> Iterator[tarfile.TarFile]:
-    """The archive in `stream`, read from front to back, and to its very end when it is left without an error."""
+    """The archive in `stream`, read from front to back, and to its very end unless the `with` block fails."""
     try:
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             yield archive
@@ -209,10 +210,11 @@ def _tar(stream: IO[bytes], path: Path) -> Iterator[tarfile.TarFile]:
 
 
 def _check_end(archive: Any, stream: IO[bytes], path: Path) -> None:
-    """Read what follows the last member: zeros, unless archives were joined, of which tar shows the first alone."""
+    """Read what follows the last member: zeros, unless archives were concatenated, of which tarfile shows only the
+    first."""
     while piece := archive.fileobj.read(_END_BYTES) or stream.read(_END_BYTES):
         if piece.strip(b"\0"):
-            raise broken_file(path, "something follows its end; if archives were joined, give each by itself")
+            raise broken_file(path, "something follows its end; if archives were concatenated, give each separately")
 
 
 @contextmanager
@@ -247,7 +249,7 @@ def _archive_of(name: Path, data: bytes) -> bytes:
 
 
 class _Rejoined(io.RawIOBase):
-    """A stream of which `head` has been read before."""
+    """A stream of which `head` has already been read."""
 
     def __init__(self, head: bytes, stream: IO[bytes]) -> None:
         self._head, self._stream = head, stream

@@ -23,7 +23,7 @@ class ParquetReader:
         self.text_key = text_key
 
     def chunks(self, path: Path) -> Iterator[Chunk]:
-        """One chunk a row group."""
+        """One chunk per row group."""
         with _open(path) as file:
             if self.text_key not in file.schema_arrow.names:
                 raise ValueError(
@@ -34,7 +34,7 @@ class ParquetReader:
             yield from tile(path, (Chunk(str(path), end=end, span=(i, i + 1)) for i, end in enumerate(ends)))
 
     def documents(self, chunk: Chunk) -> Iterator[Document | Rejected]:
-        """The rows of the row group in order; ValueError when they are not as many as the file says."""
+        """The rows of the row group in order; ValueError if their number is not that stated in the file."""
         if chunk.span is None:  # a file without row groups
             return
         group, row = chunk.span[0], 0

@@ -7,8 +7,8 @@ is here, the same for every such format and every compression:
     small compressed file    the whole file is one chunk; a worker decompresses it
     other compressed file    decompressed by the coordinator, cut at records, handed over
 
-A chunk ends at the first record start at or after CHUNK_BYTES. A record above MAX_RECORD_BYTES is passed over without
-being held in memory and becomes a chunk of its own, which yields one Rejected.
+A chunk ends at the first record start at or after CHUNK_BYTES. A record above MAX_RECORD_BYTES is skipped without being
+held in memory and becomes a separate chunk, which yields one Rejected.
 """
 
 from abc import ABC, abstractmethod
@@ -35,7 +35,7 @@ _READ_BYTES = 256 << 10
 _OVERLAP_BYTES = 64
 """How far before the end of the bytes read so far a record start may begin and be incomplete."""
 _MAX_BLANK_BYTES = 1 << 20
-"""More white space than this in a record that is passed over does not end it."""
+"""In a record that is skipped, more white space than this does not end it."""
 
 
 def is_small_compressed(path: Path) -> bool:
@@ -52,7 +52,7 @@ class RecordReader(ABC):
 
     @abstractmethod
     def parse(self, data: bytes, name: str) -> Iterator[Document | Rejected]:
-        """The documents in `data`, whole records; `name` calls the place in messages."""
+        """The documents in `data`, whole records; `name` denotes the place in messages."""
 
     def chunks(self, path: Path) -> Iterator[Chunk]:
         """Cut `path` into chunks, see the module's docstring."""
@@ -132,8 +132,7 @@ class RecordReader(ABC):
         return last
 
     def _pass_over(self, stream: IO[bytes], begun: bytes) -> tuple[int, bytes]:
-        """Read on from `begun`, the head of a record, to the next one: (bytes passed over, what was read after
-        them)."""
+        """Read on from `begun`, the head of a record, to the next one: (bytes skipped, what was read after them)."""
         passed, window = 0, begun
         while (cut := self.next_record(window, 1)) < 0:
             piece = stream.read(_READ_BYTES)
@@ -147,7 +146,7 @@ class RecordReader(ABC):
 
 
 class LineReader(RecordReader):
-    """Base of the formats with one record a line."""
+    """Base of the formats with one record per line."""
 
     def next_record(self, data: bytes, begin: int) -> int:
         """The byte after a newline; none after the last newline of `data`, where no record has begun."""

@@ -1,9 +1,9 @@
-"""What the first bytes of a file are when they are not what a reader takes: archives, other encodings, JSON over
+"""Recognises first bytes that no reader accepts: archives, other encodings, JSON over
 several lines, tables, web pages.
 
 Every function looks at the head of a decompressed file and raises `Unreadable` with one sentence: the file, what was
-found in it, and the command or flag that helps. A guess that succeeds by accident (a table read as lines of text, a
-Latin-1 text without its umlauts) would go unnoticed in millions of documents.
+found in it, and the command or flag that helps. A wrong guess that succeeds by accident (a table read as lines of text,
+a Latin-1 text without its umlauts) would go unnoticed in millions of documents.
 """
 
 import csv
@@ -20,14 +20,14 @@ from megatron_alum.data.preprocessing.readers.base import Unreadable
 from megatron_alum.data.preprocessing.readers.streams import COMPRESSED, broken_file, compression_of
 
 SAMPLE_BYTES = 1 << 20
-"""Of a file, decompressed, that are looked at."""
+"""Number of decompressed bytes of a file that are examined."""
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b"))
 _MAX_CONTROLS = 0.01
-"""Share of control characters above which bytes are no text: one NUL in a file is cleaned away."""
+"""Share of control characters above which bytes are not text: a single NUL in a file is cleaned away."""
 _MAX_UNDECODABLE = 0.05
-"""Share of bytes that are no UTF-8 above which a file is in another encoding, or binary."""
+"""Share of bytes that are not UTF-8 above which a file is in another encoding, or binary."""
 _MAX_FOREIGN = 0.2
-"""The same share for a short file, when little else in it is UTF-8 beyond ASCII."""
+"""The same share for a short file with little valid UTF-8 beyond ASCII."""
 _MIN_FOREIGN = 8
 _ISO_2022 = re.compile(rb"\x1b(?:\$[@AB]|\$[()][A-G]|\([IJ])")
 """Escapes that switch the characters of Japanese, Chinese and Korean mail, in seven bits."""
@@ -81,7 +81,7 @@ _LENIENT = json.JSONDecoder(strict=False)
 
 def refuse(path: Path, found: str, remedy: str, *, details: str = "") -> Unreadable:
     """The sentence for a file that holds `found`; {path} and {stem} in `remedy` stand for its name, and `details` are
-    those of this one file, by which many are not counted apart."""
+    specific to this file and are left out when files are counted by reason."""
     stem = base_stem(path)
     if f"{stem}.jsonl" == path.name:
         stem += "-lines"  # a shell empties the file it writes to before the command reads it
@@ -129,11 +129,11 @@ def unicode_encoding(head: bytes) -> str | None:
 
 
 def _is_text_in(head: bytes, encoding: str) -> bool:
-    """Whether `head` is text in a UTF-16 with little ASCII: known characters alone, white space among them."""
+    """Whether `head` is UTF-16 text with little ASCII: only known characters, white space among them."""
     try:
         text = head[: len(head) // 2 * 2].decode(encoding)
     except UnicodeDecodeError as error:
-        if error.end < len(head) - 3:  # no surrogate cut off by the end of the sample
+        if error.end < len(head) - 3:  # do not cut a surrogate pair at the end of the sample
             return False
         text = head[: error.start].decode(encoding)
     kinds = {unicodedata.category(character) for character in set(text) - set("\n\r\t\ufeff")}
@@ -141,9 +141,9 @@ def _is_text_in(head: bytes, encoding: str) -> bool:
 
 
 def _check_utf8(head: bytes, path: Path) -> None:
-    """Refuse text of which more is Latin-1, or another encoding, than UTF-8; a few stray bytes are no encoding.
+    """Refuse text that is more Latin-1, or another encoding, than UTF-8; a few stray bytes do not count.
 
-    Letters of Latin-1 stand beside ASCII letters; bytes damaged by chance are as often beside anything else.
+    Letters of Latin-1 occur beside ASCII letters; bytes damaged by chance occur beside anything.
     """
     if head.startswith(b"\xef\xbb\xbf") or _is_utf8(head):
         return
@@ -172,7 +172,7 @@ def _is_utf8(head: bytes) -> bool:
 
 
 def _probable_encoding(head: bytes, text: str) -> str:
-    """A name iconv knows. Western text has its letters one by one among ASCII ones, where statistics see too little."""
+    """A name that iconv knows. Western text has isolated non-ASCII letters, too few for statistics."""
     runs = re.findall("[\udc80-\udcff]+", text)
     alone = sum(len(run) <= 2 for run in runs)
     if len("".join(runs)) < 0.2 * len(head) and alone > 0.9 * len(runs):
@@ -185,7 +185,7 @@ def _probable_encoding(head: bytes, text: str) -> str:
 
 
 def check_markup(text: str, path: Path) -> None:
-    """Refuse what programs write for other programs: it would be read as sentences."""
+    """Refuse machine-readable files, which would be read as sentences."""
     for pattern, found in _MARKUP:
         if pattern.match(text):
             raise refuse(path, found, "Extract its text first, give --format text to take it as it is")
@@ -196,16 +196,16 @@ def check_markup(text: str, path: Path) -> None:
 def is_json_lines(text: str, path: Path, *, whole: bool, text_key: str) -> bool:
     """Whether `text`, the beginning (or `whole`) of a file without leading white space, is JSON lines.
 
-    Refused are arrays, objects over several lines or several in one, and lines of which none has `text_key`.
+    Arrays, objects over several lines, several objects in a line, and files without `text_key` are refused.
     """
     is_named = base_suffix(path) in _JSON_SUFFIXES
     if not text.startswith(("{", "[")):
         if is_named and not text.startswith("<"):
-            raise refuse(path, "no JSON objects, though it is named so", _AS_IT_IS)
+            raise refuse(path, "no JSON objects, despite its name", _AS_IT_IS)
         return False
     lines = text.split("\n")
     if not whole and len(lines) == 1 and text.startswith("{"):
-        return True  # the first line is longer than what was looked at
+        return True  # the first line is longer than the sample
     objects = list(_objects(lines[:1])) or _check_json_shape(text, path, whole=whole)
     fields: dict[str, int] = {}
     for record in chain(objects, _objects((lines if whole else lines[:-1])[1:_SAMPLE_LINES])):
@@ -231,7 +231,7 @@ def _objects(lines: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _wrong_key(fields: dict[str, int], path: Path, text_key: str) -> Unreadable:
-    """The sentence for a file of which no line has `text_key`; `fields` are there, with so many characters of text."""
+    """The error for a file of which no line has `text_key`; `fields` are present, with their numbers of characters."""
     best = max(fields, key=lambda name: fields[name])
     hint = f"Give --text-key {best}" if fields[best] else "Write one object with a text a line"
     names = ", ".join(list(fields)[:20])
@@ -243,12 +243,12 @@ def _wrong_key(fields: dict[str, int], path: Path, text_key: str) -> Unreadable:
 
 
 def _check_json_shape(text: str, path: Path, *, whole: bool) -> list[dict[str, Any]]:
-    """Refuse JSON whose first line is no whole object; no objects when `text` is no such JSON, but broken or text."""
+    """Refuse JSON whose first line is not a whole object; returns no objects for broken JSON or plain text."""
     begin = re.match(r"\[\s*(?=\{)", text)
     try:
         value, end = _LENIENT.raw_decode(text, begin.end() if begin else 0)
     except (ValueError, RecursionError):
-        is_cut = not whole and (begin or text.startswith("{\n"))  # an object longer than what was looked at
+        is_cut = not whole and (begin or text.startswith("{\n"))  # an object longer than the sample
         value, end = ({} if is_cut else None), len(text)
     if not isinstance(value, dict):
         return []
@@ -268,8 +268,8 @@ def _check_json_shape(text: str, path: Path, *, whole: bool) -> list[dict[str, A
 
 
 def check_table(text: str, path: Path, *, whole: bool, text_key: str) -> None:
-    """Refuse CSV and TSV: by the file's name, by tabs of one number in every line, or by a header of
-    plain names, `text_key` among them, or with two rows below."""
+    """Refuse CSV and TSV: by the file's name, by an equal number of tabs in every line, or by a header
+    of plain names that includes `text_key` or has two rows below it."""
     suffix = base_suffix(path)
     lines = text[:_TABLE_CHARS].split("\n")
     rows = {delimiter: _rows(lines if whole else lines[:-1], delimiter) for delimiter in "\t,;|"}
@@ -296,7 +296,7 @@ def _table(columns: list[str], path: Path, delimiter: str) -> Unreadable:
 
 
 def _rows(lines: list[str], delimiter: str) -> list[list[str]]:
-    """The first rows of a table with this delimiter; none when it has a NUL or too long a field."""
+    """The first rows of a table with this delimiter; none if it has a NUL or an overlong field."""
     try:
         rows = csv.reader((line + "\n" for line in lines[:_SAMPLE_LINES] if line.strip()), delimiter=delimiter)
         return [row for row in rows if row]
@@ -305,12 +305,12 @@ def _rows(lines: list[str], delimiter: str) -> list[list[str]]:
 
 
 def base_suffix(path: Path) -> str:
-    """The suffix that says what is in a file, without that of its compression."""
+    """The suffix for a file's content, ignoring that of its compression."""
     inner = Path(path.stem) if path.suffix.lower() in COMPRESSED else path
     return inner.suffix.lower()
 
 
 def base_stem(path: Path) -> str:
-    """The name of a file less its last suffix, and less that of its compression."""
+    """The name of a file without its last suffix and without that of its compression."""
     inner = Path(path.stem) if path.suffix.lower() in COMPRESSED else path
     return inner.stem

@@ -1,11 +1,11 @@
-"""Compressed files as byte streams: .gz .bz2 .xz .zst, known by their first bytes, whatever the file is called.
+"""Compressed files as byte streams: .gz .bz2 .xz .zst, recognised by their first bytes, whatever the file's name.
 
 A file is read to its last byte: all members, streams or frames of it, zeros that pad them, and one error sentence for
-a file that is cut short or has anything else behind its end (Python's own bz2 and lzma files pass over that in
-silence, and would lose every stream after a damaged head).
+a file that is truncated or has anything else after its end (Python's own bz2 and lzma files ignore that silently,
+and would lose every stream after a damaged head).
 
-`bz2_stream_starts` finds where the independent streams of a multistream dump begin (Wikimedia packs 100 pages a
-stream), so that workers decompress them side by side; a file of one stream is decompressed by the coordinating
+`bz2_stream_starts` finds where the independent streams of a multistream dump begin (Wikimedia packs 100 pages
+into each), so that workers decompress them in parallel; a file of one stream is decompressed by the coordinating
 process.
 """
 
@@ -36,14 +36,14 @@ _STORED_BYTES = 1 << 17
 
 
 def compression_of(head: bytes) -> str:
-    """The suffix that stands for the compression of a file which begins with `head`, or "" when it has none."""
+    """The suffix for the compression of a file that begins with `head`, or "" if it is not compressed."""
     if head.startswith(b"\x1f\x8b"):
         return ".gz"
     if head.startswith(b"\xfd7zXZ\x00"):
         return ".xz"
     if head.startswith(b"\x28\xb5\x2f\xfd") or _ZSTD_SKIPPABLE.match(head):
         return ".zst"
-    # the block's magic too, as far as the file goes: "BZh1" alone could begin a text
+    # the block's magic too, as far as the file reaches: a text could begin with "BZh1"
     block = head[4:_MAGIC_BYTES]
     is_bz2 = _BZ2_HEAD.match(head) and (_BZ2_BLOCK.startswith(block) or _BZ2_END.startswith(block))
     return ".bz2" if is_bz2 else ""
@@ -59,7 +59,7 @@ def stored_compression(path: Path) -> str:
 def open_stream(path: Path, *, source: IO[bytes] | None = None) -> Iterator[IO[bytes]]:
     """Decompressed bytes of `path` (or of `source`, which has that name); truncation becomes a ValueError.
 
-    `source` must be buffered (`io.BufferedReader`): its first bytes are looked at before they are read.
+    `source` must be buffered (`io.BufferedReader`): its first bytes are peeked at.
     """
     raw: Any = source if source is not None else path.open("rb")
     try:
@@ -100,13 +100,13 @@ def _buffered(frames: "_Frames") -> IO[bytes]:
 class _Frames(io.RawIOBase):
     """All streams of a .bz2 or .xz file, or frames of a .zst file, one after the other, to the last byte of the file.
 
-    Between and after them zeros may stand (xz pads its streams with them, tapes any file); other bytes are an error.
+    There may be zeros between and after them (xz pads its streams, tapes pad any file); other bytes are an error.
     """
 
     def __init__(self, raw: IO[bytes], new: Callable[[], Any]) -> None:
         self._raw, self._new = raw, new
         self._frame: Any = None
-        """the decompressor of the stream begun, None between two"""
+        """the decompressor of the current stream, None between two"""
         self._stored = b""
 
     def readable(self) -> bool:

@@ -1,9 +1,9 @@
-"""Plain text: documents separated by blank lines (Google's BERT input), or one document a line.
+"""Plain text: documents separated by blank lines (Google's BERT input), or one document per line.
 
 `--format text` takes blocks between blank lines; `--format lines` takes every line. `--format stories` is the latter:
-Google withdrew the files of the Stories corpus (Trinh and Le 2018), and the public reproduction of it is one text file
-with a document a line (cc-stories.txt, 2,105,303 lines). A copy with blank lines between documents is a case for text;
-`--format auto` tells the two apart. Documents have no ids: their place in the file stands for one.
+Google withdrew the files of the Stories corpus (Trinh and Le 2018), and its public reproduction is one text file with
+a document per line (cc-stories.txt, 2,105,303 lines). A copy with blank lines between documents needs text; `--format
+auto` distinguishes the two. Documents have no ids: their position in the file serves as one.
 """
 
 import re
@@ -27,7 +27,7 @@ class BlankLineReader(RecordReader):
         return -1
 
     def parse(self, data: bytes, name: str) -> Iterator[Document | Rejected]:
-        """One document a block."""
+        """One document per block."""
         text, damaged = decode(data)
         for number, block in enumerate(_BLANK_LINE_TEXT.split(text), start=1):
             if block and not block.isspace():
@@ -38,7 +38,7 @@ class LinesReader(LineReader):
     """`--format lines`: every line is a document."""
 
     def parse(self, data: bytes, name: str) -> Iterator[Document | Rejected]:
-        """One document a non-blank line."""
+        """One document per non-blank line."""
         text, damaged = decode(data)
         for number, line in enumerate(text.split("\n"), start=1):
             if line and not line.isspace():

@@ -1,9 +1,9 @@
 """Output of wikiextractor: `<doc id="12" url="..." title="Anarchism">`, a line with the title, the text, `</doc>`.
 
-The text is taken as extracted, its title line included; its section headings are lines of their own. Version 3 writes
+The text is taken as extracted, its title line included; its section headings are separate lines. Version 3 writes
 "&" and angle brackets as entities ("AT&amp;T") and leaves some tags ("< br >", <templatestyles>) behind, in its JSON
-too: `plain_text` undoes both. A <doc> without its end is rejected. Text outside of the documents is not expected and is
-counted, before the first as a rejected record, after another as left out of that one.
+too: `plain_text` undoes both. A <doc> without its end is rejected. Text outside the documents is unexpected and is
+counted: before the first as a rejected record, after another as left out of that one.
 """
 
 import html
@@ -46,7 +46,7 @@ class WikiextractorReader(RecordReader):
         return found + 1 if found >= 0 else -1
 
     def parse(self, data: bytes, name: str) -> Iterator[Document | Rejected]:
-        """One document a <doc> element."""
+        """One document per <doc> element."""
         text, damaged = decode(data)
         starts = [0] if text.startswith("<doc ") else []
         starts += [match.end() - len("<doc ") for match in _LINE_START.finditer(text)]

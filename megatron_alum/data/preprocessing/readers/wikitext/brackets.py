@@ -1,10 +1,10 @@
 """Templates, parameters, links, tables and variants in one pass over their brackets, the innermost first.
 
-What is open stands on a stack; a closing mark closes the nearest of its kind, and what was opened above it and never
+Open brackets are on a stack; a closing mark closes the nearest of its kind, and anything opened above it and never
 closed is text. So an unclosed {{ never swallows the rest of an article, and the time is linear: every piece of text
 moves up once when its bracket closes, and what lies deeper than MAX_DEPTH leaves nothing.
 
-Marks that cannot be paired stand in no sentence: they become one of the signs below, which lines.py takes out.
+Marks that cannot be paired do not belong in a sentence: they become one of the signs below, which lines.py removes.
 """
 
 import re
@@ -74,14 +74,14 @@ class _Stack:
         del self.frames[depth + 1 :]
 
     def _unclosed(self, frame: _Frame) -> str:
-        """What stands for an opening mark that nothing closes."""
+        """The sign for an opening mark that nothing closes."""
         if frame.kind == "[":
             prefix, colon, _rest = "".join(frame.pieces[:1]).partition(":")
             return OPEN_FILE if colon and fold(prefix) in self.wiki.dropped else OPEN_LINK
         return OPEN_TEMPLATE if frame.kind == "{" else frame.mark
 
     def pop(self) -> None:
-        """Take the innermost bracket away."""
+        """Remove the innermost bracket."""
         self.open[self.frames.pop().kind] -= 1
 
     def too_deep(self) -> bool:
@@ -175,7 +175,7 @@ def _close_variant(stack: _Stack) -> bool:
 
 
 def _as_argument(text: str) -> str:
-    """`text` so that the template around it sees neither a bar nor a named argument in it."""
+    """`text` escaped so that the template around it sees neither a bar nor a named argument in it."""
     if "|" in text:
         text = text.replace("|", "&#124;")
     return text.replace("=", "&#61;", 1) if _NAMED.match(text) else text

@@ -5,7 +5,7 @@
     leave their text     all others that MediaWiki or one of its extensions knows: <b>, <kbd>, <span>, <section>
     text                 whatever else looks like a tag: <stdio.h>, List<String>, x<y and y>z
 
-A name that nobody knows is markup only where an end tag closes it; alone it is text, as on the page.
+An unknown name is markup only if an end tag closes it; otherwise it is text, as on the page.
 """
 
 import re

@@ -69,7 +69,7 @@ def prose_lines(text: str) -> Iterator[str]:
 
 
 def _without_rows(raw: list[str]) -> Iterator[str]:
-    """Lines but for rules and the rows of tables that templates open or nobody closes.
+    """Lines without rules and without the rows of tables that templates open or nothing closes.
 
     A line that begins with "!" is a row inside an open table, or beside one that begins with "|": else it is text.
     """
@@ -145,10 +145,10 @@ def _without_signs(line: str) -> str:
 
 
 def _in_sentence(found: re.Match[str]) -> bool:
-    """Whether a template stands where a word of its line would.
+    """Whether a template is at a place where a word of its line would be.
 
-    At the start of a sentence the sentence must go on behind it in small letters; what hangs on a word or a stop
-    without a space is a note.
+    At the start of a sentence, lower-case text must follow it; a template attached to a word or a stop without a
+    space is a note.
     """
     line = found.string
     before = line[max(0, found.start() - 3) : found.start()].rstrip(HOLE + MAYBE_END)

@@ -1,7 +1,7 @@
 """Which pages of a dump are articles: no redirect, no other namespace, wikitext, no disambiguation.
 
-`skip_reason` gives the reason to leave a page out, which is counted. A dump older than 2009 has no <ns>: the title
-says it then, "Talk:Alabama", "Datei:x.jpg", by the names of <siteinfo>, of MediaWiki and of the wiki's language.
+`skip_reason` gives the reason to leave a page out, which is counted. A dump older than 2009 has no <ns>: then the
+title decides, "Talk:Alabama", "Datei:x.jpg", by the names of <siteinfo>, of MediaWiki and of the wiki's language.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The same as clean.py by mwparserfromhell: a full parser, about ten times slower, and the check on the fast one."""
+"""The same as clean.py with mwparserfromhell: a full parser, about ten times slower, used to check the fast one."""
 
 from megatron_alum.config.extras import require
 from megatron_alum.data.preprocessing.readers.wikitext.brackets import INTERLANGUAGE, dropped_link
@@ -9,7 +9,7 @@ from megatron_alum.data.preprocessing.readers.wikitext.templates import template
 from megatron_alum.data.preprocessing.readers.wikitext.wiki import ENGLISH, Wiki, fold
 
 _BAR = "\ufdd7"
-"""Stands for a bar inside an argument, of a link."""
+"""Replaces the bar of a link inside an argument."""
 
 
 def clean_by_parser(source: str, wiki: Wiki = ENGLISH, title: str = "") -> str:
@@ -39,7 +39,7 @@ def clean_by_parser(source: str, wiki: Wiki = ENGLISH, title: str = "") -> str:
 
 
 def _replace(code: object, node: object, text: str) -> None:
-    """Replace a node unless an outer one took it away before."""
+    """Replace a node unless it was already removed with an outer one."""
     try:
         code.replace(node, text)  # type: ignore[attr-defined]
     except ValueError:

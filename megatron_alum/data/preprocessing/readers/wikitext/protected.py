@@ -1,7 +1,7 @@
-"""Stretches of a page that no later step may look into: comments, <nowiki>, code, references, formulas.
+"""Parts of a page that no later step may look into: comments, <nowiki>, code, references, formulas.
 
 MediaWiki takes these out before it looks for templates or links, in the order in which they begin: a "<!--" inside
-<nowiki> is text, a </ref> inside a comment is none. Here, too, one scan from left to right decides. Comments,
+<nowiki> is text, a </ref> inside a comment is not a tag. Here, too, one scan from left to right decides. Comments,
 references, formulas, galleries and blocks of code go; <nowiki> and inline code stay, with every character of markup
 as an entity, which the last step turns back. On the page itself <includeonly> is nothing, and <noinclude> and
 <onlyinclude> are only tags.
@@ -15,11 +15,11 @@ import re
 HOLE = "\ufdd0"
 """Stands for removed markup until its line is tidied: a code point that Unicode keeps for such use, in no text."""
 SEAM = "\ufdd1"
-"""Stands for an empty <nowiki/>: nothing, but it keeps apart what is beside it."""
+"""Stands for an empty <nowiki/>: nothing, but it separates its neighbours."""
 
 _VALUE = r"\s*=\s*(?:\"[^\"]{0,2000}\"|'[^']{0,2000}'|[^\s\"'<>=]+)"
 ATTRIBUTES = rf"(?:(?:\s+[^\s\"'<>/=]+(?:{_VALUE})?)*+\s*/?>|[^<>]*>)"
-"""The rest of a tag behind its name: attributes, quoted ones with any character, and the bracket; else up to ">"."""
+"""The rest of a tag after its name: attributes, quoted ones with any character, and the bracket; else up to ">"."""
 _BLOCKS = (
     "gallery|timeline|score|source|syntaxhighlight|imagemap|graph|mapframe|templatedata|references|inputbox|pre"
     "|categorytree|quiz|dynamicpagelist"
@@ -47,7 +47,7 @@ def protect(source: str) -> str:
             end = source.find("-->", position)
             position = end + 3 if end >= 0 else len(source)
         elif not name or name in unclosed:
-            continue  # an unclosed element: its tag is no text, what follows is
+            continue  # an unclosed element: its tag is not text, what follows is
         elif found[0].endswith("/>"):
             pieces.append(SEAM if name == "nowiki" else HOLE)
         elif closing := _CLOSING[name].search(source, position):

@@ -3,7 +3,7 @@
 Templates are programs that a dump does not contain, so they cannot be run; but the text of the common ones is one of
 their arguments, or a phrase made of them: "{{convert|5|km|mi}}" leaves "5 km", "{{lang|fr|chat}}" leaves "chat". The
 table templates.tsv lists those of the larger wikis, and the ones that leave nothing (notes, pronunciations, flags,
-what is computed). Without them a tenth of the articles has holes like "an area of , the".
+what is computed). Without them a tenth of the articles have holes like "an area of , the".
 
 A template that no table knows leaves its readable arguments, but only where the line shows that it stands inside a
 sentence (lines.py decides: they come between two signs). What might be a false fact leaves nothing: numbers alone may
@@ -17,7 +17,7 @@ from megatron_alum.data.preprocessing.readers.wikitext.wiki import Wiki, fold, m
 from megatron_alum.data.preprocessing.readers.wikitext.writers import Arguments, Writer, is_number, nothing, positional
 
 MAYBE, MAYBE_END = "\ufdd2", "\ufdd3"
-"""Around the text of a template that no table knows: text inside a sentence, nothing elsewhere."""
+"""Surround the text of a template that no table knows: text inside a sentence, nothing elsewhere."""
 MAX_UNKNOWN_CHARS = 200
 """A longer unknown template is a note or a box."""
 

@@ -1,8 +1,8 @@
-"""What one wiki calls its things: namespaces, redirect words, switches, image options, disambiguation and templates.
+"""A wiki's names for namespaces, redirect words, switches, image options, disambiguation and templates.
 
 The tables beside this file hold MediaWiki's own names by language and the templates of the larger wikis; each says
 where it comes from. A dump names its namespaces in <siteinfo>, but not their aliases ([[Bild:...]], [[Imagem:...]]).
-English names hold everywhere. Where a file says nothing of its language, the names of all languages are taken for
+English names are valid everywhere. If a file does not state its language, the names of all languages are used for
 namespaces and for disambiguation (a page lost to a name in another language is counted, a page of talk is not text).
 """
 
@@ -30,7 +30,7 @@ class Wiki:
     """The names of one wiki, all in lower case and with spaces for underscores."""
 
     language: str
-    """code of the language, as in xml:lang; empty where the dump does not say"""
+    """code of the language, as in xml:lang; empty if the dump does not say"""
     namespaces: frozenset[str]
     """of all but the articles: pages of dumps without <ns> are told by their title"""
     dropped: frozenset[str]
@@ -43,11 +43,11 @@ class Wiki:
     disambiguation: frozenset[str]
     """templates that make a page a disambiguation page"""
     disambiguation_titles: tuple[str, ...]
-    """how titles of such pages end"""
+    """endings of the titles of such pages"""
     templates: dict[str, Writer]
     """what known templates leave, by exact name"""
     families: dict[str, Writer]
-    """the same for every name that begins so ("lang-", "cite ")"""
+    """the same for every name with this prefix ("lang-", "cite ")"""
     prefixes: tuple[str, ...]
     """the keys of `families`"""
     own_text: tuple[re.Pattern[str], ...]
@@ -150,7 +150,7 @@ def magic(kind: str, codes: set[str] | None = None) -> set[str]:
 
 
 def fold(name: str) -> str:
-    """How names are compared: lower case, single spaces, no underscores."""
+    """The form in which names are compared: lower case, single spaces, no underscores."""
     return " ".join(name.replace("_", " ").split()).lower()
 
 

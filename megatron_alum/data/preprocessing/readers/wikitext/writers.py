@@ -138,7 +138,7 @@ _UNITS = {
     "in": "inches",
     "lb": "pounds",
 }
-"""Codes of {{convert}}, in lower case, that are no text; the others are (km, kg, mph)."""
+"""Codes of {{convert}}, in lower case, that are not text themselves; others are (km, kg, mph)."""
 _SINGULAR = {"feet": "foot", "inches": "inch"}
 _SINGULAR |= {name + "s": name for name in ("mile", "pound", "acre", "gallon", "barrel", "yard")}
 _POWER = re.compile(r"^(?:e(3|6|9|12)(?=\D)|([kMGT])(?=oilbbl|cuft|USgal|impgal))")
@@ -254,7 +254,7 @@ def _as_of(given: Arguments) -> str:
 
 
 def _quotation(given: Arguments) -> str:
-    """A block of its own; the author under it is left out."""
+    """A separate block; the author under it is left out."""
     text = given.get("text") or given.get("quote") or given.get("1", "")
     return f"\n{text}\n" if text else ""
 
