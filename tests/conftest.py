@@ -22,7 +22,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     if config.getoption("--device") == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for worker processes too: several ranks of one test share no GPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for worker processes too: the ranks of one test cannot share a GPU
     warm.keep_environment()
     if config.getoption("--results"):
         config.pluginmanager.register(ResultsTable(config.getoption("--results")))
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish():
-    """Modules and tests stay to the end: no collection need look at them again, and every Trainer asks for several."""
+    """Modules and tests live to the end: no collection need examine them again, and every Trainer triggers several."""
     gc.collect()
     gc.freeze()
 
@@ -54,8 +54,8 @@ def device(request) -> torch.device:
 
 @pytest.fixture(scope="session")
 def prefix(tmp_path_factory) -> str:
-    """Shards of a small corpus, built by the real pipeline once a session, on which networks are trained."""
-    from tests.training.runs import build_corpus  # megatron-core is not there on every machine that tests the ops
+    """Shards of a small corpus, built by the real pipeline once per test run, on which networks are trained."""
+    from tests.training.runs import build_corpus  # megatron-core is not installed on every machine that tests the ops
 
     return build_corpus(tmp_path_factory.mktemp("corpus"))
 

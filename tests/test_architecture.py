@@ -1,8 +1,8 @@
 """The rules of the source tree, read from the syntax trees: import arrows, sizes, docstrings, no machine paths.
 
 Each rule is a function from a source root to the list of its violations. It is asserted twice: the project's own tree
-must give an empty list, and a small tree with a planted violation must give exactly that one (no rule can go blind).
-Nothing is imported here; a file is seen as soon as it lies in the tree, committed or not.
+must give an empty list, and a small tree with a planted violation must give exactly that one (so that no rule becomes
+ineffective). Nothing is imported here; every file in the tree is seen, committed or not.
 """
 
 import ast
@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("benchmarks", "tools", "examples", "entry"),
 )
-# Within a package, by the same rule: sampling and preprocessing never meet, methods know no benchmark.
+# Within a package, by the same rule: sampling and preprocessing never import each other, methods import no benchmark.
 ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "data": (("tokenizers", "shards"), ("preprocessing", "sampling")),
     "finetune": (("methods",), ("benchmarks",), ("runs",)),
@@ -97,7 +97,7 @@ def own_area(module: str) -> str | None:
 
 
 def rooms_keep_their_order(root: Path) -> list[str]:
-    """A room imports only rooms of lower rows of its package; every file of such a package lies in a room."""
+    """A room imports only rooms of lower rows of its package; every file of such a package is in a room."""
     found = []
     for package, rows in ROOMS.items():
         rank = {room: number for number, row in enumerate(rows) for room in row}
@@ -249,7 +249,7 @@ RULES: tuple[Callable[[Path], list[str]], ...] = (
     sources_are_ascii,
 )
 
-# One planted violation a rule: {file: text}; the rule must report exactly one line, and name the file.
+# One planted violation per rule: {file: text}; the rule must report exactly one line, and name the file.
 PLANTED: dict[str, dict[str, str]] = {
     "imports_point_down": {
         "megatron_alum/data/a.py": '"""d."""\nfrom megatron_alum.config import x\nfrom ..models import bert\n'

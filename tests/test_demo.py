@@ -41,7 +41,7 @@ def test_a_failing_stage_ends_the_demo_with_its_name(tmp_path):
     done = run_demo("--corpus", tmp_path / "absent.txt", "--output", tmp_path / "out")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == 'error: the stage "train a vocabulary" failed with exit status 2.'
-    assert "absent.txt" in done.stderr  # the tool's own sentence comes before
+    assert "absent.txt" in done.stderr  # the tool's own error comes before
     assert "[2/" not in done.stdout
 
 

@@ -1,4 +1,4 @@
-"""The README: its library example trains, its tour names files that exist. Its commands: tests/docs."""
+"""The README: its library example trains, and it names files that exist. Its commands: tests/docs."""
 
 import re
 from pathlib import Path

@@ -80,7 +80,7 @@ def _search_path():
 
 
 def test_help_imports_nothing_that_takes_time(answered):
-    """Nothing but the standard library and yaml: torch takes seconds. Scripts in tools/ are fronts of the commands."""
+    """Nothing but the standard library and yaml: torch takes seconds. Scripts in tools/ call the commands."""
     assert answered[1] == []
 
 
@@ -116,14 +116,14 @@ def test_a_script_is_its_command(front, command, answered, monkeypatch, capsys):
 
 
 def test_every_tool_of_the_set_is_a_front():
-    """Who adds a tool to the package says so here; compare_runs.py alone is for developers."""
+    """A new tool in the package must be listed here; only compare_runs.py is for developers."""
     tools = {f"tools/{path.name}" for path in (ROOT / "tools").glob("*.py")} - {"tools/compare_runs.py"}
     assert tools == {name for name in FRONTS if name.startswith("tools/")}
     assert set(FRONTS.values()) == set(console.COMMANDS)
 
 
 def test_messages_name_commands_and_not_scripts():
-    """Who installed the package has no tools/ folder: what an error tells to run must be there."""
+    """The installed package has no tools/ folder, so errors must name commands that exist there."""
     for path in (ROOT / "megatron_alum").rglob("*.py"):
         named = [front for front in FRONTS if front.startswith("tools/") and front in path.read_text()]
         assert not named, f"{path.name} names {named}"

@@ -1,4 +1,4 @@
-"""A value that no run can use is refused by its flag's name, whichever option it is; the words for each range."""
+"""A value that no run can use is refused with its flag's name, for every option; the wording for each range."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def numeric(kind):
 
 @pytest.mark.parametrize("kind", COMMANDS, ids=lambda kind: kind.__name__)
 def test_every_number_has_a_range(kind):
-    """No count, size, rate or weight is below zero, infinite or no number: an option without a check shows here."""
+    """No count, size, rate or weight may be negative, infinite or nan: an option without a check fails here."""
     checked, fitting = 0, config_to_dict(parse_config(kind, COMMANDS[kind]))
     for option, takes_fractions in numeric(kind):
         for value in ("-1", "nan", "inf") if takes_fractions else ("-1",):

@@ -54,7 +54,7 @@ CASES = {
     "roberta-encoder": Case(transformers.RobertaModel, ROBERTA, "encoder"),
 }
 FULL = ("megatron-bert", "bert", "roberta")
-"""One case an architecture, with every head it has."""
+"""One case per architecture, with every head it has."""
 
 
 def random_hf_model(name: str, seed: int = 3) -> torch.nn.Module:

@@ -1,4 +1,4 @@
-"""Where a real pretrained BERT lies on this machine: the folder in MEGATRON_ALUM_ENCODER, or an installed package."""
+"""Finds a real pretrained BERT on this machine: the folder in MEGATRON_ALUM_ENCODER, or an installed package."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Vocabularies without a tokenizer.json: one rule for case and kind at every door, and what an import makes of them.
+"""Vocabularies without a tokenizer.json: one rule for case and kind in every command, and how they are imported.
 
 Folders as BioBERT, SciBERT and ClinicalBERT (config.json, weights, vocab.txt) and older RoBERTas (vocab.json and
 merges.txt) have them. Expected tokens are written by hand.
@@ -158,7 +158,7 @@ def test_a_config_from_before_model_type_is_read(tmp_path):
 
 
 def test_shards_of_another_case_than_the_model_are_warned_about(tmp_path):
-    """The entries are the same; the text that the model meets is not."""
+    """The entries are the same; the text that the model sees is not."""
     entries = {entry: i for i, entry in enumerate(CASED)}
     for name, lower in (("kept", False), ("lowered", True)):
         transformers.BertTokenizer(vocab=entries, do_lower_case=lower).save_pretrained(tmp_path / name)

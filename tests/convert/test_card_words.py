@@ -1,4 +1,4 @@
-"""The model card's sentences, against what a person would write of the same records."""
+"""The model card's sentences, against sentences written by hand for the same records."""
 
 import shlex
 
@@ -64,7 +64,7 @@ def test_an_earlier_checkpoint_says_how_far_it_came():
 
 
 def test_options_that_a_run_lacks_are_not_spoken_of():
-    """A run of another version: whatever is missing, the rest stands, and no None is printed."""
+    """A run of another version: whatever is missing, the rest is printed, and no None."""
     whole = run()
     for name in whole:
         text = " ".join(recipe_sentences({key: value for key, value in whole.items() if key != name}, 5))

@@ -228,7 +228,7 @@ def flip_a_byte(run):
 
 
 def other_metadata(run, content):
-    """Replace .metadata and its digest, as somebody who prepared the folder would."""
+    """Replace .metadata and its digest, as an attacker who prepared the folder would."""
     import hashlib
 
     folder = run / "iter_0000000"

@@ -1,4 +1,4 @@
-"""The exported folder as its users meet it: offline, through Auto classes and pipelines, with its model card."""
+"""The exported folder as its users see it: offline, through Auto classes and pipelines, with its model card."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Output folders appear whole or not at all."""
+"""Output folders appear only when complete."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_an_empty_folder_may_be_named_by_a_link(tmp_path):
 
 
 def test_the_current_folder_is_refused_before_anything_is_read(tmp_path, monkeypatch):
-    """It would be replaced by another folder of its name, and the shell that stands in it would see nothing of that."""
+    """It would be replaced by a new folder of the same name, which the shell in the old one would not see."""
     monkeypatch.chdir(tmp_path)
     for current in (Path(), tmp_path):
         with pytest.raises(ValueError, match="--output must be another folder than the current one"):

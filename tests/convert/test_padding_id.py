@@ -1,4 +1,4 @@
-"""RoBERTa counts positions after its padding id, whichever that is: import, export, fine-tuning and every sentence."""
+"""RoBERTa counts positions after its padding id, whichever that is: import, export, fine-tuning and every error."""
 
 import json
 

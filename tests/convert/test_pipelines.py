@@ -88,7 +88,7 @@ def test_a_fine_tuned_model_serves(task, exported, tmp_path):
         assert len(rows) == 3 and all(0 < row["score"] <= 1 for row in rows)
         assert rows[0]["score"] == pytest.approx(serve(short)[0]["score"], abs=ATOL)
     else:
-        found = serve([short, long], batch_size=2)  # it truncates to the tokenizer's limit by itself
+        found = serve([short, long], batch_size=2)  # it truncates to the tokenizer's limit itself
         assert len(found) == 2 and all(0 < row["score"] <= 1 for rows in found for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""Megatron-LM's checkpoints whose arguments or tensors say that they compute something else, or just look like it."""
+"""Megatron-LM's checkpoints whose arguments or tensors show that they compute something else, or only seem to."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""--verify: whatever config.json says of class and padding, and on another device than the CPU, as with a GPU."""
+"""--verify: whatever config.json says of class and padding, and on a device other than the CPU, as with a GPU."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Random damage to the files of a corpus, for fuzz tests; each function makes another content of a file's bytes."""
+"""Random damage to the files of a corpus, for fuzz tests; each function returns altered content of a file."""
 
 import copy
 import json
@@ -11,7 +11,7 @@ ODD_VALUES = (None, -1, 0, 10**30, 1.5, "", "x", [], [1], {}, {"count": "many"},
 
 
 def damaged_bytes(draw, data):
-    """Another content than `data`."""
+    """Content that differs from `data`."""
     kind, changed = draw.randrange(6), bytearray(data)
     at = draw.randrange(len(data))
     if kind == 0:
@@ -39,7 +39,7 @@ def damaged_table(draw, data):
 
 
 def damaged_manifest(draw, data):
-    """A manifest of which one value at any depth is another, or gone."""
+    """A manifest in which one value at any depth is changed or removed."""
     manifest = json.loads(data)
     place = manifest
     while True:

@@ -1,4 +1,4 @@
-"""The documents of the project as the tests of this folder read them: commands, flags in prose, links."""
+"""The documents of the project in the form that the tests of this folder need: commands, flags in prose, links."""
 
 import re
 import sys

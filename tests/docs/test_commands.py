@@ -1,7 +1,7 @@
-"""Every command and flag that a document shows: the program is there and takes them.
+"""Every command and flag in a document: the program exists and accepts them.
 
-A program with a configuration dataclass parses the whole command, recipes and combinations included; of any other the
-flags stand in its --help. Nothing is run.
+A program with a configuration dataclass parses the whole command, recipes and combinations included; for any other,
+the flags must be in its --help. Nothing is run.
 """
 
 import re
@@ -28,7 +28,7 @@ OTHER_FLAGS = {
 }
 ONE_FLAG = re.compile(r"--[a-z][a-z0-9-]*")
 SIZES = {"num_layers": 12, "hidden_size": 768, "num_attention_heads": 12}
-"""what a run or a model would tell that a command starts from"""
+"""what a command would read from the run or model that it starts from"""
 MAKE_TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
 

@@ -1,4 +1,4 @@
-"""The documentation site: it builds without a warning, every link of it leads somewhere, and it needs no network."""
+"""The documentation site: it builds without warnings, all its links resolve, and it needs no network."""
 
 import re
 import subprocess
@@ -45,7 +45,7 @@ def site(tmp_path_factory):
 
 
 def broken(pages, links_of):
-    """Local links of `pages` {path: Page} that lead to no file, or to no such place in a page."""
+    """Local links of `pages` {path: Page} to a missing file or anchor."""
     found = []
     for path, page in pages.items():
         for link in links_of(page):

@@ -1,4 +1,4 @@
-"""Statements of the pages that could grow old: quoted errors, figures of a kept run."""
+"""Statements on the pages that could become outdated: quoted errors, figures of a stored run."""
 
 import ast
 import json
@@ -13,7 +13,7 @@ GAP = "\0"
 
 
 def messages():
-    """Every text constant of the package and the tools, what is filled in replaced by GAP."""
+    """Every text constant of the package and the tools, with placeholders replaced by GAP."""
     found = []
     for folder in ("megatron_alum", "tools"):
         for path in sorted((ROOT / folder).rglob("*.py")):

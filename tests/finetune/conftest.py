@@ -1,4 +1,4 @@
-"""Every test of fine-tuning runs in a folder of its own, so that none leaves a file where it was started."""
+"""Every test of fine-tuning runs in a temporary folder, so that none leaves files in the current one."""
 
 import pytest
 

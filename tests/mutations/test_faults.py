@@ -18,7 +18,7 @@ FAULTS = tomllib.loads((ROOT / "tests" / "mutations" / "faults.toml").read_text(
 COPIED = ("megatron_alum", "tools", "tests", "benchmarks", "examples", "csrc/data", "csrc/common")
 FILES = ("csrc/toolchain.py", "pretrain_bert_alum.py", "setup.py", "pyproject.toml", "README.md")
 FAILED = 1
-"""pytest's status when tests ran and some failed; others are those of an interrupted or mistaken call"""
+"""pytest's status when tests ran and some failed; other statuses mean an interrupted or wrong call"""
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault["name"])

@@ -1,8 +1,8 @@
-"""The package as a stranger gets it: built, installed into a fresh environment, used from a folder of its own.
+"""The package as a new user gets it: built, installed into a fresh environment, used from another folder.
 
-The distributions are built from a copy of the tree, the wheel from the sdist, so that nothing left in the tree helps.
-The fresh environment has the wheel alone; the libraries it depends on come from this one's folder by a path entry,
-which makes no package of the tree importable (an editable installation acts only in its own environment).
+The distributions are built from a copy of the tree, the wheel from the sdist, so that no leftovers in the tree can
+help. The fresh environment has only the wheel; the libraries it depends on come from this one's folder through a path
+entry, which makes no package of the tree importable (an editable installation acts only in its own environment).
 """
 
 import importlib
@@ -36,7 +36,7 @@ LEFT_OUT = (
     ".hypothesis",
     ".tmp",
 )
-# Read by every interpreter of the environment at its start: takes modules away, as if they were not installed.
+# Read by every interpreter of the environment at its start: hides modules, as if they were not installed.
 SITECUSTOMIZE = """
 import os, sys
 for name in os.environ.get("WITHOUT_MODULES", "").split():
@@ -51,7 +51,7 @@ def copy_of_the_tree(target):
 
 
 def clean_environment(**more):
-    """This process's environment without what points at the tree."""
+    """This process's environment without variables that point at the tree."""
     names = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST", "COVERAGE"))}
     return {**names, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", **more}
 
@@ -90,7 +90,7 @@ class Installed:
 
 
 def test_built_installed_and_used(tmp_path):
-    """In one test, since each step stands on the one before."""
+    """In one test, since each step builds on the one before."""
     sdist, wheel = build(tmp_path)
     the_sdist_holds_what_builds_and_tests_it(sdist)
     the_wheel_holds_both_extensions_and_the_data(wheel)

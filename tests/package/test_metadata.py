@@ -16,12 +16,12 @@ from megatron_alum.config.extras import EXTRAS, MissingExtraError, missing_extra
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "megatron_alum"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-# What is imported by another name than it is installed by.
+# Modules imported under a name other than the distribution's.
 DISTRIBUTIONS = {
     **{"yaml": "pyyaml", "sklearn": "scikit-learn", "megatron": "megatron-core"},
     **{"charset_normalizer": "charset-normalizer", "flash_attn": "flash-attn"},
 }
-# Looked for with find_spec or inside try, and done without.
+# Optional: looked for with find_spec or inside try.
 OPTIONAL = {"apex", "transformer_engine", "textattack", "triton"}
 
 
@@ -76,7 +76,7 @@ def test_the_table_of_extras_is_that_of_the_project():
 
 
 def foreign_imports(tree):
-    """(line, top module, function around it or None) of imports from outside, those for type checkers left out."""
+    """(line, top module, enclosing function or None) of imports from outside, except those for type checkers."""
 
     def walk(node, function):
         for child in ast.iter_child_nodes(node):

@@ -23,7 +23,7 @@ def test_the_commit_is_that_of_the_checkout(monkeypatch):
 
 
 def test_an_installed_package_has_no_commit_of_the_repository_around_it(tmp_path, monkeypatch):
-    """An environment often lies in a project's own folder: that project's commit says nothing of this code."""
+    """An environment is often inside another project's folder: that project's commit says nothing about this code."""
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (("init", "-q"), ("commit", "-q", "--allow-empty", "-m", "x")):
         subprocess.run([*git, *words], check=True)

@@ -36,7 +36,7 @@ def page(results):
 
 @pytest.fixture(scope="module")
 def printed(shared_data):
-    """{(table, system, data set, split, metric): number as printed}, copied from the paper by another hand."""
+    """{(table, system, data set, split, metric): number as printed}, transcribed from the paper independently."""
     lines = [line for line in (shared_data.parent / "paper" / "tables.csv").read_text().splitlines() if line[0] != "#"]
     rows = [tuple(row.values()) for row in csv.DictReader(lines)]
     cells = {(int(table), *rest): value for table, *rest, value in rows}
@@ -60,7 +60,7 @@ def test_every_printed_number_stands_in_its_cell(printed):
 
 @pytest.mark.requires_shared_data
 def test_every_size_of_table_9(shared_data):
-    """The line of text in which another hand copied Table 9."""
+    """The line of the independent transcription of Table 9."""
     text = (shared_data.parent / "paper" / "README.md").read_text().replace("\n", " ")
     ours, same = [], "F1, precision, recall"
     for size in paper_sizes().rows:
@@ -135,7 +135,7 @@ def test_a_cell_is_the_mean_over_seeds_of_the_best_point_on_dev():
 
 
 def test_a_seed_with_two_results_is_refused():
-    """Two configurations of one method are no seeds of each other, nor is one file given twice."""
+    """Two configurations of one method are not two seeds, nor is one file given twice."""
     rows = [{**row(0.80), "file": "a/results.jsonl"}, {**row(0.82), "file": "b/results.jsonl"}]
     with pytest.raises(ValueError, match=r"seed 1 of mnli by none occurs twice in a/results.jsonl and b/results.jsonl"):
         best_values(rows, ("mnli", "dev", "accuracy"))
@@ -170,7 +170,7 @@ def test_figures_data():
 
 
 def test_figures_stand_in_one_page_and_follow_its_colours():
-    """No name of one figure is another's, all references are answered, nothing is drawn in the ink that stands in."""
+    """Figures share no ids, all references resolve, and nothing is drawn in the placeholder colour."""
     results = {"BERT-base": [row(0.8), row(0.9, model="m/iter_0000200")], "a <b> & c": [row(0.7)]}
     drawn = draw_figures(results)
     assert set(drawn) == {1, 2} and drawn == draw_figures(results)

@@ -36,7 +36,7 @@ def write_vocab(folder: Path, *, without: str = "") -> Path:
 
 
 def write_jsonl(path: Path, texts: list[Any]) -> Path:
-    """One JSON object a line with ids 0, 1, ..."""
+    """One JSON object per line with ids 0, 1, ..."""
     path.write_text("".join(json.dumps({"id": str(i), "text": text}) + "\n" for i, text in enumerate(texts)))
     return path
 
@@ -75,5 +75,5 @@ def sentences_of(prefix: Path | str, tokenizer: Any) -> list[list[str]]:
 
 
 def left_behind(folder: Path, *, keep: set[str]) -> list[str]:
-    """Names in `folder` other than `keep`: what a failed run must not leave."""
+    """Names in `folder` other than `keep`: what a failed run must not leave behind."""
     return sorted(path.name for path in folder.iterdir() if path.name not in keep)

@@ -1,5 +1,5 @@
-"""Write tests/golden/prep/articles.json: 20 articles of the shared dump as the reader makes them. Read them by eye
-first.
+"""Write tests/golden/prep/articles.json: 20 articles of the shared dump as the reader renders them. Check them by
+eye first.
 
     python -m tests.data.preprocessing.make_golden          (add --show to print the articles instead)
 """

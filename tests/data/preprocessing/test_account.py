@@ -64,7 +64,7 @@ def test_what_is_left_out_is_counted(tmp_path):
 
 
 def test_the_text_of_another_programs_corpus_is_no_output(tmp_path):
-    """Beside a .bin and an .idx of its name, as Megatron's own tools leave it."""
+    """Beside a .bin and an .idx of the same name, as Megatron's own tools leave it."""
     folder = tmp_path / "corpus"
     folder.mkdir()
     write_jsonl(folder / "wiki.json", ["The cat sat.", "A dog sat."])
@@ -78,7 +78,7 @@ def test_the_text_of_another_programs_corpus_is_no_output(tmp_path):
 
 
 def test_an_account_that_does_not_close_publishes_nothing(tmp_path, monkeypatch):
-    """A reader that loses its last record, and a plan that loses its last chunk: what the account is for."""
+    """A reader that loses its last record, and a plan that loses its last chunk, are what the account must catch."""
     source = write_jsonl(tmp_path / "in.jsonl", [f"The cat {i} sat." for i in range(500)])
     monkeypatch.setattr(records, "CHUNK_BYTES", 2000)
 
@@ -155,7 +155,7 @@ def test_the_summary_says_what_came_out(tmp_path):
 
 
 def test_a_page_without_its_end_costs_no_other(tmp_path):
-    """In one stream, and where it is the last of its streams."""
+    """In a file of one stream, and in the last of several streams."""
     page = "<page><title>T</title><ns>0</ns><id>{}</id><revision><text>The cat {} sat.</text></revision></page>\n"
     broken = "<page><title>T</title><id>7</id><revision><text>lost"
     parts = ["<mediawiki>\n" + page.format(1, 1) + broken, page.format(2, 2), "</mediawiki>\n"]

@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def scheduler(tmp_path_factory):
-    """The address of a scheduler with two workers, in processes of their own."""
+    """The address of a scheduler with two workers, in separate processes."""
     pytest.importorskip("distributed", reason="install megatron_alum[dask] to test --scheduler")
     script = tmp_path_factory.mktemp("dask") / "cluster.py"
     script.write_text(STARTER)

@@ -1,4 +1,4 @@
-"""Bad input and bad places: the one sentence a user sees, and that nothing is left behind that looks like output.
+"""Bad input and bad output folders: the user sees one sentence, and nothing is left that looks like output.
 
 what                                      outcome                                          test
 empty, no text, binary, truncated input   error, nothing written                           FAILURES
@@ -184,7 +184,7 @@ def test_output_where_nothing_can_be_written(tmp_path):
 
 
 def on_small_disk(tmp_path, mount_options):
-    """The tool writing into a file system mounted for it alone: (exit status, stderr, what is left there)."""
+    """The tool writing into a file system mounted only for it: (exit status, stderr, what is left there)."""
     source = tmp_path / "in.jsonl"
     source.write_bytes(BIG)
     vocab, disk = write_vocab(tmp_path), tmp_path / "disk"
@@ -200,7 +200,7 @@ def on_small_disk(tmp_path, mount_options):
         timeout=120,
     )
     if done.returncode == 77 or "unshare" in done.stderr:
-        pytest.skip(f"this system mounts nothing for its users: {done.stderr}")
+        pytest.skip(f"this system does not allow user mounts: {done.stderr}")
     return done.returncode, done.stderr, done.stdout
 
 

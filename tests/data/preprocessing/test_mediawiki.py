@@ -40,7 +40,7 @@ def read(path, cleaner="fast"):
     return [item for chunk in reader.chunks(path) for item in reader.documents(chunk)]
 
 
-# One row a rule: markup, the text that must be left.
+# One row per rule: markup, and the text that must remain.
 MARKUP = [
     ("'''Bold''' and ''italic'' and '''''both'''''.", "Bold and italic and both."),
     (
@@ -66,7 +66,7 @@ MARKUP = [
     ("__NOTOC__ t", "t"),
     ("Paris ({{IPA|x}}; born {{d}}) is ( ) here ({{x}})", "Paris (born) is here"),
     ("| stray cell\n! head\ntext\n----\n***", "text"),
-    # What stands for an image: the end of the paragraph where it is set beside the text, a space where it is a symbol.
+    # An image becomes the end of the paragraph if it is beside the text, a space if it is a symbol.
     ("One.[[File:x.jpg|thumb|left|A [[cat]].]]Two.", "One.\nTwo."),
     ("One.[[Image:x.jpg|20px]]Two, a [[File:y.svg|20px]], b", "One. Two, a, b"),
     ("== A [[File:x.svg|20px]] ==\nt", "A\nt"),
@@ -88,8 +88,8 @@ MARKUP = [
     ("", ""),
 ]
 
-# One row a kind of template: what a reader of the page sees without the computed parts, and the punctuation around the
-# others.
+# One row per kind of template: what a reader of the page sees without the computed parts, and the punctuation around
+# the others.
 TEMPLATES = [
     ("over {{convert|663268|sqmi|km2}}, at {{convert|2942|m|ft|0|abbr=on}}.", "over 663,268 square miles, at 2,942 m."),
     (
@@ -140,7 +140,7 @@ TEMPLATES = [
 
 
 def squeezed(text):
-    """Without runs of plain spaces, which cleaning takes away later."""
+    """Without runs of plain spaces, which cleaning removes later."""
     return re.sub(" +", " ", text)
 
 
@@ -228,7 +228,7 @@ def in_tar(data):
     ids=["plain", "gz", "bz2", "multistream", "tar", "tgz"],
 )
 def test_a_dump_cut_short_between_pages_is_counted(tmp_path, monkeypatch, name, pack, size):
-    """A download that broke off; an extract that never had the end of a dump, nor its head, is none."""
+    """An interrupted download is reported; an extract that never had a dump's head or end is not."""
     monkeypatch.setattr(mediawiki, "STREAM_GROUP_BYTES", size)
     monkeypatch.setattr(records, "CHUNK_BYTES", size)
     monkeypatch.setattr(records, "SMALL_COMPRESSED_BYTES", size)

@@ -41,7 +41,7 @@ def run(folder, source):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["in.txt", "in.jsonl"])
 def test_a_line_of_200_mb(tmp_path, name):
-    """It is one document, too long: passed over, named in the report, and without others the run is an error."""
+    """It is one overlong document: skipped and named in the report; without other documents the run fails."""
     source = tmp_path / name
     with source.open("wb") as stream:
         stream.write(b'{"text": "' if name == "in.jsonl" else b"")
@@ -55,7 +55,7 @@ def test_a_line_of_200_mb(tmp_path, name):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
-    """300 MB of ever new words: the word cache fills and stays within its bound."""
+    """300 MB of constantly new words: the word cache fills up and stays within its bound."""
     source = tmp_path / "in.jsonl"
     with source.open("w") as stream:
         for i in range(60_000):

@@ -175,7 +175,7 @@ def test_openwebtext_tar_of_xz_tars(tmp_path, monkeypatch, outer):
     chunks = list(make_reader("openwebtext").chunks(path))
     assert len(chunks) == 4
     assert texts_of(read(make_reader("openwebtext"), path)) == [f"page {i} {j}" for i in range(4) for j in range(3)]
-    (tmp_path / "subset_data.xz").write_bytes(inner["openwebtext/subset2_data.xz"])  # one inner archive by itself
+    (tmp_path / "subset_data.xz").write_bytes(inner["openwebtext/subset2_data.xz"])  # a single inner archive
     assert detect_format(tmp_path / "subset_data.xz") == "openwebtext"
     assert texts_of(read(make_reader("openwebtext"), tmp_path / "subset_data.xz")) == [
         "page 2 0",

@@ -94,13 +94,13 @@ def test_killed_between_the_final_renames(tmp_path, monkeypatch, source, calls):
 
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_run_killed_before_its_first_checkpoint_is_no_input(tmp_path, monkeypatch, resume):
-    """The output may lie in the folder that is read: what a kill leaves there is not taken for text."""
+    """The output may be in the input folder: what a kill leaves there is not taken for text."""
     folder = tmp_path / "corpus"
     folder.mkdir()
     write_jsonl(folder / "in.jsonl", TEXTS[:50])
     prepare(tmp_path, folder, output_prefix=str(tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_keep_or_discard", lambda _journal: None)  # a killed process tidies nothing up
+        patch.setattr(pipeline, "_keep_or_discard", lambda _journal: None)  # a killed process cleans nothing up
         interrupt_after(patch, "append", 1)
         with pytest.raises(Interrupted):
             prepare(tmp_path, folder, output_prefix=str(folder / "out"))
@@ -156,7 +156,7 @@ def die(spec, format_name, chunk):
     ("function", "kind", "message"), [(crash, KeyError, "not on the mat"), (die, ValueError, "one died .* --workers")]
 )
 def test_a_failing_worker_ends_the_run(tmp_path, monkeypatch, source, function, kind, message):
-    """With the traceback of its exception, within seconds, and without output or a hint to resume it."""
+    """With the traceback of its exception, within seconds, and without output or a hint to resume."""
     monkeypatch.setattr(pipeline, "process_chunk", function)
     begun = time.monotonic()
     with pytest.raises(kind, match=message) as caught:
@@ -200,7 +200,7 @@ def kill_and_resume(folder, kills, seed, seconds):
         process = subprocess.Popen(
             tool(folder, "out"), env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
         )
-        # every other kill falls into the writing, which shows by a new checkpoint; the others anywhere from the start
+        # every other kill comes during writing, recognised by a new checkpoint; the others at any time from the start
         while attempt % 2 and process.poll() is None and not (state.exists() and state.stat().st_mtime_ns > before):
             time.sleep(0.01)
         time.sleep(draw.uniform(0, seconds / 4 if attempt % 2 else seconds))

@@ -1,4 +1,4 @@
-"""Sentence splitting: one row a rule, properties on any line, and agreement with Punkt on real text."""
+"""Sentence splitting: one row per rule, properties on any line, and agreement with Punkt on real text."""
 
 import re
 import time
@@ -58,8 +58,8 @@ def test_rules(line):
     assert RuleSplitter().split(joined) == expected
 
 
-# Languages, by --language (None: not said) and lines whose sentences are separated by |; a bar that stands for no white
-# space is doubled. Written for this, as a reader of the language cuts them.
+# Languages, by --language (None: not given) and lines whose sentences are separated by |; a bar without white space
+# around the cut is doubled. Written for this test, cut as a reader of the language would.
 LANGUAGES = Path(__file__).with_name("sentences.tsv")
 
 
@@ -85,7 +85,8 @@ def test_every_sentence_terminal_of_unicode_is_known():
 
 
 def test_tables_of_languages_are_consistent():
-    """Abbreviations are lower case without the period, and a word stands in one list only, or before numbers too."""
+    """Abbreviations are lower case without the period, and a word is in one list only, or also in that before
+    numbers."""
     for name, table in tables().items():
         lists = {
             field: table[field].split() for field in ("never_final", "before_numbers", "maybe_final") if field in table
@@ -233,7 +234,8 @@ def test_the_language_of_a_dump_is_read_from_it(tmp_path):
 
 @pytest.mark.parametrize("piece", ["A. ", "He ran. ", "z. B. "])
 def test_time_is_linear_in_a_line(piece):
-    """A line may be a book: sixteen times the line takes no sixty-four times as long (a quadratic step, 256 times)."""
+    """A line may be a book: a line sixteen times as long takes less than 64 times as long (a quadratic step: 256
+    times)."""
 
     def seconds(repeats):
         begun = time.process_time()

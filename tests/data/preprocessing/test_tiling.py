@@ -1,7 +1,9 @@
-"""No byte and no record is lost or read twice, wherever the borders of chunks, buffers, streams, files and shards fall.
+"""No byte and no record is lost or read twice, wherever the boundaries of chunks, buffers, streams, files and shards
+are.
 
-Every case is compared with `simple_reader`, which reads the uncompressed bytes as a whole, one record kind a line. The
-sizes of chunks and buffers are made small, so that a few hundred bytes have every border; one test has the real sizes.
+Every case is compared with `simple_reader`, which reads the uncompressed bytes as a whole. The
+sizes of chunks and buffers are made small, so that a few hundred bytes contain every boundary; one test uses the real
+sizes.
 """
 
 import bz2
@@ -100,7 +102,7 @@ def small(monkeypatch):
 
 
 def read_shard(paths, num_shards, shard_id, *, resume_at=None, **options):
-    """(items, account) of one shard; with `resume_at` interrupted after so many chunks and planned anew."""
+    """(items, account) of one shard; with `resume_at` interrupted after that many chunks and planned again."""
     words = tuple(map(str, paths))
     asked = InputSettings(words, num_shards=num_shards, shard_id=shard_id, **options)
     plan, account, items = InputPlan(asked), Account(), []
@@ -124,7 +126,7 @@ def read_shard(paths, num_shards, shard_id, *, resume_at=None, **options):
 
 
 def read_all(paths, num_shards, **options):
-    """The items of all shards in order, after checking that their accounts meet and close."""
+    """The items of all shards in order, after checking that their accounts are adjacent and balance."""
     items, reached = [], 0
     for shard_id in range(num_shards):
         found, account, plan = read_shard(paths, num_shards, shard_id, **options)
@@ -150,7 +152,7 @@ def filler(draw, size):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_size_around_every_border(tmp_path, small, kind, container):
     """Files that grow byte by byte over chunks, buffers and shards, two of them side by side."""
-    draw = random.Random(f"{kind} {container}")  # each pair has other sizes
+    draw = random.Random(f"{kind} {container}")  # each pair has different sizes
     texts = [filler(draw, size) for size in (5, 40, 1, 61, 3, 30)]
     for extra in range(draw.randrange(9), 135, 9 if (kind, container) != ("lines", "bz2") else 1):
         data = written(kind, [*texts, filler(draw, 1 + extra)])
@@ -274,7 +276,8 @@ def members(draw, number):
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("large", [0, 100, 10**6])
 def test_tars(tmp_path, small, monkeypatch, container, large):
-    """Members of every kind, in groups and as large ones, by shards and resumed; what is no text is counted."""
+    """Members of every kind, in groups and as large ones, by shards and resumed; members that are not text are
+    counted."""
     monkeypatch.setattr(records, "CHUNK_BYTES", 700)
     path = tmp_path / "in.tar"
     for seed in range(1, 6):
@@ -305,7 +308,7 @@ _PART_STARTS = rb"\x1f\x8b|BZh9|\xfd7zXZ|\x28\xb5\x2f\xfd|\0+|" + re.escape(SKIP
 @pytest.mark.parametrize("container", [name for name in CONTAINERS if name != "plain"])
 @pytest.mark.parametrize("small_bytes", [0, 10_000])
 def test_a_damaged_container_is_an_error_wherever_it_is_cut(tmp_path, small, monkeypatch, container, small_bytes):
-    """Also where something stands behind its end: Python's own files would pass over that, and all that follows."""
+    """Also if something follows its end: Python's own files would ignore that and everything after it."""
     monkeypatch.setattr(records, "SMALL_COMPRESSED_BYTES", small_bytes)
     data = written("jsonl", [filler(random.Random(1), 200) for _ in range(4)])
     whole = CONTAINERS[container](data)

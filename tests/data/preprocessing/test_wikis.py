@@ -16,7 +16,7 @@ from megatron_alum.data.preprocessing.readers.wikitext.pages import in_other_nam
 from megatron_alum.data.preprocessing.readers.wikitext.wiki import TABLES, magic, table
 
 CASES = json.loads((Path(__file__).parents[2] / "golden" / "prep" / "wikis.json").read_text(encoding="utf-8"))
-"""files: names of the file namespace, of which <siteinfo> gives one; titles: (wiki, title in a dump without <ns> and
+"""files: names of the file namespace, of which <siteinfo> lists one; titles: (wiki, title in a dump without <ns> and
 <siteinfo>, whether it is of another namespace); disambiguation: templates; sentences: (wiki, wikitext, what a reader
 sees), the last ones with templates that no table knows"""
 

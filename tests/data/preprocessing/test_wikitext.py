@@ -1,4 +1,4 @@
-"""Markup by kinds: what stands on the rendered page is what is left, and no other markup is."""
+"""Markup by kinds: the text of the rendered page remains, and no markup does."""
 
 import html
 import re
@@ -13,7 +13,7 @@ from megatron_alum.data.preprocessing.readers.wikiextractor import is_record, pl
 from megatron_alum.data.preprocessing.readers.wikitext import clean_wikitext, wiki_of
 from megatron_alum.data.preprocessing.readers.wikitext.elements import EXTENSIONS
 
-# One row a rule: markup, and the reader's text (HTML shows it so on MediaWiki 1.39).
+# One row per rule: markup, and the text that a reader sees (HTML of MediaWiki 1.39).
 PROTECTED = [
     ("A <nowiki><!--</nowiki> b. c <nowiki>--></nowiki> d", "A <!-- b. c --> d"),
     ("A <nowiki>{{x}} [[y]] <b> ''</nowiki> b", "A {{x}} [[y]] <b> '' b"),
@@ -92,7 +92,7 @@ def test_a_page_in_its_own_words_names_no_title_of_another():
     assert clean_wikitext("{{PAGENAME}} a", title="{{x}} [[y]]") == "{{x}} [[y]] a"
 
 
-# Fuzz: pieces of markup in any order, closed or not. Words are plain, so nothing of a piece can pass for text.
+# Fuzz: pieces of markup in any order, closed or not. Words are plain, so no part of a piece can be mistaken for text.
 PIECES = [
     "{{", "}}", "{{{", "}}}", "[[", "]]", "[", "]", "|", "||", "=", "\n", "\n{|\n", "\n|}\n", "\n|-\n", "\n! ",
     "\n* ", "== ", "'''", "''", "<!--", "-->", "<ref>", "</ref>", "<ref name=a/>", "<nowiki>", "</nowiki>",
@@ -107,7 +107,7 @@ WIKIS = [wiki_of((code,)) for code in ("en", "zh", "fr")]
 
 
 def unprotected(source):
-    """The source without what a page shows as it stands: <nowiki>, inline code and typed entities."""
+    """The source without what a page shows verbatim: <nowiki>, inline code and typed entities."""
     return "<nowiki" not in source and "&" not in source and "{{!}}" not in source
 
 
@@ -133,7 +133,7 @@ def test_no_markup_is_left_of_any_signs(source, wiki):
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="{}[]|<>!'=-ab;:/&#_*\t\xa0 ", max_size=40))
 def test_nowiki_keeps_every_character(inside):
-    """But for runs of white space, which HTML shows as one space."""
+    """Except for runs of white space, which HTML shows as one space."""
     source = f"a <nowiki>{html.escape(inside, quote=False)}</nowiki> b"
     assert clean_wikitext(source).split() == f"a {inside} b".split()
 
@@ -173,8 +173,8 @@ def seconds(source, wiki):
 
 @pytest.mark.parametrize(("kind", "wiki"), [*((kind, 0) for kind in LONG), ("variants", 1), ("unknown templates", 1)])
 def test_time_is_linear(kind, wiki):
-    """In English, and in Chinese what its wiki treats in its own way. Best of up to five: what else runs on the machine
-    only adds time, and a quadratic step takes its own in each."""
+    """In English, and for what is specific to the Chinese wiki. Best of up to five: other load only adds time, and a
+    quadratic step is slow every time."""
     small = large = float("inf")
     for _attempt in range(5):
         small = min(small, seconds(LONG[kind](1000), WIKIS[wiki]))
@@ -196,7 +196,7 @@ def test_wikiextractor_leaves_neither_entities_nor_tags():
 
 
 def test_words_that_both_peers_find():
-    """Of "a a b c" and "a a b d", ours lacks one "a"; pages that one of them leaves out do not count."""
+    """Of "a a b c" and "a a b d", ours lacks one "a"; pages that only one of them has do not count."""
     extracted, cleaned = {"1": "a, a b. c", "2": "x"}, {"1": "a b", "3": "y"}
     total, lacking = compare(extracted, [("1", "a a b d"), ("2", "x"), ("3", "y")], cleaned)
     assert total == 3 and lacking == {("1", "a"): 1}

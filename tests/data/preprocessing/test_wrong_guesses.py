@@ -1,5 +1,5 @@
-"""Files that are not what they seem: read where that is certain, else refused in one sentence that names what was
-found and what helps.
+"""Files that are not what they seem: read if that is certain, else refused with one sentence naming what was found
+and the remedy.
 
 what                                        outcome
 compressed without suffix, or a wrong one   read
@@ -11,7 +11,7 @@ CSV, TSV                                    refused, with their columns and a co
 other encodings                             refused, with their name; a few stray bytes are repaired and counted
 archives, documents, web pages              refused, with the command that unpacks them
 a --format that is not the file's           refused
-a sentence a line, no blank lines           warned about by preprocessing and by pre-training
+one sentence per line, no blank lines warned about by preprocessing and by pre-training
 """
 
 import bz2
@@ -85,7 +85,7 @@ def zip_bytes():
     return buffer.getvalue()
 
 
-# name of the file, its bytes; both documents of READ must come out
+# name of the file, its bytes; both documents of READ must be read
 CERTAIN = [
     ("no_suffix", gzip.compress(JSONL)),
     ("dump.bin.1", bz2.compress(JSONL)),
@@ -306,7 +306,7 @@ def test_what_is_not_is_named(tmp_path, name, data, options, message):
 
 @pytest.mark.parametrize(("name", "text"), [("in.csv", CSV), ("in.tsv", TSV)])
 def test_the_command_for_a_table_makes_json_lines(tmp_path, name, text):
-    """The sentence's own command, run by a shell, gives what the csv module reads."""
+    """The command in the error, run by a shell, gives what the csv module reads."""
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
     with pytest.raises(ValueError, match="python -c") as caught:
         prepare(tmp_path, tmp_path / name)
@@ -369,7 +369,7 @@ def test_the_first_lines_of_json_may_be_broken(tmp_path):
 
 @pytest.mark.parametrize("texts", [["The cat sat."] * 40, ["The cat sat."] * 40 + ["A dog. It ran."]])
 def test_a_corpus_without_pairs_is_warned_about_twice(tmp_path, caplog, texts):
-    """BookCorpus' layout: a sentence a line without blank lines."""
+    """BookCorpus' layout: one sentence per line without blank lines."""
     (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
     manifest = prepare(tmp_path, tmp_path / "in.txt")
     lines = list(summary(str(tmp_path / "out"), manifest))

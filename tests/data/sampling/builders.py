@@ -1,4 +1,4 @@
-"""Small corpora for the sampler's tests: written by megatron-core's own builder, so that its layout is the real one."""
+"""Small corpora for the sampler's tests: written by megatron-core's own builder, so that the layout is authentic."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def open_train(prefix, *, model_type="bert", seq_length=128, train_samples=10_00
 
 @dataclass(frozen=True)
 class Sequence:
-    """One sequence of a batch, taken out by the tensors alone."""
+    """One sequence of a batch, extracted using only the tensors."""
 
     tokens: list[int]
     """as the network sees them"""
@@ -130,7 +130,7 @@ def assert_same_batches(a, b) -> None:
 
 
 def wikipedia_documents(shared_data: Path, num_files: int = 4) -> list[list[str]]:
-    """Articles of the shared Wikipedia extract as lists of lines, which stand in for sentences here."""
+    """Articles of the shared Wikipedia extract as lists of lines, which serve as sentences here."""
     documents = []
     for path in sorted((shared_data / "wiki" / "extracted" / "AA").glob("*.bz2"))[:num_files]:
         for page in bz2.decompress(path.read_bytes()).decode("utf-8", errors="replace").split("</doc>"):

@@ -1,7 +1,7 @@
-"""Google's sentence pairs written a second time, in the manner of create_pretraining_data.py, with Python's own random.
+"""A second implementation of Google's sentence pairs, after create_pretraining_data.py, with Python's own random.
 
-Lengths stand for texts: a document is the list of its sentence lengths. Nothing is shared with the implementation but
-the rules, so that distributions can be compared.
+Lengths stand for texts: a document is the list of its sentence lengths. It shares only the rules with the
+implementation, so that distributions can be compared.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""The flat micro-batch: a worked example to the letter, its parts as batches of their own, and facts that stay on the
-host."""
+"""The flat micro-batch: a complete worked example, its parts as separate batches, and facts that stay on the host."""
 
 import numpy as np
 import pytest
@@ -31,7 +30,7 @@ def datasets(tmp_path_factory):
 
 
 def test_worked_example(tmp_path):
-    """Two documents of one sentence each, so that either sample is one sentence beside the other."""
+    """Two documents of one sentence each, so that each sample is one sentence paired with the other."""
     prefix = write_shards(tmp_path / "two", [[[11, 12, 13]], [[21, 22]]], toy_bert_tokenizer())
     dataset = open_train(prefix, seq_length=16, short_seq_prob=0.0)
     batch = dataset.batch([0, 1], multiple=12)
@@ -93,7 +92,7 @@ def test_parts_are_the_batches_of_their_samples(datasets, kind, multiple):
 
 
 def test_the_host_knows_without_asking_the_device(datasets):
-    """On the meta device no value can be read: lengths, counts and parts come all the same."""
+    """On the meta device no value can be read: lengths, counts and parts are available nevertheless."""
     batch = datasets["bert"].batch(range(5), num_adversarial=2)
     moved = batch.to("meta")
     assert {tensor.device.type for tensor in moved.tensors().values()} == {"meta"}

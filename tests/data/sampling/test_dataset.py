@@ -22,7 +22,7 @@ from tests.data.sampling.builders import (
 )
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "sampling" / "samples.json").read_text())
-"""Samples drawn before rows lost their padding; its first field says how."""
+"""Samples drawn before padding was removed; the first field says how."""
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +275,7 @@ def test_layout_of_roberta_pairs_and_full_sentences(tmp_path):
     assert min(closed) == 1 and max(closed) > 1 and set(batch.nsp_labels.tolist()) == {-100}
     tail = batch.sequence == 150
     assert tail.any() and (batch.tokens[tail] == 1).all() and (batch.tokens[~tail] != 1).all()
-    assert max(batch.lengths) <= 128 and np.mean(batch.lengths) > 90  # full rows: the packing wants no placement
+    assert max(batch.lengths) <= 128 and np.mean(batch.lengths) > 90  # full rows: packing needs no placement
 
 
 def test_batch_has_the_promised_shapes_and_types(prefix):

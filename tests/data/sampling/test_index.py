@@ -1,4 +1,4 @@
-"""The index on disk: built once, whole or not at all, and a function of what decides the rows and nothing else."""
+"""The index on disk: built once, complete or absent, and a function of exactly what determines the rows."""
 
 import logging
 import multiprocessing
@@ -99,7 +99,7 @@ def test_another_corpus_of_the_same_size_has_another_file(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
 def test_any_damage_is_seen_and_mended(corpus, tmp_path, caplog, suffix):
-    """Of the rows every one; of what is written beside them, where they can no longer be relied on."""
+    """Every byte of the rows; of the file beside them, the bytes without which the rows cannot be trusted."""
     expected = np.array(rows_of(corpus, tmp_path))  # not the mapped file, which changes
     built = []
 

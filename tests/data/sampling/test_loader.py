@@ -106,7 +106,7 @@ def test_negative_position(dataset):
 
 
 class Slow:
-    """A data set that takes its time, and counts."""
+    """A slow data set that counts its calls."""
 
     def __init__(self, dataset, seconds):
         self.dataset, self.seconds, self.batches = dataset, seconds, 0

@@ -71,7 +71,7 @@ def is_masked(batch):
         (10, 0.05, 7, 1),  # 0.5 rounds to 0, but one is the least
         (50, 0.05, 47, 2),  # 2.5: halves to even, as Python 3 rounds in Google's script
         (70, 0.05, 67, 4),  # 3.5
-        (8, 0.9, 5, 5),  # never more than there are candidates
+        (8, 0.9, 5, 5),  # never more than the candidates
     ],
 )
 def test_number_of_masked_tokens(length, rate, candidates, number):
@@ -90,7 +90,7 @@ def test_whole_words_by_hand():
     # Word 2 (2 tokens) leaves 1: word 1 does not fit and is passed over, word 0 fits.
     script = Script(fraction(2, 4), fraction(0, 3), fraction(0, 2))
     assert masking._select_runs(script, 3, [1, 3, 2, 1], [True] + [False] * 3, []) == [0, 2]
-    # Nothing fits: the first word drawn is taken whole.
+    # Nothing fits: the first word drawn is masked entirely.
     script = Script(fraction(1, 2), 0)
     assert masking._select_runs(script, 1, [4, 3], [True, False], []) == [1]
 

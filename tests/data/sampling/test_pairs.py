@@ -1,4 +1,5 @@
-"""Rows of an epoch: one worked case by hand, the rules as properties, and Google's algorithm written a second time."""
+"""Rows of an epoch: one worked case by hand, the rules as properties, and a second implementation of Google's
+algorithm."""
 
 import random
 
@@ -108,7 +109,7 @@ def test_worked_sentence_order_example(scripted):
 
 
 def test_worked_full_sentences_example():
-    """Nine tokens of text or separator a sample: 4 + 3 | 5, end of document 0, 2 + 1 | 21 tokens cut 9, 9, 3 | ..."""
+    """Nine tokens of text or separator per sample: 4 + 3 | 5, end of document 0, 2 + 1 | 21 tokens cut 9, 9, 3 | ..."""
     table = sentences_of([[4, 3, 5], [2, 21], [6], [2]])
     rows = [row.item() for row in walk_epoch(table, settings("none", max_tokens=9))]
     assert rows == [

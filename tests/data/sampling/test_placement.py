@@ -1,4 +1,4 @@
-"""Placement by length: every sample once, parts of equal tokens, and counts that need no word between ranks."""
+"""Placement by length: every sample once, parts of equal tokens, and counts that need no communication."""
 
 import random
 
@@ -16,11 +16,11 @@ from tests.data.sampling.builders import (
 )
 
 LAYOUTS = [(1, 1), (1, 4), (2, 1), (2, 3), (4, 2), (3, 4), (24, 1), (1, 24), (4, 6)]
-"""(data-parallel size, micro-batches a rank) of 24 samples; the last leaves one sample a micro-batch."""
+"""(data-parallel size, micro-batches per rank) for 24 samples; the last leaves one sample per micro-batch."""
 
 
 class Lengths:
-    """A data set that is nothing but lengths."""
+    """A data set that consists only of lengths."""
 
     has_pairs = True
 
@@ -85,7 +85,7 @@ def test_every_sample_once_and_adversarial_ones_first(dp_size, num_micro_batches
 
 
 def slowly_placed(lengths, num_adversarial, dp_size, num_micro_batches):
-    """The rule again, with lists that are searched: the set of sample sets of each rank."""
+    """A second implementation of the rule, by searching lists: the set of sample sets of each rank."""
 
     def spread(items, num_parts, room):
         parts = [[] for _ in range(num_parts)]

@@ -1,4 +1,4 @@
-"""Random words: known answers of Philox, and the fairness of what is derived from them."""
+"""Random words: known answers of Philox, and the fairness of everything derived from them."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,7 @@
 """The sampler on real text: the shared Wikipedia extract, BERT's own vocabulary, sequence length 128.
 
-A crude splitter (a full stop and a space) stands in for the preprocessor's, so that these figures are the sampler's.
+A crude splitter (a full stop and a space) replaces the preprocessor's, so that these figures depend only on the
+sampler.
 """
 
 import random

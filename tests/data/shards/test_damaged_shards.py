@@ -1,8 +1,8 @@
 """Damaged corpora: any change of .bin, .idx or tokenizer is found by --verify, none crashes or hangs, with or without.
 
 Each damage is random (seeded): bytes changed, cut off, added, exchanged, fields of the header and the tables set to
-extremes, values of the manifest replaced. The corpus is opened and read in a process of its own, so that a crash is
-seen as one.
+extremes, values of the manifest replaced. The corpus is opened and read in a separate process, so that a crash is
+recognised.
 """
 
 import json
@@ -31,7 +31,7 @@ def corpus(tmp_path_factory):
 
 
 def read_all(prefix, verify, tokenizer):
-    """All that the tools do with a corpus before a sample is drawn."""
+    """Everything that the tools do with a corpus before a sample is drawn."""
     shards = open_shards(prefix, verify=verify)
     require_whole_manifest(shards.manifest, shard_paths(prefix)["json"])
     tokenizer = tokenizer or load_tokenizer(shards.tokenizer_dir)
@@ -45,7 +45,7 @@ def read_all(prefix, verify, tokenizer):
 
 
 def merge_all(folder, verify):
-    """tools/merge_shards.py with one corpus; whatever comes of it, nothing but a whole corpus may be left."""
+    """tools/merge_shards.py with one corpus; whatever the outcome, only a complete corpus may be left."""
     joined = folder / "joined"
     try:
         merge_shards([str(folder / "out")], str(joined / "out"), verify=verify, show=False)
@@ -113,7 +113,7 @@ def test_no_damage_crashes_and_none_is_accepted_that_can_be_seen(corpus, tmp_pat
 
 
 def test_documents_out_of_order_are_refused(corpus, tmp_path):
-    """The first and the last bound alone were looked at: one between them could point anywhere."""
+    """Only the first and the last bound used to be checked: one between them could point anywhere."""
     shutil.copytree(corpus, tmp_path / "copy")
     path = tmp_path / "copy" / "out.idx"
     data = bytearray(path.read_bytes())

@@ -1,4 +1,5 @@
-"""Indexed shards: the bytes of our index against megatron-core's own builder, and every way the parts can not fit."""
+"""Indexed shards: the bytes of our index against megatron-core's own builder, and every way in which the parts can
+disagree."""
 
 import json
 import shutil

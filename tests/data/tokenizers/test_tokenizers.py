@@ -204,7 +204,7 @@ def test_folders_written_without_transformers_are_its_own(tmp_path, monkeypatch,
 
 
 def test_other_folders_go_through_transformers(tmp_path):
-    """A folder whose configuration and tokenizer.json disagree gets what transformers makes of it."""
+    """A folder whose configuration and tokenizer.json disagree is treated as transformers treats it."""
     write_folder(TokenizerSource(vocab_file=write_vocab(tmp_path)), tmp_path / "odd")
     path = tmp_path / "odd" / "tokenizer_config.json"
     path.write_text(path.read_text().replace('"do_lower_case": true', '"do_lower_case": false'))
@@ -238,7 +238,7 @@ def test_blank_lines_at_the_end_and_what_google_strips(tmp_path):
 
 
 def test_the_folder_of_googles_archive_and_of_fairseq(tmp_path):
-    """A vocabulary beside other files, without a tokenizer's own, is what the folder stands for."""
+    """A vocabulary beside other files, without tokenizer files, represents the folder."""
     google = tmp_path / "uncased_L-2_H-128_A-2"
     google.mkdir()
     write_vocab(google)

@@ -1,4 +1,4 @@
-"""Ids from the word cache equal the library's, for every tokenizer kind, on any text: that is its whole contract."""
+"""Ids from the word cache equal the library's, for every tokenizer kind, on any text, which is its whole contract."""
 
 import json
 import random
@@ -106,7 +106,7 @@ def test_ascii_words_are_spelt_like_berts(tokenizers, cased):
     words = [f"{a}the{b}Dog{a}" for a, b in zip(printable, reversed(printable), strict=True)]
     words += ["t" * 100, "t" * 101, "x." * 60, "theqqq", "##the", "a##the", "[UNK]", "ZZZ", "\x7f", "a\x01b"]
     assert ids_of(cache, words) == library_ids(tokenizer, words)
-    assert cache.num_words == 0  # the odd ones go to the library, the others need no place
+    assert cache.num_words == 0  # the odd ones go to the library, the others take no space
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -1,4 +1,5 @@
-"""Whole words of every kind of tokenizer: each word of a text is one group of tokens, and where that is unknown, no."""
+"""Whole words of every kind of tokenizer: each word of a text is one group of tokens, or masking by words is
+refused."""
 
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers

@@ -1,4 +1,4 @@
-"""Folders saved by the `datasets` library, written here as it writes them: its splits, its -1 for no label."""
+"""Folders saved by the `datasets` library, written here in the same way: its splits, its -1 for no label."""
 
 import json
 
@@ -9,7 +9,7 @@ from megatron_alum.finetune.benchmarks.tasks import TASKS
 
 
 def save_arrow(folder, columns, **features):
-    """The layout of DatasetDict.save_to_disk: a folder a split with an Arrow stream, its state and its features."""
+    """The layout of DatasetDict.save_to_disk: one folder per split with an Arrow stream, its state and its features."""
     import pyarrow as pa
 
     folder.mkdir(parents=True)

@@ -16,7 +16,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnop", "##x"]
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """One token a letter; `ax` is a and ##x."""
+    """One token per letter; `ax` is a and ##x."""
     backend = Tokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.TemplateProcessing(
@@ -202,7 +202,7 @@ def test_tags_sit_on_first_sub_words_and_every_word_is_labelled_once(tokenizer, 
 
 def test_glue_submission_files(tmp_path):
     examples = [{"id": str(i), "label": None} for i in range(2)]
-    features = [{"example": 1}, {"example": 0}]  # evaluated in another order than written
+    features = [{"example": 1}, {"example": 0}]  # evaluated in an order other than that written
     decoded = decode(TASKS["mnli"], "test", examples, features, np.array([[3.0, 0, 0], [0, 2.0, 1]]))
     assert decoded.metrics == {}
     path = write_predictions(TASKS["mnli"], "test", examples, decoded, tmp_path)

@@ -1,4 +1,4 @@
-"""Files as people write them: what pandas, spreadsheets and hands make of the same rows, read alike or refused."""
+"""Files as people write them: the same rows from pandas, spreadsheets and by hand, read identically or refused."""
 
 import csv
 import json

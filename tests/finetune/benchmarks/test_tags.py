@@ -1,4 +1,4 @@
-"""Tag files that a tagging run must live with: IOBES, and tags that training never saw."""
+"""Tag files that a tagging run must handle: IOBES, and tags that do not occur in training."""
 
 import pytest
 

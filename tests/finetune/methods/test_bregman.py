@@ -1,4 +1,5 @@
-"""The moving average of SMART's Bregman term on disk: whole in every complete checkpoint, missed when gone."""
+"""The moving average of SMART's Bregman term on disk: complete in every complete checkpoint, and an error when
+missing."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Encoders of many families from embeddings: the logits of the token ids exactly, or one sentence."""
+"""Encoders of many families from embeddings: exactly the logits from token ids, or one error sentence."""
 
 import pytest
 import torch

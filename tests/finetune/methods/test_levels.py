@@ -54,7 +54,7 @@ def kl(p_logits, q_logits):
 
 
 def written_out(model, ids, labels, layer, num_steps, seed, alpha):
-    """(loss, delta) of one step, each example's ascent by itself."""
+    """(loss, delta) of one step, with a separate ascent per example."""
     x = below(model, ids, layer)
     clean = above(model, x, layer)
     sample = torch.arange(len(ids)).repeat_interleave(ids.shape[1])
@@ -118,7 +118,7 @@ def test_the_ascent_of_an_example_is_the_same_whatever_else_is_in_the_batch(kind
 
 
 def test_reduction_over_the_batch_is_noticed():
-    """The mutant of the last test: a mean over the batch climbs four times slower with four times the examples."""
+    """The previous test's counterpart: a mean over the batch climbs four times slower with four times the examples."""
     whole, few = (deltas("classification", slice(0, n), reduction="batch") for n in (8, 2))
     torch.testing.assert_close(few, 4 * whole[:2], rtol=1e-7, atol=1e-12)
 
@@ -169,7 +169,7 @@ def test_activation_checkpoints_give_the_plain_result_at_a_layer(tmp_path):
 
 @pytest.mark.parametrize("name", ["r-drop", "alum"])
 def test_reentrant_checkpoints_are_refused_at_a_layer_even_without_an_ascent(name):
-    """They hand on a hidden state without its graph: the lower layers would get no gradient from the second pass."""
+    """They pass on a hidden state without its graph: the lower layers would get no gradient from the second pass."""
     plan = method(name, perturb="layer", perturb_layer=1, **({"num_ascent_steps": 0} if name == "alum" else {}))
     changes = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
     with pytest.raises(ValueError, match=r"must have use_reentrant=False with method .* takes x from a layer"):

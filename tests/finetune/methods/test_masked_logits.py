@@ -1,4 +1,4 @@
-"""Classes, places and candidates that a model masks, with the smallest number there is or any other, in training.
+"""Classes, positions and candidates that a model masks, with the smallest number or any other, in training.
 
 The right value of a divergence with a masked class is that without it: a model that cuts the class off.
 """
@@ -23,7 +23,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def model_with(kind, change):
-    """A model whose logits go through `change`; the labels' loss is that of all logits."""
+    """A model whose logits go through `change`; the label loss uses all logits."""
     model = tiny_model(kind)
 
     def hook(_module, _inputs, outputs):

@@ -1,4 +1,4 @@
-"""The flags of the methods: each changes the training, and one that could not is refused."""
+"""The flags of the methods: each changes the training, and a flag without effect is refused."""
 
 import functools
 import tempfile

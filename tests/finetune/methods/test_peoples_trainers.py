@@ -1,4 +1,4 @@
-"""AlumTrainer with what people bring: 16-bit models, a Trainer of their own, tuples, plain modules, other encoders."""
+"""AlumTrainer with users' code: 16-bit models, custom Trainers, tuples, plain modules, other encoders."""
 
 import warnings
 
@@ -58,7 +58,7 @@ class Weighted(Trainer):
 
 
 class ByName(Trainer):
-    """Looks at the token ids, and names every argument."""
+    """Reads the token ids, and names every argument."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"))
@@ -68,7 +68,7 @@ class ByName(Trainer):
 
 
 class Looks(Trainer):
-    """Looks at the token ids after the Trainer's own loss, and gives the bare logits."""
+    """Reads the token ids after the Trainer's own loss, and returns the bare logits."""
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)

@@ -48,7 +48,7 @@ def train(folder, kind, trainer_class=AlumTrainer, model=None, resume=None, argu
 
 @functools.cache
 def plainly_trained(kind, trainer_class=AlumTrainer):
-    """Parameters that three steps without any method lead to."""
+    """Parameters after three steps without any method."""
     with tempfile.TemporaryDirectory() as folder:
         return train(folder, kind, trainer_class, **({"method": "none"} if trainer_class is AlumTrainer else {}))[1]
 

@@ -12,7 +12,8 @@ from tests.finetune.toy import examples, tiny_model
 
 
 def main(name: str, batch: str, output: str) -> None:
-    """Dropout 0; ALUM's start depends on the row of the joint batch, FreeLB's is 0: the loss knows no process."""
+    """Dropout 0; ALUM's start depends on the row of the joint batch, FreeLB's is 0: the loss does not depend on the
+    process."""
     plan = method(name, **BIG)
     if plan.freelb is not None:
         plan = dataclasses.replace(plan, freelb=dataclasses.replace(plan.freelb, init_magnitude=0.0))

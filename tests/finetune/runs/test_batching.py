@@ -1,4 +1,4 @@
-"""Batches of similar lengths: what they save, that nothing is lost or repeated, and that no process can disagree."""
+"""Batches of similar lengths: what they save, that nothing is lost or repeated, and that all processes agree."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every shipped fine-tuning recipe parses with the command that stands in its head."""
+"""Every shipped fine-tuning recipe parses with the command in its header."""
 
 import shlex
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A finished folder without its training data: what it says of itself, evaluation, prediction, attack; divergence."""
+"""A finished folder without its training data: its record, evaluation, prediction, attack; divergence."""
 
 import json
 import random

@@ -1,4 +1,5 @@
-"""What `build_model` makes of an encoder's folder: float32 weights, and the task's dropout before the classifier."""
+"""Models that `build_model` makes from an encoder's folder: float32 weights, and the task's dropout before the
+classifier."""
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_the_task_layer_has_the_papers_dropout(tmp_path, name, task, dropout):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_16_bit_folder_is_trained_and_attacked_in_float32(tmp_path, dtype):
-    """What pre-training in bf16 exports: at 2e-5 its updates would round away."""
+    """What pre-training in bf16 exports: at 2e-5 its updates would be rounded away."""
     BertModel(BertConfig(**SIZES)).to(dtype).save_pretrained(tmp_path / "encoder")
     built = build_model(str(tmp_path / "encoder"), TASKS["sst2"])
     assert {parameter.dtype for parameter in built.parameters()} == {torch.float32}

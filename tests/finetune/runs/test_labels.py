@@ -1,4 +1,4 @@
-"""Heads that people bring: other kinds, other numbers of classes, the task's classes in another order or spelling."""
+"""Heads of users' models: other kinds, other numbers of classes, the task's classes in another order or spelling."""
 
 import dataclasses
 import itertools

@@ -1,5 +1,5 @@
-"""Tags, spans and choices in files of the user's own, from training to prediction, through tools/finetune.py; gold that
-tokenizers lose on the way.
+"""Tags, spans and choices in files of the user's own, from training to prediction, through tools/finetune.py; gold
+labels that tokenizers lose.
 """
 
 import json

@@ -46,7 +46,7 @@ def train_as(rank, world_size, port, *words):
 
 
 def train(name, num_processes, batch, output):
-    """The parameters after three steps of so many processes; one alone has no launcher."""
+    """The parameters after three steps with this many processes; a single one has no launcher."""
     words, meeting_point = (name, str(batch), str(output)), open_meeting_point()
     if num_processes == 1:
         processes = [start(process_worker.main, *words)]

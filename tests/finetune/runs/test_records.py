@@ -1,4 +1,4 @@
-"""What a kill may leave of a grid, and what the next call makes of it."""
+"""What a kill may leave of a grid, and how the next call continues from it."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def test_a_torn_checkpoint_is_not_resumed(tmp_path):
 
 
 def test_a_run_killed_while_it_saves_goes_on(encoder, sentiment, tmp_path, monkeypatch):  # noqa: F811
-    """The second epoch's checkpoint has its weights only: the run goes on from the first, to the same end."""
+    """The second epoch's checkpoint has its weights only: the run continues from the first, with the same result."""
     more = ("--max-train-samples", 64, "--seeds", 3)
     run_tool("finetune", *flags(encoder, sentiment, tmp_path / "a", *more))
     killed_while_saving(monkeypatch, "checkpoint-8")
@@ -101,7 +101,7 @@ def test_a_run_killed_in_its_last_evaluation_trains_no_more(encoder, sentiment, 
 
 
 def test_early_stopping_counts_on_after_a_resume(encoder, sentiment, tmp_path, monkeypatch):  # noqa: F811
-    """A run that cannot improve stops after two epochs in vain, the third, also when killed in the second."""
+    """A run that cannot improve stops after two epochs without improvement, the third, even if killed in the second."""
     more = ("--learning-rate", 1e-12, "--num-train-epochs", 10, "--early-stopping-patience", 2, "--seeds", 1)
     command = flags(encoder, sentiment, tmp_path / "out", "--max-train-samples", 16, *more)
     killed_while_saving(monkeypatch, "checkpoint-3")
