@@ -1,0 +1,128 @@
+"""Runs the cells of a plan that are not done yet, in order, and says what the whole takes.
+
+Everything may be killed at any moment: the trainers go on from their checkpoints, and a cell's rows appear at once.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_alum.study.cells import Cell, best_cells, cells_of
+from megatron_alum.study.corpora import prepare_texts
+from megatron_alum.study.downstream import best_arms, discard_output, fine_tune
+from megatron_alum.study.pilot import chosen_by_pilot, run_pilot
+from megatron_alum.study.plan import Arm, StudyPlan, resolved
+from megatron_alum.study.pretraining import discard_checkpoints, run_folder, train_arm, train_start
+from megatron_alum.study.probes import probe
+from megatron_alum.study.rows import SECONDS, Results, Row
+
+BEST = "best-arms"
+"""measure of the row that names the arms of adversarial fine-tuning"""
+
+
+class Study:
+    """A plan, the folder of its work and its results."""
+
+    def __init__(self, plan: StudyPlan, work: Path, results: Results) -> None:
+        self.plan, self.work, self.results = plan, work, results
+        self.place = {"commit": commit(), "machine": machine(), "threads": torch.get_num_threads()}
+
+    def cells(self) -> Iterator[Cell]:
+        """All cells that are known by now; more follow when the best arms are chosen."""
+        for cell in cells_of(self.plan):
+            yield cell
+            if cell.kind == "best" and self.results.has(cell.name):
+                (row,) = self.results.of(cell=cell.name, measure=BEST)
+                yield from best_cells(self.plan, cell.seed, tuple(row["value"]))
+
+    def run(self, *, say: Any = print) -> None:
+        """All cells that are not done."""
+        prepare_texts(self.plan, self.work)
+        for cell in self.cells():
+            if not self.results.has(cell.name):
+                began = time.monotonic()
+                rows = list(self._rows(cell))
+                seconds = time.monotonic() - began
+                self._keep(cell, [*rows, {"measure": SECONDS, "value": round(seconds, 1)}])
+                say(f"{time.strftime('%H:%M:%S')} {cell.name}: {seconds:.0f} s", flush=True)
+            self._tidy(cell)
+
+    def _rows(self, cell: Cell) -> Iterable[Row]:
+        """What one cell gives."""
+        plan, work = self.plan, self.work
+        if cell.kind == "start":
+            return train_start(plan, work, cell.seed)
+        if cell.kind == "pilot":
+            return [run_pilot(plan, work, cell.seed, self.results, self._keep_trial)]
+        if cell.kind == "train":
+            arm = plan.arm(cell.arm)
+            return train_arm(plan, work, cell.seed, arm, self.options_of(arm))
+        if cell.kind == "probe":
+            return probe(plan, work, cell.seed, cell.arm)
+        if cell.kind == "best":
+            first = self.results.of(measure=BEST)
+            chosen = first[0]["value"] if first else list(best_arms(plan, self.results, cell.seed))
+            return [{"measure": BEST, "value": chosen}]
+        return fine_tune(plan, work, cell)
+
+    def options_of(self, arm: Arm) -> dict[str, Any]:
+        """An arm's options with what the pilot chose."""
+        return resolved(arm.options, *chosen_by_pilot(self.results))
+
+    def _keep(self, cell: Cell, rows: list[Row]) -> None:
+        common: dict[str, Any] = {"seed": cell.seed}
+        for name in ("arm", "task", "method", "finetune_seed"):
+            if cell.task or (name == "arm" and cell.arm):
+                common[name] = getattr(cell, name)
+        if cell.task:
+            common["iteration"] = cell.iteration
+        rows[-1] = {**rows[-1], **self.place}
+        self.results.add(cell.name, rows, **common)
+
+    def _keep_trial(self, cell: str, rows: list[Row]) -> None:
+        rows[-1] = {**rows[-1], **self.place}
+        self.results.add(cell, rows)
+
+    def _tidy(self, cell: Cell) -> None:
+        """Delete what a cell that is done has no more use for."""
+        if cell.kind == "train":
+            discard_checkpoints(run_folder(self.work, cell.seed, cell.arm))
+        elif cell.kind in ("finetune", "curve"):
+            discard_output(self.work, cell)
+
+
+def commit() -> str:
+    """The commit that the package's sources are at, with + for changes; unknown outside a repository."""
+    folder = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=10", "--dirty=+"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return described.stdout.strip()
+
+
+def machine() -> str:
+    """Processor or GPU, and how many cores this process may use."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    names = [line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def _cpu_lines() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
