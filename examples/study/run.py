@@ -32,7 +32,9 @@ def main() -> None:
     parser.add_argument("--data-dir", default="../shared/data", help="{data} of the plan: texts and benchmarks")
     parser.add_argument("--encoder", help="{encoder} of the plan, a Hugging Face folder (default: of the test extra)")
     parser.add_argument("--work", type=Path, help="{work}: runs and models (default: build/study/NAME)")
-    parser.add_argument("--results", type=Path, default=Path("examples/study/results"), help="folder of rows and report")
+    parser.add_argument(
+        "--results", type=Path, default=Path("examples/study/results"), help="folder of rows and report"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the cells and what they take")
     parser.add_argument("--report", action="store_true", help="draw the report alone")
     arguments = parser.parse_args()

@@ -25,7 +25,18 @@ from megatron_alum.study.plan import Options, StudyPlan
 
 EMBEDDED = "embedded"
 """option of a text: the size of the vocabulary that is trained on this Python's own"""
-MODULES = ("argparse", "collections", "json", "logging", "os", "random", "statistics", "subprocess", "tarfile", "zipfile")
+MODULES = (
+    "argparse",
+    "collections",
+    "json",
+    "logging",
+    "os",
+    "random",
+    "statistics",
+    "subprocess",
+    "tarfile",
+    "zipfile",
+)
 """whose docstrings are text of another kind"""
 EXAMPLES = {"train": 160, "dev": 100}
 """sentences of the embedded task"""

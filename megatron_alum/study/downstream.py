@@ -121,7 +121,9 @@ def edited_accuracy(folder: str, task: Task, examples: Sequence[Example], edits:
     for version in range(VERSIONS + 1):
         texts = [edited_example(one, edits if version else 0, rng) for one in examples]
         predicted = model_outputs(model, encoder.encode(texts), collate, 32).argmax(-1).tolist()
-        right = [so_far and guess == one["label"] for so_far, guess, one in zip(right, predicted, examples, strict=True)]
+        right = [
+            so_far and guess == one["label"] for so_far, guess, one in zip(right, predicted, examples, strict=True)
+        ]
     return sum(right) / len(right)
 
 
