@@ -5,8 +5,8 @@
     python examples/study/run.py examples/study/cpu.yaml --report              the report alone, from the stored rows
     python examples/study/run.py examples/study/paper.yaml                     the commands, where a cluster is needed
 
-Results: RESULTS/SCALE.jsonl, and the report RESULTS/SCALE.html with its twin SCALE.md. A run may be killed at any
-moment; the same command goes on.
+Results: RESULTS/SCALE.jsonl, and the report RESULTS/SCALE.html with its twin SCALE.md; those of this repository lie in
+examples/study/results. A run may be killed at any moment; the same command goes on.
 """
 
 import argparse
@@ -32,9 +32,7 @@ def main() -> None:
     parser.add_argument("--data-dir", default="../shared/data", help="{data} of the plan: texts and benchmarks")
     parser.add_argument("--encoder", help="{encoder} of the plan, a Hugging Face folder (default: of the test extra)")
     parser.add_argument("--work", type=Path, help="{work}: runs and models (default: build/study/NAME)")
-    parser.add_argument(
-        "--results", type=Path, default=Path("examples/study/results"), help="folder of rows and report"
-    )
+    parser.add_argument("--results", type=Path, help="folder of rows and report (default: that of --work)")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and what they take")
     parser.add_argument("--report", action="store_true", help="draw the report alone")
     arguments = parser.parse_args()
@@ -52,13 +50,14 @@ def main() -> None:
     if plan.launch_only:
         print("\n".join(commands(plan, work)))
         return
-    results = Results(arguments.results / f"{plan.scale}.jsonl", plan.scale)
+    folder = arguments.results or work
+    results = Results(folder / f"{plan.scale}.jsonl", plan.scale)
     if arguments.dry_run:
         print("\n".join(listing(plan, work, results)))
         return
     if not arguments.report:
         Study(plan, work, results).run()
-    for path in write_study(plan, results, arguments.results):
+    for path in write_study(plan, results, folder):
         print(path)
 
 

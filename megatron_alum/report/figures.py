@@ -57,8 +57,8 @@ def colors(count: int) -> list[str]:
     return [COLORS[index % len(COLORS)] for index in range(count)]
 
 
-def svg_figure(name: str, draw: Callable[[Axes], None]) -> str:
-    """The SVG element of one figure; the same drawing gives the same text."""
+def svg_figure(name: str, draw: Callable[[Axes], None], *, height: float = 3.8) -> str:
+    """The SVG element of one figure, `height` inches high; the same drawing gives the same text."""
     require("matplotlib")
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -67,7 +67,7 @@ def svg_figure(name: str, draw: Callable[[Axes], None]) -> str:
     style: Any = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
     style |= {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 11}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+        figure = Figure(figsize=(7.2, height), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         draw(axes)

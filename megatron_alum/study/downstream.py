@@ -101,7 +101,8 @@ def _attacks(config: FinetuneConfig, task: Downstream, model: Path, seed: int) -
     }
     custom = {"task": task.task} if task.task == "custom" else {}
     common = {"model": [str(model)], "output": str(model), "max-eval-samples": task.attacked, "seed": seed}
-    attack = config_from_dict(AttackConfig, {**common, **given, **custom, "radii": list(task.radii) or [0.0]})
+    pgd = {"radii": list(task.radii) or [0.0], "num-steps": task.attack_steps}
+    attack = config_from_dict(AttackConfig, {**common, **given, **custom, **pgd})
     found = attacked_task(attack)
     examples = labelled_examples(attack, found)
     for row in attack_model(attack, found, examples, str(model)) if task.radii else ():

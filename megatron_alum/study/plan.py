@@ -88,6 +88,8 @@ class Downstream:
     """of PGD on the fine-tuned classifier; none where there are no classes"""
     attacked: int = 200
     """examples that are attacked"""
+    attack_steps: int = 10
+    """of PGD"""
     edits: tuple[int, ...] = ()
     """numbers of edited characters; the worst of several random edits counts"""
 

@@ -11,8 +11,6 @@ random states and samples are those of standard training up to its first step. `
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import shutil
 import statistics
@@ -108,16 +106,11 @@ def arguments(options: Mapping[str, Any]) -> list[str]:
 
 
 def run_to_end(options: Mapping[str, Any]) -> Path:
-    """Train, from the newest checkpoint of the run's own folder if it has one; returns the folder.
-
-    What the trainer prints goes to the file log.txt of the folder.
-    """
+    """Train, from the newest checkpoint of the run's own folder if it has one; returns the folder."""
     folder = Path(options["save"])
     if list_iterations(folder):
         options = {**options, "load": folder}
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.txt").open("a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-        train(parse_config(RunConfig, arguments(options), infer=options_of_start))
+    train(parse_config(RunConfig, arguments(options), infer=options_of_start))
     return folder
 
 
@@ -153,8 +146,7 @@ def export(checkpoint: Path, folder: Path) -> None:
     if folder.is_dir():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.redirect_stdout(io.StringIO()):
-        to_hf(str(checkpoint), folder)
+    to_hf(str(checkpoint), folder)
 
 
 def discard_checkpoints(folder: Path) -> None:

@@ -12,7 +12,8 @@ from megatron_alum.report.figures import colors, svg_figure
 from megatron_alum.report.pages import Figure, Page, Section, Table, write_page
 from megatron_alum.study.cells import PLAIN
 from megatron_alum.study.launch import flags
-from megatron_alum.study.plan import ORIGINAL, STANDARD, Downstream, StudyPlan
+from megatron_alum.study.pilot import chosen_by_pilot
+from megatron_alum.study.plan import ORIGINAL, STANDARD, Downstream, StudyPlan, resolved
 from megatron_alum.study.rows import SECONDS, Results, Row
 from megatron_alum.study.tables import Column, compared
 
@@ -38,7 +39,7 @@ def write_study(plan: StudyPlan, results: Results, folder: Path) -> list[Path]:
 def study_page(plan: StudyPlan, results: Results) -> Page:
     """The whole report."""
     sections = [
-        arms_section(plan),
+        arms_section(plan, results),
         *pilot_sections(plan, results),
         *held_out_sections(plan, results),
         *downstream_sections(plan, results),
@@ -51,14 +52,18 @@ def study_page(plan: StudyPlan, results: Results) -> Page:
 
 
 def titles(plan: StudyPlan) -> dict[str, str]:
-    """{arm: its title}."""
-    return {arm.name: arm.title or arm.name for arm in plan.arms}
+    """{arm: its title, with the name by which sentences call it}."""
+    return {arm.name: f"{arm.title} ({arm.name})" if arm.title else arm.name for arm in plan.arms}
 
 
-def arms_section(plan: StudyPlan) -> Section:
+def arms_section(plan: StudyPlan, results: Results) -> Section:
     """What was compared."""
+    found = chosen_by_pilot(results)
+    options = {
+        arm.name: arm.options if plan.pilot and found[0] is None else resolved(arm.options, *found) for arm in plan.arms
+    }
     rows = tuple(
-        (titles(plan)[arm.name], str(plan.total_iters_of(arm) - plan.start_iters), flags(arm.options))
+        (titles(plan)[arm.name], str(plan.total_iters_of(arm) - plan.start_iters), flags(options[arm.name]))
         for arm in plan.arms
     )
     note = (
@@ -119,7 +124,7 @@ def held_out_sections(plan: StudyPlan, results: Results) -> Iterator[Section]:
     yield Section("Held-out loss, differences from standard", ("Below 0 is better.",), moved, after=said)
     drawn = [row for row in results.of(measure="held-out-loss") if row["cell"].startswith(("train/", "start/"))]
     if any(row["cell"].startswith("train/") for row in drawn):
-        svg = svg_figure(f"{plan.scale}-steps", lambda axes: _draw_losses(axes, plan, drawn))
+        svg = svg_figure(f"{plan.scale}-steps", lambda axes: _draw_losses(axes, plan, drawn), height=5.6)
         caption = "Clean held-out loss while an arm trains, mean over the seeds; steps count from the common start."
         yield Section("Held-out loss against steps", figure=Figure(f"{plan.scale}-steps", svg, caption))
 
@@ -202,10 +207,8 @@ def _compared_sections(
     values, moved, said = compared(rows, columns, lines, line=lambda row: str(row[line]), baseline=baseline, first=line)
     seeds = len({row["seed"] for row in rows})
     scope = (
-        f"Pairs share a seed of fine-tuning and of pre-training; the latter are {seeds}, so the intervals say little "
-        "about another run of pre-training."
-        if line == "arm"
-        else "Pairs share a seed of fine-tuning; the encoder they start from is one and the same."
+        f"Pairs share a seed of fine-tuning and the encoder of one of {seeds} seeds of pre-training: the intervals are "
+        "about fine-tuning again, and say little about another pre-training."
     )
     yield Section(title, (note,), values)
     yield Section(f"{title}: differences from {lines[baseline]}", (scope,), moved, after=said)
@@ -292,7 +295,7 @@ def made_section(plan: StudyPlan, results: Results) -> Section:
     )
     commands = (
         f"make study SCALE={plan.scale}",
-        f"python examples/study/run.py examples/study/{plan.scale}.yaml --report   # this page from its rows",
+        f"python examples/study/run.py examples/study/{plan.scale}.yaml --results examples/study/results --report",
     )
     headings = ("commit", "machine", "threads", "cells", "hours")
     return Section("How it was made", (note,), Table(headings, lines), commands=commands)

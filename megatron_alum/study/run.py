@@ -5,6 +5,7 @@ Everything may be killed at any moment: the trainers go on from their checkpoint
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from megatron_alum.study.cells import Cell, best_cells, cells_of
 from megatron_alum.study.corpora import prepare_texts
@@ -43,16 +45,20 @@ class Study:
                 (row,) = self.results.of(cell=cell.name, measure=BEST)
                 yield from best_cells(self.plan, cell.seed, tuple(row["value"]))
 
-    def run(self, *, say: Any = print) -> None:
-        """All cells that are not done."""
+    def run(self) -> None:
+        """All cells that are not done, a line each; what the trainers print goes to the file log.txt of the work."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        transformers.utils.logging.set_verbosity_error()  # heads that are new or unused are meant to be
         prepare_texts(self.plan, self.work)
         for cell in self.cells():
             if not self.results.has(cell.name):
                 began = time.monotonic()
-                rows = list(self._rows(cell))
+                with (self.work / "log.txt").open("a", encoding="utf-8") as log:
+                    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                        rows = list(self._rows(cell))
                 seconds = time.monotonic() - began
                 self._keep(cell, [*rows, {"measure": SECONDS, "value": round(seconds, 1)}])
-                say(f"{time.strftime('%H:%M:%S')} {cell.name}: {seconds:.0f} s", flush=True)
+                print(f"{time.strftime('%H:%M:%S')} {cell.name}: {seconds:.0f} s", flush=True)
             self._tidy(cell)
 
     def _rows(self, cell: Cell) -> Iterable[Row]:

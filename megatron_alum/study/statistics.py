@@ -86,13 +86,13 @@ def sentence(found: Mapping[str, Difference], *, baseline: str, lower_is_better:
         return f"One pair: no difference from {baseline} can be told from chance."
     better = {name: one for name, one in found.items() if one.is_one and (one.mean < 0) == lower_is_better}
     worse = {name: one for name, one in found.items() if one.is_one and (one.mean < 0) != lower_is_better}
-    none = [name for name in found if name not in better and name not in worse]
     parts = []
     for word, group in (("better", better), ("worse", worse)):
         if group:
             listed = ", ".join(f"{name} (by {abs(one.mean):.3g}{unit}, n {one.n})" for name, one in group.items())
             parts.append(f"{word} than {baseline}: {listed}")
-    if none:
-        parts.append(f"no difference from {baseline}: {', '.join(none)}")
+    rest = len(found) - len(better) - len(worse)
+    if rest:
+        parts.append(f"no difference from {baseline} in {'the other ' if parts else ''}{rest} of {len(found)}")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."

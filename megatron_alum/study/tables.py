@@ -59,7 +59,9 @@ def differences(values: Values, baseline: str) -> dict[str, Difference]:
 def compared(
     rows: Sequence[Row], columns: Sequence[Column], lines: Mapping[str, str], *, line: Line, baseline: str, first: str
 ) -> tuple[Table, Table, tuple[str, ...]]:
-    """(values, differences from `baseline`, a sentence a column) of `lines` {name: title}; `first` heads the names."""
+    """(values, differences from `baseline`, sentences, each for one column or several) of `lines` {name: title};
+    `first` heads the names.
+    """
     by_column = [(column, values_of(rows, column, line)) for column in columns]
     present = [name for name in lines if any(name in values for _, values in by_column)]
     headings = (first, *(column.heading for column in columns))
@@ -76,17 +78,11 @@ def compared(
             if name != baseline
         ),
     )
-    said = tuple(
-        f"{column.heading}: "
-        + sentence(
-            {lines[name]: one for name, one in found.items()},
-            baseline=lines[baseline],
-            lower_is_better=column.lower_is_better,
-            unit=column.unit,
-        )
-        for column, found in deltas
-    )
-    return values, moved, said
+    said: dict[str, list[str]] = {}
+    for column, found in deltas:
+        text = sentence(found, baseline=baseline, lower_is_better=column.lower_is_better, unit=column.unit)
+        said.setdefault(text, []).append(column.heading)
+    return values, moved, tuple(f"{'; '.join(headings)}: {text}" for text, headings in said.items())
 
 
 def _in_order(found: Mapping[str, Difference], names: Sequence[str]) -> dict[str, Difference]:
