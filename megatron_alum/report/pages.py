@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_alum.config.extras import require
-from megatron_alum.finetune.records import write_at_once
+from megatron_alum.finetune.runs.records import write_at_once
 
 if TYPE_CHECKING:
     import jinja2

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from megatron_alum.finetune.loading import has_split, load_split
-from megatron_alum.finetune.records import write_at_once
-from megatron_alum.finetune.tasks import TASKS
+from megatron_alum.finetune.benchmarks.loading import has_split, load_split
+from megatron_alum.finetune.benchmarks.tasks import TASKS
+from megatron_alum.finetune.runs.records import write_at_once
 from megatron_alum.report.figures import draw_figures
 from megatron_alum.report.pages import markdown_line, template
 from megatron_alum.report.paper_tables import Column, PaperTable, Part, paper_figures, paper_sizes, paper_tables

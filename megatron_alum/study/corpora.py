@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_alum.config.cli import config_from_dict
-from megatron_alum.data.pipeline import preprocess
-from megatron_alum.data.settings import PreprocessSettings
-from megatron_alum.data.shards import shard_paths
-from megatron_alum.data.train_tokenizer import train_tokenizer
-from megatron_alum.data.vocabulary_settings import TrainTokenizerSettings
-from megatron_alum.finetune.records import write_at_once
+from megatron_alum.data.preprocessing.pipeline import preprocess
+from megatron_alum.data.preprocessing.settings import PreprocessSettings
+from megatron_alum.data.preprocessing.train_tokenizer import train_tokenizer
+from megatron_alum.data.preprocessing.vocabulary_settings import TrainTokenizerSettings
+from megatron_alum.data.shards.files import shard_paths
+from megatron_alum.finetune.runs.records import write_at_once
 from megatron_alum.study.plan import Options, StudyPlan
 
 EMBEDDED = "embedded"

@@ -20,14 +20,14 @@ import torch
 from megatron_alum.config.attack import AttackConfig
 from megatron_alum.config.cli import config_from_dict
 from megatron_alum.config.finetune import FinetuneConfig
-from megatron_alum.finetune.attacked import attack_model, attacked_task, labelled_examples
-from megatron_alum.finetune.evaluation import encoder_of, model_outputs
-from megatron_alum.finetune.features import Collator
-from megatron_alum.finetune.loading import Example
-from megatron_alum.finetune.models import load_finetuned, load_tokenizer
-from megatron_alum.finetune.prepare import prepare
-from megatron_alum.finetune.runs import run_grid
-from megatron_alum.finetune.tasks import Task
+from megatron_alum.finetune.benchmarks.features import Collator
+from megatron_alum.finetune.benchmarks.loading import Example
+from megatron_alum.finetune.benchmarks.tasks import Task
+from megatron_alum.finetune.runs.attacked import attack_model, attacked_task, labelled_examples
+from megatron_alum.finetune.runs.evaluation import encoder_of, model_outputs
+from megatron_alum.finetune.runs.grid import run_grid
+from megatron_alum.finetune.runs.models import load_finetuned, load_tokenizer
+from megatron_alum.finetune.runs.prepare import prepare
 from megatron_alum.study.cells import PLAIN, Cell, task_of
 from megatron_alum.study.plan import ORIGINAL, Downstream, StudyPlan
 from megatron_alum.study.pretraining import hf_folder

@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_alum.cli.pretrain import options_of_start
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
+from megatron_alum.objective.micro_batch import batch_plan
 from megatron_alum.parallel import joined
 from megatron_alum.study.cells import Cell, cells_of, task_of
 from megatron_alum.study.corpora import prepare_texts
@@ -16,7 +17,6 @@ from megatron_alum.study.plan import Arm, StudyPlan
 from megatron_alum.study.pretraining import arguments, start_options
 from megatron_alum.study.rows import SECONDS, Results
 from megatron_alum.training.dry_run import time_iteration
-from megatron_alum.training.micro_batch import batch_plan
 from megatron_alum.training.state import build_state
 
 OVERHEAD = 15.0

@@ -24,13 +24,13 @@ from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
 from megatron_alum.config.training import TrainingConfig
 from megatron_alum.convert.commands import to_hf
+from megatron_alum.objective.schedule import learning_rate
 from megatron_alum.ops import build_info
 from megatron_alum.study.corpora import training_prefix
 from megatron_alum.study.plan import Arm, StudyPlan
 from megatron_alum.study.rows import Row
 from megatron_alum.training.loop import train
 from megatron_alum.training.metrics import METRICS_FILE, PERFORMANCE_FILE, VALIDATION_FILE
-from megatron_alum.training.schedule import learning_rate
 
 STANDARD_ONLY = {"alum-alpha": 0}
 MEANS = ("lm_loss", "alum_kl", "effective_perturbation", "ascent_ratio", "kl_gain")

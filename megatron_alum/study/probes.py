@@ -19,16 +19,16 @@ from megatron_alum.alum import frozen
 from megatron_alum.cli.pretrain import options_of_start
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
-from megatron_alum.data.dataset import PretrainingDataset, open_datasets
-from megatron_alum.data.loader import draw
-from megatron_alum.finetune.attack import STEP_FACTOR
+from megatron_alum.data.sampling.dataset import PretrainingDataset, open_datasets
+from megatron_alum.data.sampling.loader import draw
+from megatron_alum.finetune.runs.attack import STEP_FACTOR
+from megatron_alum.objective.losses import Objective
+from megatron_alum.objective.micro_batch import MicroBatch, batch_plan, load_all
 from megatron_alum.parallel import joined
 from megatron_alum.study.corpora import other_prefix, training_prefix
 from megatron_alum.study.plan import StudyPlan
 from megatron_alum.study.pretraining import arguments, hf_folder
 from megatron_alum.study.rows import Row
-from megatron_alum.training.micro_batch import MicroBatch, batch_plan, load_all
-from megatron_alum.training.objective import Objective
 from megatron_alum.training.state import TrainState, build_state
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_alum.finetune.records import write_at_once
+from megatron_alum.finetune.runs.records import write_at_once
 
 Row = dict[str, Any]
 SECONDS = "seconds"

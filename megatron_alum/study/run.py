@@ -6,9 +6,6 @@ Everything may be killed at any moment: the trainers go on from their checkpoint
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 
+from megatron_alum.report.machine import current_commit, processor_name
 from megatron_alum.study.cells import Cell, best_cells, cells_of
 from megatron_alum.study.corpora import prepare_texts
 from megatron_alum.study.downstream import best_arms, discard_output, fine_tune
@@ -35,7 +33,7 @@ class Study:
 
     def __init__(self, plan: StudyPlan, work: Path, results: Results) -> None:
         self.plan, self.work, self.results = plan, work, results
-        self.place = {"commit": commit(), "machine": machine(), "threads": torch.get_num_threads()}
+        self.place = place()
 
     def cells(self) -> Iterator[Cell]:
         """All cells that are known by now; more follow when the best arms are chosen."""
@@ -105,30 +103,7 @@ class Study:
             discard_output(self.work, cell)
 
 
-def commit() -> str:
-    """The commit that the package's sources are at, with + for changes; unknown outside a repository."""
-    folder = Path(__file__).parent
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=10", "--dirty=+"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return described.stdout.strip()
-
-
-def machine() -> str:
-    """Processor or GPU, and how many cores this process may use."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    names = [line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
-
-
-def _cpu_lines() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+def place() -> dict[str, Any]:
+    """Where a cell ran: commit, device, threads."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
+    return {"commit": current_commit(), "machine": device, "threads": torch.get_num_threads()}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_alum.finetune.summary import mean_and_deviation
+from megatron_alum.finetune.runs.summary import mean_and_deviation
 from megatron_alum.report.pages import Table
 from megatron_alum.study.rows import Row
 from megatron_alum.study.statistics import Difference, difference, paired, sentence

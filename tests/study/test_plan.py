@@ -7,11 +7,11 @@ import yaml
 
 from megatron_alum.config.cli import config_to_dict, parse_config
 from megatron_alum.config.run import RunConfig
+from megatron_alum.objective.schedule import learning_rate
 from megatron_alum.study.cells import Cell, cells_of
 from megatron_alum.study.pilot import choose, trials
 from megatron_alum.study.plan import STANDARD, read_plan, resolved
 from megatron_alum.study.pretraining import arguments, arm_options, rate_of_longer, start_options
-from megatron_alum.training.schedule import learning_rate
 from tests.study.plans import FOLDER, shipped
 
 SCALES = ("smoke", "cpu", "gpu", "paper")
