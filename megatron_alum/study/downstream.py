@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 
-from megatron_alum.config.attack import AttackConfig
 from megatron_alum.config.cli import config_from_dict
-from megatron_alum.config.finetune import FinetuneConfig
+from megatron_alum.config.finetune import AttackConfig, FinetuneConfig
 from megatron_alum.finetune.benchmarks.features import Collator
 from megatron_alum.finetune.benchmarks.loading import Example
 from megatron_alum.finetune.benchmarks.tasks import Task
