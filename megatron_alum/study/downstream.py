@@ -38,14 +38,14 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def fine_tune(plan: StudyPlan, work: Path, cell: Cell) -> Iterator[Row]:
-    """Scores on the development set, and under attack."""
+    """Scores on the development set and, but for the points of a curve, under attack."""
     task = task_of(plan, cell)
     output = work / "finetune" / cell.name.replace("/", "-")
     config = finetune_config(plan, work, cell, task, output)
     for row in run_grid(config, prepare(config)):
         if row["split"] == "dev":
             yield {"measure": row["metric"], "value": row["value"], "examples": row["n"]}
-    if task.radii or task.edits:
+    if config.training.save_model:
         yield from _attacks(config, task, output / "model", cell.finetune_seed)
 
 
@@ -65,7 +65,7 @@ def finetune_config(plan: StudyPlan, work: Path, cell: Cell, task: Downstream, o
         **task.options,
         **methods[cell.method],
         **{"task": task.task, "model": model, "output": str(output), "seeds": [cell.finetune_seed]},
-        "save-model": bool(task.radii or task.edits),
+        "save-model": bool(task.radii or task.edits) and cell.kind != "curve",  # to be attacked
     }
     return config_from_dict(FinetuneConfig, flags)
 
