@@ -12,9 +12,10 @@ be the input of a computation, "{{age|1990|1|1}}".
 
 import re
 
+from megatron_alum.data.readers.wikitext.numbers import Arguments, is_number, positional, written
 from megatron_alum.data.readers.wikitext.protected import HOLE, escaped
 from megatron_alum.data.readers.wikitext.wiki import Wiki, fold, magic
-from megatron_alum.data.readers.wikitext.writers import Arguments, Writer, is_number, nothing, positional
+from megatron_alum.data.readers.wikitext.writers import Writer, nothing
 
 MAYBE, MAYBE_END = "\ufdd2", "\ufdd3"
 """Around the text of a template that no table knows: text inside a sentence, nothing elsewhere."""
@@ -39,7 +40,7 @@ def template_text(content: str, wiki: Wiki, title: str = "") -> str:
     while ":" in name:
         function, _, name = name.partition(":")
         if function.strip() not in _PREFIXES and function.strip() not in wiki.template:
-            return _function(function.strip(), head.partition(":")[2].strip(), rest)
+            return _function(function.strip(), head.partition(":")[2].strip(), rest, wiki.language)
         name = name.strip()
     write = wiki.templates.get(name) or _family(name, wiki)
     if write is nothing:
@@ -62,10 +63,10 @@ def _family(name: str, wiki: Wiki) -> Writer | None:
     return next(write for prefix, write in wiki.families.items() if name.startswith(prefix))
 
 
-def _function(name: str, value: str, rest: list[str]) -> str:
+def _function(name: str, value: str, rest: list[str], language: str) -> str:
     """Parser functions that give text."""
     if name in _FORMAT_NUMBER:
-        return value
+        return value if rest else written(value, language)  # "|R" and "|NOSEP" ask for no signs
     if name in ("lc", "uc", "lcfirst", "ucfirst"):
         change = str.lower if name.startswith("lc") else str.upper
         return change(value) if len(name) == 2 else change(value[:1]) + value[1:]
