@@ -9,6 +9,7 @@ Latin-1 text without its umlauts) would go unnoticed in millions of documents.
 import csv
 import json
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterator
 from itertools import chain
@@ -17,7 +18,7 @@ from typing import Any
 
 from megatron_alum.config.extras import require
 from megatron_alum.data.readers.base import Unreadable
-from megatron_alum.data.readers.streams import COMPRESSED, broken_file, compression_of
+from megatron_alum.data.readers.streams import COMPRESSED, broken_file, compression_of, stored_compression
 
 SAMPLE_BYTES = 1 << 20
 """Of a file, decompressed, that are looked at."""
@@ -32,16 +33,16 @@ _MIN_FOREIGN = 8
 _ISO_2022 = re.compile(rb"\x1b(?:\$[@AB]|\$[()][A-G]|\([IJ])")
 """Escapes that switch the characters of Japanese, Chinese and Korean mail, in seven bits."""
 _SAMPLE_LINES = 50
-_UNPACK = "Unpack it ({command}) and give the folder instead"
+_UNPACK = "Unpack it ({command}) and give that folder instead"
 _CONTAINERS: tuple[tuple[bytes, str, str], ...] = (
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK.format(command="7z x {path}")),
-    (b"PK\x03\x04", "a zip archive (or an office document)", _UNPACK.format(command="unzip {path}")),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK.format(command="7z x -o{stem} {path}")),
+    (b"PK\x03\x04", "a zip archive (or an office document)", _UNPACK.format(command="unzip {path} -d {stem}")),
     (b"PK\x05\x06", "an empty zip archive", "Leave it out of --input"),
-    (b"Rar!\x1a\x07", "a rar archive", _UNPACK.format(command="unrar x {path}")),
-    (b"\x04\x22\x4d\x18", "lz4 data", "Decompress it (lz4 -d {path}) first"),
-    (b"LZIP\x01", "lzip data", "Decompress it (lzip -d {path}) first"),
-    (b"\x5d\x00\x00", "data of the old lzma format", "Decompress it (xz --format=lzma -d {path}) first"),
-    (b"\x1f\x9d", "data of the old compress program", "Decompress it (gzip -d {path}) first"),
+    (b"Rar!\x1a\x07", "a rar archive", _UNPACK.format(command="unrar x {path} {stem}/")),
+    (b"\x04\x22\x4d\x18", "lz4 data", "Decompress it (lz4 -dc < {path} > {stem}) first"),
+    (b"LZIP\x01", "lzip data", "Decompress it (lzip -dc < {path} > {stem}) first"),
+    (b"\x5d\x00\x00", "data of the old lzma format", "Decompress it (xz --format=lzma -dc < {path} > {stem}) first"),
+    (b"\x1f\x9d", "data of the old compress program", "Decompress it (gzip -dc < {path} > {stem}) first"),
     (b"\xff\x06\x00\x00sNaPpY", "snappy data", "Decompress it first"),
     (b"ARROW1", "an Arrow file", "Save it as parquet (datasets: to_parquet) instead"),
     (b"Obj\x01", "an Avro file", "Save it as JSON lines or parquet instead"),
@@ -66,11 +67,13 @@ _MARKUP: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"version https://git-lfs\."), "a Git LFS pointer instead of the file (git lfs pull fetches it)"),
 )
 _TO_LINES = {
-    "csv": 'python -c "import csv, json; csv.field_size_limit(2**30); [print(json.dumps(row)) for row in '
-    "csv.DictReader(open('{path}', newline='', encoding='utf-8-sig'), delimiter='{delimiter}')]\" > {stem}.jsonl",
-    "array": "jq -c '.[]' {path} > {stem}.jsonl",
-    "objects": "jq -c . {path} > {stem}.jsonl",
+    "csv": '{from}python -c "import csv, json; csv.field_size_limit(2**30); [print(json.dumps(row)) for row in '
+    "csv.DictReader(open(0, newline='', encoding='utf-8-sig'), delimiter='{delimiter}')]\"{input} > {stem}.jsonl",
+    "array": "{from}jq -c '.[]'{input} > {stem}.jsonl",
+    "objects": "{from}jq -c .{input} > {stem}.jsonl",
 }
+_CONVERT = "Convert it ({from}iconv -f {encoding} -t UTF-8{input} > {stem}.utf8)"
+_DECOMPRESS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 _TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 _COLUMN = re.compile(r"[A-Za-z_]\w*")
 _TABLE_CHARS = 100_000
@@ -80,12 +83,19 @@ _LENIENT = json.JSONDecoder(strict=False)
 
 
 def refuse(path: Path, found: str, remedy: str, *, details: str = "") -> Unreadable:
-    """The sentence for a file that holds `found`; {path} and {stem} in `remedy` stand for its name, and `details` are
-    those of this one file, by which many are not counted apart."""
+    """The sentence for a file that holds `found`, and `details` of this one file, by which many are not counted apart.
+
+    The commands in `remedy` can be given to a shell as they stand: {path} is the file, {stem} a name for what is
+    written, and {from} and {input} bring the file, decompressed, to a program that reads its standard input.
+    """
     stem = base_stem(path)
-    if f"{stem}.jsonl" == path.name:
-        stem += "-lines"  # a shell empties the file it writes to before the command reads it
-    remedy = remedy.replace("{path}", str(path)).replace("{stem}", stem)
+    if path.name in (stem, f"{stem}.jsonl"):
+        stem += "-converted"  # a shell empties the file it writes to before the command reads it
+    quoted = shlex.quote(str(path))
+    packed = stored_compression(path) if path.is_file() else ""
+    begin, source = (f"{_DECOMPRESS[packed]} -dc < {quoted} | ", "") if packed else ("", f" < {quoted}")
+    for name, value in (("path", quoted), ("stem", shlex.quote(stem)), ("from", begin), ("input", source)):
+        remedy = remedy.replace(f"{{{name}}}", value)
     return Unreadable(
         f"`{path}` must be text in a known format (see --format), but holds {found}{details}. {remedy}, or leave it "
         "out of --input.",
@@ -102,8 +112,7 @@ def check_bytes(head: bytes, path: Path) -> None:
         raise refuse(path, "data that was compressed twice", "Decompress it once (to see how: file {path})")
     encoding = unicode_encoding(head)
     if encoding:
-        convert = f"Convert it (iconv -f {encoding} -t UTF-8 {{path}} > {{stem}}.utf8)"
-        raise refuse(path, f"{encoding} text, not UTF-8", convert)
+        raise refuse(path, f"{encoding} text, not UTF-8", _CONVERT.replace("{encoding}", encoding))
     controls = len(head) - len(head.translate(None, _CONTROLS))
     if controls > max(8, len(head) * _MAX_CONTROLS):
         if path.suffix.lower() in COMPRESSED:
@@ -158,7 +167,7 @@ def _check_utf8(head: bytes, path: Path) -> None:
         raise refuse(
             path,
             f"text that is no UTF-8, probably {name}",
-            f"Convert it (iconv -f {name.split()[0]} -t UTF-8 {{path}} > {{stem}}.utf8)",
+            _CONVERT.replace("{encoding}", name.split()[0]),
             details=f" ({stray} stray bytes in the first {len(head)})",
         )
 
@@ -190,7 +199,7 @@ def check_markup(text: str, path: Path) -> None:
         if pattern.match(text):
             raise refuse(path, found, "Extract its text first, give --format text to take it as it is")
     if "\n" not in text and text.count("\r") > 1:
-        raise refuse(path, "lines that end in CR alone", "Convert them (tr '\\r' '\\n' < {path} > {stem}.lines)")
+        raise refuse(path, "lines that end in CR alone", "Convert them ({from}tr '\\r' '\\n'{input} > {stem}.lines)")
 
 
 def is_json_lines(text: str, path: Path, *, whole: bool, text_key: str) -> bool:
@@ -260,7 +269,9 @@ def _check_json_shape(text: str, path: Path, *, whole: bool) -> list[dict[str, A
         found = "JSON over several lines"
     elif rest.startswith(","):
         raise refuse(
-            path, f"JSON objects with commas between them{fields}", "Remove those (sed 's/,$//' {path} > {stem}.jsonl)"
+            path,
+            f"JSON objects with commas between them{fields}",
+            "Remove those ({from}sed 's/,$//'{input} > {stem}.jsonl)",
         )
     else:
         found = "several JSON objects a line" if rest.startswith("{") else "JSON with something behind it"

@@ -28,6 +28,7 @@ PROTECTED = [
     ("a<!-- never closed\nb", "a"),
     ("a <ref>b</ref><ref name=c/> <ref name='d>e' group=\"/\">f</ref> g", "a g"),
     ("a <ref>not closed", "a not closed"),
+    ("a<references/>b<references group=x />c<references><ref name=d>e</ref></references>f", "a\nb\nc\nf"),
     ("<includeonly>x</includeonly>a<noinclude>b</noinclude><onlyinclude>c</onlyinclude>", "abc"),
     ("a <includeonly>x", "a"),
 ]

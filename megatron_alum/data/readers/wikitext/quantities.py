@@ -123,6 +123,7 @@ def chemical(given: Arguments) -> str:
 
 
 def fraction(given: Arguments) -> str:
+    """{{frac|3|1|2}} -> "3 1/2", {{frac|2}} -> "1/2"."""
     parts = positional(given)
     whole = parts.pop(0) + " " if len(parts) == 3 else ""
     return whole + ("/".join(parts) if len(parts) > 1 else "1/" + parts[0] if parts else "")

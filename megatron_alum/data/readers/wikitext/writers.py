@@ -117,17 +117,15 @@ _SEA_LEVELS = {
 }
 
 
-def _height(language: str, given: Arguments) -> str:
-    """{{H\u00f6he|28.1|DE-NHN}} -> "28,1 m \u00fc. NHN"."""
-    number = given.get("1", "")
-    level = _SEA_LEVELS.get(given.get("2", "").upper(), "")
-    return f"{written(number, language)} m {level}".strip() if number else ""
+def _height(given: Arguments) -> str:
+    """{{H\u00f6he|28.1|DE-NHN}} -> "28,1 m \u00fc. NHN"; thousands are not set off."""
+    number = given.get("1", "").replace(".", ",")
+    return f"{number} m {_SEA_LEVELS.get(given.get('2', '').upper(), '')}".strip() if number else ""
 
 
 _OF_LANGUAGE: dict[str, Callable[[str, Arguments], str]] = {
     "dmy": dates.dmy,
     "unit": quantities.with_unit,
-    "height": _height,
 }
 """Writers that the table names, of which each language has its own."""
 WRITERS: dict[str, Writer] = {
@@ -145,6 +143,7 @@ WRITERS: dict[str, Writer] = {
     "floruit": partial(dates.before, "fl."),
     "siglo": dates.siglo,
     "born died": dates.born_died,
+    "height": _height,
     "words": _words,
     "quote": _block,
     "columns": _columns,
