@@ -59,7 +59,7 @@ _BYTE_ORDER_MARKS = (
     (b"\xfe\xff", "UTF-16"),
 )
 _MARKUP: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"<!doctype html|<html\b", re.IGNORECASE), "an HTML page"),
+    (re.compile(r"<!doctype html|<(?:html|head|body|p|div|h[1-6]|table|meta)\b[^<>]*>", re.IGNORECASE), "an HTML page"),
     (re.compile(r"<\?xml|<!DOCTYPE "), "XML that is no MediaWiki export"),
     (re.compile(r"WARC/\d"), "a web archive (WARC, WET)"),
     (re.compile(r"-- (?:MySQL|MariaDB|PostgreSQL)|-- +\n-- PostgreSQL"), "an SQL dump"),
@@ -67,16 +67,31 @@ _MARKUP: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"version https://git-lfs\."), "a Git LFS pointer instead of the file (git lfs pull fetches it)"),
 )
 _TO_LINES = {
-    "csv": '{from}python -c "import csv, json; csv.field_size_limit(2**30); [print(json.dumps(row)) for row in '
-    "csv.DictReader(open(0, newline='', encoding='utf-8-sig'), delimiter='{delimiter}')]\"{input} > {stem}.jsonl",
+    "csv": "{from}python -c \"import csv, json; csv.field_size_limit(2**30); file = open(0, newline='', "
+    "encoding='utf-8-sig'); [print(json.dumps(row)) for row in {rows}]\"{input} > {stem}.jsonl",
     "array": "{from}jq -c '.[]'{input} > {stem}.jsonl",
+    "strings": "{from}jq -c '.[] | {text: .}'{input} > {stem}.jsonl",
+    "nested": "{from}jq -c {filter}{input} > {stem}.jsonl",
     "objects": "{from}jq -c .{input} > {stem}.jsonl",
 }
 _CONVERT = "Convert it ({from}iconv -f {encoding} -t UTF-8{input} > {stem}.utf8)"
+_OTHER_ICONV_NAMES = {
+    "euc_jis_2004": "EUC-JISX0213",
+    "shift_jis_2004": "SHIFT_JISX0213",
+    "shift_jisx0213": "SHIFT_JISX0213",
+    "latin_1": "LATIN1",
+    "mac_iceland": "MAC-IS",
+    "mac_latin2": "MAC-CENTRALEUROPE",
+    "mac_roman": "MACINTOSH",
+}
+"""Of Python's codecs whose own names iconv does not know."""
+NOT_IN_ICONV = ["cp1006", "cp720", "hz", "kz1048", "mac_greek", "mac_turkish", "ptcp154"]
+"""Codecs of Python, rare ones, that iconv lacks."""
 _DECOMPRESS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 _TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 _COLUMN = re.compile(r"[A-Za-z_]\w*")
 _TABLE_CHARS = 100_000
+_NAME_CHARS = 40
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _AS_IT_IS = "Give --format text or --format lines to take it as it is"
 _LENIENT = json.JSONDecoder(strict=False)
@@ -189,8 +204,13 @@ def _probable_encoding(head: bytes, text: str) -> str:
     require("charset_normalizer")
     from charset_normalizer import from_bytes
 
-    best = from_bytes(head[:20_000]).best()
-    return best.encoding.upper().replace("_", "-") if best else "WINDOWS-1252 or another"
+    best = from_bytes(head[:20_000], cp_exclusion=NOT_IN_ICONV).best()
+    return iconv_name(best.encoding) if best else "WINDOWS-1252 or another"
+
+
+def iconv_name(codec: str) -> str:
+    """What iconv calls a codec of Python."""
+    return _OTHER_ICONV_NAMES.get(codec) or codec.upper().replace("_", "-")
 
 
 def check_markup(text: str, path: Path) -> None:
@@ -220,6 +240,9 @@ def is_json_lines(text: str, path: Path, *, whole: bool, text_key: str) -> bool:
     for record in chain(objects, _objects((lines if whole else lines[:-1])[1:_SAMPLE_LINES])):
         if text_key in record:
             return True
+        if way := _filter_of(record):
+            command = _TO_LINES["nested"].replace("{filter}", shlex.quote(way))
+            raise refuse(path, f"JSON objects inside of one (at {way})", f"Write one object a line ({command})")
         for name, value in record.items():
             fields[name] = fields.get(name, 0) + (len(value) if isinstance(value, str) else 0)
     if fields:
@@ -239,6 +262,14 @@ def _objects(lines: list[str]) -> Iterator[dict[str, Any]]:
                 continue
 
 
+def _filter_of(record: dict[str, Any]) -> str:
+    """jq's way to the objects inside one object: ".data[]" for a list of them, ".[]" where each field is one."""
+    for name, value in record.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return f".{json.dumps(name, ensure_ascii=False)}[]"
+    return ".[]" if record and all(isinstance(value, dict) for value in record.values()) else ""
+
+
 def _wrong_key(fields: dict[str, int], path: Path, text_key: str) -> Unreadable:
     """The sentence for a file of which no line has `text_key`; `fields` are there, with so many characters of text."""
     best = max(fields, key=lambda name: fields[name])
@@ -253,6 +284,8 @@ def _wrong_key(fields: dict[str, int], path: Path, text_key: str) -> Unreadable:
 
 def _check_json_shape(text: str, path: Path, *, whole: bool) -> list[dict[str, Any]]:
     """Refuse JSON whose first line is no whole object; no objects when `text` is no such JSON, but broken or text."""
+    if re.match(r'\[\s*"(?:[^"\\]|\\.)*"\s*[,\]]', text):
+        raise refuse(path, "one JSON array of strings", f"Write one object a line ({_TO_LINES['strings']})")
     begin = re.match(r"\[\s*(?=\{)", text)
     try:
         value, end = _LENIENT.raw_decode(text, begin.end() if begin else 0)
@@ -294,16 +327,27 @@ def check_table(text: str, path: Path, *, whole: bool, text_key: str) -> None:
         raise _table(_rows(lines[:1], delimiter)[0], path, delimiter)
 
 
-def _table(columns: list[str], path: Path, delimiter: str) -> Unreadable:
+def _table(first: list[str], path: Path, delimiter: str) -> Unreadable:
     kind = "a TSV table" if delimiter == "\t" else "a CSV table"
-    names = ", ".join(column[:40] for column in columns[:20])
-    command = _TO_LINES["csv"].replace("{delimiter}", "\\t" if delimiter == "\t" else delimiter)
+    names = ", ".join(cell[:40] for cell in first[:20])
+    sign = "\\t" if delimiter == "\t" else delimiter
+    if all(map(_is_name, first[1:])) and not first[0].isdigit():
+        found, keys = f"{kind} (columns: {names})", "name its column by --text-key"
+        rows = f"csv.DictReader(file, delimiter='{sign}')"
+    else:
+        found, keys = f"{kind} without a header (first row: {names})", "name its column by --text-key 0, 1, ..."
+        rows = f"map(dict, map(enumerate, csv.reader(file, delimiter='{sign}')))"
     return refuse(
         path,
-        f"{kind} (columns: {names})",
-        f"Write it as JSON lines ({command}) and name its column by --text-key, give --format lines to take every "
-        "line as a document",
+        found,
+        f"Write it as JSON lines ({_TO_LINES['csv'].replace('{rows}', rows)}) and {keys}, give --format lines to take "
+        "every line as a document",
     )
+
+
+def _is_name(cell: str) -> bool:
+    """Whether a cell can be the name of a column: neither a number nor a sentence."""
+    return 0 < len(cell) <= _NAME_CHARS and not cell.isdigit() and cell[-1] not in ".!?"
 
 
 def _rows(lines: list[str], delimiter: str) -> list[list[str]]:

@@ -16,7 +16,9 @@ import zipfile
 
 import pytest
 import zstandard
+from charset_normalizer.constant import IANA_SUPPORTED
 
+from megatron_alum.data.readers.sniff import NOT_IN_ICONV, iconv_name
 from megatron_alum.data.tokenizers import load_tokenizer
 from tests.data.prep.corpora import prepare, sentences_of
 
@@ -58,9 +60,13 @@ CASES = [
     ("a.jsonl", "".join(map(json.dumps, ROWS)).encode(), 2),
     ("a.jsonl.zst", zstandard.compress(",\n".join(map(json.dumps, ROWS)).encode()), 2),
     ("pretty.json", "\n".join(json.dumps(row, indent=2) for row in ROWS).encode(), 2),
+    ("strings.json", json.dumps(TEXTS).encode(), 2),
+    ("nested.json.gz", gzip.compress(json.dumps({"version": 1, "my data": ROWS}).encode()), 2),
+    ("by_id.json", json.dumps({row["id"]: row for row in ROWS}, indent=1).encode(), 2),
     ("my table.csv", b"\xef\xbb\xbf" + table(","), 2),
     ("it's.tsv.gz", gzip.compress(table("\t")), 2),
     ("semi;colon.csv", table(";"), 2),
+    ("bare.csv", "".join(f'{i},"{text}"\n' for i, text in enumerate(TEXTS)).encode(), 2),
     ("wide.txt", PLAIN.encode("utf-16"), 2),
     ("wide.jsonl.zst", zstandard.compress("".join(json.dumps(row) + "\n" for row in ROWS).encode("utf-32")), 2),
     ("utf16", PLAIN.encode("utf-16-le"), 2),
@@ -96,7 +102,8 @@ def check(folder, name, num_documents):
             pytest.skip(f"{program} is not on this machine")
     subprocess.run(command, shell=True, check=True, cwd=folder, timeout=60, capture_output=True)
     [written] = [path for path in folder.iterdir() if path.name not in before]
-    assert prepare(folder, written)["num_documents"] == num_documents
+    key = "1" if "without a header" in str(caught.value) else "text"
+    assert prepare(folder, written, text_key=key)["num_documents"] == num_documents
     documents = sentences_of(folder / "out", load_tokenizer(folder / "out-tokenizer"))
     assert documents[:2] == READ
 
@@ -105,6 +112,17 @@ def check(folder, name, num_documents):
 def test_the_command_of_a_refusal_helps(tmp_path, name, data, num_documents):
     (tmp_path / name).write_bytes(data)
     check(tmp_path, name, num_documents)
+
+
+def test_iconv_knows_every_encoding_that_is_guessed():
+    """But those of other branches: UTF-16 and ISO-2022 are told by their own signs."""
+    if not shutil.which("iconv"):
+        pytest.skip("iconv is not on this machine")
+    codecs = [name for name in IANA_SUPPORTED if name not in NOT_IN_ICONV and not name.startswith(("utf", "iso2022"))]
+    assert len(codecs) > 60
+    for name in codecs:
+        done = subprocess.run(["iconv", "-f", iconv_name(name), "-t", "UTF-8"], input=b"", capture_output=True)
+        assert done.returncode == 0, name
 
 
 @pytest.mark.parametrize(("program", "make"), [("7z", ["7z", "a"]), ("lz4", ["lz4"]), ("lzip", ["lzip", "-o"])])

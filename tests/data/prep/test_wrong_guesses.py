@@ -223,6 +223,7 @@ REFUSED = [
     ("in.rar", b"Rar!\x1a\x07\x01\x00" + bytes(100), {}, r"a rar archive"),
     ("in.lz4", b"\x04\x22\x4d\x18" + bytes(range(100)), {}, r"lz4 data\. Decompress it \(lz4 -dc"),
     ("in.pdf", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n" + bytes(range(100)), {}, r"a PDF document.*pdftotext"),
+    ("in.txt", b"<p>The cat sat.</p>\n<p>A dog sat.</p>\n", {}, r"an HTML page.*--format text"),
     (
         "in.htm",
         b"<!DOCTYPE html>\n<html><body>\n\n<p>The cat sat.</p></body></html>\n",
