@@ -72,6 +72,7 @@ LINES = [
     ("!Kung is spoken.\n'''!''' a", "!Kung is spoken.\n! a"),
     ("{{table start}}\n! head\n|-\n| cell\n! more\n|}\n! text", "! text"),
     ("{|\n! head\n|}\n! text", "! text"),
+    ("{{table start}}\n! head\n! head\n|-\n| cell\n|}\n! text\n! text", "! text\n! text"),
     ("__NOTOC__ __FORCETOC__ __init__ __BEZ__ a", "__init__ __BEZ__ a"),
     ("''{{PAGENAME}}'' is {{lc:ABC}} {{ucfirst:d}} {{#if:x|e|f}}{{#if:|e|f}}", "Title is abc D ef"),
 ]
