@@ -5,6 +5,7 @@
                   {-1} the last; {#1} a number in the signs of the language
     < ... >       left out when one of its arguments is not given
     "..."         this text
+    =list a,b     the arguments of these names that are given, with semicolons
     =name         one of WRITERS: dates, {{convert}} and its like; "=name from 4" by its arguments from the fourth on
 
 What a template computes (conversions, ages, inflation) and the names of languages are left out.
@@ -32,6 +33,8 @@ def writer(pattern: str, language: str) -> Writer:
         return nothing
     if pattern.startswith("=centuries "):
         return partial(dates.centuries, pattern.partition(" ")[2])
+    if pattern.startswith("=list "):
+        return partial(_list, pattern.partition(" ")[2].split(","))
     if pattern.startswith("="):
         name, _, first = pattern[1:].partition(" from ")
         write = partial(_OF_LANGUAGE[name], language) if name in _OF_LANGUAGE else WRITERS[name]
@@ -74,6 +77,11 @@ def _field(names: str, given: Arguments) -> str:
     if names == "-1":
         return (positional(given) or [""])[-1]
     return next((given[name] for name in names.split(",") if given.get(name)), "")
+
+
+def _list(names: list[str], given: Arguments) -> str:
+    """{{zh|c=\u5317\u4eac|p=B\u011bij\u012bng}} -> both, a semicolon between them."""
+    return "; ".join(given[name] for name in names if given.get(name))
 
 
 def _words(given: Arguments) -> str:
