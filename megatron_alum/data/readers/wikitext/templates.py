@@ -47,10 +47,10 @@ def template_text(content: str, wiki: Wiki, title: str = "") -> str:
         return HOLE
     if write is not None:
         return write(arguments(rest)) or HOLE
+    if any(pattern.fullmatch(name) for pattern in wiki.own_text):
+        return " ".join(head.split())
     if not rest:
-        if name in _TITLE:
-            return escaped(title) or HOLE
-        return " ".join(head.split()) if any(pattern.fullmatch(name) for pattern in wiki.own_text) else HOLE
+        return (escaped(title) or HOLE) if name in _TITLE else HOLE
     if len(content) > MAX_UNKNOWN_CHARS or "\n" in content.strip():
         return HOLE
     readable = _readable(arguments(rest))
