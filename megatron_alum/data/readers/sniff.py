@@ -66,14 +66,10 @@ _MARKUP: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\{\\rtf"), "an RTF document"),
     (re.compile(r"version https://git-lfs\."), "a Git LFS pointer instead of the file (git lfs pull fetches it)"),
 )
-_TO_LINES = {
-    "csv": "{from}python -c \"import csv, json; csv.field_size_limit(2**30); file = open(0, newline='', "
-    "encoding='utf-8-sig'); [print(json.dumps(row)) for row in {rows}]\"{input} > {stem}.jsonl",
-    "array": "{from}jq -c '.[]'{input} > {stem}.jsonl",
-    "strings": "{from}jq -c '.[] | {text: .}'{input} > {stem}.jsonl",
-    "nested": "{from}jq -c {filter}{input} > {stem}.jsonl",
-    "objects": "{from}jq -c .{input} > {stem}.jsonl",
-}
+_TABLE_TO_LINES = (
+    "{from}python -c \"import csv, json; csv.field_size_limit(2**30); file = open(0, newline='', "
+    "encoding='utf-8-sig'); [print(json.dumps(row)) for row in {rows}]\"{input} > {stem}.jsonl"
+)
 _CONVERT = "Convert it ({from}iconv -f {encoding} -t UTF-8{input} > {stem}.utf8)"
 _OTHER_ICONV_NAMES = {
     "euc_jis_2004": "EUC-JISX0213",
@@ -241,8 +237,7 @@ def is_json_lines(text: str, path: Path, *, whole: bool, text_key: str) -> bool:
         if text_key in record:
             return True
         if way := _filter_of(record):
-            command = _TO_LINES["nested"].replace("{filter}", shlex.quote(way))
-            raise refuse(path, f"JSON objects inside of one (at {way})", f"Write one object a line ({command})")
+            raise refuse(path, f"JSON objects inside of one (at {way})", _to_lines(way))
         for name, value in record.items():
             fields[name] = fields.get(name, 0) + (len(value) if isinstance(value, str) else 0)
     if fields:
@@ -260,6 +255,11 @@ def _objects(lines: list[str]) -> Iterator[dict[str, Any]]:
                 yield _LENIENT.decode(line)
             except (ValueError, RecursionError):
                 continue
+
+
+def _to_lines(way: str) -> str:
+    """The remedy for JSON whose objects jq finds at `way`."""
+    return f"Write one object a line ({{from}}jq -c {shlex.quote(way)}{{input}} > {{stem}}.jsonl)"
 
 
 def _filter_of(record: dict[str, Any]) -> str:
@@ -285,7 +285,7 @@ def _wrong_key(fields: dict[str, int], path: Path, text_key: str) -> Unreadable:
 def _check_json_shape(text: str, path: Path, *, whole: bool) -> list[dict[str, Any]]:
     """Refuse JSON whose first line is no whole object; no objects when `text` is no such JSON, but broken or text."""
     if re.match(r'\[\s*"(?:[^"\\]|\\.)*"\s*[,\]]', text):
-        raise refuse(path, "one JSON array of strings", f"Write one object a line ({_TO_LINES['strings']})")
+        raise refuse(path, "one JSON array of strings", _to_lines(".[] | {text: .}"))
     begin = re.match(r"\[\s*(?=\{)", text)
     try:
         value, end = _LENIENT.raw_decode(text, begin.end() if begin else 0)
@@ -296,7 +296,7 @@ def _check_json_shape(text: str, path: Path, *, whole: bool) -> list[dict[str, A
         return []
     fields = f" (fields: {', '.join(list(value)[:20])})" if value else ""
     if begin:
-        raise refuse(path, f"one JSON array{fields}", f"Write one object a line ({_TO_LINES['array']})")
+        raise refuse(path, f"one JSON array{fields}", _to_lines(".[]"))
     rest = text[end : end + 20].lstrip()
     if "\n" in text[:end]:
         found = "JSON over several lines"
@@ -308,7 +308,7 @@ def _check_json_shape(text: str, path: Path, *, whole: bool) -> list[dict[str, A
         )
     else:
         found = "several JSON objects a line" if rest.startswith("{") else "JSON with something behind it"
-    raise refuse(path, f"{found}{fields}", f"Write one object a line ({_TO_LINES['objects']})")
+    raise refuse(path, f"{found}{fields}", _to_lines(_filter_of(value) or "."))
 
 
 def check_table(text: str, path: Path, *, whole: bool, text_key: str) -> None:
@@ -340,7 +340,7 @@ def _table(first: list[str], path: Path, delimiter: str) -> Unreadable:
     return refuse(
         path,
         found,
-        f"Write it as JSON lines ({_TO_LINES['csv'].replace('{rows}', rows)}) and {keys}, give --format lines to take "
+        f"Write it as JSON lines ({_TABLE_TO_LINES.replace('{rows}', rows)}) and {keys}, give --format lines to take "
         "every line as a document",
     )
 

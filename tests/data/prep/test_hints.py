@@ -74,7 +74,7 @@ CASES = [
     ("old.txt.xz", lzma.compress(LATIN.encode("latin-1")), 3),
     ("mac.txt.gz", gzip.compress(PLAIN.replace("\n", "\r").encode()), 2),
     ("my archive.zip", zipped(), 2),
-    ("old.txt.lzma", lzma.compress(PLAIN.encode() * 3, format=lzma.FORMAT_ALONE), 6),
+    ("old.txt.lzma", lzma.compress((PLAIN + "\n").encode() * 3, format=lzma.FORMAT_ALONE), 6),
     ("old.txt.Z", lzw(PLAIN.encode()), 2),
     ("old", lzw(PLAIN.encode()), 2),
 ]
