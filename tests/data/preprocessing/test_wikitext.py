@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from benchmarks.compare_cleaners import compare
 from megatron_alum.data.preprocessing.readers.wikiextractor import is_record, plain_text
 from megatron_alum.data.preprocessing.readers.wikitext import clean_wikitext, wiki_of
+from megatron_alum.data.preprocessing.readers.wikitext.brackets import MAX_DEPTH
 from megatron_alum.data.preprocessing.readers.wikitext.elements import EXTENSIONS
 
 # One row a rule: markup, and the reader's text (HTML shows it so on MediaWiki 1.39).
@@ -59,6 +60,7 @@ LINKS = [
     ("[[Media:a.ogg|listen]] [[a|b [c]]] [[d|]] [e] [f", "listen b [c] d [e] [f"),
     ("{{{1|x}}} {{{y}}}{{{z|{{{a|b}}}}}} {{lang|fr|{{{1|c}}}}}", "x b c"),
     ("a [[b\nc]] d", "a b\nc d"),
+    ("{{nowrap|[[x|a=b]]}} {{lang|fr|c [[x|d=e]]}} {{nowrap|f {{lang|fr|1=|2=g {{=}} h}}}}", "a=b c d=e f g = h"),
 ]
 UNBALANCED = [
     ("a {{b|c", "a b c"),
@@ -88,6 +90,13 @@ def test_kinds_of_markup(source, expected):
     if expected is None:
         expected = re.sub(r"</?(?:code|tt|kbd|samp|var|section)\b[^>]*>", "", source)
     assert squeezed(clean_wikitext(source, title="Title")) == squeezed(expected)
+
+
+def test_brackets_within_brackets_leave_text_forty_deep():
+    """MediaWiki expands templates within templates 40 deep; what lies deeper leaves nothing."""
+    for start, end in (("{{nowrap|", "}}"), ("[[x|", "]]")):
+        assert clean_wikitext(f"a {start * MAX_DEPTH}b{end * MAX_DEPTH} c") == "a b c"
+        assert "b" not in clean_wikitext(f"a {start * (MAX_DEPTH + 2)}b{end * (MAX_DEPTH + 2)} c")
 
 
 def test_a_page_in_its_own_words_names_no_title_of_another():
