@@ -195,8 +195,6 @@ def link_text(target: str, label: str | None, wiki: Wiki) -> str:
         prefix = fold(target.partition(":")[0])
         if prefix in wiki.dropped:
             return dropped_link(label or "", wiki)
-        if prefix in wiki.media:
-            return label or ""
         if prefix in INTERLANGUAGE:
             return ""
     if label is None:
