@@ -97,6 +97,8 @@ def test_what_only_speaks_of_disambiguation_is_an_article():
         assert not is_disambiguation(f"A {{{{{name}|b}}}}", wiki_of(("en",)))
     assert is_disambiguation("A __DISAMBIG__", wiki_of(("en",)))
     assert not is_disambiguation("Een {{dp}}", wiki_of(("en",))) and is_disambiguation("Een {{dp}}", wiki_of(("nl",)))
+    anywhere = wiki_of(())
+    assert not is_disambiguation("Een {{dp}}", anywhere) and is_disambiguation("Een {{Doorverwijspagina}}", anywhere)
 
 
 @pytest.mark.parametrize(("code", "source", "expected"), CASES["sentences"])
@@ -153,6 +155,7 @@ def test_no_template_has_two_rows_of_one_wiki():
     [
         ("en", "1234567.891", "1,234,567.891"),
         ("en", "1,234", "1,234"),
+        ("en", "123 123456", "123 123,456"),
         ("de", "1234.5", "1.234,5"),
         ("fr", "25000 km", "25\u00a0000 km"),
         ("es", "1234 12345", "1234 12\u00a0345"),
