@@ -333,6 +333,14 @@ def test_white_space_longer_than_the_sample_hides_no_text(tmp_path):
         assert prepare(tmp_path, tmp_path / name, overwrite=True)["num_documents"] == 2
 
 
+def test_the_first_objects_may_lack_the_text(tmp_path):
+    (tmp_path / "in.jsonl").write_bytes(b'{"meta": [{"a": 1}]}\n' + JSONL)
+    assert prepare(tmp_path, tmp_path / "in.jsonl")["num_documents"] == 2
+    (tmp_path / "chats.jsonl").write_bytes(b'{"turns": [{"text": "a"}], "topic": "cats"}\n' * 2)
+    with pytest.raises(ValueError, match="their fields are turns, topic. Give --text-key topic"):
+        prepare(tmp_path, tmp_path / "chats.jsonl", overwrite=True)
+
+
 def test_the_first_lines_of_json_may_be_broken(tmp_path):
     (tmp_path / "in").write_bytes(b"{broken\n" + JSONL)
     assert detect_format(tmp_path / "in") == "jsonl"

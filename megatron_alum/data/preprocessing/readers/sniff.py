@@ -233,13 +233,15 @@ def is_json_lines(text: str, path: Path, *, whole: bool, text_key: str) -> bool:
         return True  # the first line is longer than what was looked at
     objects = list(_objects(lines[:1])) or _check_json_shape(text, path, whole=whole)
     fields: dict[str, int] = {}
+    ways: list[str] = []
     for record in chain(objects, _objects((lines if whole else lines[:-1])[1:_SAMPLE_LINES])):
         if text_key in record:
             return True
-        if way := _filter_of(record):
-            raise refuse(path, f"JSON objects inside of one (at {way})", _to_lines(way))
+        ways.append(_filter_of(record))
         for name, value in record.items():
             fields[name] = fields.get(name, 0) + (len(value) if isinstance(value, str) else 0)
+    if len(ways) == 1 and ways[0]:
+        raise refuse(path, f"JSON objects inside of one (at {ways[0]})", _to_lines(ways[0]))
     if fields:
         raise _wrong_key(fields, path, text_key)
     if is_named or text.startswith('{"'):
