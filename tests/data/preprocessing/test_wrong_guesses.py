@@ -337,7 +337,7 @@ def test_the_first_objects_may_lack_the_text(tmp_path):
     (tmp_path / "in.jsonl").write_bytes(b'{"meta": [{"a": 1}]}\n' + JSONL)
     assert prepare(tmp_path, tmp_path / "in.jsonl")["num_documents"] == 2
     (tmp_path / "chats.jsonl").write_bytes(b'{"turns": [{"text": "a"}], "topic": "cats"}\n' * 2)
-    with pytest.raises(ValueError, match="their fields are turns, topic. Give --text-key topic"):
+    with pytest.raises(ValueError, match=r"their fields are turns, topic\. Give --text-key topic"):
         prepare(tmp_path, tmp_path / "chats.jsonl", overwrite=True)
 
 
