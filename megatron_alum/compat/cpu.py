@@ -1,9 +1,9 @@
-"""Runs megatron-core 0.16.1 without CUDA: the whole list of calls that have to be redirected, each with its reason.
+"""Runs megatron-core without CUDA: the whole list of calls that have to be redirected, each with its reason.
 
 megatron-core names the device in its code ("cuda" in factory calls, `torch.cuda.current_device()`), although its
 algorithms need nothing but torch and a process group. `enable_cpu()` points those calls at the CPU, once a process.
-It does nothing where CUDA is present and refuses another version of megatron-core, because the lists below were read
-out of this one.
+It does nothing where CUDA is present and refuses versions of megatron-core that the lists below were not compared with
+(versions.py).
 
 Two kinds of redirect:
   * CALLS: attributes of torch or megatron-core that are replaced;
@@ -14,7 +14,6 @@ The model side of CPU support (no fused softmax, no fused weight gradients, CPU 
 
 import contextlib
 import importlib
-import importlib.metadata
 import inspect
 import logging
 import types
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch
 
-SUPPORTED_VERSION = "0.16.1"
+from megatron_alum.compat.versions import NEWEST, OLDEST, is_supported, megatron_version
 
 # What megatron-core and its bundled FSDP say at import when neither apex nor Transformer Engine is there;
 # megatron-alum doctor says it once, and better.
@@ -183,12 +182,12 @@ def silence_fallback_warnings() -> None:
 
 
 def check_version() -> None:
-    """Raises ValueError unless megatron-core is the version the redirects were written for."""
-    version = importlib.metadata.version("megatron-core")
-    if version != SUPPORTED_VERSION:
+    """Raises ValueError unless megatron-core is of a version that the redirects were compared with."""
+    version = megatron_version()
+    if not is_supported(version):
         raise ValueError(
-            f"megatron-core must be {SUPPORTED_VERSION} to run without CUDA, but is {version} instead. "
-            f"Install it with `pip install megatron-core=={SUPPORTED_VERSION}`, or run on a machine with a GPU."
+            f"megatron-core must be of a version from {OLDEST} to {NEWEST} to run without CUDA, but is {version} "
+            f"instead. Install it with `pip install megatron-core=={OLDEST}`, or run on a machine with a GPU."
         )
 
 
@@ -196,7 +195,7 @@ def enable_cpu() -> bool:
     """Makes megatron-core run on the CPU; returns whether the redirects are in force.
 
     Does nothing and returns False where CUDA is available. May be called any number of times; everything that starts
-    megatron-core (`parallel.initialize`) calls it. Raises ValueError for a megatron-core other than 0.16.1.
+    megatron-core (`parallel.initialize`) calls it. Raises ValueError for a megatron-core that is too old or too new.
     """
     global _enabled
     if torch.cuda.is_available():
@@ -238,7 +237,7 @@ def _function(module: types.ModuleType, qualified_name: str) -> types.FunctionTy
 def _replace_literals(function: types.FunctionType, name: str) -> None:
     before = function.__code__
     function.__code__ = _with_cpu_literals(before)
-    assert function.__code__ != before, f"{name} holds no CUDA literal: another megatron-core than {SUPPORTED_VERSION}?"
+    assert function.__code__ != before, f"{name} holds no CUDA literal: is megatron-core {megatron_version()} changed?"
 
 
 def _with_cpu_literals(code: types.CodeType) -> types.CodeType:

@@ -22,7 +22,8 @@ from torch import Tensor
 from megatron_alum.compat.adam import use_torch_adam
 from megatron_alum.config.run import RunConfig
 from megatron_alum.models import SplitBert
-from megatron_alum.models.accumulation import accumulate_in_place
+from megatron_alum.models.cpu import accumulate_in_place
+from megatron_alum.training.parameter_gather import wait_in_modules
 from megatron_alum.training.schedule import learning_rate
 
 
@@ -31,12 +32,15 @@ def wrap_data_parallel(model: SplitBert, config: RunConfig) -> DistributedDataPa
     layout = DistributedDataParallelConfig(
         grad_reduce_in_fp32=not config.parallel.grad_reduce_in_bf16,
         overlap_grad_reduce=config.parallel.overlap_grad_reduce,
+        overlap_param_gather=config.parallel.overlap_param_gather,
         use_distributed_optimizer=config.parallel.use_distributed_optimizer,
     )
     summing = copy.copy(model.config)
     summing.calculate_per_token_loss = True  # megatron-core's name for "do not divide by the data-parallel size"
     wrapped = DistributedDataParallel(config=summing, ddp_config=layout, module=model)
     summing.no_sync_func = wrapped.no_sync  # for the pipeline schedule
+    if layout.overlap_param_gather:
+        wait_in_modules(wrapped, model)
     if not layout.overlap_grad_reduce:
         accumulate_in_place(model)
     return wrapped
@@ -65,6 +69,7 @@ def build_optimizer(model: DistributedDataParallel, config: RunConfig) -> Megatr
             loss_scale_window=precision.loss_scale_window,
             hysteresis=precision.hysteresis,
             use_distributed_optimizer=config.parallel.use_distributed_optimizer,
+            overlap_param_gather=config.parallel.overlap_param_gather,
         ),
         [model],
         use_gloo_process_groups=False,
