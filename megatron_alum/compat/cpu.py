@@ -33,6 +33,8 @@ _FALLBACK_WARNINGS = (
     r"Apex is not installed\. Falling back to Torch Norm",
     # Said whenever activations are recomputed selectively; the layers here are not Transformer Engine's.
     r"If you are using transformer_engine as the transformer implementation",
+    # 0.19.2 imports a model that nothing here uses.
+    r"MimoModelConfig is experimental",
 )
 # torch 2.13 renamed the two collectives that megatron-core calls under their old names.
 _RENAMED_COLLECTIVES = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
@@ -65,6 +67,8 @@ class ConstantRedirect:
     module: str
     functions: tuple[str, ...]
     reason: str
+    later: tuple[str, ...] = ()
+    """functions that the oldest version does not have"""
 
 
 def _cpu_device() -> torch.device:
@@ -94,6 +98,7 @@ def _same_tensor(self: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tenso
 CALLS = (
     CallRedirect("torch.cuda", "current_device", _cpu_device, "the device of every buffer megatron-core allocates"),
     CallRedirect("torch.cuda", "synchronize", _nothing, "CPU work is already done when a call returns"),
+    CallRedirect("torch.cuda", "current_stream", _nothing, "0.19.2 asks for it before it looks for CUDA graphs"),
     CallRedirect("torch.cuda", "manual_seed", _cpu_manual_seed, "the RNG tracker seeds its named states through it"),
     CallRedirect("torch.cuda", "get_rng_state", _cpu_rng_state, "the tracker and checkpoints read generator states"),
     CallRedirect("torch.cuda", "set_rng_state", _set_cpu_rng_state, "resuming restores generator states"),
@@ -118,6 +123,7 @@ CONSTANTS = (
             "FP32Optimizer.__init__",
         ),
         "scale factors are made on the device; parameters are sorted by the name of their CUDA tensor type",
+        later=("MegatronOptimizer.has_grad_norm_group",),
     ),
     ConstantRedirect(
         "megatron.core.optimizer.distrib_optimizer",
@@ -208,7 +214,7 @@ def enable_cpu() -> bool:
         setattr(_resolve(call.module), call.attribute, call.replacement)
     for constant in CONSTANTS:
         module = importlib.import_module(constant.module)
-        for name in constant.functions:
+        for name in (*constant.functions, *(name for name in constant.later if _has(module, name))):
             _replace_literals(_function(module, name), f"{constant.module}.{name}")
     logging.getLogger("megatron.core.tensor_parallel.random").addFilter(_DropRngWarning())
     _enabled = True
@@ -221,6 +227,12 @@ def _resolve(dotted: str) -> Any:
         return importlib.import_module(dotted)
     parent, name = dotted.rsplit(".", 1)
     return getattr(importlib.import_module(parent), name)
+
+
+def _has(module: types.ModuleType, qualified_name: str) -> bool:
+    """Whether this version of megatron-core has that method."""
+    owner, method = qualified_name.split(".")
+    return hasattr(getattr(module, owner), method)
 
 
 def _function(module: types.ModuleType, qualified_name: str) -> types.FunctionType:

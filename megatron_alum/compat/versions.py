@@ -5,6 +5,7 @@
 | Python | 3.10 and later | 3.12 and later |
 | MLP in a layer's spec (`mlp_submodule`) | ModuleSpec | MLP.as_mlp_submodule; a ModuleSpec is warned about |
 | layers inside a spec | classes or specs | anything that can be called: classes alone suit both |
+| gradients that count for the norm (`gradients_of_norm`) | get_main_grads_for_grad_norm | get_grads_for_grad_norm |
 | option of CUDA graphs (`no_cuda_graphs`) | cuda_graph_scope | cuda_graph_modules |
 
 What is asked is the package's own names, never its version, so that releases between the two need no entry. The list of
@@ -41,6 +42,13 @@ def mlp_submodule(submodules: Any) -> Any:
     if hasattr(MLP, "as_mlp_submodule"):
         return partial(MLP.as_mlp_submodule, submodules=submodules)
     return ModuleSpec(module=MLP, submodules=submodules)
+
+
+def gradients_of_norm(optimizer: Any) -> list[Any]:
+    """The gradients of a MegatronOptimizer's parameters on this rank that no other rank counts."""
+    renamed = getattr(optimizer, "get_grads_for_grad_norm", None)
+    gradients: list[Any] = optimizer.get_main_grads_for_grad_norm() if renamed is None else renamed()
+    return gradients
 
 
 def no_cuda_graphs() -> dict[str, Any]:

@@ -46,8 +46,8 @@ def build_model(
     `vocab_size` counts the tokenizer's entries; the padded size is `SplitBert.vocab_size`. `recompute` trades memory
     for time: "selective" recomputes the attention core, "full" every layer; either one makes `torch.autograd.grad`
     impossible, so the inner pass must call `.backward()`. `torch_compile` compiles each encoder layer on its first use,
-    which takes a minute or two; the attention itself runs as it is. `attention` overrides the choice of `parts_of`. Raises
-    ValueError when a size does not divide by the tensor-parallel size.
+    which takes a minute or two. `attention` overrides the choice of `parts_of`. Raises ValueError when a size does not
+    divide by the tensor-parallel size.
     """
     _check_divisible("--num-attention-heads", model_config.num_attention_heads, groups.tp_size)
     _check_divisible("--ffn-hidden-size", model_config.ffn_hidden_size, groups.tp_size)

@@ -69,7 +69,8 @@ class SplitEmbedding(LanguageModelEmbedding):
     def complete(self, words: Tensor, inputs: ModelInputs) -> Tensor:
         """float32 [T(/tp), 1, H] -> float32 encoder input, same shape."""
         rows = self.groups.local_tokens(inputs.position + self.first_position)
-        hidden = words + at_least_float32(self.lookup(rows, self.position_embeddings.weight))[:, None] + self._types(inputs)
+        positions = at_least_float32(self.lookup(rows, self.position_embeddings.weight))[:, None]
+        hidden = words + positions + self._types(inputs)
         if self.layer_norm is not None:
             weight, bias = at_least_float32(self.layer_norm.weight), at_least_float32(self.layer_norm.bias)
             hidden = F.layer_norm(hidden, self.layer_norm.normalized_shape, weight, bias, self.layer_norm.eps)

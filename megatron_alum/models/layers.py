@@ -10,7 +10,6 @@ read: a layer called with `rows` answers for these alone.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from megatron_alum.compat.versions import mlp_submodule
-from megatron_alum.models.attention import PackedAttention
+from megatron_alum.models.attention import core_attention
 from megatron_alum.models.normalization import LayerNorm
 from megatron_alum.models.parts import Parts
 from megatron_alum.ops import dropout
@@ -94,7 +93,7 @@ def layer_spec(*, post_layernorm: bool, parts: Parts) -> ModuleSpec:
     norm: type[torch.nn.Module] = IdentityOp if post_layernorm else LayerNorm
     attention = SelfAttentionSubmodules(
         linear_qkv=parts.column,
-        core_attention=partial(PackedAttention, backend=parts.attention),
+        core_attention=core_attention(parts.attention),
         linear_proj=parts.row,
         q_layernorm=IdentityOp,
         k_layernorm=IdentityOp,

@@ -20,6 +20,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
 from megatron_alum.compat.adam import use_torch_adam
+from megatron_alum.compat.versions import gradients_of_norm
 from megatron_alum.config.run import RunConfig
 from megatron_alum.models import SplitBert
 from megatron_alum.models.cpu import accumulate_in_place
@@ -152,7 +153,7 @@ def global_norm(parts: Sequence[MegatronOptimizer]) -> Tensor:
     counts; it adds 0.
     """
     group = parts[0].get_grad_stats_parallel_group()
-    grads = [grad for part in parts for grad in part.get_main_grads_for_grad_norm()]
+    grads = [grad for part in parts for grad in gradients_of_norm(part)]
     square = torch.zeros((), device=parts[0].get_loss_scale().device)
     if grads:
         square = torch.stack(torch._foreach_norm(grads)).square().sum()

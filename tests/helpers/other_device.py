@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -110,7 +111,7 @@ def _compute(func, args, kwargs):
     is_copy = func in _COPIES
     if not is_copy and any(leaf.dim() > 0 and not isinstance(leaf, _There) for leaf in leaves):
         raise RuntimeError(f"{func}: expected all tensors to be on the same device, but found {OTHER_DEVICE} and cpu")
-    leaves_there = (device is not None and not to_there) or (is_copy and not isinstance(args[0], _There) and not to_there)
+    leaves_there = not to_there and (device is not None or (is_copy and not isinstance(args[0], _There)))
     if (waiting := _what_waits(func, args, kwargs, leaves_there)) is not None:
         _gpu.wait(waiting)
     on_cpu = {**kwargs, "device": "cpu"} if to_there else kwargs
@@ -164,6 +165,8 @@ class _PythonSide(TorchFunctionMode):
         if args and isinstance(args[0], _There):
             if func is torch.Tensor.type and len(args) == 1 and not kwargs:
                 return args[0].inner.type().replace("torch.", "torch.cuda.")
+            if func is torch.Tensor.tolist:
+                return args[0].to("cpu").tolist()
             if func == torch.Tensor.data.__set__:
                 func(*args)
                 args[0].inner = args[1].inner
@@ -176,7 +179,7 @@ class _PythonSide(TorchFunctionMode):
             kwargs = {**kwargs, "device": _device_behind(kwargs["device"])}
         if func is torch.Tensor.new_tensor and args[0].device.type == _BEHIND.type:
             func, args, kwargs = torch.tensor, args[1:], {"dtype": args[0].dtype, "device": _BEHIND, **kwargs}
-        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") == _BEHIND:  # as torch does, unseen by modes
+        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") == _BEHIND:  # as torch does, without asking
             return func(*args, **{**kwargs, "device": None}).to(_BEHIND)
         return func(*args, **kwargs)
 
@@ -199,6 +202,14 @@ def _engine_run_backward(*args, **kwargs):
         return _run_engine(*args, **kwargs)
 
 
+_make_wrapper = torch.Tensor._make_wrapper_subclass
+
+
+def _make_wrapper_subclass(*args, **kwargs):
+    """Nested tensors are where Python says that their values are."""
+    return _make_wrapper(*(_device_behind(arg) if isinstance(arg, torch.device) else arg for arg in args), **kwargs)
+
+
 def _packed_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False):
     """The kernel of nested tensors [sequences, heads, lengths, D]: it knows the lengths without asking."""
     assert attn_mask is None and not is_causal
@@ -209,7 +220,7 @@ def _packed_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causa
         torch.nn.functional.scaled_dot_product_attention(
             *(part[begin:end].transpose(0, 1) for part in parts), dropout_p=dropout_p
         ).transpose(0, 1)
-        for begin, end in zip(bounds, bounds[1:], strict=False)
+        for begin, end in pairwise(bounds)
     ]
     return torch.nested.nested_tensor_from_jagged(torch.cat(contexts), offsets=offsets).transpose(1, 2)
 
@@ -260,6 +271,7 @@ def _cuda() -> dict[str, Any]:
     generator = _gpu.generator
     constants = {"is_available": True, "is_initialized": True, "current_device": 0, "device_count": 1}
     constants |= {"get_device_capability": (9, 0), "get_device_name": "stand-in", "current_stream": mock.MagicMock()}
+    constants |= {"Stream": constants["current_stream"]}
     constants |= {"max_memory_allocated": 0, "memory_allocated": 0}
     constants |= dict.fromkeys(("_lazy_init", "set_device", "reset_peak_memory_stats", "empty_cache"))
     return {name: _always(value) for name, value in constants.items()} | {
@@ -270,6 +282,7 @@ def _cuda() -> dict[str, Any]:
         "set_rng_state": lambda state, *_args, **_kwargs: generator.set_state(state),
         "default_generators": (generator,),
         "Event": _Event,
+        "stream": lambda *_: contextlib.nullcontext(),
     }
 
 
@@ -293,6 +306,7 @@ def other_device() -> Iterator[Gpu]:
         for owner in (torch.autograd, torch.autograd.graph):
             stack.enter_context(mock.patch.object(owner, "_engine_run_backward", _engine_run_backward))
         stack.enter_context(mock.patch.object(torch.nn.Module, "_apply", _apply))
+        stack.enter_context(mock.patch.object(torch.Tensor, "_make_wrapper_subclass", _make_wrapper_subclass))
         stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", lambda tensor, *_: tensor.clone()))
         stack.enter_context(mock.patch.object(dispatch, "_refusal", lambda device, dtype: dispatch.load_extension()))
         stack.enter_context(_FactoryCalls())
