@@ -250,6 +250,18 @@ def _moved_parameter(old, fn):
     return new
 
 
+class _Stream:
+    """The device's only stream, in which everything is done at once."""
+
+    def wait_stream(self, _other):
+        """Nothing is outstanding."""
+
+    wait_event = synchronize = wait_stream
+
+
+_ONE_STREAM = _Stream()
+
+
 class _Event:
     """A mark in the device's only stream."""
 
@@ -270,8 +282,7 @@ def _cuda() -> dict[str, Any]:
     """What of torch.cuda is replaced."""
     generator = _gpu.generator
     constants = {"is_available": True, "is_initialized": True, "current_device": 0, "device_count": 1}
-    constants |= {"get_device_capability": (9, 0), "get_device_name": "stand-in", "current_stream": mock.MagicMock()}
-    constants |= {"Stream": constants["current_stream"]}
+    constants |= {"get_device_capability": (9, 0), "get_device_name": "stand-in", "current_stream": _ONE_STREAM}
     constants |= {"max_memory_allocated": 0, "memory_allocated": 0}
     constants |= dict.fromkeys(("_lazy_init", "set_device", "reset_peak_memory_stats", "empty_cache"))
     return {name: _always(value) for name, value in constants.items()} | {
@@ -282,6 +293,7 @@ def _cuda() -> dict[str, Any]:
         "set_rng_state": lambda state, *_args, **_kwargs: generator.set_state(state),
         "default_generators": (generator,),
         "Event": _Event,
+        "Stream": _Stream,
         "stream": lambda *_: contextlib.nullcontext(),
     }
 

@@ -64,8 +64,10 @@ def finished(prefix, tmp_path_factory):
     """{name: (folder of the run on the GPU, where its host waited)}; the first stopped once and was continued."""
     folder = tmp_path_factory.mktemp("gpu")
     folders = [folder / str(number) for number in range(len(RUNS))]
-    lines = [arguments(prefix, save, **{**SHORT, **options}) for save, options in zip(folders, RUNS.values(), strict=True)]
-    lines[:1] = [[*lines[0], "--exit-interval", "3"], [*lines[0], "--load", str(folders[0])]]
+    lines = [
+        arguments(prefix, save, **{**SHORT, **options}) for save, options in zip(folders, RUNS.values(), strict=True)
+    ]
+    lines[:1] = [[*lines[0], "--exit-interval", "2"], [*lines[0], "--load", str(folders[0])]]
     answers = on_fresh_rank(train_on_the_gpu, lines)
     return {name: (save, waits) for name, save, waits in zip(RUNS, folders, answers[1:], strict=True)}
 
