@@ -24,8 +24,8 @@ from megatron_alum.compat.versions import gradients_of_norm
 from megatron_alum.config.run import RunConfig
 from megatron_alum.models import SplitBert
 from megatron_alum.models.cpu import accumulate_in_place
+from megatron_alum.objective.schedule import learning_rate
 from megatron_alum.training.parameter_gather import wait_in_modules
-from megatron_alum.training.schedule import learning_rate
 
 
 def wrap_data_parallel(model: SplitBert, config: RunConfig) -> DistributedDataParallel:
