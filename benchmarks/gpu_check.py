@@ -116,7 +116,8 @@ def parts(check: Check, data: str | None) -> list[tuple[str, list[str], int]]:
     """(name, command, seconds) of each step between the build and the sanitizer, most important first."""
     real = ["--data", data] if data else []
     output = ["--output", str(check.results("-steps"))]
-    probes = [(name, python("-m", "benchmarks.gpu.probes", name), 40) for name in ("sync", "graphs", "attention", "compile")]
+    names = ("sync", "graphs", "attention", "compile")
+    probes = [(name, python("-m", "benchmarks.gpu.probes", name), 40) for name in names]
     training = python("-m", "benchmarks.gpu.real_run", *real, "--folder", str(check.folder / "runs"), *TRAINING)
     ops = python("-m", "benchmarks.bench_ops", *OPS, "--output", str(check.results("-ops")))
     return [

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from unittest import mock
 
-from tests.finetune.test_tools import encoder, flags, rows_of, run_tool, sentiment  # noqa: F401  fixtures
+from tests.finetune.runs.test_tools import encoder, flags, rows_of, run_tool, sentiment  # noqa: F401  fixtures
 from tests.helpers.other_device import on_fresh_rank, other_device
 
 OWN = ("trainer.py", "methods.py", "divergence.py", "embeddings.py", "ascent.py", "regularizer.py", "rows.py")
