@@ -1,4 +1,4 @@
-"""Small questions to a GPU, one a process: python -m benchmarks.gpu.probes sync|graphs|attention|compile [--device cuda].
+"""Small questions to a GPU, one a process: python -m benchmarks.gpu.probes sync|graphs|attention|compile [--device D].
 
     sync        a training step of each phase in its steady state waits for the GPU nowhere
     graphs      the ops captured into a CUDA graph give what they give without one, for inputs that change afterwards

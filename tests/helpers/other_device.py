@@ -256,7 +256,10 @@ class _Stream:
     def wait_stream(self, _other):
         """Nothing is outstanding."""
 
-    wait_event = synchronize = wait_stream
+    wait_event = wait_stream
+
+    def synchronize(self):
+        _gpu.wait("Stream.synchronize")
 
 
 _ONE_STREAM = _Stream()
