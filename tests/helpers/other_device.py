@@ -165,6 +165,8 @@ class _PythonSide(TorchFunctionMode):
         if args and isinstance(args[0], _There):
             if func is torch.Tensor.type and len(args) == 1 and not kwargs:
                 return args[0].inner.type().replace("torch.", "torch.cuda.")
+            if func in (torch.Tensor.untyped_storage, torch.Tensor.data_ptr):  # tells which tensors share memory
+                return func(args[0].inner)
             if func is torch.Tensor.tolist:
                 return args[0].to("cpu").tolist()
             if func == torch.Tensor.data.__set__:

@@ -6,6 +6,7 @@ from collections import Counter
 from unittest import mock
 
 import pytest
+from megatron.core import parallel_state
 
 from megatron_alum.convert import commands
 from tests.helpers.other_device import on_fresh_rank, other_device
@@ -35,8 +36,6 @@ ROUNDED = ("bf16", "hidden_dropout")
 
 def train_on_the_gpu(rank, world_size, runs):
     """Runs one after another; where the host of each waited in its steps after the first."""
-    from megatron.core import parallel_state
-
     from megatron_alum.parallel import groups
     from megatron_alum.training.loop import Run
 
@@ -86,7 +85,9 @@ def test_numbers_of_the_cpu_and_no_wait_in_a_step(finished, prefix, tmp_path, na
 
 def convert_on_the_gpu(rank, world_size, run, folder):
     """Out to Hugging Face and back, compared on the device both times."""
-    with other_device():
+    from megatron_alum.parallel import groups
+
+    with other_device(), mock.patch.object(groups, "shutdown", parallel_state.destroy_model_parallel):
         commands.to_hf(str(run), folder / "hf", verify=True)
         commands.from_hf(str(folder / "hf"), folder / "again", verify=True)
 
