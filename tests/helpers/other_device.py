@@ -252,6 +252,13 @@ def _moved_parameter(old, fn):
     return new
 
 
+class _Generator(torch.Generator):
+    """A generator of either device."""
+
+    def __new__(cls, device="cpu"):
+        return super().__new__(cls, "cpu" if torch.device(device).type == OTHER_DEVICE.type else device)
+
+
 class _Stream:
     """The device's only stream, in which everything is done at once."""
 
@@ -322,6 +329,7 @@ def other_device() -> Iterator[Gpu]:
                 stack.enter_context(mock.patch.object(torch.cuda.random, name, replacement))
         for owner in (torch.autograd, torch.autograd.graph):
             stack.enter_context(mock.patch.object(owner, "_engine_run_backward", _engine_run_backward))
+        stack.enter_context(mock.patch.object(torch, "Generator", _Generator))
         stack.enter_context(mock.patch.object(torch.nn.Module, "_apply", _apply))
         stack.enter_context(mock.patch.object(torch.Tensor, "_make_wrapper_subclass", _make_wrapper_subclass))
         stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", lambda tensor, *_: tensor.clone()))
