@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from megatron_alum.compat.versions import NEWEST, OLDEST, is_supported, megatron_version
+from megatron_alum.compat.versions import SUPPORTED, is_supported, megatron_version
 
 # What megatron-core and its bundled FSDP say at import when neither apex nor Transformer Engine is there;
 # megatron-alum doctor says it once, and better.
@@ -192,8 +192,8 @@ def check_version() -> None:
     version = megatron_version()
     if not is_supported(version):
         raise ValueError(
-            f"megatron-core must be of a version from {OLDEST} to {NEWEST} to run without CUDA, but is {version} "
-            f"instead. Install it with `pip install megatron-core=={OLDEST}`, or run on a machine with a GPU."
+            f"megatron-core must be {' or '.join(map(str, SUPPORTED))} to run without CUDA, but is {version} "
+            f"instead. Install it with `pip install megatron-core=={SUPPORTED[0]}`, or run on a machine with a GPU."
         )
 
 
@@ -201,7 +201,7 @@ def enable_cpu() -> bool:
     """Makes megatron-core run on the CPU; returns whether the redirects are in force.
 
     Does nothing and returns False where CUDA is available. May be called any number of times; everything that starts
-    megatron-core (`parallel.initialize`) calls it. Raises ValueError for a megatron-core that is too old or too new.
+    megatron-core (`parallel.initialize`) calls it. Raises ValueError for another megatron-core than the supported ones.
     """
     global _enabled
     if torch.cuda.is_available():

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from megatron_alum.compat.versions import OLDEST, is_supported, megatron_version
+from megatron_alum.compat.versions import SUPPORTED, is_supported, megatron_version
 
 _APEX_SOURCE = "https://github.com/NVIDIA/apex"
 _APEX_BUILD = f"APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation git+{_APEX_SOURCE}.git"
@@ -80,7 +80,7 @@ def _torch() -> Finding:
 
 def _megatron() -> Finding:
     version = megatron_version()
-    advice = f"pip install megatron-core=={OLDEST} (the CPU redirects refuse this version)"
+    advice = f"pip install megatron-core=={SUPPORTED[0]} (the CPU redirects refuse this version)"
     return Finding("megatron-core", str(version or "absent"), "" if is_supported(version) else advice, required=True)
 
 

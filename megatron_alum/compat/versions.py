@@ -8,8 +8,8 @@
 | gradients that count for the norm (`gradients_of_norm`) | get_main_grads_for_grad_norm | get_grads_for_grad_norm |
 | option of CUDA graphs (`no_cuda_graphs`) | cuda_graph_scope | cuda_graph_modules |
 
-What is asked is the package's own names, never its version, so that releases between the two need no entry. The list of
-what the CPU needs redirected (cpu.py) is longer by two entries for 0.19.2. docs/scale.md tells what was run with which version.
+What is asked is the package's own names, never its version, so that another release need not mean another entry. The list
+of what the CPU needs redirected (cpu.py) is longer by two entries for 0.19.2. docs/scale.md tells what was run with which version.
 """
 
 import importlib.metadata
@@ -18,7 +18,8 @@ from typing import Any
 
 from packaging.version import Version
 
-OLDEST, NEWEST = Version("0.16.1"), Version("0.19.2")
+SUPPORTED = (Version("0.16.1"), Version("0.19.2"))
+"""the pinned version first; those between have not been tried"""
 
 
 def megatron_version() -> Version | None:
@@ -31,7 +32,7 @@ def megatron_version() -> Version | None:
 
 def is_supported(version: Version | None) -> bool:
     """Whether this project runs with it."""
-    return version is not None and OLDEST <= version <= NEWEST
+    return version in SUPPORTED
 
 
 def mlp_submodule(submodules: Any) -> Any:
