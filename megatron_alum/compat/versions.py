@@ -9,7 +9,8 @@
 | option of CUDA graphs (`no_cuda_graphs`) | cuda_graph_scope | cuda_graph_modules |
 
 What is asked is the package's own names, never its version, so that another release need not mean another entry. The list
-of what the CPU needs redirected (cpu.py) is longer by two entries for 0.19.2. docs/scale.md tells what was run with which version.
+of what the CPU needs redirected (cpu.py) is longer by two entries for 0.19.2. docs/scale.md tells what was run with
+which version.
 """
 
 import importlib.metadata
