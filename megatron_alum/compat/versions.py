@@ -6,11 +6,12 @@
 | MLP in a layer's spec (`mlp_submodule`) | ModuleSpec | MLP.as_mlp_submodule; a ModuleSpec is warned about |
 | layers inside a spec | classes or specs | anything that can be called: classes alone suit both |
 | gradients that count for the norm (`gradients_of_norm`) | get_main_grads_for_grad_norm | get_grads_for_grad_norm |
+| how a stored parameter group is found (`training/optimizer.py`) | by decay and kind | by its learning rates, too |
 | option of CUDA graphs (`no_cuda_graphs`) | cuda_graph_scope | cuda_graph_modules |
 
-What is asked is the package's own names, never its version, so that another release need not mean another entry. The list
-of what the CPU needs redirected (cpu.py) is longer by two entries for 0.19.2. docs/scale.md tells what was run with
-which version.
+What is asked is the package's own names, never its version, so that another release need not mean another entry. The
+list of what the CPU needs redirected (cpu.py) is longer by two entries for 0.19.2. docs/scale.md tells what was run
+with which version.
 """
 
 import importlib.metadata
