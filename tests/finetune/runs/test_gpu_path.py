@@ -6,6 +6,8 @@ import os
 from collections import Counter
 from unittest import mock
 
+import pytest
+
 from tests.finetune.runs.test_tools import encoder, flags, rows_of, run_tool, sentiment  # noqa: F401  fixtures
 from tests.helpers.other_device import on_fresh_rank, other_device
 
@@ -28,6 +30,7 @@ def finetune_and_attack(rank, world_size, finetuning, attack):
     return dict(waits)
 
 
+@pytest.mark.slow
 def test_finetuning_and_attack(encoder, sentiment, tmp_path):  # noqa: F811
     """The attack's accuracy falls with its radius, as it does on the CPU."""
     line = [*flags(encoder, sentiment, tmp_path / "out", "--alum", "--alum-epsilon", 0.01)]
