@@ -105,7 +105,7 @@ class Demo:
         _tool("preprocess_data.py", "--input", *self.corpus, *arguments)
 
     def pretrain(self, *, stop: bool) -> None:
-        """pretrain_bert_alum.py under torchrun; the second call goes on from where the first was stopped."""
+        """pretrain_bert_alum.py under torchrun; the second call continues where the first was stopped."""
         folders = ["--data-path", self.shards, "--save", self.run_dir]
         folders += ["--exit-interval", STOP_AFTER] if stop else ["--load", self.run_dir]
         # `python -m torch.distributed.run` is torchrun, found without a PATH; --standalone picks a free port.

@@ -2,11 +2,12 @@
 
     python examples/study/run.py examples/study/cpu.yaml --data-dir DATA       runs what is not done yet, then reports
     python examples/study/run.py examples/study/cpu.yaml --dry-run             every cell, done or not, and its hours
-    python examples/study/run.py examples/study/cpu.yaml --report              the report alone, from the stored rows
-    python examples/study/run.py examples/study/paper.yaml                     the commands, where a cluster is needed
+    python examples/study/run.py examples/study/cpu.yaml --report              only the report, from the stored rows
+    python examples/study/run.py examples/study/paper.yaml                     prints the commands, if a cluster is
+    needed
 
-Results: RESULTS/SCALE.jsonl, and the report RESULTS/SCALE.html with its twin SCALE.md; those of this repository lie in
-examples/study/results. A run may be killed at any moment; the same command goes on.
+Results: RESULTS/SCALE.jsonl, and the report RESULTS/SCALE.html and SCALE.md; those of this repository are in
+examples/study/results. A run may be killed at any moment; the same command continues it.
 """
 
 import argparse

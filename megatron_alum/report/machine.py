@@ -17,7 +17,7 @@ def processor_name() -> str:
 
 
 def current_commit() -> str:
-    """Short hash of the checkout this package lies in; "unknown" for an installed package, even inside some other
+    """Short hash of the checkout that contains this package; "unknown" for an installed package, even inside some other
     repository."""
     if not _git("ls-files", Path(__file__).name):
         return "unknown"

@@ -1,7 +1,7 @@
 """Pages of sections (text, table, figure, commands) as one HTML file and as its Markdown twin.
 
-The HTML needs no other file: figures stand in it as SVG. In Markdown they are links to files beside it. A table scrolls
-sideways where the screen is narrow; its first column, a heading, stays.
+The HTML needs no other file: it contains the figures as SVG. In Markdown they are links to files beside it. A table
+scrolls sideways where the screen is narrow; its first column, a heading, stays.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The pieces that a plan falls into, in the order in which they run: whole comparisons are complete early.
+"""The parts of a plan, in the order in which they run: whole comparisons are complete early.
 
 For each seed: the common start; for each arm its training, its probes and its fine-tunings; at the end adversarial
 fine-tuning from the two arms that were best. What is measured on the encoder that the study starts from comes after the
@@ -20,7 +20,7 @@ PLAIN = "none"
 
 @dataclass(frozen=True)
 class Cell:
-    """One piece, done or not done as a whole."""
+    """One part, done or not done as a whole."""
 
     kind: Kind
     """what it does"""
@@ -49,7 +49,7 @@ class Cell:
 
 
 def cells_of(plan: StudyPlan) -> Iterator[Cell]:
-    """All cells in order, but for those of the two best arms, which are known when their turn comes (`best_cells`)."""
+    """All cells in order, except those of the two best arms, which are known only later (`best_cells`)."""
     for number, seed in enumerate(plan.seeds):
         yield Cell("start", seed)
         for place, arm in enumerate(plan.arms):

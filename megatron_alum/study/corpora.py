@@ -53,7 +53,7 @@ def other_prefix(work: Path) -> Path:
 
 
 def prepare_texts(plan: StudyPlan, work: Path) -> None:
-    """Make the shards that are not there yet, and the embedded task where the plan takes the embedded text."""
+    """Make the missing shards, and the embedded task if the plan uses the embedded text."""
     work.mkdir(parents=True, exist_ok=True)
     options = dict(plan.corpus)
     if EMBEDDED in options:
@@ -64,7 +64,7 @@ def prepare_texts(plan: StudyPlan, work: Path) -> None:
 
 
 def _shards(prefix: Path, options: Options) -> None:
-    """Run `megatron-alum preprocess` unless its last file is there; one worker, so that nothing forks here."""
+    """Run `megatron-alum preprocess` unless its last file exists; one worker, so that no process is forked here."""
     if shard_paths(prefix)["json"].is_file():
         return
     named = {name.replace("-", "_"): value for name, value in options.items()}

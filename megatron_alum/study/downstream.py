@@ -1,9 +1,10 @@
-"""Fine-tuning of what the arms left, by the project's own fine-tuner, and attacks on the classifier that comes of it.
+"""Fine-tuning of the arms' encoders with the project's own fine-tuner, and attacks on the resulting classifier.
 
     WORK/finetune/CELL/                  output of `megatron-alum finetune`; removed when its rows are kept
 
 PGD is that of `megatron-alum attack`. Character edits are random ones, of which the worst counts: an example is robust
-if it is right as it stands and in each of several edited versions. No edit asks the model, so it is a weak attack.
+if it is classified correctly unchanged and in each of several edited versions. The edits ignore the model, so it is a
+weak attack.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def _attacks(config: FinetuneConfig, task: Downstream, model: Path, seed: int) -
 
 
 def edited_accuracy(folder: str, task: Task, examples: Sequence[Example], edits: int, *, seed: int) -> float:
-    """Share of the examples that are right as they stand and in all of VERSIONS edited versions."""
+    """Share of the examples that are classified correctly unchanged and in all of VERSIONS edited versions."""
     tokenizer = load_tokenizer(folder)
     model = load_finetuned(folder, task).to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     encoder, collate = encoder_of(folder, task, tokenizer, None), Collator(tokenizer, task.kind)
@@ -128,13 +129,13 @@ def edited_accuracy(folder: str, task: Task, examples: Sequence[Example], edits:
 
 
 def edited_example(example: Example, edits: int, rng: random.Random) -> Example:
-    """A copy whose texts have so many edits each; the label stays."""
+    """A copy whose texts have this many edits each; the label is unchanged."""
     texts = {name: edit(example[name], edits, rng) for name in ("first", "second") if isinstance(example[name], str)}
     return {**example, **texts}
 
 
 def edit(text: str, edits: int, rng: random.Random) -> str:
-    """`text` after so many swaps, deletions, insertions and replacements of single letters inside words."""
+    """`text` after this many swaps, deletions, insertions and replacements of single letters inside words."""
     for _ in range(edits):
         inside = [i for i in range(1, len(text) - 2) if text[i - 1 : i + 3].isalpha()]
         if not inside:

@@ -1,4 +1,4 @@
-"""What a plan takes: the seconds of every cell, from cells like it that are done, else from a step that is timed."""
+"""The time a plan takes: the seconds of every cell, from similar cells that are done, else from a timed step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from megatron_alum.training.dry_run import time_iteration
 from megatron_alum.training.state import build_state
 
 OVERHEAD = 15.0
-"""seconds that a cell takes beside its steps: building the network, saving, exporting"""
+"""seconds that a cell takes besides its steps: building the network, saving, exporting"""
 PASSES = {"none": 3.0, "r-drop": 6.0, "alum": 8.0, "smart": 8.0, "freelb": 9.0}
 """forward passes that a step of fine-tuning costs, by method"""
 FINETUNE_SHARE = 0.2
@@ -78,7 +78,7 @@ def seconds_of(plan: StudyPlan, cell: Cell, step: float) -> float:
 
 
 def listing(plan: StudyPlan, work: Path, results: Results) -> Iterator[str]:
-    """A line a cell, and the hours done and to come; cells of the two best arms are guessed as the first two."""
+    """One line per cell, and the hours done and remaining; the two best arms are assumed to be the first two."""
     step = step_seconds(plan, work, results)
     yield f"a standard step takes {step:.2f} s here"
     done = {row["cell"]: row["value"] for row in results.of(measure=SECONDS)}
@@ -105,9 +105,9 @@ def listing(plan: StudyPlan, work: Path, results: Results) -> Iterator[str]:
                 for s in task.seeds
             ]
             total += sum(seconds_of(plan, cell, step) for cell in guessed)
-    yield f"done {sum(done.values()) / 3600:.2f} h, to come about {total / 3600:.2f} h"
+    yield f"done {sum(done.values()) / 3600:.2f} h, remaining about {total / 3600:.2f} h"
 
 
 def _likeness(cell: Cell) -> tuple[str, str, str, str]:
-    """Cells with the same one take the same time."""
+    """Cells with the same key take the same time."""
     return cell.kind, cell.arm if cell.kind == "train" else "", cell.task, cell.method

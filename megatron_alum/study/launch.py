@@ -1,4 +1,4 @@
-"""The commands of a plan's pre-training, for scales that need a cluster, and options as a reader's words."""
+"""The commands of a plan's pre-training, for scales that need a cluster, and options in readable form."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def commands(plan: StudyPlan, work: Path) -> Iterator[str]:
 
 
 def flags(options: Options) -> str:
-    """Options as flags, places of this machine by the last part of their paths; "none" without any."""
+    """Options as flags, with paths of this machine shortened; "none" without any."""
     words = []
     for name, value in options.items():
         values = [_short(one) for one in (value if isinstance(value, (list, tuple)) else [value])]

@@ -1,8 +1,8 @@
-"""The pilot: the largest radius that leaves the clean held-out loss where standard training has it.
+"""The pilot: the largest radius at which the clean held-out loss is still that of standard training.
 
 Each trial is the arm that names the pilot, from the common start, for a part of its steps and on the arms' own schedule
-of rates. Trials go from the largest radius down and end with the first one that is good enough; where none is, the next
-alpha is tried. Every trial is a row, kept as soon as it is there.
+of rates. Trials go from the largest radius down and end with the first one that is good enough; if none is, the next
+alpha is tried. Every trial is a row, stored as soon as it is known.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a study compares: arms, seeds, probes and tasks, as its YAML has them (examples/study/).
 
-Options of pre-training and fine-tuning stand in the YAML under the names of their flags and are checked by the
-commands' own configurations. `{data}` and `{encoder}` in a value are the folders given on the command line. A value
+Options of pre-training and fine-tuning are in the YAML file under the names of their flags and are checked by
+the commands' own configurations. `{data}` and `{encoder}` in a value are the folders given on the command line. A value
 `pilot` of an arm's option is the radius that the pilot chose, `0.1 pilot` a tenth of it, `pilot-alpha` its alpha.
 """
 
@@ -21,7 +21,7 @@ EQUAL_COST = 8 / 3
 STANDARD = "standard"
 """name of the arm that the others are compared with"""
 ORIGINAL = "original"
-"""in the place of an arm: the encoder that the study starts from"""
+"""in place of an arm: the encoder that the study starts from"""
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Arm:
     title: str = ""
     """in tables; the name if empty"""
     equal_time: bool = False
-    """as many steps as cost what those of an arm with one ascent cost (BERT+), at the same rate to begin with"""
+    """as many steps as cost the same as those of an arm with one ascent (BERT+), with the same initial rate"""
     curve: bool = False
     """fine-tuned from intermediate checkpoints, too (Figure 1 of the paper)"""
 
 
 @dataclass(frozen=True)
 class Pilot:
-    """How the radius is chosen: the largest one that leaves the clean held-out loss where standard training has it."""
+    """How the radius is chosen: the largest one at which the clean held-out loss is still that of standard training."""
 
     arm: str
     """arm whose options name the pilot"""
@@ -128,12 +128,12 @@ class StudyPlan:
     """too large for one process: print the commands"""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a plan that could not run or not be compared."""
+        """Raise ValueError for a plan that could not run or whose arms could not be compared."""
         names = [arm.name for arm in self.arms]
         if not names or names[0] != STANDARD:
             raise ValueError(f"`arms` must begin with {STANDARD}, but begin with {names[0] if names else 'none'}.")
         if ORIGINAL in names or len(set(names)) < len(names):
-            raise ValueError(f"`arms` must have names of their own and none be {ORIGINAL}, but are {', '.join(names)}.")
+            raise ValueError(f"`arms` must have different names, none of them {ORIGINAL}, but are {', '.join(names)}.")
         if self.pilot is not None and self.pilot.arm not in names:
             raise ValueError(f"`pilot` must name one of the arms, but names {self.pilot.arm}.")
         if self.pilot is None and any(_names_pilot(value) for arm in self.arms for value in arm.options.values()):
@@ -195,7 +195,7 @@ def read_plan(path: str | Path, *, places: Mapping[str, str]) -> StudyPlan:
 
 
 def resolved(options: Options, radius: float | None, alpha: float | None) -> dict[str, Any]:
-    """An arm's options with the pilot's numbers in the place of its name."""
+    """An arm's options with the pilot's numbers in place of its name."""
     values = {}
     for name, value in options.items():
         if value == "pilot-alpha":

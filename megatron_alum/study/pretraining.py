@@ -1,4 +1,4 @@
-"""Pre-training of a study: standard training once a seed to the common start, every arm from that checkpoint.
+"""Pre-training of a study: standard training once per seed to the common start, every arm from that checkpoint.
 
     WORK/seed1/start/                    the run to the common start
     WORK/seed1/standard/                 an arm: its metrics; checkpoints while it lasts
@@ -86,7 +86,7 @@ def arm_options(plan: StudyPlan, work: Path, seed: int, arm: Arm, options: Mappi
 def rate_of_longer(plan: StudyPlan, work: Path, seed: int, total: int) -> float:
     """Peak rate with which a run of `total` iterations has the others' rate right after the common start.
 
-    The decay is linear, so the longer run would else jump to a higher rate there.
+    The decay is linear, so otherwise the longer run would jump to a higher rate there.
     """
     base = start_options(plan, work, seed)
     rates = []

@@ -1,4 +1,4 @@
-"""The report of a study, from its rows alone: tables, figures, what they show, and where it was measured."""
+"""The report of a study, from its rows only: tables, figures, what they show, and where they were measured."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INTRODUCTION = (
-    "Standard training was run once a seed to a common start; every arm continues from that checkpoint with the same "
-    "samples, masks and random states. A table gives mean +- deviation (n); below it stand the paired differences from "
+    "Standard training was run once per seed to a common start; every arm continues from that checkpoint with the same "
+    "samples, masks and random states. A table gives mean +- deviation (n); below it are the paired differences from "
     "the baseline at equal seeds, with a 95 % interval, the wider one of bootstrap and Student's t. A star marks an "
-    "interval without 0. A difference whose interval holds 0 is called none, and so is one of a single pair. No "
-    "correction is made for the number of comparisons: of twenty without a difference, one gets a star by chance."
+    "interval without 0. A difference whose interval contains 0 counts as none, and so does one from a single "
+    "pair. There is no correction for the number of comparisons: of twenty without a true difference, one gets a star "
+    "by chance."
 )
 
 
@@ -92,7 +93,7 @@ def pilot_sections(plan: StudyPlan, results: Results) -> Iterator[Section]:
     )
     said = []
     for row in results.of(measure="pilot-choice"):
-        why = "" if row["qualifies"] else ", that of the least loss: none was within the tolerance"
+        why = "" if row["qualifies"] else ", that with the lowest loss: none was within the tolerance"
         said.append(f"Chosen: radius {row['value']:g}, alpha {row['alpha']:g}{why}.")
     note = (
         f"The largest radius whose clean held-out loss stays within {plan.pilot.tolerance:g} of standard training "
@@ -208,7 +209,7 @@ def _compared_sections(
     seeds = len({row["seed"] for row in rows})
     scope = (
         f"Pairs share a seed of fine-tuning and the encoder of one of {seeds} seeds of pre-training: the intervals are "
-        "about fine-tuning again, and say little about another pre-training."
+        "about fine-tuning again, and say little about repeating the pre-training."
     )
     yield Section(title, (note,), values)
     yield Section(f"{title}: differences from {lines[baseline]}", (scope,), moved, after=said)
@@ -267,8 +268,8 @@ def cost_sections(plan: StudyPlan, results: Results) -> Iterator[Section]:
     fused = all(row["value"] for row in rows if row["measure"] == "fused")
     path = f"the fused kernels ({', '.join(paths)})" if fused else "the torch reference, in some arms at least"
     note = (
-        f"Rows of the vocabulary and perturbations ran on {path}; batches are rows of real tokens without padding, of "
-        "which padded rows would be filled to the share under fill. Medians of step and speed are those of a machine "
+        f"Rows of the vocabulary and perturbations ran on {path}; batches are rows of real tokens without padding, and "
+        "the column fill is the share to which padded rows would be filled. Step and speed are medians, on a machine "
         "that may have had other work."
     )
     yield Section("Cost, path and perturbation", (note,), Table(("arm", *(m[0] for m in measures)), tuple(lines)))

@@ -1,10 +1,10 @@
-"""The results of a study: one JSON object a line, added a whole cell at a time.
+"""The results of a study: one JSON object per line, added one whole cell at a time.
 
     {"scale": "cpu", "cell": "probe/seed1/paper", "seed": 1, "arm": "paper", "measure": "loss-pgd", "radius": 0.05,
      "value": 3.21}
 
-A cell that stands in the file is done and never run again; the last row of each says how long it took, where and with
-which commit. The file is replaced at once, so a kill leaves a cell whole or out.
+A cell that is in the file is done and never run again; its last row says how long it took, where and with which commit.
+The file is replaced atomically, so after a kill a cell is either complete or absent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 SECONDS = "seconds"
 """measure of the last row of a cell"""
 CLOCK = (SECONDS, "step-seconds", "tokens-per-second")
-"""measures that no two studies share"""
+"""measures that differ between any two studies"""
 
 
 class Results:
@@ -55,7 +55,7 @@ class Results:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file. Raises: ValueError naming a line that is none."""
+    """The rows of a file. Raises: ValueError naming a line that is not a row."""
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:

@@ -1,6 +1,7 @@
-"""Runs the cells of a plan that are not done yet, in order, and says what the whole takes.
+"""Runs the cells of a plan that are not done yet, in order, and reports the time that the whole plan takes.
 
-Everything may be killed at any moment: the trainers go on from their checkpoints, and a cell's rows appear at once.
+Everything may be killed at any moment: the trainers continue from their checkpoints, and a cell's rows are written
+atomically.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Study:
         self.place = place()
 
     def cells(self) -> Iterator[Cell]:
-        """All cells that are known by now; more follow when the best arms are chosen."""
+        """All cells that are known so far; more follow when the best arms are chosen."""
         for cell in cells_of(self.plan):
             yield cell
             if cell.kind == "best" and self.results.has(cell.name):
@@ -44,7 +45,8 @@ class Study:
                 yield from best_cells(self.plan, cell.seed, tuple(row["value"]))
 
     def run(self) -> None:
-        """All cells that are not done, a line each; what the trainers print goes to the file log.txt of the work."""
+        """Run all cells that are not done, printing a line for each; the trainers' output goes to log.txt in the work
+        folder."""
         self.work.mkdir(parents=True, exist_ok=True)
         transformers.utils.logging.set_verbosity_error()  # heads that are new or unused are meant to be
         prepare_texts(self.plan, self.work)
@@ -96,7 +98,7 @@ class Study:
         self.results.add(cell, rows)
 
     def _tidy(self, cell: Cell) -> None:
-        """Delete what a cell that is done has no more use for."""
+        """Delete what a finished cell no longer needs."""
         if cell.kind == "train":
             discard_checkpoints(run_folder(self.work, cell.seed, cell.arm))
         elif cell.kind in ("finetune", "curve"):

@@ -1,9 +1,10 @@
-"""What seeds allow to say: mean, deviation and number, paired differences with an interval, and a sentence.
+"""What can be concluded from the seeds: mean, deviation and number, paired differences with an interval, and a
+sentence.
 
 A pair is one arm and the one it is compared with at the same seed (of pre-training, and of fine-tuning where there is
 one). The interval of the mean difference is the wider one, on each side, of the percentile bootstrap (Efron 1979) and
-Student's t: with few pairs the bootstrap alone is far too narrow, two pairs of equal sign leave 0 out in half of all
-cases without a difference. One pair has no interval. A difference whose interval holds 0, or that has none, is none.
+Student's t: with few pairs the bootstrap alone is far too narrow: with two pairs it excludes 0 in half of all cases
+without a difference. One pair has no interval. A difference whose interval contains 0, or is missing, counts as none.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Difference:
     """Paired differences of two arms."""
 
     mean: float
-    """of the pairs; what is compared less the baseline"""
+    """of the pairs; the compared arm minus the baseline"""
     deviation: float | None
     """sample standard deviation; None for one pair"""
     n: int
@@ -37,7 +38,7 @@ class Difference:
 
     @property
     def is_one(self) -> bool:
-        """Whether 0 lies outside of the interval."""
+        """Whether 0 is outside the interval."""
         return self.low > 0 or self.high < 0
 
 
@@ -75,7 +76,7 @@ def student_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def sentence(found: Mapping[str, Difference], *, baseline: str, lower_is_better: bool, unit: str = "") -> str:
-    """What a table of differences from `baseline` shows, and what it does not.
+    """A sentence on what a table of differences from `baseline` shows, and what it does not.
 
     `found` are the arms' differences in the order of the table.
     """

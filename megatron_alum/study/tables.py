@@ -1,4 +1,4 @@
-"""Tables of a study's rows: one line an arm or method, one column a measure, and under each what it shows."""
+"""Tables of a study's rows: one line per arm or method, one column per measure, and below each table what it shows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Line = Callable[[Row], str]
 
 
 def pair_of(row: Row) -> Hashable:
-    """What two lines have in common where they are compared: seeds of pre-training and of fine-tuning."""
+    """The key by which two lines are compared: seeds of pre-training and of fine-tuning."""
     return row.get("seed"), row.get("finetune_seed")
 
 

@@ -1,4 +1,5 @@
-"""Random Hugging Face models to convert: two layers, odd sizes, a vocabulary no multiple of 128, every tensor moved.
+"""Random Hugging Face models to convert: two layers, odd sizes, a vocabulary not divisible by 128, every tensor
+changed.
 
 `SIZES` can be split by four tensor-parallel ranks (heads, feed-forward) and by nothing else that a wrong reshape could
 hide behind: head size 5, feed-forward 36, 131 words, 39 positions.

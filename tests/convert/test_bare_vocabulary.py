@@ -59,17 +59,17 @@ def byte_level(folder):
 
 @pytest.mark.parametrize("with_config", [False, True], ids=["alone", "beside config.json"])
 @pytest.mark.parametrize("name", WORDPIECE)
-def test_every_door_reads_a_wordpiece_vocabulary_alike(name, with_config, tmp_path):
+def test_every_command_reads_a_wordpiece_vocabulary_alike(name, with_config, tmp_path):
     folder, expected = wordpiece(tmp_path / "bare", name), WORDPIECE[name][2]
     if with_config:
         (folder / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 19}))
     write_folder(TokenizerSource(folder=folder), tmp_path / "written")  # preprocess_data.py --tokenizer
-    doors = {
+    readers = {
         "training and conversion": load_tokenizer(folder),
         "preprocessing": load_tokenizer(tmp_path / "written"),
         "fine-tuning": load_for_finetuning(str(folder)),
     }
-    assert {door: tokenizer.tokenize(TEXT) for door, tokenizer in doors.items()} == dict.fromkeys(doors, expected)
+    assert {name: tokenizer.tokenize(TEXT) for name, tokenizer in readers.items()} == dict.fromkeys(readers, expected)
     assert describe_folder(tmp_path / "written")["lower_case"] == (expected == LOWERED)
     if WORDPIECE[name][1] is None:
         write_folder(TokenizerSource(vocab_file=folder / "vocab.txt"), tmp_path / "from-file")  # --vocab-file

@@ -144,7 +144,7 @@ def test_a_checkpoint_without_a_tokenizer_takes_that_of_another_model(tmp_path):
 
 def test_a_tokenizer_that_is_none_or_one_too_many_is_refused(exported, tmp_path):
     import_folder(str(save_hf_model("bert", tmp_path / "hf")), tmp_path / "run")
-    with pytest.raises(ValueError, match="absent` must be a tokenizer folder, but is no folder"):
+    with pytest.raises(ValueError, match="absent` must be a tokenizer folder, but is not a folder"):
         commands.to_hf(str(tmp_path / "run"), tmp_path / "out", tokenizer=tmp_path / "absent")
     with pytest.raises(ValueError, match=r"--tokenizer must not be given .* has its own, but is .*tokenizer instead\."):
         commands.to_hf(str(exported.parent / "run"), tmp_path / "out", tokenizer=exported.parent / "tokenizer")

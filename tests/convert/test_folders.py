@@ -146,7 +146,7 @@ BUILDERS = {
     "Flax weights": lambda f: without_weights(f, ["flax_model.msgpack"]),
     "another architecture (GPT-2)": gpt2,
     "Megatron-LM, torch_dist": lambda f: stock(f, "torch_dist"),
-    "Megatron-LM, a file a rank": lambda f: stock(f, "torch"),
+    "Megatron-LM, one file per rank": lambda f: stock(f, "torch"),
     "Megatron-LM before megatron-core": published,
     "tokenizer alone": tokenizer_folder,
     "empty folder": empty,

@@ -43,7 +43,7 @@ CONFIGS = {
     "no class, both heads": ("megatron-bert", NO_NAME, {"MLM", "NSP"}),
     "no class, no heads": ("roberta-encoder", NO_NAME, set()),
     "a null class": ("bert-masked-lm", {"architectures": None}, {"MLM"}),
-    "a class of one's own": ("roberta", {"architectures": ["MyRobertaForMaskedLM"]}, {"MLM"}),
+    "a custom class": ("roberta", {"architectures": ["MyRobertaForMaskedLM"]}, {"MLM"}),
     "a class with another head": ("bert-masked-lm", {"architectures": ["BertForNextSentencePrediction"]}, {"MLM"}),
     "a class with more heads": ("bert-encoder", {"architectures": ["BertForMaskedLM"]}, set()),
     "no padding": ("bert", {"pad_token_id": None}, {"MLM", "NSP"}),

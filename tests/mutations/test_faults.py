@@ -1,7 +1,7 @@
-"""No behaviour without a test: each fault of faults.toml, put into a copy of the project, is noticed by its test there.
+"""No behaviour without a test: each fault of faults.toml, put into a copy of the project, is caught by its test there.
 
-That a fault still fits the code is looked at in every run; the faults themselves are tried by `make mutations`, which
-keeps the outcomes in tests/slow_results.csv. The CUDA kernels have their own (tests/ops/test_simt.py).
+Every run checks that the faults still fit the code; `make mutations` tries them and stores the outcomes in
+tests/slow_results.csv. The CUDA kernels have their own (tests/ops/test_simt.py).
 """
 
 import os

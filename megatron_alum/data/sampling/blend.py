@@ -21,7 +21,7 @@ import numpy.typing as npt
 from megatron_alum.data.sampling.rng import MAX_DATASETS
 
 BLOCK_SAMPLES = 1 << 16
-"""Resolution of the weights; tables of 6 bytes an entry stay in the processor's cache."""
+"""Resolution of the weights; tables of 6 bytes per entry stay in the processor's cache."""
 
 
 def parse_data_path(data_path: Sequence[str]) -> tuple[list[str], list[float] | None]:

@@ -21,11 +21,11 @@ _SHOWN_DOCUMENTS, _SHOWN_SENTENCES, _SHOWN_CHARS = 2, 4, 160
 
 
 def describe(shards: Shards, tokenizer: Any) -> dict[str, Any]:
-    """Counts, quantiles of tokens a sentence and of sentences and tokens a document, share of unknown tokens."""
+    """Counts, quantiles of tokens per sentence and of sentences and tokens per document, share of unknown tokens."""
     index = shards.index
     num_tokens = shard_paths(shards.prefix)["bin"].stat().st_size // index.dtype.itemsize
     starts = np.append(index.offsets, num_tokens * index.dtype.itemsize) // index.dtype.itemsize
-    tokens_a_document = np.diff(starts[index.documents])
+    tokens_per_document = np.diff(starts[index.documents])
     sample = np.memmap(f"{shards.prefix}.bin", index.dtype, mode="r")[:SAMPLE_TOKENS]
     return {
         "documents": index.num_documents,
@@ -33,9 +33,9 @@ def describe(shards: Shards, tokenizer: Any) -> dict[str, Any]:
         "tokens": num_tokens,
         "dtype": index.dtype.name,
         "vocabulary": len(tokenizer),
-        "tokens a sentence": quantiles(index.lengths),
-        "sentences a document": quantiles(np.diff(index.documents)),
-        "tokens a document": quantiles(tokens_a_document),
+        "tokens per sentence": quantiles(index.lengths),
+        "sentences per document": quantiles(np.diff(index.documents)),
+        "tokens per document": quantiles(tokens_per_document),
         "single-sentence documents": float(np.mean(np.diff(index.documents) == 1)),
         "unknown tokens": float(np.mean(sample == tokenizer.unk_token_id)),
         "vocabulary entries seen": len(np.unique(sample)),

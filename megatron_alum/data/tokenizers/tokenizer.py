@@ -32,14 +32,14 @@ def load_tokenizer(folder: str | Path) -> Any:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        remedy = "Give the folder it lies in"
+        remedy = "Give the folder that contains it"
         if not folder.exists():
             remedy = "Give the path of one: nothing is downloaded"
         elif zipfile.is_zipfile(folder):
             remedy = "Unpack it and give its folder"
         elif folder.suffix in (".txt", ".json") and folder.name != MODEL_FILE:
             remedy = f"Give a bare vocabulary by --vocab-file {folder}"
-        raise ValueError(f"`{folder}` must be a tokenizer folder, but is no folder. {remedy}.")
+        raise ValueError(f"`{folder}` must be a tokenizer folder, but is not a folder. {remedy}.")
     if not has_tokenizer(folder):
         raise ValueError(f"`{folder}` must be a Hugging Face tokenizer folder, but holds no tokenizer file.")
     try:

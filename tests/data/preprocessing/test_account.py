@@ -1,7 +1,7 @@
-"""The account of a run: what closes, what does not, and what is counted on the way.
+"""The account of a run: what balances, what does not, and what is counted along the way.
 
-A record is kept or skipped by reason; a part of one that is left out has its reason too; so has a file of a folder
-that is not read. Shards meet where they were divided.
+A record is kept, or skipped for a reason; parts of records that are left out, and files that are not read, are
+counted by reason too. Shards are adjacent.
 """
 
 import bz2

@@ -141,7 +141,7 @@ def test_a_vocabulary_with_gaps_is_refused(tmp_path):
 
 
 def test_unfit_folders_and_vocabularies(tmp_path):
-    with pytest.raises(ValueError, match="must be a tokenizer folder, but is no folder"):
+    with pytest.raises(ValueError, match="must be a tokenizer folder, but is not a folder"):
         load_tokenizer(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="must be a Hugging Face tokenizer folder"):
@@ -274,11 +274,11 @@ def test_what_is_no_vocabulary_names_the_flag(tmp_path):
             make_tokenizer(TokenizerSource(vocab_file=tmp_path / name))
     for name, remedy in {
         "vocab.txt": "by --vocab-file .*vocab.txt",
-        "tok/tokenizer.json": "the folder it lies in",
+        "tok/tokenizer.json": "the folder that contains it",
         "uncased.zip": "Unpack it",
         "bert-base-uncased": "nothing is downloaded",
     }.items():
-        with pytest.raises(ValueError, match=f"must be a tokenizer folder, but is no folder.*{remedy}"):
+        with pytest.raises(ValueError, match=f"must be a tokenizer folder, but is not a folder.*{remedy}"):
             make_tokenizer(TokenizerSource(folder=tmp_path / name))
 
 

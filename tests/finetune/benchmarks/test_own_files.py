@@ -144,7 +144,7 @@ SPAN = {"id": "q", "context": "a blue sky", "question": "what?"}
         ({"text": ["blue"], "answer_start": []}, "answers must be objects"),
         ([{"text": "blue"}], "answers must be objects"),
         ([{"text": 5, "answer_start": 2}], "answers must be objects"),
-        ([{"text": "blue", "answer_start": 3}], "must stand at its `answer_start` 3 as 'blue'"),
+        ([{"text": "blue", "answer_start": 3}], "must be at its `answer_start` 3 as 'blue'"),
         (None, "a.json:1: answers must be given in every row of dev"),
     ],
 )

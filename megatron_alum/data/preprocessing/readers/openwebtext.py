@@ -47,7 +47,7 @@ _PACKED = (*COMPRESSED, ".tgz")
 _RATIO = 4
 """Approximate bytes of text per byte of a compressed member: only decides when a group is full."""
 Choose = Callable[[bytes, Path], str | None]
-"""From a member's first bytes and name to its format, None without text; Unreadable for what is no text."""
+"""From a member's first bytes and name to its format, None without text; Unreadable for content that is not text."""
 
 
 def is_tar(head: bytes) -> bool:

@@ -177,7 +177,7 @@ def _check_utf8(head: bytes, path: Path) -> None:
         name = _probable_encoding(head, text)
         raise refuse(
             path,
-            f"text that is no UTF-8, probably {name}",
+            f"text that is not UTF-8, probably {name}",
             _CONVERT.replace("{encoding}", name.split()[0]),
             details=f" ({stray} stray bytes in the first {len(head)})",
         )

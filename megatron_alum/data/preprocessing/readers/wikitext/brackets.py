@@ -31,7 +31,7 @@ _FLAG_LETTERS = frozenset("ASTRDNH-+")
 
 
 class _Frame:
-    """What is open: its kind ("{", "[", "|" or "-"), the mark as it stands in the text, and the text since."""
+    """What is open: its kind ("{", "[", "|" or "-"), the mark as written, and the text since."""
 
     __slots__ = ("braces", "kind", "mark", "pieces")
 

@@ -1,8 +1,7 @@
 """Arguments of templates, and numbers as the pages of each language write them.
 
 A source says {{formatnum:10236.5}} and the page of a German wiki shows "10.236,5", of a French one "10 236,5": the
-signs stand in tables/numbers.tsv. Only plain numbers are written anew; what is grouped already, and what is no number,
-stays as it is.
+signs are in tables/numbers.tsv. Only plain numbers are reformatted; grouped numbers and other text stay unchanged.
 """
 
 import re

@@ -26,7 +26,7 @@ _DATABASE = re.compile(r"<dbname>([a-z_]+?)wik(?:i|tionary|ibooks|iquote|isource
 
 
 def skip_reason(page: ET.Element, revision: ET.Element, text: str, wiki: Wiki) -> str | None:
-    """Why the page is no article, or None."""
+    """Why the page is not an article, or None."""
     title = page.findtext("title", "")
     namespace = page.findtext("ns")
     if namespace.strip() != "0" if namespace is not None else in_other_namespace(title, wiki):

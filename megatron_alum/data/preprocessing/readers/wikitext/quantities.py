@@ -33,7 +33,7 @@ _UNITS = {
     "in": "inches",
     "lb": "pounds",
 }
-"""Codes of {{convert}}, in lower case, that are no text; the others are (km, kg, mph)."""
+"""Codes of {{convert}}, in lower case, that are not text themselves; others are (km, kg, mph)."""
 _SINGULAR = {"feet": "foot", "inches": "inch"}
 _SINGULAR |= {name + "s": name for name in ("mile", "pound", "acre", "gallon", "barrel", "yard")}
 _POWER = re.compile(r"^(?:e(3|6|9|12)(?=\D)|([kMGT])(?=oilbbl|cuft|USgal|impgal))")

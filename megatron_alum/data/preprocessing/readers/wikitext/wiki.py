@@ -15,7 +15,7 @@ from megatron_alum.data.preprocessing.readers.wikitext.writers import Writer, wr
 
 TABLES = Path(__file__).with_name("tables")
 FILE_KEYS = frozenset({"6", "14"})
-"""File and Category: links to them are no text."""
+"""File and Category: links to them are not text."""
 _TEMPLATE, _ARTICLE = "10", "0"
 _WIKI_CODES = {"simple": "en", "als": "gsw", "no": "nb", "zh-classical": "lzh", "zh-min-nan": "nan", "zh-yue": "yue"}
 _WIKI_CODES |= {"be-x-old": "be-tarask", "bat-smg": "sgs", "fiu-vro": "vro", "roa-rup": "rup"}
@@ -34,7 +34,7 @@ class Wiki:
     namespaces: frozenset[str]
     """of all but the articles: pages of dumps without <ns> are told by their title"""
     dropped: frozenset[str]
-    """namespaces whose links are no text (files, categories)"""
+    """namespaces whose links are not text (files, categories)"""
     template: frozenset[str]
     """prefixes of the template namespace: {{Vorlage:Name}} is {{Name}}"""
     block_image: frozenset[str]
