@@ -90,7 +90,7 @@ def test_every_command_has_help_under_its_own_name(answered):
     assert set(console.COMMANDS) < set(answered[0])
 
 
-def test_headings_of_help_are_no_sentences(answered):
+def test_headings_of_help_are_not_sentences(answered):
     """argparse puts a colon after a section's title: "What is read.:" is what a docstring's full stop would give."""
     headings = {line for text in answered[0].values() for line in text.splitlines() if re.match(r"\S.*:$", line)}
     assert {"What is read:", "The network:", "Adversarial regularisation (ALUM):"} <= headings

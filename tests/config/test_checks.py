@@ -93,5 +93,5 @@ def test_the_words_of_a_refusal(changes, sentence):
         *({"radius_m": None}, {"side": None}, {"loads": ()}),
     ],
 )
-def test_closed_ends_and_what_is_left_out_are_admitted(changes):
+def test_closed_ends_and_omitted_values_are_accepted(changes):
     assert dataclasses.asdict(Wheel(**changes)).items() >= changes.items()

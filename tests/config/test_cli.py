@@ -71,7 +71,7 @@ def test_flags_reach_the_nested_fields():
 @pytest.mark.parametrize(
     ("words", "turbo"), [("", True), ("true", True), ("False", False), ("0", False), ("yes", True)]
 )
-def test_booleans_take_a_word_or_stand_alone(words, turbo):
+def test_booleans_take_a_word_or_none(words, turbo):
     assert parse_config(Car, ["--plates", "X", "--engine-turbo", *words.split()]).engine.turbo is turbo
 
 

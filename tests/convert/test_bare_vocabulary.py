@@ -76,7 +76,7 @@ def test_every_command_reads_a_wordpiece_vocabulary_alike(name, with_config, tmp
         assert load_tokenizer(tmp_path / "from-file").tokenize(TEXT) == expected
 
 
-def test_every_door_reads_a_byte_level_vocabulary_alike(tmp_path):
+def test_every_command_reads_a_byte_level_vocabulary_alike(tmp_path):
     folder = byte_level(tmp_path / "bare")
     write_folder(TokenizerSource(folder=folder), tmp_path / "written")
     for tokenizer in (load_tokenizer(folder), load_tokenizer(tmp_path / "written"), load_for_finetuning(str(folder))):

@@ -59,7 +59,7 @@ def test_other_recipes(changes, sentence):
     assert sentence in " ".join(recipe_sentences(run(**changes), None))
 
 
-def test_an_earlier_checkpoint_says_how_far_it_came():
+def test_an_earlier_checkpoint_states_its_progress():
     assert "for 400,000 of 1,000,000 iterations" in " ".join(recipe_sentences(run(), 400_000))
 
 

@@ -116,7 +116,7 @@ def test_a_config_without_a_padding_id_has_robertas_own(tmp_path):
     assert model_config_from_hf(tmp_path / "hf").first_position == 2
 
 
-def test_networks_that_do_not_count_after_padding_take_no_first_position():
+def test_networks_that_do_not_count_after_padding_refuse_a_first_position():
     with pytest.raises(ValueError, match="--first-position must be 0 for --model-type bert, but is 2 instead"):
         ModelConfig(model_type="bert", model_size="tiny", first_position=2)
     with pytest.raises(ValueError, match="--first-position must be at least 1 for --model-type roberta, but is 0"):

@@ -97,7 +97,7 @@ UNKNOWN_TENSORS = (
 
 
 @pytest.mark.parametrize("name", UNKNOWN_TENSORS)
-def test_a_tensor_that_has_no_place_is_refused_by_name(rank_files, tmp_path, name):
+def test_a_tensor_without_a_row_is_refused_by_name(rank_files, tmp_path, name):
     folder = edited(rank_files, tmp_path, lambda c: c["model"].update({name: torch.ones(3)}))
     with pytest.raises(ValueError, match=f"but there are also {re.escape(name)}: "):
         commands.to_hf(str(folder), tmp_path / "hf", tokenizer=rank_files[1])

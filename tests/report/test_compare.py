@@ -47,7 +47,7 @@ def test_the_tool_answers_by_its_exit_status(tmp_path):
     assert missing.returncode == 2 and missing.stderr.startswith("error: ") and "nowhere" in missing.stderr
 
 
-def test_a_line_that_is_no_row_is_named(tmp_path):
+def test_a_line_that_is_not_a_row_is_named(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"iteration": 1}\n{"iter')
     with pytest.raises(ValueError, match=r"Line 2 of .*m.jsonl must be a JSON object with an iteration"):
         read_metrics(tmp_path / "m.jsonl")

@@ -47,7 +47,7 @@ def test_reads_back_the_rows_and_keeps_their_order(tmp_path):
         ("{}", "line 1"),
     ],
 )
-def test_refuses_a_file_that_is_no_metrics_file(tmp_path, text, complaint):
+def test_refuses_a_file_that_is_not_a_metrics_file(tmp_path, text, complaint):
     (tmp_path / "m.jsonl").write_text(text)
     with pytest.raises(ValueError, match=complaint):
         plot_curves(tmp_path / "m.jsonl", tmp_path / "c.png")

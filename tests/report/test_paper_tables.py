@@ -45,7 +45,7 @@ def printed(shared_data):
 
 
 @pytest.mark.requires_shared_data
-def test_every_printed_number_stands_in_its_cell(printed):
+def test_every_printed_number_is_in_its_cell(printed):
     """Cell by cell, in both directions: none is missing, none is more than the paper prints."""
     ours = {
         (table.number, row.name, column.dataset, column.split, column.metric): f"{value:.1f}"
@@ -169,7 +169,7 @@ def test_figures_data():
     }
 
 
-def test_figures_stand_in_one_page_and_follow_its_colours():
+def test_figures_are_in_one_page_and_follow_its_colours():
     """Figures share no ids, all references resolve, and nothing is drawn in the placeholder colour."""
     results = {"BERT-base": [row(0.8), row(0.9, model="m/iter_0000200")], "a <b> & c": [row(0.7)]}
     drawn = draw_figures(results)

@@ -80,7 +80,7 @@ def test_the_report_is_drawn_from_the_rows_alone(study, tmp_path):
     assert [path.read_bytes() for path in write_study(plan, results, tmp_path)] == before
 
 
-def test_a_killed_study_goes_on_to_the_same_rows(study, tmp_path):
+def test_a_killed_study_continues_to_the_same_rows(study, tmp_path):
     """SIGKILL while the second arm trains, from the pilot's checkpoints and rows on: nothing is lost or twice."""
     _, straight = study
     work = tmp_path / "work"

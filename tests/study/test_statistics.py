@@ -62,7 +62,7 @@ def test_swapping_the_arms_turns_the_difference_around(values):
     assert (there.mean, there.is_one) == (-back.mean, back.is_one)
 
 
-def test_one_pair_is_no_difference_and_none_is_an_error():
+def test_one_pair_is_not_a_difference_and_none_is_an_error():
     found = difference([7.0])
     assert (found.mean, found.deviation, found.n, found.is_one) == (7.0, None, 1, False)
     with pytest.raises(ValueError, match="at least one pair"):

@@ -63,7 +63,7 @@ def test_what_is_left_out_is_counted(tmp_path):
     assert account["end_byte"] == sum(path.stat().st_size for path in folder.glob("[abcf].*"))
 
 
-def test_the_text_of_another_programs_corpus_is_no_output(tmp_path):
+def test_the_text_of_another_programs_corpus_is_not_output(tmp_path):
     """Beside a .bin and an .idx of the same name, as Megatron's own tools leave it."""
     folder = tmp_path / "corpus"
     folder.mkdir()
@@ -141,7 +141,7 @@ def test_merging_checks_that_shards_meet(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("again*"))
 
 
-def test_the_summary_says_what_came_out(tmp_path):
+def test_the_summary_reports_the_result(tmp_path):
     texts = ["The cat sat. It ran.", "A dog sat.", "I sat. He ran. She sat. It ran. And then!", "\u0301"]
     manifest = prepare(tmp_path, write_jsonl(tmp_path / "in.jsonl", texts))
     assert list(summary(str(tmp_path / "out"), manifest)) == [
@@ -154,7 +154,7 @@ def test_the_summary_says_what_came_out(tmp_path):
     assert open_shards(tmp_path / "out").num_documents == 3
 
 
-def test_a_page_without_its_end_costs_no_other(tmp_path):
+def test_an_unclosed_page_loses_no_other(tmp_path):
     """In a file of one stream, and in the last of several streams."""
     page = "<page><title>T</title><ns>0</ns><id>{}</id><revision><text>The cat {} sat.</text></revision></page>\n"
     broken = "<page><title>T</title><id>7</id><revision><text>lost"

@@ -100,7 +100,7 @@ def test_folders_and_globs_are_taken_in_order(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["", "/**"], ids=["folder", "glob"])
-def test_the_output_may_lie_in_the_input_folder(tmp_path, form):
+def test_the_output_may_be_in_the_input_folder(tmp_path, form):
     """Later runs, with the same prefix or another, read the texts alone, not what the first one wrote."""
     folder = tmp_path / "corpus"
     folder.mkdir()

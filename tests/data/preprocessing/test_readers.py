@@ -113,14 +113,14 @@ def test_wikiextractor_elements():
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("damage", [b"", b"\xff"])
-def test_a_byte_order_mark_costs_no_record(tmp_path, name, damage):
+def test_a_byte_order_mark_loses_no_record(tmp_path, name, damage):
     path = tmp_path / "in"
     path.write_bytes(b"\xef\xbb\xbf" + WRITERS[name](["one", "two"]).encode().replace(b"two", b"two" + damage))
     items = read(make_reader(detect_format(path)), path)
     assert detect_format(path) == name and texts_of(items) == ["one", "two" + "\ufffd" * len(damage)]
 
 
-def test_numbers_and_nesting_beyond_python_are_no_json():
+def test_numbers_and_nesting_beyond_python_are_not_json():
     data = b'{"id": 1, "text": "a"}\n{"id": ' + b"9" * 5000 + b', "text": "b"}\n' + b"[" * 100_000 + b"\n"
     items = list(JsonLinesReader().parse(data, "here"))
     assert items[0] == Document("1", "a")

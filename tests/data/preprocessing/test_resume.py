@@ -93,7 +93,7 @@ def test_killed_between_the_final_renames(tmp_path, monkeypatch, source, calls):
 
 
 @pytest.mark.parametrize("resume", [True, False])
-def test_a_run_killed_before_its_first_checkpoint_is_no_input(tmp_path, monkeypatch, resume):
+def test_a_run_killed_before_its_first_checkpoint_is_not_input(tmp_path, monkeypatch, resume):
     """The output may be in the input folder: what a kill leaves there is not taken for text."""
     folder = tmp_path / "corpus"
     folder.mkdir()

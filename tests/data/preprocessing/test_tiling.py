@@ -209,7 +209,7 @@ def test_real_sizes(tmp_path, kind, suffix):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("container", ["plain", "gz", "bz2-streams"])
-def test_a_record_too_long_takes_no_other_with_it(tmp_path, small, monkeypatch, kind, container):
+def test_an_overlong_record_loses_no_other(tmp_path, small, monkeypatch, kind, container):
     for module in (records, mediawiki):
         monkeypatch.setattr(module, "MAX_RECORD_BYTES", 300)
     monkeypatch.setattr(mediawiki, "_HEAD_BYTES", 40)

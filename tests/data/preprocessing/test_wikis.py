@@ -25,7 +25,7 @@ sees), the last ones with templates that no table knows"""
 
 
 @pytest.mark.parametrize("code", CASES["files"])
-def test_links_to_files_and_categories_are_no_text(code):
+def test_links_to_files_and_categories_are_not_text(code):
     wiki = wiki_of((code,))
     for name in [*CASES["files"][code], "File", "Image"]:
         for prefix in (name, name.lower(), f" {name} "):
@@ -57,7 +57,7 @@ def test_redirects_in_every_language():
     )
 
 
-def test_switches_of_every_language_are_no_text():
+def test_switches_of_every_language_are_not_text():
     words = [word for word in magic("switch") if word.upper().lower() == word]
     assert len(words) > 300
     source = " ".join(f"a __{word.upper()}__ b" for word in words)

@@ -73,7 +73,7 @@ def test_full_sentences_are_the_same_rows_in_every_epoch(corpus, tmp_path):
     rows_of(corpus, tmp_path, walk(objective="none", epoch=3, seed=9), build=never)
 
 
-def test_mask_rate_and_masking_are_no_part_of_it(prefix, tmp_path):
+def test_mask_rate_and_masking_do_not_enter_it(prefix, tmp_path):
     for options in ({}, {"mask_rate_end": 0.5}, {"masking": "whole_word"}, {"sampler": "python"}):
         open_train(prefix, data_cache_path=str(tmp_path), train_samples=100, **options).batch([0])
     open_train(prefix, data_cache_path=str(tmp_path), train_samples=77).batch([0])

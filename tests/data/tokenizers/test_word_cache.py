@@ -118,7 +118,7 @@ def test_special_tokens_in_the_text_are_text(tokenizers, name):
     assert not set(ids) & {tokenizer.mask_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id}
 
 
-def test_both_tables_answer_alike(tokenizers):
+def test_both_tables_give_the_same_answers(tokenizers):
     spec = json.loads(tokenizers["bpe"].backend_tokenizer.to_str())
     assert word_cache._bert_wordpiece(spec) is None
     tables = [word_cache._extension().WordTable(prefixed=True, token_bytes=2), word_cache._DictTable(True, "H")]

@@ -85,7 +85,7 @@ def test_questions_without_answer_belong_to_version_2(tmp_path):
         load_split(TASKS["squad-v1.1"], tmp_path, "train")
 
 
-def test_scores_of_the_datasets_librarys_test_set_are_no_labels(tmp_path):
+def test_scores_of_the_datasets_librarys_test_set_are_not_labels(tmp_path):
     columns = {"sentence1": ["A", "B"], "sentence2": ["C", "D"]}
     save_arrow(tmp_path / "test", {**columns, "label": [-1.0, -1.0]})
     save_arrow(tmp_path / "validation", {**columns, "label": [0.0, 4.5]})

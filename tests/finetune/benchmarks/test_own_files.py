@@ -62,7 +62,7 @@ def test_a_json_file_of_the_hub_and_one_of_lines(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "gap"), [("a.csv", "\n"), ("a.csv", "\n  \n"), ("a.tsv", "\n"), ("a.jsonl", "\n \n")])
-def test_blank_lines_are_no_rows(tmp_path, name, gap):
+def test_blank_lines_are_not_rows(tmp_path, name, gap):
     write(tmp_path / name, [{"body": "good", "label": 1}, {"body": "bad", "label": 0}])
     lines = (tmp_path / name).read_text().splitlines(keepends=True)
     (tmp_path / name).write_text(gap.join(lines) + gap)
@@ -101,7 +101,7 @@ def test_anything_else_is_one_sentence_with_file_and_line(tmp_path, name, text, 
 
 @pytest.mark.parametrize("line", [2, 3, 57, 801, 5000])
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.conll"])
-def test_bytes_that_are_no_utf_8_name_their_own_line(tmp_path, name, line):
+def test_bytes_that_are_not_utf_8_are_reported_with_their_line(tmp_path, name, line):
     rows = [b'{"body": "x", "label": 1}' if name.endswith(("l", "n")) else b"x,1"] * 5001
     rows[0] = rows[0] if name.endswith(("l", "n")) else b"body,label"
     rows[line - 1] += b" caf\xe9"

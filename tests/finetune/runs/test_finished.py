@@ -43,7 +43,7 @@ def value_of(folder):
     return rows_of(folder / "results.jsonl")[0]["value"]
 
 
-def test_a_folder_says_what_it_was_trained_for(trained):
+def test_a_folder_records_what_it_was_trained_for(trained):
     said = stored_task(trained / "model")
     assert said["task"] == "custom" and said["labels"] == ["down", "up"] and said["max_seq_length"] == 5
     assert (said["text_column"], said["label_column"], said["kind"]) == ("body", "verdict", "classification")
@@ -129,7 +129,7 @@ def test_a_run_that_diverges_ends_in_one_sentence_and_keeps_its_last_checkpoint(
     assert not (tmp_path / "out" / "model").exists() and not (tmp_path / "out" / "results.jsonl").exists()
 
 
-def test_outputs_that_are_no_numbers_are_found_in_tuples_too():
+def test_outputs_that_are_not_numbers_are_found_in_tuples_too():
     good, bad = torch.zeros(2, 3).numpy(), torch.tensor([[0.0, float("nan")]]).numpy()
     check_finite((good, good), "dev")
     for outputs in (bad, (good, bad)):

@@ -69,7 +69,7 @@ def test_classes_follow_their_names_in_every_architecture(name):
 
 
 @pytest.mark.parametrize("load", [build_model, load_finetuned])
-def test_a_folder_of_another_order_keeps_what_its_classes_mean(tmp_path, load):
+def test_a_folder_with_another_order_keeps_the_meaning_of_its_classes(tmp_path, load):
     names = ("CONTRADICTION", "ENTAILMENT", "NEUTRAL")
     model = named(tiny_model("classification"), names)
     model.save_pretrained(tmp_path)
@@ -133,7 +133,7 @@ def test_a_head_with_the_tasks_own_classes_stays(tmp_path):
         ("choice", {}, ("LABEL_0",), ("choice", ())),
     ],
 )
-def test_a_folder_from_elsewhere_names_a_task_of_ones_own(tmp_path, kind, changes, names, expected):
+def test_a_folder_from_elsewhere_names_a_custom_task(tmp_path, kind, changes, names, expected):
     named(tiny_model(kind, **changes), names).save_pretrained(tmp_path)
     task = task_of(str(tmp_path), "custom", CustomTaskConfig(validation_file="x.csv"))
     assert (task.kind, task.labels) == expected

@@ -58,7 +58,7 @@ def test_a_torn_checkpoint_is_not_resumed(tmp_path):
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
-def test_a_run_killed_while_it_saves_goes_on(encoder, sentiment, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_killed_during_a_save_continues(encoder, sentiment, tmp_path, monkeypatch):  # noqa: F811
     """The second epoch's checkpoint has its weights only: the run continues from the first, with the same result."""
     more = ("--max-train-samples", 64, "--seeds", 3)
     run_tool("finetune", *flags(encoder, sentiment, tmp_path / "a", *more))
@@ -76,7 +76,7 @@ def test_a_run_killed_while_it_saves_goes_on(encoder, sentiment, tmp_path, monke
     assert weights[0] == weights[1]
 
 
-def test_a_run_killed_in_its_last_evaluation_trains_no_more(encoder, sentiment, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_killed_in_its_last_evaluation_is_not_trained_further(encoder, sentiment, tmp_path, monkeypatch):  # noqa: F811
     """Nothing improves on the first epoch, whose checkpoint alone is kept: the other four need not be repeated."""
     more = ("--max-train-samples", 32, "--learning-rate", 1e-12, "--num-train-epochs", 5, "--seeds", 3)
     run_tool("finetune", *flags(encoder, sentiment, tmp_path / "a", *more))

@@ -290,7 +290,7 @@ def test_a_tokenizer_with_words_that_the_model_lacks_is_refused(encoder, sentime
     assert f"the tokenizer must have at most the {5 + len(WORDS)} words of" in capsys.readouterr().err
 
 
-def test_attack_refuses_what_it_cannot_do(finished, sentiment, tmp_path, capsys):
+def test_attack_refuses_unsuitable_models_and_tasks(finished, sentiment, tmp_path, capsys):
     common = ("--model", finished / "model", "--data-dir", sentiment, "--output", tmp_path)
     for more, message in (
         (("--task", "squad-v1.1"), "classification or multiple-choice"),
@@ -381,7 +381,7 @@ def test_bf16_instructions_are_those_that_the_system_reports():
 
 
 @pytest.mark.parametrize("given", ["nope", "A=nope", "."])
-def test_a_report_of_no_results_is_one_sentence(given, tmp_path, capsys):
+def test_a_report_without_results_is_one_sentence(given, tmp_path, capsys):
     assert run_tool("make_report", "--results", given, "--output", tmp_path / "out", expect_error=True) == 2
     assert f"--results must be results.jsonl files or SYSTEM=FILE, but {given} is neither" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
