@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_alum.config.custom_task import CustomTaskConfig
-from megatron_alum.finetune.models import head_of
+from megatron_alum.finetune.models import checked_folder, head_of
 from megatron_alum.finetune.records import write_at_once
 from megatron_alum.finetune.tasks import Task, custom_task, task_named
 
@@ -59,7 +59,7 @@ def task_of(folder: str, name: str | None, custom: CustomTaskConfig, train_file:
 
     Raises: ValueError where neither names one.
     """
-    stored = stored_task(folder)
+    stored = stored_task(checked_folder(folder, "--model"))
     name = name or stored.get("task")
     if name is None:
         raise ValueError(f"--task must be given, but is not, and {folder} has no {FILE_NAME} that names it.")
