@@ -50,16 +50,16 @@ docs: $(STAMP)
 	$(PY) -m sphinx -W --keep-going -q -b html docs build/docs
 
 bench: $(STAMP)
-	$(PY) tools/bench_ops.py --output benchmarks/results/ops_cpu.csv
-	$(PY) tools/bench_ops.py --keep-memory --output benchmarks/results/ops_cpu_kept_memory.csv
+	$(PY) -m benchmarks.bench_ops --output benchmarks/results/ops_cpu.csv
+	$(PY) -m benchmarks.bench_ops --keep-memory --output benchmarks/results/ops_cpu_kept_memory.csv
 	$(PY) -m benchmarks.bench_step --rounds 3 --output benchmarks/results/step_cpu.csv
 	test ! -d "$(DATA)" || $(MAKE) bench-text
-	$(PY) tools/bench_finetune.py --output benchmarks/results/finetune_cpu.csv
-	$(PY) tools/bench_sampler.py --csv benchmarks/results/sampler.csv
-	test ! -d "$(DATA)" || $(PY) tools/bench_data.py --corpus $(DATA)/wiki/extracted --dump $(DATA)/wiki/dump/enwiki-latest-*.bz2 \
+	$(PY) -m benchmarks.bench_finetune --output benchmarks/results/finetune_cpu.csv
+	$(PY) -m benchmarks.bench_sampler --csv benchmarks/results/sampler.csv
+	test ! -d "$(DATA)" || $(PY) -m benchmarks.bench_data --corpus $(DATA)/wiki/extracted --dump $(DATA)/wiki/dump/enwiki-latest-*.bz2 \
 		--vocab-file $(DATA)/vocab/bert-base-uncased-vocab.txt --punkt-dir $(DATA)/punkt/nltk_data --output benchmarks/results/data.csv
 	! $(PY) -c "import wikiextractor" 2> /dev/null || test ! -d "$(DATA)" || \
-		$(PY) tools/compare_cleaners.py --dump $(DATA)/wiki/dump/enwiki-latest-*.bz2
+		$(PY) -m benchmarks.compare_cleaners --dump $(DATA)/wiki/dump/enwiki-latest-*.bz2
 
 # Whole steps on real text, beside stock megatron-core on padded rows of the same samples.
 bench-text: $(STAMP)
@@ -70,7 +70,7 @@ bench-text: $(STAMP)
 		--output benchmarks/results/step_text_$$length.csv; done
 
 gpu-check:
-	$(PY) tools/gpu_check.py
+	$(PY) -m benchmarks.gpu_check
 
 clean:
 	rm -rf build dist *.egg-info demo_output megatron_alum/*.so $(STAMP)

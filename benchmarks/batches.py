@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from megatron_alum.config.run import RunConfig
-from megatron_alum.data.batch import PretrainingBatch
-from megatron_alum.data.loader import IterationBatches
-from megatron_alum.data.placement import BatchPlan, Counts
+from megatron_alum.data.sampling.batch import PretrainingBatch
+from megatron_alum.data.sampling.loader import IterationBatches
+from megatron_alum.data.sampling.placement import BatchPlan, Counts
 
 NO_LABEL = -1
 
@@ -33,7 +33,7 @@ def one_micro_batch(arguments: argparse.Namespace, config: RunConfig) -> Iterati
     """The micro-batch of a row with its counts, as the loader gives them."""
     size, length = arguments.micro_batch_size, arguments.seq_length
     if arguments.data:
-        from megatron_alum.data.dataset import open_datasets  # and tokenizers, which random tokens do without
+        from megatron_alum.data.sampling.dataset import open_datasets  # and tokenizers, which random tokens do without
 
         datasets = open_datasets(
             config.data, model_type=config.model.model_type, seq_length=length, train_samples=16 * size, seed=1234

@@ -10,7 +10,7 @@ BertModel with its local layer spec, as megatron-core ships it, on the same samp
 positions, its own attention, dropout and cross-entropy, on a GPU with its compiled fusions; wrapped and stepped as
 ours. The rows take turns --rounds times, since a machine may be slow for minutes, and the fastest counts. The two rows
 of data parallelism take one thread a process. Memory is the peak above that before the model was built; tflops are
-those of our matrix products, by the formula of megatron_alum/training/flops.py.
+those of our matrix products, by the formula of megatron_alum/planning/flops.py.
 """
 
 import argparse
@@ -30,9 +30,9 @@ import torch
 from torch.distributed import TCPStore
 
 from benchmarks.batches import one_micro_batch, padded_rows
-from megatron_alum.compat.machine import current_commit, processor_name
 from megatron_alum.config.cli import build_config, main_guard
 from megatron_alum.config.run import RunConfig
+from megatron_alum.report.machine import current_commit, processor_name
 
 STOCK = "stock megatron-core BertModel"
 
@@ -82,7 +82,7 @@ class Measured(NamedTuple):
     fill: float
     """real tokens over those of padded rows"""
     estimate: float | None = None
-    """bytes, by megatron_alum/training/memory.py; None of stock"""
+    """bytes, by megatron_alum/planning/memory.py; None of stock"""
 
 
 def main() -> None:
@@ -141,10 +141,10 @@ def _rank_of_variant(
     os.environ.update({**place, **meeting_point})
     if variant.threads is not None:
         torch.set_num_threads(variant.threads)
+    from megatron_alum.objective.schedule import phase_of
     from megatron_alum.parallel import initialize, seed_everything, shutdown
-    from megatron_alum.training.flops import TextSize, iteration_flops
-    from megatron_alum.training.memory import estimate_memory
-    from megatron_alum.training.schedule import phase_of
+    from megatron_alum.planning.flops import TextSize, iteration_flops
+    from megatron_alum.planning.memory import estimate_memory
 
     groups = initialize(tensor_parallel_size=1, timeout_seconds=600)
     seed_everything(1234, groups)
@@ -219,9 +219,9 @@ def configuration(arguments: argparse.Namespace, variant: Variant) -> RunConfig:
 def our_step(arguments: argparse.Namespace, config: RunConfig, groups: Any, batches: Any) -> Callable[[], object]:
     """`train_step` on the micro-batch."""
     from megatron_alum.models import build_model
+    from megatron_alum.objective.losses import Objective
+    from megatron_alum.objective.micro_batch import load_all
     from megatron_alum.training.control import Watch
-    from megatron_alum.training.micro_batch import load_all
-    from megatron_alum.training.objective import Objective
     from megatron_alum.training.optimizer import build_optimizer, wrap_data_parallel
     from megatron_alum.training.step import Trainable, train_step
 

@@ -26,16 +26,23 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models", "data"),
     ("checkpoint",),
     ("convert",),
+    ("objective",),
+    ("planning",),
     ("finetune", "training"),
     ("report",),
     ("cli",),
-    ("tools", "examples", "entry"),
+    ("benchmarks", "tools", "examples", "entry"),
 )
+# Within a package, by the same rule: sampling and preprocessing never meet, methods know no benchmark.
+ROOMS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "data": (("tokenizers", "shards"), ("preprocessing", "sampling")),
+    "finetune": (("methods",), ("benchmarks",), ("runs",)),
+}
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 # What alum may import of ours (the paper's code stands on torch, its own configuration and the ops' torch reference).
 ALUM_MAY_IMPORT = {"alum", "config", "reference"}
-MEGATRON_PACKAGES = {"compat", "models", "parallel", "checkpoint", "training"}
-MEGATRON_FILES = {"megatron_alum/data/shards.py"}
+MEGATRON_PACKAGES = {"compat", "models", "parallel", "checkpoint", "objective", "training"}
+MEGATRON_FILES = {"megatron_alum/data/shards/files.py"}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_LINES_OF = {"setup.py": 150, "pretrain_bert_alum.py": 60}
@@ -86,7 +93,27 @@ def own_area(module: str) -> str | None:
         return parts[1] if len(parts) > 1 and parts[1] in RANK else None
     if parts[0] == "pretrain_bert_alum":
         return "entry"
-    return parts[0] if parts[0] in {"tools", "examples"} else None
+    return parts[0] if parts[0] in {"benchmarks", "tools", "examples"} else None
+
+
+def rooms_keep_their_order(root: Path) -> list[str]:
+    """A room imports only rooms of lower rows of its package; every file of such a package lies in a room."""
+    found = []
+    for package, rows in ROOMS.items():
+        rank = {room: number for number, row in enumerate(rows) for room in row}
+        for path in sorted((root / PACKAGE / package).rglob("*.py")):
+            relative = path.relative_to(root)
+            room = relative.parts[2]
+            if room == "__init__.py":
+                continue
+            if room not in rank:
+                found.append(f"{relative.as_posix()} lies in no room of {package}")
+                continue
+            for line, module in imported_modules(path, root):
+                target = module.removeprefix(f"{PACKAGE}.{package}.").split(".")[0]
+                if module.startswith(f"{PACKAGE}.{package}.") and target != room and rank[target] >= rank[room]:
+                    found.append(f"{relative.as_posix()}:{line} ({room}) imports {module}")
+    return found
 
 
 def imports_point_down(root: Path) -> list[str]:
@@ -117,7 +144,7 @@ def alum_stands_alone(root: Path) -> list[str]:
 
 
 def megatron_stays_inside(root: Path) -> list[str]:
-    """Only compat, models, parallel, data/shards.py, checkpoint and training import megatron-core."""
+    """Only compat, models, parallel, data/shards/files.py, checkpoint, objective and training import megatron-core."""
     found = []
     for path in source_files(root, {".py"}):
         relative = path.relative_to(root).as_posix()
@@ -211,6 +238,7 @@ def sources_are_ascii(root: Path) -> list[str]:
 
 RULES: tuple[Callable[[Path], list[str]], ...] = (
     imports_point_down,
+    rooms_keep_their_order,
     alum_stands_alone,
     megatron_stays_inside,
     modules_form_no_cycle,
@@ -226,10 +254,16 @@ PLANTED: dict[str, dict[str, str]] = {
     "imports_point_down": {
         "megatron_alum/data/a.py": '"""d."""\nfrom megatron_alum.config import x\nfrom ..models import bert\n'
     },
+    "rooms_keep_their_order": {
+        "megatron_alum/data/sampling/a.py": '"""d."""\nfrom megatron_alum.data.shards import files\n',
+        "megatron_alum/data/preprocessing/a.py": '"""d."""\nfrom megatron_alum.data.sampling import pairs\n',
+        "megatron_alum/finetune/methods/a.py": '"""d."""\nfrom megatron_alum.finetune.benchmarks.tasks import TASKS\n',
+        "megatron_alum/finetune/a.py": '"""d."""\n',
+    },
     "alum_stands_alone": {"megatron_alum/alum/a.py": '"""d."""\nfrom megatron_alum import config, ops\n'},
     "megatron_stays_inside": {
         "megatron_alum/convert/a.py": '"""d."""\ndef f():\n    import megatron.core\n',
-        "megatron_alum/data/shards.py": '"""d."""\nimport megatron.core\n',
+        "megatron_alum/data/shards/files.py": '"""d."""\nimport megatron.core\n',
     },
     "modules_form_no_cycle": {
         "megatron_alum/data/a.py": '"""d."""\nfrom .b import x\nfrom .c import y\n',
@@ -242,7 +276,7 @@ PLANTED: dict[str, dict[str, str]] = {
     "no_machine_paths": {"examples/a.yaml": "load: /home/someone/run\nsave: out/home/x\n"},
     "sources_are_ascii": {"tools/a.py": '"""d\u00e9."""\n', "tools/b.py": '"""d."""\n'},
 }
-REPORTED = {"modules_form_no_cycle": 0}
+REPORTED = {"modules_form_no_cycle": 0, "rooms_keep_their_order": 3}
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)

@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from megatron_alum.config.cli import main_guard
-from megatron_alum.training.compare import compare_metrics, describe_comparison, read_metrics
+from megatron_alum.report.compare import compare_metrics, describe_comparison, read_metrics
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 // Which tokens of a sample are masked, and what stands in their place.
 //
-// Python twin: megatron_alum/data/masking.py, where the rules and their sources stand; the random words are taken in the
+// Python twin: megatron_alum/data/sampling/masking.py, where the rules and their sources stand; the random words are taken in the
 // same order.
 #pragma once
 

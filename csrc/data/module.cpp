@@ -1,4 +1,4 @@
-// Module megatron_alum._data: the bindings of the sampler, used through megatron_alum/data/native.py only, and those of
+// Module megatron_alum._data: the bindings of the sampler, used through megatron_alum/data/sampling/native.py only, and those of
 // word_bindings.cpp.
 //
 // Arrays come in as numpy views of mapped files and are never copied; the objects keep them alive. The global

@@ -1,6 +1,6 @@
 // Counter-based random words of the sampler: Philox4x32-10 keyed by the run's seed, and a permutation without storage.
 //
-// Python twin: megatron_alum/data/rng.py, which says what each stream decides. Both give the same words; a change here
+// Python twin: megatron_alum/data/sampling/rng.py, which says what each stream decides. Both give the same words; a change here
 // must be made there, and tests/data/sampling/test_native.py compares them bit for bit.
 #pragma once
 

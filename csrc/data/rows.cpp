@@ -1,4 +1,4 @@
-// Google's NSP, ALBERT's SOP and RoBERTa's full sentences; see rows.h and megatron_alum/data/objective.py.
+// Google's NSP, ALBERT's SOP and RoBERTa's full sentences; see rows.h and megatron_alum/data/sampling/pairs.py.
 #include "rows.h"
 
 #include <algorithm>

@@ -1,6 +1,6 @@
 // Whole batches of pre-training samples from memory-mapped shards: index row -> text -> special tokens -> mask.
 //
-// Python twin: megatron_alum/data/dataset.py with sample.py. Nothing here depends on Python: module.cpp binds it.
+// Python twin: megatron_alum/data/sampling/dataset.py with sample.py. Nothing here depends on Python: module.cpp binds it.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ struct Blend {
   std::vector<int64_t> counts;
 };
 
-// Where a batch is written: its B samples one after another, then the tail. Meanings: megatron_alum/data/batch.py.
+// Where a batch is written: its B samples one after another, then the tail. Meanings: megatron_alum/data/sampling/batch.py.
 struct BatchBuffers {
   int64_t *tokens, *token_types, *position, *sequence;  // room for B * S, rounded up to the multiple
   int32_t* cu_seqlens;                                  // [B + 1]

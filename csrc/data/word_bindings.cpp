@@ -1,4 +1,4 @@
-// Python binding of the word table: used through megatron_alum/data/word_cache.py only.
+// Python binding of the word table: used through megatron_alum/data/tokenizers/word_cache.py only.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

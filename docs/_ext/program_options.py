@@ -26,8 +26,8 @@ from megatron_alum.config.fields import Option, options_of, section_of
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = {
     "pretrain_bert_alum.py": "megatron_alum.config.run:RunConfig",
-    "tools/preprocess_data.py": "megatron_alum.data.settings:PreprocessSettings",
-    "tools/train_tokenizer.py": "megatron_alum.data.train_tokenizer:TrainTokenizerSettings",
+    "tools/preprocess_data.py": "megatron_alum.data.preprocessing.settings:PreprocessSettings",
+    "tools/train_tokenizer.py": "megatron_alum.data.preprocessing.train_tokenizer:TrainTokenizerSettings",
     "tools/finetune.py": "megatron_alum.config.finetune:FinetuneConfig",
     "tools/attack.py": "megatron_alum.config.attack:AttackConfig",
     "tools/make_report.py": "megatron_alum.config.report:ReportConfig",

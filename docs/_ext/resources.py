@@ -1,7 +1,7 @@
 """The `resources` directive: what shipped recipes take, by the estimator's formulas, as a table.
 
 Each line of its body is `RECIPE PROCESSES VOCABULARY [FLAG VALUE ...]`, a YAML file of examples/ and the flags that
-differ. Formulas: megatron_alum/training/memory.py and flops.py.
+differ. Formulas: megatron_alum/planning/memory.py and flops.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from sphinx.util.docutils import SphinxDirective
 
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
-from megatron_alum.training.flops import TextSize, iteration_flops, run_iterations
-from megatron_alum.training.memory import checkpoint_bytes, estimate_memory, num_parameters
+from megatron_alum.planning.flops import TextSize, iteration_flops, run_iterations
+from megatron_alum.planning.memory import checkpoint_bytes, estimate_memory, num_parameters
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 HEADINGS = ("recipe", "phase", "state, GB", "activations, GB", "head, GB", "in all, GB", "TFLOP", "device-days")

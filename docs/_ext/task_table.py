@@ -1,5 +1,5 @@
 """Tables of benchmarks. `task-table` says what is measured and which files are read, from
-megatron_alum/finetune/tasks.py; `paper-scores` what the paper reports of its main models, from
+megatron_alum/finetune/benchmarks/tasks.py; `paper-scores` what the paper reports of its main models, from
 megatron_alum/report/paper.toml.
 """
 
@@ -10,7 +10,7 @@ from list_table import list_table
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from megatron_alum.finetune.tasks import TASKS, Task
+from megatron_alum.finetune.benchmarks.tasks import TASKS, Task
 from megatron_alum.report.paper_tables import paper_tables
 
 SYSTEMS = ("BERT-base", "ALUM-BERT-base", "RoBERTa-large", "ALUM-RoBERTa-large")

@@ -19,10 +19,10 @@ def main() -> None:
     """Attack every model, keep each row as it comes, draw the plot."""
     config = parse_config(AttackConfig, description=(__doc__ or "").splitlines()[0])
     require(*EXTRAS["finetune"], *EXTRAS["report"])
-    from megatron_alum.finetune.attack import check_word_attack
-    from megatron_alum.finetune.attacked import attack_model, attacked_task, labelled_examples
-    from megatron_alum.finetune.models import check_finetuned
-    from megatron_alum.finetune.records import write_at_once
+    from megatron_alum.finetune.runs.attack import check_word_attack
+    from megatron_alum.finetune.runs.attacked import attack_model, attacked_task, labelled_examples
+    from megatron_alum.finetune.runs.models import check_finetuned
+    from megatron_alum.finetune.runs.records import write_at_once
     from megatron_alum.report.robustness import plot_robustness
 
     task = attacked_task(config)

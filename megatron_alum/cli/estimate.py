@@ -5,7 +5,7 @@
         --config examples/bert_3.9b.yaml
 
 Takes every option of pre-training; a float32 run is taken for one on the CPU. Formulas:
-megatron_alum/training/memory.py and flops.py.
+megatron_alum/planning/memory.py and flops.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
 
 if TYPE_CHECKING:
-    from megatron_alum.training.flops import TextSize
+    from megatron_alum.planning.flops import TextSize
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     path = [] if "--data-path" in rest or "--config" in rest else ["--data-path", "unused"]
     config = parse_config(RunConfig, [*rest, *path, "--dry-run"], description="Options of the run:")
     config.data_parallel_size(own.processes)
-    from megatron_alum.training.flops import TextSize
+    from megatron_alum.planning.flops import TextSize
 
     text = TextSize.full(config, tokens_per_sequence=own.tokens_per_sequence)
     rows = report(config, text, processes=own.processes, vocab_size=own.vocab_size, limit_gb=own.gpu_memory_gb)
@@ -47,8 +47,8 @@ def main() -> None:
 
 def report(config: RunConfig, text: TextSize, *, processes: int, vocab_size: int, limit_gb: float | None) -> list[str]:
     """The table for global batches of `text`: one line a phase, gigabytes by use."""
-    from megatron_alum.training.flops import iteration_flops, passes, run_iterations
-    from megatron_alum.training.memory import checkpoint_bytes, estimate_memory, num_parameters
+    from megatron_alum.planning.flops import iteration_flops, passes, run_iterations
+    from megatron_alum.planning.memory import checkpoint_bytes, estimate_memory, num_parameters
 
     divisor = config.model.make_vocab_size_divisible_by
     padded = -(-vocab_size // divisor) * divisor

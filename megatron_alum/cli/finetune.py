@@ -27,10 +27,10 @@ def main() -> None:
 
 def _run(config: FinetuneConfig) -> None:
     """Prepare, run, summarise."""
-    from megatron_alum.finetune.evaluation import evaluate_folder
-    from megatron_alum.finetune.prepare import prepare
-    from megatron_alum.finetune.runs import exit_together, is_main_process, run_grid
-    from megatron_alum.finetune.summary import format_summary
+    from megatron_alum.finetune.runs.evaluation import evaluate_folder
+    from megatron_alum.finetune.runs.grid import exit_together, is_main_process, run_grid
+    from megatron_alum.finetune.runs.prepare import prepare
+    from megatron_alum.finetune.runs.summary import format_summary
 
     if is_main_process():
         print(format_config(config), flush=True)

@@ -20,7 +20,7 @@ from megatron_alum.config.data import DataConfig
 from megatron_alum.config.fields import options_of
 
 if TYPE_CHECKING:
-    from megatron_alum.data.shards import Shards
+    from megatron_alum.data.shards.files import Shards
 
 MAX_SENTENCES = 20
 """Sentences shown of a document."""
@@ -61,9 +61,9 @@ def main() -> None:
     parser.add_argument("--verify", action="store_true", help="read everything and compare the SHA-256 sums")
     arguments, sample_words = parser.parse_known_args()
     options = parse_config(SampleOptions, ["--data-path", arguments.prefix, *sample_words])
-    from megatron_alum.data.shards import CHECKED_FILES, open_shards, require_whole_manifest, shard_paths
-    from megatron_alum.data.statistics import describe
-    from megatron_alum.data.tokenizers import load_tokenizer
+    from megatron_alum.data.shards.files import CHECKED_FILES, open_shards, require_whole_manifest, shard_paths
+    from megatron_alum.data.shards.statistics import describe
+    from megatron_alum.data.tokenizers.tokenizer import load_tokenizer
 
     shards = open_shards(arguments.prefix, verify=arguments.verify)
     require_whole_manifest(shards.manifest, shard_paths(arguments.prefix)["json"])
@@ -90,7 +90,7 @@ def _readable(value: Any) -> str:
 
 
 def _show_document(shards: Shards, tokenizer: Any, number: int) -> None:
-    from megatron_alum.data.statistics import document_sentences
+    from megatron_alum.data.shards.statistics import document_sentences
 
     print(f"\ndocument {number}")
     for count, sentence in enumerate(document_sentences(shards, tokenizer, number)):
@@ -101,8 +101,8 @@ def _show_document(shards: Shards, tokenizer: Any, number: int) -> None:
 
 
 def _show_samples(options: SampleOptions, numbers: list[int]) -> None:
-    from megatron_alum.data.dataset import open_datasets
-    from megatron_alum.data.show import show_samples
+    from megatron_alum.data.sampling.dataset import open_datasets
+    from megatron_alum.data.sampling.show import show_samples
 
     with tempfile.TemporaryDirectory() as cache:  # no index is left beside the shards
         data = options.data if options.data.data_cache_path else replace(options.data, data_cache_path=cache)

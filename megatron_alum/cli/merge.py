@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--output-prefix", required=True, help="prefix of the joined corpus")
     parser.add_argument("--no-verify", action="store_true", help="do not compare the checksums of the parts")
     arguments = parser.parse_args()
-    from megatron_alum.data.merge import find_parts, merge_shards
+    from megatron_alum.data.preprocessing.merge import find_parts, merge_shards
 
     parts = find_parts(arguments.input)
     manifest = merge_shards(parts, arguments.output_prefix, verify=not arguments.no_verify)

@@ -11,14 +11,14 @@ summary on stderr says what was read, kept and skipped, and shows two documents 
 import sys
 
 from megatron_alum.config.cli import parse_config
-from megatron_alum.data.settings import PreprocessSettings
+from megatron_alum.data.preprocessing.settings import PreprocessSettings
 
 
 def main() -> None:
     """Parse the command line, run, print a summary and the counts."""
     settings = parse_config(PreprocessSettings, description=__doc__ or "")
-    from megatron_alum.data.pipeline import preprocess
-    from megatron_alum.data.statistics import summary
+    from megatron_alum.data.preprocessing.pipeline import preprocess
+    from megatron_alum.data.shards.statistics import summary
 
     manifest = preprocess(settings)
     for line in summary(settings.run.output_prefix, manifest):

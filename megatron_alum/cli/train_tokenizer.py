@@ -6,13 +6,13 @@ writes a Hugging Face tokenizer folder for `megatron-alum preprocess --tokenizer
 """
 
 from megatron_alum.config.cli import parse_config
-from megatron_alum.data.vocabulary_settings import TrainTokenizerSettings
+from megatron_alum.data.preprocessing.vocabulary_settings import TrainTokenizerSettings
 
 
 def main() -> None:
     """Parse the command line, train, say what came out."""
     settings = parse_config(TrainTokenizerSettings, description=__doc__ or "")
-    from megatron_alum.data.train_tokenizer import train_tokenizer
+    from megatron_alum.data.preprocessing.train_tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(settings)
     print(f"{settings.vocabulary.output}: {settings.vocabulary.type} vocabulary of {len(tokenizer):,} entries")

@@ -1,7 +1,7 @@
 """What the pre-training samples are made of: shards, split, sentence-pair objective, masking and the sampler.
 
 Checks here need nothing but the values themselves; what depends on the files (does a shard exist, does its split hold
-two documents) is checked where they are opened, `megatron_alum/data/dataset.py`.
+two documents) is checked where they are opened, `megatron_alum/data/sampling/dataset.py`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class DataConfig:
     sampler: Literal["auto", "cpp", "python"] = "auto"
     """implementation that assembles batches, bit-equal; auto: cpp where the extension is built"""
     sampler_threads: int = 1
-    """threads that prepare micro-batches and build pair indices, per rank; see tools/bench_sampler.py"""
+    """threads that prepare micro-batches and build pair indices, per rank; see benchmarks/bench_sampler.py"""
     prefetch_batches: int = 8
     """micro-batches prepared ahead in the background, per rank; whole iterations, so it may be a few more"""
 

@@ -130,7 +130,7 @@ class FinetuneTrainingConfig:
     torch_compile: bool = False
     """compile the model"""
     group_by_length: bool = True
-    """put examples of similar length into a batch; their order stays random, see finetune/batching.py"""
+    """put examples of similar length into a batch; their order stays random, see finetune/runs/batching.py"""
     logging_steps: int = 50
     """optimizer steps between log lines"""
     save_model: bool = True

@@ -24,8 +24,8 @@ from megatron_alum.convert.keys import ARCHITECTURES, expand_rows
 from megatron_alum.convert.megatron_folder import DistributedTensors, read_megatron_tensors
 from megatron_alum.convert.tensors import strip_vocabulary
 from megatron_alum.convert.to_hf import ExportSource
-from megatron_alum.data.blend import parse_data_path
-from megatron_alum.data.shards import shard_paths
+from megatron_alum.data.sampling.blend import parse_data_path
+from megatron_alum.data.shards.files import shard_paths
 
 HF_CONFIG_KEY = "hf_config"
 """Key of a checkpoint's config.json that keeps the config.json of the model it was imported from."""

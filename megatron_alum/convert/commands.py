@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 
 from megatron_alum.compat import silence_fallback_warnings
-from megatron_alum.compat.allocator import return_freed_memory
 from megatron_alum.convert.card_words import CardWish
 from megatron_alum.convert.checkpoint_source import CheckpointWeights, read_checkpoint_source
 from megatron_alum.convert.from_hf import fill_parameters
@@ -18,6 +17,7 @@ from megatron_alum.convert.stock import read_stock_source
 from megatron_alum.convert.stock_folder import find_stock_checkpoint
 from megatron_alum.convert.to_hf import ExportSource, export_folder
 from megatron_alum.convert.verify import Comparison, compare, single_rank_model
+from megatron_alum.ops.allocator import return_freed_memory
 
 
 def to_hf(

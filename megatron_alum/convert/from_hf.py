@@ -150,7 +150,7 @@ def check_same_vocabulary(hf_dir: Path, tokenizer_dir: Path) -> None:
 
     Raises: ValueError naming an entry that has two ids: the weights would belong to other words.
     """
-    from megatron_alum.data.tokenizers import load_tokenizer
+    from megatron_alum.data.tokenizers.tokenizer import load_tokenizer
 
     their_tokenizer, our_tokenizer = load_tokenizer(hf_dir), load_tokenizer(tokenizer_dir)
     theirs, ours = their_tokenizer.get_vocab(), our_tokenizer.get_vocab()

@@ -30,7 +30,7 @@ from megatron_alum.convert.hf_config import (
 from megatron_alum.convert.hf_model import full_name
 from megatron_alum.convert.keys import Part, Row, expand_rows
 from megatron_alum.convert.translate import Shape, check_shapes, megatron_tensor
-from megatron_alum.data.bare_vocabulary import has_tokenizer
+from megatron_alum.data.tokenizers.bare_vocabulary import has_tokenizer
 
 _SAFE, _PICKLED = "model.safetensors", "pytorch_model.bin"
 _BUFFERS = (".position_ids", ".token_type_ids")

@@ -60,7 +60,7 @@ def read_stock_source(
             f"--tokenizer must name the Hugging Face tokenizer folder that {folder} was trained with, but is not "
             "given: a Megatron-LM checkpoint holds none."
         )
-    from megatron_alum.data.tokenizers import load_tokenizer
+    from megatron_alum.data.tokenizers.tokenizer import load_tokenizer
 
     grid = rank_grid(folder)
     contents = load_rank_files(grid)

@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from megatron_alum.data.bare_vocabulary import TOKENIZER_FILES, has_tokenizer
-from megatron_alum.data.tokenizers import load_tokenizer, save_tokenizer
+from megatron_alum.data.tokenizers.bare_vocabulary import TOKENIZER_FILES, has_tokenizer
+from megatron_alum.data.tokenizers.tokenizer import load_tokenizer, save_tokenizer
 
 _CONFIG = "tokenizer_config.json"
 

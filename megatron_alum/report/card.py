@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_alum.convert.model_card import with_evaluation
-from megatron_alum.finetune.records import write_at_once
+from megatron_alum.finetune.runs.records import write_at_once
 from megatron_alum.report.results import Results, best_values, cell
 
 

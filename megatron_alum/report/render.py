@@ -14,9 +14,9 @@ from itertools import groupby
 from pathlib import Path
 
 from megatron_alum.config.extras import require
-from megatron_alum.finetune.loading import has_split, load_split
-from megatron_alum.finetune.records import write_at_once
-from megatron_alum.finetune.tasks import TASKS
+from megatron_alum.finetune.benchmarks.loading import has_split, load_split
+from megatron_alum.finetune.benchmarks.tasks import TASKS
+from megatron_alum.finetune.runs.records import write_at_once
 from megatron_alum.report.figures import draw_figures
 from megatron_alum.report.paper_tables import Column, PaperTable, Part, paper_figures, paper_sizes, paper_tables
 from megatron_alum.report.results import FILE, Results, Shown, best_values, cell

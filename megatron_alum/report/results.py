@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_alum.finetune.summary import mean_and_deviation
-from megatron_alum.finetune.tasks import TASKS
+from megatron_alum.finetune.benchmarks.tasks import TASKS
+from megatron_alum.finetune.runs.summary import mean_and_deviation
 from megatron_alum.report.paper_tables import Cell
 
 Row = Mapping[str, Any]

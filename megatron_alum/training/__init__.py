@@ -1,7 +1,7 @@
 """The training loop: state, step, loop, and what surrounds them.
 
-Reading order: loop.py (the run), step.py (one iteration), objective.py (the losses of a micro-batch), then state.py,
-optimizer.py, schedule.py, resume.py, control.py, metrics.py, validation.py.
+Reading order: loop.py (the run), step.py (one iteration), then state.py, optimizer.py, resume.py, control.py,
+metrics.py, validation.py. What a step minimises is `objective`.
 """
 
 from megatron_alum.compat import silence_fallback_warnings

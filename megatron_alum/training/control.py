@@ -1,7 +1,8 @@
 """What the ranks must agree on once an iteration, in one small all-reduce over a CPU group of its own.
 
 Any rank may ask for a save or a stop, or report that a save failed, and all act upon it at the same step boundary. The
-collective is started before a step and read after it, so that no rank waits for it, and no rank asks its GPU.
+collective is started before a step and read after it, so that no rank waits for it, and no rank asks its GPU. Where a
+failure must become the same error on all ranks at once, there is `checkpoint.agreement.together`, which blocks.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import torch.distributed as dist
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """What all ranks hold in common at a step boundary."""
+class Requests:
+    """What the ranks ask for at a step boundary, the same on all of them."""
 
     save: bool
     """some rank was asked to save (SIGUSR1 or SIGTERM)"""
@@ -31,18 +32,18 @@ class Agreement:
     """a background save failed on some rank"""
 
 
-class PendingAgreement:
-    """An agreement on its way."""
+class PendingRequests:
+    """The requests of all ranks, on their way."""
 
     def __init__(self, values: torch.Tensor, work: dist.Work) -> None:
         """`values` int64 [3], filled in when `work` is done."""
         self._values, self._work = values, work
 
-    def result(self) -> Agreement:
+    def result(self) -> Requests:
         """Wait for the slowest rank's part. Raises: what the collective raises for a lost rank."""
         self._work.wait()
         save, stop, failed = (bool(value) for value in self._values.tolist())
-        return Agreement(save, stop, failed)
+        return Requests(save, stop, failed)
 
 
 class Control:
@@ -53,13 +54,13 @@ class Control:
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
         self._save = self._stop = False
 
-    def agree(self, *, save_failed: bool) -> PendingAgreement:
+    def collect(self, *, save_failed: bool) -> PendingRequests:
         """Start to collect the requests of all ranks, this one's as they stand now. Collective."""
         values = torch.tensor([self._save, self._stop, save_failed], dtype=torch.int64)
         self._save = False
         work = dist.all_reduce(values, group=self._group, async_op=True)
         assert work is not None
-        return PendingAgreement(values, work)
+        return PendingRequests(values, work)
 
     @contextmanager
     def signals(self) -> Iterator[None]:

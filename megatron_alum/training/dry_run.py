@@ -13,15 +13,15 @@ import torch
 
 from megatron_alum.config.cli import format_config
 from megatron_alum.config.run import RunConfig
-from megatron_alum.data.loader import draw
-from megatron_alum.data.placement import BatchPlan, Counts, IterationPlan
+from megatron_alum.data.sampling.loader import draw
+from megatron_alum.data.sampling.placement import BatchPlan, Counts, IterationPlan
 from megatron_alum.models import attention_backend
+from megatron_alum.objective.micro_batch import MicroBatch, batch_plan, load_all
+from megatron_alum.objective.schedule import Phase
 from megatron_alum.parallel import joined
-from megatron_alum.training.flops import TextSize, iteration_flops, passes, peak_flops, run_iterations
-from megatron_alum.training.memory import checkpoint_bytes, estimate_memory, num_parameters
-from megatron_alum.training.micro_batch import MicroBatch, batch_plan, load_all
+from megatron_alum.planning.flops import TextSize, iteration_flops, passes, peak_flops, run_iterations
+from megatron_alum.planning.memory import checkpoint_bytes, estimate_memory, num_parameters
 from megatron_alum.training.performance import peak_memory_bytes
-from megatron_alum.training.schedule import Phase
 from megatron_alum.training.state import TrainState, build_state
 from megatron_alum.training.step import train_step
 

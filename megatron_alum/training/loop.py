@@ -20,7 +20,9 @@ from megatron_alum.checkpoint.lock import RunLock
 from megatron_alum.checkpoint.save import CheckpointSaver
 from megatron_alum.config.cli import format_config
 from megatron_alum.config.run import RunConfig
-from megatron_alum.data.loader import BatchLoader, IterationBatches
+from megatron_alum.data.sampling.loader import BatchLoader, IterationBatches
+from megatron_alum.objective.micro_batch import batch_plan, load_all
+from megatron_alum.objective.schedule import phase_of
 from megatron_alum.parallel import joined
 from megatron_alum.training.control import Control
 from megatron_alum.training.metrics import (
@@ -32,12 +34,10 @@ from megatron_alum.training.metrics import (
     finite,
     metrics_row,
 )
-from megatron_alum.training.micro_batch import batch_plan, load_all
 from megatron_alum.training.performance import Stopwatch
 from megatron_alum.training.profiler import Profile
 from megatron_alum.training.replicas import check_replicas
 from megatron_alum.training.resume import Resume, check_save_folder, find_resume, finished_note, origin_of, roll_back
-from megatron_alum.training.schedule import phase_of
 from megatron_alum.training.state import TrainState, build_state, checkpoint_content, load_into
 from megatron_alum.training.step import StepResult, train_step
 from megatron_alum.training.validation import validate
@@ -124,20 +124,20 @@ class Run:
             ) as loader,
         ):
             self.stopwatch.restart()
-            pending = self.control.agree(save_failed=False)
+            pending = self.control.collect(save_failed=False)
             while True:
                 state.watch.enter(f"agreeing on what follows iteration {state.iteration}")
-                agreement = pending.result()
-                if agreement.save_failed:
+                requests = pending.result()
+                if requests.save_failed:
                     self.saver.wait()  # raises
                 if state.iteration >= config.last_iteration:
                     break
-                if agreement.stop:
+                if requests.stop:
                     self._say(f"SIGTERM: stopping after iteration {state.iteration}.")
                     break
-                if agreement.save:
+                if requests.save:
                     self.save()
-                pending = self.control.agree(save_failed=self.saver.failed)  # read after the step
+                pending = self.control.collect(save_failed=self.saver.failed)  # read after the step
                 self._iteration(next(loader), bar, loader)
 
     def _iteration(self, batches: IterationBatches, bar: Any, loader: BatchLoader) -> None:
@@ -177,15 +177,14 @@ class Run:
         if iteration % self.config.logging.log_interval == 0:
             self._log(result, bar, loader_wait_seconds)
         bar.update(1)
-        paused_at = self.stopwatch.pause()
-        if options.eval_interval and iteration % options.eval_interval == 0:
-            losses = validate(self.state, self.plan)
-            if losses is not None:
-                self.writers.write(VALIDATION_FILE, {"iteration": iteration, **losses})
-        if self.config.checkpoint.save_interval and iteration % self.config.checkpoint.save_interval == 0:
-            self.save()
-        self._look_after(iteration)
-        self.stopwatch.resume(paused_at)
+        with self.stopwatch.paused():
+            if options.eval_interval and iteration % options.eval_interval == 0:
+                losses = validate(self.state, self.plan)
+                if losses is not None:
+                    self.writers.write(VALIDATION_FILE, {"iteration": iteration, **losses})
+            if self.config.checkpoint.save_interval and iteration % self.config.checkpoint.save_interval == 0:
+                self.save()
+            self._look_after(iteration)
 
     def _look_after(self, iteration: int) -> None:
         """What is done on all ranks at once, and seldom: garbage, and whether the replicas still agree."""

@@ -25,9 +25,9 @@ from megatron_alum.checkpoint.origin import ROWS_FILES, WANDB_FILE
 from megatron_alum.checkpoint.rows import Rows
 from megatron_alum.config.extras import require
 from megatron_alum.config.run import RunConfig
+from megatron_alum.objective.schedule import Phase
 from megatron_alum.ops import perturbation_statistics
 from megatron_alum.parallel import ProcessGroups
-from megatron_alum.training.schedule import Phase
 from megatron_alum.training.step import StepResult
 
 COLUMNS = (

@@ -23,7 +23,7 @@ from megatron_alum.compat.adam import use_torch_adam
 from megatron_alum.config.run import RunConfig
 from megatron_alum.models import SplitBert
 from megatron_alum.models.accumulation import accumulate_in_place
-from megatron_alum.training.schedule import learning_rate
+from megatron_alum.objective.schedule import learning_rate
 
 
 def wrap_data_parallel(model: SplitBert, config: RunConfig) -> DistributedDataParallel:

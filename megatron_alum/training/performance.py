@@ -6,17 +6,19 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from megatron_alum.config.run import RunConfig
-from megatron_alum.data.placement import Counts
+from megatron_alum.data.sampling.placement import Counts
+from megatron_alum.objective.schedule import Phase
 from megatron_alum.parallel import ProcessGroups
-from megatron_alum.training.flops import TextSize, iteration_flops, peak_flops
+from megatron_alum.planning.flops import TextSize, iteration_flops, peak_flops
 from megatron_alum.training.metrics import finite
-from megatron_alum.training.schedule import Phase
 
 
 class Stopwatch:
@@ -35,13 +37,12 @@ class Stopwatch:
         self._iterations = self._tokens = 0
         self._flops = self._imbalance = 0.0
 
-    def pause(self) -> float:
-        """The moment from which `resume` leaves time out."""
-        return time.perf_counter()
-
-    def resume(self, paused_at: float) -> None:
-        """Leave out the time since `pause`."""
-        self._since += time.perf_counter() - paused_at
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time within does not count."""
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
 
     def count(self, phase: Phase, counts: Counts, imbalance: float) -> None:
         """One iteration of `phase` was done, on a global batch of these counts; `imbalance` as in IterationPlan."""

@@ -18,9 +18,9 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel.schedules import forward_backward_pipelining_without_interleaving
 from torch import Tensor
 
-from megatron_alum.data.placement import Counts
-from megatron_alum.training.micro_batch import MicroBatch
-from megatron_alum.training.objective import Objective
+from megatron_alum.data.sampling.placement import Counts
+from megatron_alum.objective.losses import Objective
+from megatron_alum.objective.micro_batch import MicroBatch
 
 
 def run_over_stages(

@@ -18,7 +18,7 @@ from megatron_alum.config.cli import config_to_dict
 from megatron_alum.config.run import RunConfig
 from megatron_alum.config.stored import KIND_OF, Kind, differences
 from megatron_alum.convert.foreign import instead_of_a_run
-from megatron_alum.data.blend import parse_data_path
+from megatron_alum.data.sampling.blend import parse_data_path
 from megatron_alum.parallel import ProcessGroups
 from megatron_alum.training.state import data_fingerprint
 

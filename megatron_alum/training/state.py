@@ -20,16 +20,16 @@ from megatron_alum.checkpoint.save import CheckpointContent
 from megatron_alum.config.cli import config_to_dict
 from megatron_alum.config.run import RunConfig
 from megatron_alum.convert import HF_CONFIG_KEY, hf_vocab_size, load_hf_into_model, original_hf_config
-from megatron_alum.data.blend import parse_data_path
-from megatron_alum.data.dataset import Datasets, open_datasets
-from megatron_alum.data.shards import read_manifest, shard_paths
+from megatron_alum.data.sampling.blend import parse_data_path
+from megatron_alum.data.sampling.dataset import Datasets, open_datasets
+from megatron_alum.data.shards.files import read_manifest, shard_paths
 from megatron_alum.models import SplitBert, build_model
+from megatron_alum.objective.losses import Objective
+from megatron_alum.objective.rng import TrainingRng
 from megatron_alum.parallel import ProcessGroups, seed_everything
 from megatron_alum.training.control import Watch
-from megatron_alum.training.objective import Objective
 from megatron_alum.training.optimizer import build_optimizer, load_optimizer, wrap_data_parallel
 from megatron_alum.training.optimizer_state import own_tensors, to_save
-from megatron_alum.training.rng import TrainingRng
 from megatron_alum.training.step import Trainable
 
 

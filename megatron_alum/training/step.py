@@ -18,18 +18,18 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
 from megatron_alum.config.run import RunConfig
-from megatron_alum.data.placement import Counts
+from megatron_alum.data.sampling.placement import Counts
+from megatron_alum.objective.losses import MicroLoss, Objective
+from megatron_alum.objective.micro_batch import MicroBatch
+from megatron_alum.objective.schedule import Phase, phase_of
 from megatron_alum.training.control import Watch
-from megatron_alum.training.micro_batch import MicroBatch
-from megatron_alum.training.objective import MicroLoss, Objective
 from megatron_alum.training.optimizer import apply_gradients, set_learning_rate
 from megatron_alum.training.pipeline import run_over_stages
-from megatron_alum.training.schedule import Phase, phase_of
 
 
 @dataclass
 class Trainable:
-    """What a step changes."""
+    """What a step needs and changes, and nothing else: a benchmark steps without data, layout or place in a run."""
 
     config: RunConfig
     """the run"""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from megatron_alum.data.loader import draw
-from megatron_alum.data.placement import BatchPlan, Counts
-from megatron_alum.training.micro_batch import load_all
+from megatron_alum.data.sampling.loader import draw
+from megatron_alum.data.sampling.placement import BatchPlan, Counts
+from megatron_alum.objective.micro_batch import load_all
 from megatron_alum.training.pipeline import run_over_stages
 from megatron_alum.training.state import TrainState
 

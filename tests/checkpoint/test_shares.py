@@ -11,7 +11,7 @@ import torch
 from megatron_alum.checkpoint.folder import find_checkpoint
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
-from megatron_alum.training.memory import checkpoint_bytes
+from megatron_alum.planning.memory import checkpoint_bytes
 from megatron_alum.training.optimizer_state import rectangles
 from tests.helpers.distributed import run_ranks
 from tests.training.runs import arguments

@@ -15,11 +15,11 @@ import transformers
 from megatron_alum.convert import commands
 from megatron_alum.convert.checkpoint_source import read_checkpoint_source
 from megatron_alum.convert.from_hf import check_same_vocabulary
-from megatron_alum.data.bare_vocabulary import open_tokenizer
-from megatron_alum.data.tokenizer_folder import describe_folder, write_folder
-from megatron_alum.data.tokenizers import load_tokenizer
-from megatron_alum.data.vocabulary import TokenizerSource
-from megatron_alum.finetune.models import load_tokenizer as load_for_finetuning
+from megatron_alum.data.tokenizers.bare_vocabulary import open_tokenizer
+from megatron_alum.data.tokenizers.folder import describe_folder, write_folder
+from megatron_alum.data.tokenizers.tokenizer import load_tokenizer
+from megatron_alum.data.tokenizers.vocabulary import TokenizerSource
+from megatron_alum.finetune.runs.models import load_tokenizer as load_for_finetuning
 from tests.convert.models import SIZES, random_hf_model, save_hf_model
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]"]

@@ -17,9 +17,9 @@ import transformers
 from megatron_alum.config.model import ModelConfig
 from megatron_alum.convert import commands, hf_vocab_size, load_hf_into_model, model_flags_from_hf
 from megatron_alum.convert.verify import single_rank_model
-from megatron_alum.data.bare_vocabulary import has_tokenizer
-from megatron_alum.data.tokenizer_folder import write_folder
-from megatron_alum.data.vocabulary import TokenizerSource
+from megatron_alum.data.tokenizers.bare_vocabulary import has_tokenizer
+from megatron_alum.data.tokenizers.folder import write_folder
+from megatron_alum.data.tokenizers.vocabulary import TokenizerSource
 from tests.convert.models import SIZES, VOCAB_SIZE, save_hf_model, tokenizer_folder
 from tests.convert.test_bare_vocabulary import WORDPIECE, model_folder
 from tests.convert.test_legacy import save_published
@@ -220,8 +220,8 @@ def tokenizer(path, scratch):
 
 
 def finetune(path, scratch):
-    from megatron_alum.finetune.models import build_model, check_vocabulary, checked_folder, load_tokenizer
-    from megatron_alum.finetune.tasks import TASKS
+    from megatron_alum.finetune.benchmarks.tasks import TASKS
+    from megatron_alum.finetune.runs.models import build_model, check_vocabulary, checked_folder, load_tokenizer
 
     checked_folder(str(path), "--model")
     check_vocabulary(str(path), load_tokenizer(str(path)))

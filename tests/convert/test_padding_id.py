@@ -8,8 +8,8 @@ import transformers
 
 from megatron_alum.config.model import ModelConfig
 from megatron_alum.convert import commands, model_config_from_hf, model_flags_from_hf
-from megatron_alum.finetune.embeddings import EmbeddingSplit
-from megatron_alum.finetune.models import check_vocabulary, load_tokenizer, longest_input
+from megatron_alum.finetune.methods.embeddings import EmbeddingSplit
+from megatron_alum.finetune.runs.models import check_vocabulary, load_tokenizer, longest_input
 from tests.convert import ranks
 from tests.convert.models import SIZES, VOCAB_SIZE, edit_config, hf_outputs
 from tests.helpers.distributed import run_ranks

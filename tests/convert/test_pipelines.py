@@ -10,7 +10,7 @@ import transformers
 
 from megatron_alum.convert import commands
 from megatron_alum.convert.tokenizer_files import copy_tokenizer, limit_length
-from megatron_alum.data.tokenizers import load_tokenizer
+from megatron_alum.data.tokenizers.tokenizer import load_tokenizer
 from tests.convert.models import CASES, FULL, VOCAB_SIZE, save_hf_model, tokenizer_folder
 
 USABLE = 39  # tokens that the position tables of the test models serve; RoBERTa's has 41 rows
@@ -73,8 +73,8 @@ def test_feature_extraction_gives_the_same_alone_and_in_a_batch(exported):
 @pytest.mark.parametrize("task", ["text-classification", "token-classification"])
 def test_a_fine_tuned_model_serves(task, exported, tmp_path):
     """The folder that fine-tuning writes: its own model builder, saved with the tokenizer."""
-    from megatron_alum.finetune.models import build_model, load_tokenizer
-    from megatron_alum.finetune.tasks import TASKS
+    from megatron_alum.finetune.benchmarks.tasks import TASKS
+    from megatron_alum.finetune.runs.models import build_model, load_tokenizer
 
     of_task = (TASKS["sst2"],) if task == "text-classification" else (TASKS["jnlpba"], ("O", "B-DNA", "I-DNA"))
     build_model(str(exported), *of_task).save_pretrained(tmp_path)

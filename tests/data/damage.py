@@ -4,7 +4,7 @@ import copy
 import json
 import struct
 
-from megatron_alum.data.shards import INDEX_HEADER_BYTES
+from megatron_alum.data.shards.files import INDEX_HEADER_BYTES
 
 EXTREMES = (0, 1, -1, 2**31 - 1, -(2**31), 2**40, 2**63 - 1, -(2**63))
 ODD_VALUES = (None, -1, 0, 10**30, 1.5, "", "x", [], [1], {}, {"count": "many"}, True)

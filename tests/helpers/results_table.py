@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_alum.compat.machine import current_commit, processor_name
+from megatron_alum.report.machine import current_commit, processor_name
 
 COLUMNS = ("test", "outcome", "seconds", "date", "commit", "processor")
 

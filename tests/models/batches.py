@@ -4,6 +4,7 @@ import dataclasses
 
 import torch
 
+from megatron_alum.config.model import ModelConfig
 from megatron_alum.models import ModelInputs
 
 VOCAB_SIZE = 77
@@ -11,6 +12,12 @@ LENGTHS = (16, 13, 10)
 """39 tokens, which are filled up to 40"""
 PAD = {"megatron-bert": 0, "bert": 0, "roberta": 1}
 MASKED_COLUMNS = (1, 4, 6)
+
+
+def small_config(model_type="megatron-bert", **changes):
+    """Two layers of width 24, rows of 16, no dropout."""
+    sizes = {"num_layers": 2, "hidden_size": 24, "num_attention_heads": 4, "seq_length": 16}
+    return ModelConfig(model_type=model_type, **{**sizes, "hidden_dropout": 0.0, "attention_dropout": 0.0, **changes})
 
 
 @dataclasses.dataclass

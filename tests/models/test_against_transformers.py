@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from megatron_alum.models import build_model
-from tests.models.batches import VOCAB_SIZE, make_batch
+from tests.models.batches import VOCAB_SIZE, make_batch, small_config
 from tests.models.huggingface import randomize_whole, twin
-from tests.models.test_gradients import small_config
 from tests.models.tolerances import GRADIENT_RTOL, HIDDEN_ATOL, LOGITS_ATOL
 
 

@@ -11,7 +11,7 @@ from megatron_alum.config.model import ModelConfig
 from megatron_alum.models import build_model, padded_vocab_size
 from megatron_alum.parallel import initialize
 from tests.helpers.distributed import run_ranks
-from tests.models.batches import VOCAB_SIZE, make_batch
+from tests.models.batches import VOCAB_SIZE, make_batch, small_config
 from tests.models.huggingface import randomize_whole
 from tests.models.tolerances import LOGITS_ATOL
 
@@ -69,14 +69,7 @@ def _whole_weights(rank, world_size, config):
 
 @pytest.mark.parametrize("model_type", ["megatron-bert", "bert", "roberta"])
 def test_initial_weights_do_not_depend_on_the_layout(model_type):
-    config = ModelConfig(
-        model_type=model_type,
-        num_layers=2,
-        hidden_size=24,
-        num_attention_heads=4,
-        seq_length=16,
-        make_vocab_size_divisible_by=1,
-    )
+    config = small_config(model_type, make_vocab_size_divisible_by=1)
     one, two = run_ranks(1, _whole_weights, config)[0], run_ranks(2, _whole_weights, config)[1]
     assert one.keys() == two.keys()
     for name in one:

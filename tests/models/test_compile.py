@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from megatron_alum.alum import frozen
-from megatron_alum.config.model import ModelConfig
 from megatron_alum.models import build_model
-from tests.models.batches import VOCAB_SIZE, make_batch
+from tests.models.batches import VOCAB_SIZE, make_batch, small_config
 from tests.models.tolerances import LOGITS_ATOL
 
 
@@ -29,15 +28,7 @@ def _pass(model, batch, rows):
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["megatron-bert", "bert"])
 def test_compiled_layers_equal_eager_ones(groups, model_type):
-    config = ModelConfig(
-        model_type=model_type,
-        num_layers=2,
-        hidden_size=24,
-        num_attention_heads=3,
-        seq_length=16,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-    )
+    config = small_config(model_type, num_attention_heads=3)
     eager, compiled = (
         build_model(config, vocab_size=VOCAB_SIZE, groups=groups, torch_compile=on) for on in (False, True)
     )

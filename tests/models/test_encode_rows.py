@@ -7,8 +7,7 @@ from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
 from megatron_alum.models import build_model
 from tests.helpers.distributed import run_ranks
-from tests.models.batches import VOCAB_SIZE, make_batch
-from tests.models.test_gradients import small_config
+from tests.models.batches import VOCAB_SIZE, make_batch, small_config
 from tests.models.tolerances import GRADIENT_TOLERANCE, LOGITS_ATOL
 
 

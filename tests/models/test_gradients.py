@@ -8,26 +8,13 @@ import functools
 import pytest
 import torch
 
-from megatron_alum.config.model import ModelConfig
 from tests.helpers.distributed import run_ranks
 from tests.helpers.pairs import pairs
 from tests.models.alum_step import gradients
-from tests.models.batches import make_batch
+from tests.models.batches import make_batch, small_config
 from tests.models.tolerances import BFLOAT16_LOSS_RTOL, DELTA_ATOL, GRADIENT_TOLERANCE, LOSS_RTOL
 
 TYPES = ["megatron-bert", "bert", "roberta"]
-
-
-def small_config(model_type):
-    return ModelConfig(
-        model_type=model_type,
-        num_layers=2,
-        hidden_size=24,
-        num_attention_heads=4,
-        seq_length=16,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-    )
 
 
 @functools.cache

@@ -13,10 +13,9 @@ from megatron_alum.models import HeadOutputs, build_model
 from megatron_alum.reference.tokens import perturb
 from tests.helpers.distributed import run_ranks
 from tests.models.alum_step import ALPHA, ALUM, gradients, noise_key
-from tests.models.batches import VOCAB_SIZE, make_batch
+from tests.models.batches import VOCAB_SIZE, make_batch, small_config
 from tests.models.huggingface import randomize_whole, renamed, twin
 from tests.models.test_against_transformers import transformers_outputs
-from tests.models.test_gradients import small_config
 from tests.models.tolerances import GRADIENT_RTOL, KEY_BIAS_ATOL, LOSS_RTOL
 
 

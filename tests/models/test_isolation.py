@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from megatron_alum.models import build_model
-from tests.models.batches import VOCAB_SIZE, make_batch
+from tests.models.batches import VOCAB_SIZE, make_batch, small_config
 from tests.models.huggingface import randomize_whole
-from tests.models.test_gradients import small_config
 from tests.models.tolerances import JAGGED_RTOL
 
 # Two of equal length, which share their products, one of a single token, and a tail of 5 tokens.

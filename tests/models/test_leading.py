@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from tests.helpers.distributed import run_ranks
-from tests.models.batches import VOCAB_SIZE, make_batch
-from tests.models.test_gradients import small_config
+from tests.models.batches import VOCAB_SIZE, make_batch, small_config
 
 FIRST = 24  # of 40 tokens: on two ranks the cut lies inside the second rank's part
 

@@ -5,10 +5,9 @@ pass.
 import pytest
 import torch
 
-from megatron_alum.config.model import ModelConfig
 from megatron_alum.models import build_model
 from megatron_alum.ops import symmetric_kl
-from tests.models.batches import VOCAB_SIZE, make_batch
+from tests.models.batches import VOCAB_SIZE, make_batch, small_config
 from tests.models.huggingface import randomize_whole
 from tests.models.tolerances import HALF_LOGITS_ATOL
 
@@ -17,15 +16,7 @@ TYPES = ["megatron-bert", "bert", "roberta"]
 
 
 def _model(groups, model_type, dtype):
-    config = ModelConfig(
-        model_type=model_type,
-        num_layers=2,
-        hidden_size=24,
-        num_attention_heads=3,
-        seq_length=16,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-    )
+    config = small_config(model_type, num_attention_heads=3)
     model = build_model(config, vocab_size=VOCAB_SIZE, groups=groups)
     randomize_whole(model, groups)
     return model.to(dtype)

@@ -8,8 +8,7 @@ import pytest
 from tests.helpers.distributed import run_ranks
 from tests.helpers.pairs import pairs
 from tests.models.alum_step import gradients
-from tests.models.batches import make_batch
-from tests.models.test_gradients import small_config
+from tests.models.batches import make_batch, small_config
 from tests.models.tolerances import ORDER_RTOL
 
 

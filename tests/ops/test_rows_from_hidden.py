@@ -244,7 +244,7 @@ def sums_on_rank(rank, world_size, case, impl):
 
 def test_a_split_vocabulary_gives_what_one_rank_gives(device, impl):
     if device.type != "cpu":
-        pytest.skip("the workers of this test speak gloo; tools/gpu_check.py runs one GPU")
+        pytest.skip("the workers of this test speak gloo; benchmarks/gpu_check.py runs one GPU")
     case = inputs(device)
     case = [x.detach() for x in case[0]], *case[1:]
     ((sums, gradients, _),) = run_ranks(1, sums_on_rank, case, impl)

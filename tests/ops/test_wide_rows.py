@@ -3,7 +3,7 @@ and over the logits.
 
 On a GPU of compute capability 9.0 these are the rows that a cluster of blocks shares, 8 in float32 and 4 in 16 bits
 (`plan_of` in csrc/ops/cuda/row_kernel.cu); the other tests with labels have rows of one block. They are few, so that
-tools/gpu_check.py can run them under compute-sanitizer.
+benchmarks/gpu_check.py can run them under compute-sanitizer.
 """
 
 import pytest

@@ -112,7 +112,7 @@ def the_sdist_holds_what_builds_and_tests_it(sdist):
 def the_wheel_holds_both_extensions_and_the_data(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    for wanted in ("megatron_alum/_C.", "megatron_alum/_data.", "megatron_alum/data/languages/de.toml"):
+    for wanted in ("megatron_alum/_C.", "megatron_alum/_data.", "megatron_alum/data/preprocessing/languages/de.toml"):
         assert any(name.startswith(wanted) for name in names), wanted
     assert {"megatron_alum/py.typed", "megatron_alum/report/paper.toml", "megatron_alum/report/page.html"} <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"megatron_alum"}

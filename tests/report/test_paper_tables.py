@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from megatron_alum.finetune.tasks import TASKS
+from megatron_alum.finetune.benchmarks.tasks import TASKS
 from megatron_alum.report.card import add_evaluation
 from megatron_alum.report.figures import draw_figures
 from megatron_alum.report.paper_tables import paper_sizes, paper_tables

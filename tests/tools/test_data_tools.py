@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_alum.data.shards import open_shards
-from tests.data.prep.corpora import ARTICLES, SPECIALS, left_behind, write_jsonl, write_vocab
+from megatron_alum.data.shards.files import open_shards
+from tests.data.preprocessing.corpora import ARTICLES, SPECIALS, left_behind, write_jsonl, write_vocab
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -189,36 +189,3 @@ def test_inspect_shows_the_samples_of_training(run, tmp_path, shared_data, objec
 def test_merge_errors(run, tmp_path):
     status, _out, err = run("merge_shards.py", "--input", tmp_path / "none", "--output-prefix", tmp_path / "out")
     assert status == 2 and "must exist, but is missing" in err and left_behind(tmp_path, keep=set()) == []
-
-
-@pytest.mark.requires_shared_data
-def test_compare_splitters(run, shared_data):
-    words = ["--input", shared_data / "wiki/extracted/AA/wiki_01.bz2", "--punkt-dir", shared_data / "punkt/nltk_data"]
-    status, out, err = run("compare_splitters.py", *words, "--max-mb", "0.2", "--show", "2")
-    assert status == 0, err
-    assert out.startswith("sentence ends inside lines: ") and "agreement (F1) 9" in out and len(out.splitlines()) == 4
-
-
-@pytest.mark.slow
-@pytest.mark.requires_shared_data
-def test_bench_data_measures_every_row(run, tmp_path, shared_data):
-    """On very little text: the rows are there and the table is written. Speeds are looked at in `make bench`."""
-    dump = next((shared_data / "wiki" / "dump").glob("enwiki-table*.bz2"))
-    words = [
-        "--corpus",
-        shared_data / "wiki/extracted/AA/wiki_01.bz2",
-        "--dump",
-        dump,
-        "--mb",
-        "0.1",
-        "--dump-mb",
-        "0.1",
-    ]
-    words += ["--vocab-file", shared_data / "vocab/bert-base-uncased-vocab.txt", "--output", tmp_path / "t.csv"]
-    status, out, err = run("bench_data.py", *words, "--punkt-dir", shared_data / "punkt/nltk_data")
-    assert status == 0, err
-    rows = (tmp_path / "t.csv").read_text().splitlines()
-    assert rows[0].startswith("what,megabytes,wall_seconds") and len(rows) >= 7
-    assert "punkt, sentence by sentence" in out and "MediaWiki reader, 2 worker(s)" in out
-    status, _out, err = run("bench_data.py")
-    assert status == 2 and "--corpus (with --vocab-file) or --dump must be given" in err

@@ -12,7 +12,7 @@ from pathlib import Path
 from megatron_alum.cli.pretrain import options_of_start
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
-from tests.data.prep.corpora import prepare, write_jsonl
+from tests.data.preprocessing.corpora import prepare, write_jsonl
 from tests.helpers.distributed import run_ranks
 
 NUM_DOCUMENTS = 40
@@ -120,9 +120,9 @@ def adversarial_setup(argv: list[str]):
     fresh ones, of which every divergence would drown in rounding."""
     import torch
 
-    from megatron_alum.data.loader import draw
+    from megatron_alum.data.sampling.loader import draw
+    from megatron_alum.objective.micro_batch import batch_plan, load_all
     from megatron_alum.parallel import initialize
-    from megatron_alum.training.micro_batch import batch_plan, load_all
     from megatron_alum.training.state import build_state
 
     config = parse_config(RunConfig, [*argv, "--micro-batch-size", "8", "--global-batch-size", "8"])

@@ -82,7 +82,7 @@ def test_gradients_in_bfloat16_stay_near(prefix, tmp_path):
 
 def train_with_a_slow_rank(rank, world_size, argv):
     """A run of whose four ranks the third takes 50 ms more for each micro-batch."""
-    from megatron_alum.training.objective import Objective
+    from megatron_alum.objective.losses import Objective
 
     standard = Objective.standard
 

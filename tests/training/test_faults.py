@@ -24,15 +24,15 @@ def train_with_a_sleeper(rank, world_size, argv):
     """Rank 1 falls asleep before iteration 3, longer than the others wait for what it was to say after that."""
     from megatron_alum.training.control import Control
 
-    agree = Control.agree
+    collect = Control.collect
 
     def sleepy(self, **kwargs):
         self.calls = getattr(self, "calls", 0) + 1
         if rank == 1 and self.calls == 4:
             time.sleep(12)
-        return agree(self, **kwargs)
+        return collect(self, **kwargs)
 
-    with patch.object(Control, "agree", sleepy):
+    with patch.object(Control, "collect", sleepy):
         return train_quietly(rank, world_size, argv)
 
 
@@ -76,10 +76,10 @@ def test_an_infinite_loss_on_one_rank_skips_the_step_on_all(prefix, tmp_path, la
 def flags_of_a_bad_token(rank, world_size, argv):
     """Which samples this rank takes for finite when the inner gradient of rank 1's first token is infinite."""
     from megatron_alum.alum import ascent as algorithm
-    from megatron_alum.training import objective
+    from megatron_alum.objective import losses
 
     _config, state, micro, counts = adversarial_setup(argv)
-    gradient, ascend, flags = algorithm.gradient_in_delta, objective.ascend, []
+    gradient, ascend, flags = algorithm.gradient_in_delta, losses.ascend, []
 
     def poisoned(*args):
         loss, g = gradient(*args)
@@ -91,11 +91,11 @@ def flags_of_a_bad_token(rank, world_size, argv):
         flags.append(ascent.finite.tolist())
         return ascent
 
-    algorithm.gradient_in_delta, objective.ascend = poisoned, noting
+    algorithm.gradient_in_delta, losses.ascend = poisoned, noting
     try:
         state.objective.adversarial(micro, counts, iteration=20, loss_scale=torch.ones(()))
     finally:
-        algorithm.gradient_in_delta, objective.ascend = gradient, ascend
+        algorithm.gradient_in_delta, losses.ascend = gradient, ascend
     return flags
 
 

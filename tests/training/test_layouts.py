@@ -18,6 +18,13 @@ TOLERANCE = 1e-4
 """relative, over 20 iterations: the project's own promise"""
 
 
+def assert_equal_runs(rows, expected):
+    """Losses and logged statistics of two runs, each within its tolerance."""
+    for names, tolerance in ((LOSSES, TOLERANCE), (STATISTICS, STATISTICS_TOLERANCE)):
+        worst = largest_difference(rows, expected, names)
+        assert max(worst.values()) < tolerance, worst
+
+
 @pytest.fixture(scope="module")
 def single(prefix, tmp_path_factory):
     """Rows of the single-process run, by its options, computed once."""
@@ -57,10 +64,7 @@ def test_every_option_is_right_under_sequence_parallelism(prefix, tmp_path, opti
     split = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
     rows = launch(2, prefix, tmp_path / "run", **given, **split)
     expected = launch(1, prefix, tmp_path / "single", **given)
-    worst = largest_difference(rows, expected, LOSSES)
-    assert max(worst.values()) < TOLERANCE, worst
-    worst = largest_difference(rows, expected, STATISTICS)
-    assert max(worst.values()) < STATISTICS_TOLERANCE, worst
+    assert_equal_runs(rows, expected)
 
 
 @pytest.mark.parametrize(
@@ -101,10 +105,7 @@ def test_losses_do_not_depend_on_the_layout(single, prefix, tmp_path, world_size
     rows = launch(world_size, prefix, tmp_path / "run", **EXACT, **layout)
     expected = single()
     assert [row["phase"] for row in rows] == ["standard"] * 10 + ["alum"] * 10
-    worst = largest_difference(rows, expected, LOSSES)
-    assert max(worst.values()) < TOLERANCE, worst
-    worst = largest_difference(rows, expected, STATISTICS)
-    assert max(worst.values()) < STATISTICS_TOLERANCE, worst
+    assert_equal_runs(rows, expected)
 
 
 @pytest.mark.parametrize(
@@ -122,10 +123,7 @@ def test_every_statistic_is_that_of_the_whole_batch(prefix, tmp_path, world_size
     expected = launch(1, prefix, tmp_path / "whole", **{**given, "micro_batch_size": 8})
     rows = launch(world_size, prefix, tmp_path / "run", **given, **layout)
     assert expected[0]["alum_kl"] is not None and expected[0]["phase"] == "alum"
-    worst = largest_difference(rows, expected, LOSSES)
-    assert max(worst.values()) < TOLERANCE, worst
-    worst = largest_difference(rows, expected, STATISTICS)
-    assert max(worst.values()) < STATISTICS_TOLERANCE, worst
+    assert_equal_runs(rows, expected)
     pairs = [read_rows(tmp_path / name, "validation.jsonl") for name in ("run", "whole")]
     worst = largest_difference(*pairs, ("lm_loss", "nsp_loss"))
     assert max(worst.values()) < TOLERANCE, worst

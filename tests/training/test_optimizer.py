@@ -9,7 +9,7 @@ import torch
 from megatron_alum.config.cli import build_config
 from megatron_alum.config.run import RunConfig
 from megatron_alum.models import build_model
-from megatron_alum.training.memory import num_parameters
+from megatron_alum.planning.memory import num_parameters
 from megatron_alum.training.optimizer import (
     apply_gradients,
     build_optimizer,

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from tests.data.prep.corpora import prepare
+from tests.data.preprocessing.corpora import prepare
 from tests.helpers.distributed import run_ranks
 from tests.training.runs import (
     EXACT,

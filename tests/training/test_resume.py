@@ -197,7 +197,7 @@ def test_a_run_of_another_kind_of_device_continues_with_new_random_states(prefix
 
 def train_noting_samples(rank, world_size, argv):
     """One rank; returns the global samples of its micro-batches in order."""
-    from megatron_alum.training.micro_batch import MicroBatch
+    from megatron_alum.objective.micro_batch import MicroBatch
 
     load, seen = MicroBatch.load.__func__, []
 

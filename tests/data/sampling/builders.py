@@ -13,8 +13,8 @@ import torch
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from megatron_alum.config.data import DataConfig
-from megatron_alum.data.dataset import open_datasets
-from megatron_alum.data.tokenizers import bert_tokenizer, roberta_tokenizer, save_tokenizer
+from megatron_alum.data.sampling.dataset import open_datasets
+from megatron_alum.data.tokenizers.tokenizer import bert_tokenizer, roberta_tokenizer, save_tokenizer
 
 WORDS = 400
 """Whole words of the toy vocabulary; half as many continuations follow them."""

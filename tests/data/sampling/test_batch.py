@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_alum.data.batch import rounded_up
+from megatron_alum.data.sampling.batch import rounded_up
 from tests.data.sampling.builders import (
     assert_same_batches,
     open_train,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from megatron_alum.config.data import DataConfig
-from megatron_alum.data.blend import BLOCK_SAMPLES, Blend, parse_data_path
-from megatron_alum.data.dataset import open_datasets
+from megatron_alum.data.sampling.blend import BLOCK_SAMPLES, Blend, parse_data_path
+from megatron_alum.data.sampling.dataset import open_datasets
 from tests.data.sampling.builders import (
     epoch_rows,
     open_train,

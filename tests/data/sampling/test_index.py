@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_alum.data.corpus import Corpus
-from megatron_alum.data.index import epoch_rows
-from megatron_alum.data.objective import ROW, WalkSettings, walk_epoch
-from megatron_alum.data.shards import read_index
+from megatron_alum.data.sampling.index import epoch_rows
+from megatron_alum.data.sampling.pairs import ROW, WalkSettings, walk_epoch
+from megatron_alum.data.shards.corpus import Corpus
+from megatron_alum.data.shards.files import read_index
 from tests.data.damage import damaged_bytes
 from tests.data.sampling.builders import open_train, random_documents, toy_bert_tokenizer, write_shards
 

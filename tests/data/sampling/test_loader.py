@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 
-from megatron_alum.data.loader import BatchLoader
-from megatron_alum.data.placement import BatchPlan
+from megatron_alum.data.sampling.loader import BatchLoader
+from megatron_alum.data.sampling.placement import BatchPlan
 from tests.data.sampling.builders import (
     assert_same_batches,
     open_train,

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from megatron_alum.data import masking
-from megatron_alum.data.masking import KEPT_BELOW, MASKED_BELOW, num_to_mask, replacement
-from megatron_alum.data.rng import WordStream
+from megatron_alum.data.sampling import masking
+from megatron_alum.data.sampling.masking import KEPT_BELOW, MASKED_BELOW, num_to_mask, replacement
+from megatron_alum.data.sampling.rng import WordStream
 from tests.data.sampling.builders import (
     WORDS,
     open_train,

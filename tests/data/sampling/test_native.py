@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from megatron_alum.config.data import DataConfig
-from megatron_alum.data import native
-from megatron_alum.data.dataset import open_datasets
-from megatron_alum.data.masking import mask_words
-from megatron_alum.data.native import BatchBuffers, choose_sampler
-from megatron_alum.data.sample import build_sample
+from megatron_alum.data.sampling import native
+from megatron_alum.data.sampling.dataset import open_datasets
+from megatron_alum.data.sampling.masking import mask_words
+from megatron_alum.data.sampling.native import BatchBuffers, choose_sampler
+from megatron_alum.data.sampling.sample import build_sample
 from tests.data.sampling.builders import (
     assert_same_batches,
     open_train,

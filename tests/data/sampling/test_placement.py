@@ -5,9 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from megatron_alum.data.batch import IGNORED_LABEL
-from megatron_alum.data.loader import draw
-from megatron_alum.data.placement import BatchPlan, num_adversarial
+from megatron_alum.data.sampling.batch import IGNORED_LABEL
+from megatron_alum.data.sampling.loader import draw
+from megatron_alum.data.sampling.placement import BatchPlan, num_adversarial
 from tests.data.sampling.builders import (
     open_train,
     random_documents,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from megatron_alum.data.rng import Permutation, Stream, WordStream, domain_word, philox4x32, threshold
+from megatron_alum.data.sampling.rng import Permutation, Stream, WordStream, domain_word, philox4x32, threshold
 
 P_VALUE = 1e-3
 """Seeds are fixed, so a test either always passes or always fails: below this the draw counts as unfair."""

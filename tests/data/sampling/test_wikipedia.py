@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from megatron_alum.data.placement import BatchPlan
-from megatron_alum.data.tokenizers import make_tokenizer
-from megatron_alum.data.vocabulary import TokenizerSource
+from megatron_alum.data.sampling.placement import BatchPlan
+from megatron_alum.data.tokenizers.tokenizer import make_tokenizer
+from megatron_alum.data.tokenizers.vocabulary import TokenizerSource
 from tests.data.sampling.builders import assert_same_batches, epoch_rows, open_train, wikipedia_documents, write_shards
 from tests.data.sampling.oracle import google_pairs
 

@@ -1,0 +1,1 @@
+"""What a step of pre-training minimises: the standard and the adversarial losses of a micro-batch, and when which."""

@@ -1,1 +1,0 @@
-"""The parts of tools/gpu_check.py: how they are run, what they measure, what they must show."""
