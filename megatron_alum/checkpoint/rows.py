@@ -1,7 +1,7 @@
 """The rows of a run's .jsonl files, with what does not belong in them told apart.
 
-A line is a row if it is a JSON object with a whole number as `iteration`. A last line without its end is one that a
-kill cut short, or that is being written; any other line is foreign or damaged.
+A line is a row if it is a JSON object with a whole number as `iteration`, and the first with that number. A last line
+without its end is one that a kill cut short, or that is being written; any other line is foreign or damaged.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ class Rows:
     @classmethod
     def read(cls, path: Path) -> Rows:
         """Everything in the file; nothing where there is none."""
-        rows = cls([], [], [])
+        rows, seen = cls([], [], []), set()
         text = path.read_bytes() if path.is_file() else b""
         for number, line in enumerate(text.split(b"\n")[:-1], start=1):
             row = _parsed(line)
-            if row is not None:
+            if row is not None and row["iteration"] not in seen:
+                seen.add(row["iteration"])
                 rows.lines.append(line.decode() + "\n")
                 rows.values.append(row)
             elif line.strip():

@@ -79,6 +79,10 @@ def _nothing(*_args: Any, **_kwargs: Any) -> None:
     return None
 
 
+def _no_stream(*_args: Any, **_kwargs: Any) -> None:  # torch.compile wants one function for each name
+    return None
+
+
 def _cpu_rng_state(*_args: Any, **_kwargs: Any) -> torch.Tensor:
     return torch.get_rng_state()
 
@@ -98,7 +102,7 @@ def _same_tensor(self: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tenso
 CALLS = (
     CallRedirect("torch.cuda", "current_device", _cpu_device, "the device of every buffer megatron-core allocates"),
     CallRedirect("torch.cuda", "synchronize", _nothing, "CPU work is already done when a call returns"),
-    CallRedirect("torch.cuda", "current_stream", _nothing, "0.19.2 asks for it before it looks for CUDA graphs"),
+    CallRedirect("torch.cuda", "current_stream", _no_stream, "0.19.2 asks for it before it looks for CUDA graphs"),
     CallRedirect("torch.cuda", "manual_seed", _cpu_manual_seed, "the RNG tracker seeds its named states through it"),
     CallRedirect("torch.cuda", "get_rng_state", _cpu_rng_state, "the tracker and checkpoints read generator states"),
     CallRedirect("torch.cuda", "set_rng_state", _set_cpu_rng_state, "resuming restores generator states"),

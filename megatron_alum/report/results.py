@@ -62,6 +62,8 @@ def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
                 rows.append({**needed, **row, "value": float(row["value"]), FILE: str(path)})
             except (json.JSONDecodeError, KeyError, TypeError, ValueError):
                 raise ValueError(f"{path}:{number} must be a row of results.jsonl, but is {line[:60]!r}.") from None
+        if not any(row[FILE] == str(path) for row in rows):
+            raise ValueError(f"{path} must hold results, but is empty: no run has ended yet.")
     return rows
 
 

@@ -15,7 +15,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+
+from megatron_alum.config.extras import require
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -62,6 +63,9 @@ def difference(differences: Sequence[float]) -> Difference:
 def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
     """Percentile interval of the mean at LEVEL; the same numbers give the same interval."""
     rng = np.random.default_rng(seed)
+    require("scipy")
+    from scipy import stats
+
     result = stats.bootstrap(
         (np.asarray(values),), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, method="percentile", rng=rng
     )
@@ -70,6 +74,9 @@ def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float
 
 def student_interval(values: Sequence[float]) -> tuple[float, float]:
     """Student's interval of the mean at LEVEL."""
+    require("scipy")
+    from scipy import stats
+
     half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     mean = statistics.fmean(values)
     return mean - float(half), mean + float(half)

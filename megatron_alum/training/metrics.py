@@ -21,7 +21,7 @@ from torch import Tensor
 
 from megatron_alum.checkpoint.agreement import reason
 from megatron_alum.checkpoint.folder import write_durably
-from megatron_alum.checkpoint.origin import ROWS_FILES, WANDB_FILE
+from megatron_alum.checkpoint.origin import ROWS_FILES, WANDB_FILE, Origin
 from megatron_alum.checkpoint.rows import Rows
 from megatron_alum.config.extras import require
 from megatron_alum.config.run import RunConfig
@@ -161,7 +161,9 @@ class JsonLines:
             found = Rows.read(path)
             if (complaint := found.complaint(path)) is not None:
                 print(complaint, file=sys.stderr, flush=True)
-            write_durably(path, "".join(found.up_to(resumed_iteration).lines if resumed_iteration else ()))
+            kept = found.up_to(resumed_iteration)  # those of iteration 0 are of no run
+            write_durably(path, "".join(kept.lines if resumed_iteration else ()))
+            self.last_kept = max((row["iteration"] for row in kept.values), default=0)
             self._stream = path.open("ab", buffering=0)
 
     def write(self, row: dict[str, Any]) -> None:
@@ -186,6 +188,21 @@ class JsonLines:
             ) from None
 
 
+def _tell_gap(config: RunConfig, last_kept: int, resumed_iteration: int) -> None:
+    """Say which iterations have no rows where a run goes on in its own folder; a branch of it begins with none."""
+    logging, checkpoint = config.logging, config.checkpoint
+    expected = resumed_iteration // logging.log_interval * logging.log_interval
+    if checkpoint.load is None or checkpoint.save is None or last_kept >= expected:
+        return
+    if Origin.of(checkpoint.load).is_folder(checkpoint.save):
+        print(
+            f"WARNING: {Path(checkpoint.save) / METRICS_FILE} has no rows of the iterations {last_kept + 1} to "
+            f"{resumed_iteration}, after which this run goes on: its curves lack them.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 class Writers:
     """All outputs of rank 0; on other ranks every call does nothing."""
 
@@ -199,6 +216,7 @@ class Writers:
         root = Path(config.checkpoint.save)
         for name in (METRICS_FILE, PERFORMANCE_FILE, VALIDATION_FILE):
             self._files[name] = JsonLines(root / name, resumed_iteration=resumed_iteration)
+        _tell_gap(config, self._files[METRICS_FILE].last_kept, resumed_iteration)
         if config.logging.tensorboard_dir is not None:
             require("tensorboard")
             from torch.utils.tensorboard import SummaryWriter

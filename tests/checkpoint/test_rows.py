@@ -5,13 +5,17 @@ import json
 import pytest
 
 from megatron_alum.checkpoint.rows import Rows
-from tests.training.runs import launch, launch_prepared, train_and_keep_stderr, without_timing
+from megatron_alum.config.cli import parse_config
+from megatron_alum.config.run import RunConfig
+from megatron_alum.training.metrics import Writers
+from tests.training.runs import arguments, launch, launch_prepared, train_and_keep_stderr, without_timing
 
 ROW = '{"iteration": 1, "lm_loss": 2.0}'
 FOREIGN = {
     "text": b"srun: job 7 queued",
     "a half row": b'{"iteration": 2, "ph',
     "two rows in one": (ROW + ROW).encode(),
+    "an iteration again": ROW.replace("2.0", "7.0").encode(),
     "a list": b"[1, 2]",
     "a number": b"7",
     "null": b"null",
@@ -49,3 +53,31 @@ def test_a_resume_passes_over_them_and_says_so(prefix, tmp_path):
     assert without_timing(rows) == without_timing(straight)
     printed = (tmp_path / "run-stderr-0").read_text()
     assert printed.count(f"had {len(FOREIGN)} line(s) that are no rows of a run (line 3, 4, 5, 6, 7, ...)") == 2
+
+
+@pytest.mark.parametrize(
+    ("kept", "resumed", "interval", "gap"),
+    [
+        ([1, 2, 3, 4], 4, 1, None),
+        ([1, 2, 3, 4, 5, 6], 4, 1, None),  # later rows are dropped
+        ([1, 2], 4, 1, "3 to 4"),
+        ([], 4, 1, "1 to 4"),
+        ([10], 14, 10, None),
+        ([10], 25, 10, "11 to 25"),
+        ([], 9, 10, None),
+        ([], 0, 1, None),
+    ],
+)
+@pytest.mark.parametrize("in_place", [True, False])
+def test_iterations_without_rows_are_told(tmp_path, capsys, kept, resumed, interval, gap, in_place):
+    """Where metrics.jsonl was lost or cut; a branch in another folder begins with its own rows."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir()
+    other.mkdir()
+    (run / "metrics.jsonl").write_text("".join(json.dumps({"iteration": i}) + "\n" for i in kept))
+    load = run if in_place else other
+    config = parse_config(RunConfig, arguments("unused", run, load=load, log_interval=interval))
+    Writers(config, rank=0, resumed_iteration=resumed).close()
+    said = f"metrics.jsonl has no rows of the iterations {gap}," if gap and in_place else ""
+    error = capsys.readouterr().err
+    assert said in error and bool(error) == bool(said)

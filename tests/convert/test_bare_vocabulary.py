@@ -167,3 +167,16 @@ def test_shards_of_another_case_than_the_model_are_warned_about(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_same_vocabulary(tmp_path / "kept", tmp_path / "kept")
+
+
+def test_half_a_vocabulary_is_named(tmp_path):
+    """A byte order mark hides [PAD] from transformers; a table of bytes means nothing without its merges."""
+    marked = wordpiece(tmp_path / "marked", "SciBERT: uncased, nothing said") / "vocab.txt"
+    marked.write_bytes(b"\xef\xbb\xbf" + marked.read_bytes())
+    (byte_level(tmp_path / "alone") / "merges.txt").unlink()
+    for name, message in (
+        ("marked", "vocab.txt` must not begin with"),
+        ("alone", "merges.txt beside"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_tokenizer(tmp_path / name)

@@ -255,6 +255,12 @@ def test_broken_rows_name_file_and_line(tmp_path):
         (tmp_path / "results.jsonl").write_text(json.dumps(row(0.5)) + f"\n{bad}\n")
         with pytest.raises(ValueError, match=r"results.jsonl:2 must be a row"):
             read_results([tmp_path / "results.jsonl"])
+    (tmp_path / "results.jsonl").write_text("\n".join(["", ""]))
+    with pytest.raises(ValueError, match=r"results.jsonl:1 must be a row"):
+        read_results([tmp_path / "results.jsonl"])
+    (tmp_path / "results.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"results.jsonl must hold results, but is empty: no run has ended yet"):
+        read_results([tmp_path / "results.jsonl"])
 
 
 def test_the_tool_writes_page_tables_and_figures(tmp_path, monkeypatch, capsys):

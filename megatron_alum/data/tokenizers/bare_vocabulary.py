@@ -7,6 +7,7 @@ for `--vocab-file`. A folder with only a SentencePiece model is refused: its tok
 library.
 """
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def open_tokenizer(folder: Path) -> Any:
             read_vocabulary(TokenizerSource(vocab_file=folder / "vocab.json", merge_file=folder / "merges.txt"))
             return RobertaTokenizer.from_pretrained(str(folder), **options)
         _refuse_sentencepiece(folder)
+        _refuse_half_a_vocabulary(folder)
     return AutoTokenizer.from_pretrained(str(folder), **options)
 
 
@@ -75,6 +77,18 @@ def _config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"`{path}` must be a JSON object, but is a {type(config).__name__} instead.")
     return config
+
+
+def _refuse_half_a_vocabulary(folder: Path) -> None:
+    """Raise for what transformers would make another vocabulary of."""
+    words, table = folder / "vocab.txt", folder / "vocab.json"
+    if words.is_file() and words.read_bytes().startswith(codecs.BOM_UTF8):
+        raise ValueError(
+            f"`{words}` must not begin with a byte order mark, which would belong to its first entry, but does. "
+            "Save it as UTF-8 without one."
+        )
+    if table.is_file() and not words.is_file() and not (folder / "merges.txt").is_file():
+        raise ValueError(f"`{table}` must have its merges.txt beside it, but has not. Fetch that file too.")
 
 
 def _refuse_sentencepiece(folder: Path) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
 
 def open_text(path: Path) -> IO[str]:
-    """A UTF-8 text stream of a plain, .gz or .bz2 file; a byte order mark is dropped, newlines are kept as they are.
+    """A UTF-8 text stream of a plain, .gz, .bz2 or .xz file; a byte order mark is dropped, newlines stay as they are.
 
     Bytes that are not UTF-8 become lone surrogates: a decoder reads ahead, and this lets the caller find the line.
     """
-    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open}
-    opener = openers.get(path.suffix.lower(), open)
+    opener = OPENERS.get(path.suffix.lower(), open)
     return cast(IO[str], opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=""))
 
 
@@ -32,7 +34,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
                 if any("\ud800" <= character <= "\udfff" for character in (() if line.isascii() else line)):
                     raise ValueError(f"{path}:{number} must be readable UTF-8 text, but has other bytes.")
                 yield number, line.rstrip("\r\n")
-    except (EOFError, zlib.error, OSError) as error:
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         raise _unreadable(f"{path}:{number + 1}", error) from None
 
 

@@ -6,7 +6,7 @@
     tags                         {"id", "tokens": [str], "tags": [str]}
 
 A folder that lacks a split's files is an error that lists the files expected. Only a test split may lack labels,
-answers or tags (None), and then in all rows of a file: it is predicted, not scored.
+answers or tags (None), and then in all rows of a file: it is predicted, not scored. A file to predict may lack any.
 """
 
 from __future__ import annotations
@@ -16,11 +16,21 @@ import re
 from pathlib import Path
 from typing import Any
 
-from megatron_alum.finetune.benchmarks.readers import TAG, Row, check_answers, form_of, form_of_own_file, read_rows
+from megatron_alum.finetune.benchmarks.class_names import id_of
+from megatron_alum.finetune.benchmarks.readers import (
+    TAG,
+    TAG_FORMS,
+    Row,
+    check_answers,
+    form_of,
+    form_of_own_file,
+    read_rows,
+)
 from megatron_alum.finetune.benchmarks.tasks import TASKS, Columns, Task
 
 Example = dict[str, Any]
 GOLD_OF = {"spans": "answers", "tags": "tags"}  # what a model predicts; "label" for the other kinds
+FLAG_OF = {"train": "--train-file", "dev": "--validation-file", "test": "--test-file", "predict": "--predict-file"}
 ENDING = re.compile(r"ending\d+")
 WHOLE = re.compile(r"-?\d+\.0")
 
@@ -73,9 +83,9 @@ def find_files(task: Task, data_dir: str | Path, split: str) -> list[Path]:
         raise ValueError(f"`split` must be one of {', '.join(task.files)} for {task.name}, but is {split!r} instead.")
     if task.own_files:
         path = Path(task.files[split][0])
-        if path.is_file():
+        if path.is_file() or (path / "state.json").is_file():
             return [path]
-        flag = {"train": "--train-file", "dev": "--validation-file"}.get(split, "--test-file")
+        flag = FLAG_OF[split]
         raise ValueError(f"{flag} must be a file, but {path} {'is a folder' if path.is_dir() else 'does not exist'}.")
     for folder in (root, *(root / name for name in task.folders)):
         for alternative in task.files[split]:
@@ -106,7 +116,7 @@ def _examples_of(task: Task, path: Path, split: str) -> list[Example]:
     form = task.form if task.form in ("conll", "squad") else form_of(path, task.form)
     if task.own_files:
         form = form_of_own_file(path, task.kind)
-    is_test, gold = split.startswith("test"), GOLD_OF.get(task.kind, "label")
+    is_test, gold = split.startswith(("test", "predict")), GOLD_OF.get(task.kind, "label")
     # A submission needs every row of a test file.
     rows = read_rows(path, form, task.header, skip_short=task.skips_short_rows and not is_test)
     examples, unlabelled = [], []
@@ -123,7 +133,7 @@ def _examples_of(task: Task, path: Path, split: str) -> list[Example]:
             if example[gold] is None:
                 unlabelled.append(where)
     _check_distinct(task, path, examples)
-    if unlabelled and not (is_test and len(unlabelled) == len(examples)):
+    if split != "predict" and unlabelled and not (is_test and len(unlabelled) == len(examples)):
         named = f"{gold} must" if gold != "label" else "the label must"
         raise ValueError(f"{unlabelled[0]}: {named} be given in every row of {split}, but one has none.")
     return examples
@@ -206,6 +216,9 @@ def _label(task: Task, raw: Any, where: str, num_endings: int) -> int | float | 
         return task.labels.index(name)
     if text in task.missing_labels:
         return None
+    written = id_of(text, task.labels, task.synonyms)
+    if written is not None:
+        return written
     if task.labels:
         raise ValueError(f"{where}: the label must be one of {', '.join(task.labels)}, but is {raw!r} instead.")
     try:
@@ -224,9 +237,9 @@ def _endings(row: Row, where: str) -> list[str]:
     endings = row.get("endings")
     if endings is None:
         names = sorted((name for name in row if ENDING.fullmatch(name)), key=lambda name: int(name[6:]))
-        endings = [row[name] for name in names]
-        while endings and endings[-1] in (None, ""):  # a row with fewer candidates than the table has columns
-            endings.pop()
+        endings = [row[name] or None for name in names]
+    while isinstance(endings, list) and endings and endings[-1] is None:  # fewer candidates than the table has columns
+        endings.pop()
     if not isinstance(endings, list) or len(endings) < 2:
         raise ValueError(
             f"{where}: a row must have a list of two or more `endings`, or ending0, ending1, ..., "
@@ -266,7 +279,7 @@ def _tag_example(task: Task, row: Row, index: int, where: str) -> Example:
         raise ValueError(f"{where}: a sentence must have one tag per token, but has not.")
     for tag in tags or ():
         if not TAG.fullmatch(str(tag)):
-            raise ValueError(f"{where}: a tag must be O, B-X or I-X, but is {tag!r} instead.")
+            raise ValueError(f"{where}: a tag must be one of {TAG_FORMS}, but is {tag!r} instead.")
     named = None if tags is None else [str(tag) for tag in tags]
     return {"id": str(index), "tokens": [_text(token, where) for token in tokens], "tags": named}
 

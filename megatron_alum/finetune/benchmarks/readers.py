@@ -10,7 +10,7 @@
     squad      the official SQuAD JSON
     arrow      a split folder written by the `datasets` library's save_to_disk
 
-`.gz` and `.bz2` are decompressed. A malformed row is a ValueError with file and line; nothing is skipped
+`.gz`, `.bz2` and `.xz` are decompressed. A malformed row is a ValueError with file and line; nothing is skipped
 silently (QQP's short rows are counted and reported).
 """
 
@@ -23,11 +23,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_alum.finetune.benchmarks.lines import numbered_lines
+from megatron_alum.finetune.benchmarks.lines import OPENERS, numbered_lines
 from megatron_alum.finetune.benchmarks.tables import Row, read_arrow, read_json, read_jsonl, read_parquet
 
 LARGEST_CELL = 2**31 - 1  # characters; the csv module's own limit of 131,072 is below a long document
 TAG = re.compile(r"O|[BIES](-\S+)?")  # BIO and BIOES, with or without an entity type
+TAG_FORMS = "O, B-X, I-X, of BIOES also E-X, S-X"
 
 
 def read_tsv(path: Path, header: tuple[str, ...] | None, *, skip_short: bool = False) -> Iterator[Row]:
@@ -86,9 +87,11 @@ def read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
 
 
 def _distinct(path: Path, columns: list[str]) -> list[str]:
-    """The stripped names of a header line, which must differ."""
+    """The names of a header line without blanks around them, each of which must name one column; a spreadsheet's empty
+    columns have none.
+    """
     columns = [name.strip() for name in columns]
-    for name in columns:
+    for name in filter(None, columns):
         if columns.count(name) > 1:
             raise ValueError(f"{path}:1 must name each column once, but has {name!r} {columns.count(name)} times.")
     return columns
@@ -134,7 +137,7 @@ def read_conll(path: Path) -> Iterator[Row]:
         tagged = len(cells) > 1 if tagged is None else tagged
         if tagged and (len(cells) < 2 or not TAG.fullmatch(cells[-1])):
             raise ValueError(
-                f"{path}:{number} must be a token, a tab and a tag (O, B-X, I-X), but is {line!r} instead."
+                f"{path}:{number} must be a token, a tab and a tag ({TAG_FORMS}), but is {line!r} instead."
             )
         if not tagged and len(cells) > 1:
             raise ValueError(f"{path}:{number} must be only a token, as the lines before it, but is {line!r} instead.")
@@ -197,7 +200,9 @@ def check_answers(where: str, context: str, answers: Sequence[Row]) -> None:
     """Raise ValueError unless each answer's text is in the context at its `answer_start`."""
     for answer in answers:
         text, start = answer["text"], answer["answer_start"]
-        if not (text and start >= 0 and context.startswith(text, start)):
+        if not text:
+            raise ValueError(f"{where}: an answer must have a text, but one has none. No answers at all are `[]`.")
+        if not (start >= 0 and context.startswith(text, start)):
             found = context[max(start, 0) :][: len(text)]
             raise ValueError(
                 f"{where}: the answer must be at its `answer_start` {start} as {text!r}, but {found!r} is there."
@@ -232,13 +237,13 @@ def read_rows(
 
 
 def form_of(path: Path, default: str) -> str:
-    """The form given by a file's name (.tsv, .csv, .jsonl, before .gz or .bz2), else `default`."""
+    """The form that a file's name tells (.tsv, .csv, .jsonl, before .gz, .bz2 or .xz), else `default`."""
     return {".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".txt": "tsv"}.get(suffix_of(path), default)
 
 
 def suffix_of(path: Path) -> str:
     """The last ending of a file's name in lower case, ignoring that of its compression."""
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".bz2")]
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in OPENERS]
     return suffixes[-1] if suffixes else ""
 
 
@@ -250,11 +255,13 @@ OWN_FORMS = {
 
 def form_of_own_file(path: Path, kind: str) -> str:
     """The form of a user's file by its name; tags may also be one per line (.conll, .txt, .tsv), spans are SQuAD's
-    JSON.
+    JSON. A folder is a split saved by the `datasets` library.
 
     Raises: ValueError for another ending.
     """
     suffix = suffix_of(path)
+    if path.is_dir():
+        return "arrow"
     if kind == "tags" and suffix not in (".csv", ".json", ".jsonl", ".ndjson", ".parquet"):
         return "conll"
     if kind == "spans" and suffix == ".json":
@@ -262,5 +269,6 @@ def form_of_own_file(path: Path, kind: str) -> str:
         articles = content.get("data") if isinstance(content, dict) else None
         return "squad" if articles and "paragraphs" in articles[0] else "json"
     if suffix not in OWN_FORMS:
-        raise ValueError(f"{path} must end in {', '.join(OWN_FORMS)} to be read, but does not.")
+        endings = f"{', '.join(OWN_FORMS)} (also before {', '.join(OPENERS)})"
+        raise ValueError(f"{path} must end in {endings} to be read, but does not.")
     return OWN_FORMS[suffix]

@@ -33,14 +33,18 @@ def read_json(path: Path) -> Iterator[Row]:
 
 
 def _rows_of_object(content: dict[str, Any]) -> Any:
-    """The rows of an object: its `data`, or a table as pandas writes it (by columns, or split from its column
-    names)."""
+    """The rows of an object: its `data`; a table by columns, as pandas and the `datasets` library
+    write it, or split from its column names.
+    """
     data, columns = content.get("data", [content]), content.get("columns")
     if isinstance(columns, list) and isinstance(data, list):
         return [dict(zip(columns, row, strict=True)) for row in data]
     if content and all(isinstance(column, dict) for column in content.values()):
         keys = next(iter(content.values()))
         return [{name: column.get(key) for name, column in content.items()} for key in keys]
+    lists = [column for column in content.values() if isinstance(column, list)]
+    if len(content) == len(lists) > 1 and len({len(column) for column in lists}) == 1:
+        return [dict(zip(content, row, strict=True)) for row in zip(*lists, strict=True)]
     return data
 
 

@@ -160,13 +160,17 @@ class AlumTrainer(Trainer):
         Raises: ValueError if the `compute_loss` behind this one returns no outputs.
         """
         if self.method.is_plain or self.method.freelb is not None or not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+            return super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
         self.took_part = True
         inputs, regularizer = dict(inputs), self.regularizer
         self._check_labels(inputs)
         shared = regularizer.dropout_state if self.method.config.dropout == "shared" else None
         with self.split.clean_pass(inputs, shared) as entered:
-            result = super().compute_loss(model, entered.inputs, True, num_items_in_batch=num_items_in_batch)
+            result = super().compute_loss(
+                model, entered.inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
         if not (isinstance(result, tuple) and len(result) == 2):
             raise ValueError(
                 "`compute_loss` must give (loss, outputs) with return_outputs=True, "

@@ -25,10 +25,11 @@ def attacked_task(config: AttackConfig) -> Task:
     Raises: ValueError for a task without classes.
     """
     task = task_of(config.model[0], config.task, config.custom)
-    if task.name == "custom" and task.kind == "regression":
-        raise ValueError(f"--labels must name two or more classes of --task custom, but names {len(task.labels)}.")
     if task.kind not in ("classification", "choice"):
-        raise ValueError(f"--task must be a classification or multiple-choice task, but {task.name} is {task.kind}.")
+        hint = " Name its classes with --labels if it has some." if task.name == "custom" else ""
+        raise ValueError(
+            f"--task must be a classification or multiple-choice task, but {task.name} is {task.kind}.{hint}"
+        )
     return task
 
 

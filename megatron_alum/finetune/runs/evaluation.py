@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from megatron_alum.config.finetune import FinetuneConfig
+from megatron_alum.finetune.benchmarks.class_names import class_names
 from megatron_alum.finetune.benchmarks.decoding import SpanOptions, check_finite, decode
 from megatron_alum.finetune.benchmarks.features import Collator, Encoder, Feature
-from megatron_alum.finetune.benchmarks.loading import Example, has_split, load_split
+from megatron_alum.finetune.benchmarks.loading import GOLD_OF, Example, has_split, load_split
 from megatron_alum.finetune.benchmarks.predictions import write_predictions
 from megatron_alum.finetune.benchmarks.tasks import Task
 from megatron_alum.finetune.runs.batching import longest_first
-from megatron_alum.finetune.runs.labels import class_names
 from megatron_alum.finetune.runs.models import check_finetuned, load_finetuned, load_tokenizer, longest_input
 from megatron_alum.finetune.runs.prepare import sampled_split, with_whole_gold
 from megatron_alum.finetune.runs.records import write_at_once
@@ -90,9 +90,12 @@ def _examples(config: FinetuneConfig, task: Task) -> dict[str, list[Example]]:
     data = config.data
     if data.predict_file is not None:
         path = str(Path(data.predict_file).resolve())
-        examples = load_split(replace(task, files={"test": (path,)}, own_files=True), ".", "test")
+        examples = load_split(replace(task, files={"predict": (path,)}, own_files=True), ".", "predict")
         if not examples:
             raise ValueError(f"--predict-file must hold rows, but {path} has none.")
+        num_gold = sum(example[GOLD_OF.get(task.kind, "label")] is not None for example in examples)
+        if 0 < num_gold < len(examples):
+            print(f"{path}: {num_gold} of {len(examples)} rows have a label: predicted, not scored")
         return {"predict": examples}
     names = [name for name in task.files if name != "train" and has_split(task, data.data_dir, name)]
     if not names:

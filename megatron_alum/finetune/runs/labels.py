@@ -1,12 +1,11 @@
 """The classes of a folder's head compared with a task's: the same names in another order are put in the task's order.
 
-Names are compared as people write them: case, blanks, dashes and underscores do not count, a task's synonyms do, and
-LABEL_0, LABEL_1 or 0, 1 only name positions. If the names differ, training uses a fresh head and evaluation is refused.
+Names are compared as people write them (class_names.py). Whoever trains gets a fresh head where they differ; whoever
+evaluates is refused.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,44 +13,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from megatron_alum.finetune.benchmarks.class_names import class_names
 from megatron_alum.finetune.methods.divergence import tensors_of
 from megatron_alum.finetune.methods.embeddings import probe
-
-PLACE = re.compile(r"(?:label_?)?(\d+)")
-ALIASES = {"non_entailment": "not_entailment", "entails": "entailment", "contradicts": "contradiction"}
-
-
-def class_names(config: Any) -> list[str]:
-    """The names of a configuration's classes, in the order of their ids."""
-    return [str(config.id2label[index]) for index in range(config.num_labels)]
-
-
-def order_of(
-    found: Sequence[str], wanted: Sequence[str], synonyms: Mapping[str, str] | None = None
-) -> list[int] | None:
-    """The id in `found` of each class in `wanted`; None where the names cannot be matched one to one."""
-    if len(found) != len(wanted):
-        return None
-    known = {_spelling(name): _spelling(other) for name, other in (synonyms or {}).items()}
-    left, right = ([_canonical(name, known) for name in names] for names in (found, wanted))
-    if sorted(left) == sorted(right) and len(set(left)) == len(left):
-        return [left.index(name) for name in right]
-    places = [PLACE.fullmatch(name) for name in (_spelling(name) for name in found)]
-    if all(match is not None and int(match[1]) == index for index, match in enumerate(places)):
-        return list(range(len(found)))
-    return None
-
-
-def _spelling(name: str) -> str:
-    """Lower case, with one underscore in place of blanks and punctuation; a leading minus is a sign."""
-    text = name.strip().lower()
-    sign = "-" if re.match(r"-\d", text) else ""
-    return sign + re.sub(r"[\W_]+", "_", text).strip("_")
-
-
-def _canonical(name: str, synonyms: Mapping[str, str]) -> str:
-    text = _spelling(name)
-    return synonyms.get(text, ALIASES.get(text, text))
 
 
 def reorder_classes(model: PreTrainedModel, order: Sequence[int], names: Sequence[str]) -> None:

@@ -27,9 +27,10 @@ from transformers import (
 
 from megatron_alum.convert.foreign import has_weights, instead_of_a_model
 from megatron_alum.data.tokenizers.bare_vocabulary import has_tokenizer, open_tokenizer
+from megatron_alum.finetune.benchmarks.class_names import class_names, order_of
 from megatron_alum.finetune.benchmarks.tasks import Task
 from megatron_alum.finetune.methods.divergence import PAD_LOGIT, Kind
-from megatron_alum.finetune.runs.labels import class_names, order_of, reorder_classes
+from megatron_alum.finetune.runs.labels import reorder_classes
 
 HEADS: dict[Kind, Any] = {
     "classification": AutoModelForSequenceClassification,
@@ -290,5 +291,7 @@ def checked_folder(folder: str, flag: str) -> str:
     if flag == "--model" and not ((path / "config.json").is_file() and has_weights(path)):
         plain = f"--model must be a local Hugging Face folder with config.json and weights, but {folder} is not."
         reason = instead_of_a_model(path)
+        if (path / "model" / "config.json").is_file():
+            reason = f"{folder} holds the runs of a fine-tuning. Give {path / 'model'}."
         raise ValueError(plain if reason is None else f"--model: {reason}")
     return folder

@@ -17,7 +17,7 @@ from typing import Any
 
 from megatron_alum.config.finetune import CustomTaskConfig
 from megatron_alum.finetune.benchmarks.tasks import Task, custom_task, task_named
-from megatron_alum.finetune.runs.models import head_of
+from megatron_alum.finetune.runs.models import checked_folder, head_of
 from megatron_alum.finetune.runs.records import write_at_once
 
 FILE_NAME = "finetuned.json"
@@ -59,7 +59,7 @@ def task_of(folder: str, name: str | None, custom: CustomTaskConfig, train_file:
 
     Raises: ValueError if neither names one.
     """
-    stored = stored_task(folder)
+    stored = stored_task(checked_folder(folder, "--model"))
     name = name or stored.get("task")
     if name is None:
         raise ValueError(f"--task must be given, but is not, and {folder} has no {FILE_NAME} that names it.")

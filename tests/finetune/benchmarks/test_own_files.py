@@ -1,7 +1,9 @@
 """Files as people write them: the same rows from pandas, spreadsheets and by hand, read identically or refused."""
 
 import csv
+import gzip
 import json
+import lzma
 import random
 
 import pytest
@@ -51,22 +53,54 @@ def test_what_a_library_writes_is_what_is_read(tmp_path, name, seed):
     assert [(example["first"], example["label"]) for example in found] == [(row["body"], row["label"]) for row in rows]
 
 
-def test_a_json_file_of_the_hub_and_one_of_lines(tmp_path):
-    rows = [{"body": "good", "label": 1}, {"body": "bad", "label": 0}]
-    columns = {name: {"0": rows[0][name], "1": rows[1][name]} for name in ("body", "label")}  # pandas' own way
-    split = {"columns": ["body", "label"], "index": [0, 1], "data": [["good", 1], ["bad", 0]]}
-    whole = (json.dumps(content) for content in ({"data": rows}, rows, columns, split))
-    for text in (*whole, "\n\n".join(map(json.dumps, rows))):
-        (tmp_path / "a.json").write_text(text)
-        assert [example["label"] for example in load_split(task_of(tmp_path / "a.json"), ".", "dev")] == [1, 0]
+ROWS = [{"body": "good", "label": 1}, {"body": "bad", "label": 0}]
+COLUMNS = {"body": ["good", "bad"], "label": [1, 0]}
+JSON = {  # as pandas, the `datasets` library and people write two rows
+    "records": ROWS,
+    "data": {"data": ROWS},
+    "table": {"schema": {"fields": []}, "data": ROWS},
+    "columns": {name: {"0": column[0], "1": column[1]} for name, column in COLUMNS.items()},
+    "lists": COLUMNS,
+    "split": {"columns": ["body", "label"], "index": [0, 1], "data": [["good", 1], ["bad", 0]]},
+}
+CSV = "body,label\ngood,1\nbad,0\n"
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+READ = [
+    *((f"{kind}.json", json.dumps(content)) for kind, content in JSON.items()),
+    *((f"indented {kind}.json", json.dumps(content, indent=1)) for kind, content in JSON.items()),
+    *((name, LINES) for name in ("lines.json", "a.ndjson")),
+    *((f"gap.{ending}", LINES.replace("\n", "\n \n\n")) for ending in ("jsonl", "json")),
+    *((f"gap {len(gap)}.csv", CSV.replace("\n", gap)) for gap in ("\n\n", "\n  \n")),
+    ("gap.tsv", CSV.replace(",", "\t").replace("\n", "\n\n")),
+    *(("ends.csv", CSV.replace("\n", end)) for end in ("\r\n", "\r")),
+    ("mark.csv", "\ufeff" + CSV),
+    ("blanks.csv", "body , label\ngood,1\nbad, 0\n"),
+    ("pandas.csv", ",body,label\n0,good,1\n1,bad,0\n"),
+    ("spreadsheet.csv", "body,label,,\ngood,1,,\nbad,0,,\n"),
+    ("beside an empty cell.csv", "body,label\ngood,1.0\nbad,0.0\n"),
+    ("as a head writes them.csv", "body,label\ngood,LABEL_1\nbad,LABEL_0\n"),
+]
 
 
-@pytest.mark.parametrize(("name", "gap"), [("a.csv", "\n"), ("a.csv", "\n  \n"), ("a.tsv", "\n"), ("a.jsonl", "\n \n")])
-def test_blank_lines_are_not_rows(tmp_path, name, gap):
-    write(tmp_path / name, [{"body": "good", "label": 1}, {"body": "bad", "label": 0}])
-    lines = (tmp_path / name).read_text().splitlines(keepends=True)
-    (tmp_path / name).write_text(gap.join(lines) + gap)
-    assert len(load_split(task_of(tmp_path / name), ".", "dev")) == 2
+@pytest.mark.parametrize(("name", "text"), READ)
+@pytest.mark.parametrize("ending", ["", ".gz", ".xz"])
+def test_two_rows_in_every_shape_are_these_two(tmp_path, name, text, ending):
+    packed = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}[ending](text.encode())
+    (tmp_path / f"{name}{ending}").write_bytes(packed)
+    found = load_split(task_of(tmp_path / f"{name}{ending}"), ".", "dev")
+    assert [(example["first"], example["label"]) for example in found] == [("good", 1), ("bad", 0)]
+
+
+def test_a_split_saved_by_the_datasets_library_is_a_file_like_any_other(tmp_path):
+    import pyarrow
+
+    table = pyarrow.table(COLUMNS)
+    with pyarrow.ipc.new_stream(str(tmp_path / "data.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"features": {"label": {"_type": "Value"}}}))
+    found = load_split(task_of(tmp_path), ".", "dev")
+    assert [(example["first"], example["label"]) for example in found] == [("good", 1), ("bad", 0)]
 
 
 def test_a_tab_separated_file_with_stray_quotes_keeps_them(tmp_path):
@@ -75,24 +109,27 @@ def test_a_tab_separated_file_with_stray_quotes_keeps_them(tmp_path):
     assert [example["first"] for example in found] == ['"He said', 'fine"', '5" wide']
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.jsonl", '{"body": null, "label": 1}', r"a.jsonl:1: a text must be a string, but is null"),
-        ("a.jsonl", '\n{"body": ["awful", "film"], "label": 1}', r"a.jsonl:2: a text must be a string, but is a list"),
-        ("a.json", '[{"body": {"a": 1}, "label": 1}]', r"a.json:1: a text must be a string, but is a dict"),
-        ("a.jsonl", '{"body": NaN, "label": 1}', r"a.jsonl:1: a text must be a string, but is NaN"),
-        ("a.jsonl", '{"body": "x", "label": [1]}', r"a.jsonl:1: a label must be a string or a number, but is a list"),
-        ("a.jsonl", '{"body": "x", "label": NaN}', r"a.jsonl:1: the label must be given in every row of dev"),
-        ("a.json", "[1, 2]", r"a.json must hold a list of JSON objects"),
-        ("a.json", '[{"body": "x",\n "label": }]', r"a.json:2 must be JSON, but does not parse"),
-        ("a.csv", "body,label\ngood,1\nbad,7\n", r"a.csv:3: the label must be one of 0, 1, but is '7'"),
-        ("a.csv", "body,body,label\na,b,1\n", r"a.csv:1 must name each column once, but has 'body' 2 times"),
-        ("a.xlsx", "PK", r"a.xlsx must end in .tsv, .txt, .csv"),
-        ("a.parquet", "PAR", r"a.parquet must be a Parquet file"),
-        ("a.tsv", "body\tlabel\ngood\t1\nbad\n", r"a.tsv:3 must have 2 tab-separated columns"),
-    ],
-)
+REFUSED = [
+    ("a.jsonl", '{"body": null, "label": 1}', r"a.jsonl:1: a text must be a string, but is null"),
+    ("a.jsonl", '\n{"body": ["awful", "film"], "label": 1}', r"a.jsonl:2: a text must be a string, but is a list"),
+    ("a.json", '[{"body": {"a": 1}, "label": 1}]', r"a.json:1: a text must be a string, but is a dict"),
+    ("a.jsonl", '{"body": NaN, "label": 1}', r"a.jsonl:1: a text must be a string, but is NaN"),
+    ("a.jsonl", '{"body": "x", "label": [1]}', r"a.jsonl:1: a label must be a string or a number, but is a list"),
+    ("a.jsonl", '{"body": "x", "label": NaN}', r"a.jsonl:1: the label must be given in every row of dev"),
+    ("a.json", "[1, 2]", r"a.json must hold a list of JSON objects"),
+    ("a.json", '{"body": ["x", "y"], "label": [1]}', r"a.json:1: a text must be a string, but is a list"),
+    ("a.json", '[{"body": "x",\n "label": }]', r"a.json:2 must be JSON, but does not parse"),
+    ("a.csv", "body,label\ngood,1\nbad,7\n", r"a.csv:3: the label must be one of 0, 1, but is '7'"),
+    ("a.csv", "body,body,label\na,b,1\n", r"a.csv:1 must name each column once, but has 'body' 2 times"),
+    ("a.csv", "body;label\ngood;1\n", r"a.csv:2: a row must have a column label, but has body;label"),
+    ("a.xlsx", "PK", r"a.xlsx must end in .tsv, .txt, .csv.* \(also before .gz, .bz2, .xz\)"),
+    ("a.csv.xz", "body", r"a.csv.xz:1 must be readable UTF-8 text, but is not: Input format not supported"),
+    ("a.parquet", "PAR", r"a.parquet must be a Parquet file"),
+    ("a.tsv", "body\tlabel\ngood\t1\nbad\n", r"a.tsv:3 must have 2 tab-separated columns"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "message"), REFUSED)
 def test_anything_else_is_one_sentence_with_file_and_line(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -112,11 +149,6 @@ def test_bytes_that_are_not_utf_8_are_reported_with_their_line(tmp_path, name, l
     if name in ("a.jsonl", "a.json"):
         with pytest.raises(ValueError, match=rf"{name}:{line} must be readable UTF-8 text"):
             load_split(task_of(tmp_path / name), ".", "dev")
-
-
-def test_blanks_around_column_names_and_labels_do_not_count(tmp_path):
-    (tmp_path / "a.csv").write_text("body , label\ngood,1\nbad, 0\n")
-    assert [example["label"] for example in load_split(task_of(tmp_path / "a.csv"), ".", "dev")] == [1, 0]
 
 
 def test_class_labels_of_a_parquet_file_of_the_hub_are_names(tmp_path):
@@ -144,6 +176,10 @@ SPAN = {"id": "q", "context": "a blue sky", "question": "what?"}
         ({"text": ["blue"], "answer_start": []}, "answers must be objects"),
         ([{"text": "blue"}], "answers must be objects"),
         ([{"text": 5, "answer_start": 2}], "answers must be objects"),
+        (
+            [{"text": "", "answer_start": 0}],
+            "an answer must have a text, but one has none. No answers at all are",
+        ),
         ([{"text": "blue", "answer_start": 3}], "must be at its `answer_start` 3 as 'blue'"),
         (None, "a.json:1: answers must be given in every row of dev"),
     ],
@@ -163,11 +199,6 @@ def test_questions_have_ids_of_their_own(tmp_path):
     without = [{name: value for name, value in row.items() if name != "id"} for row in rows]
     (tmp_path / "a.json").write_text(json.dumps(without))
     assert [example["id"] for example in load_split(task, ".", "dev")] == ["0", "1", "2"]
-
-
-def test_whole_numbers_beside_an_empty_cell_are_the_classes_they_were(tmp_path):
-    (tmp_path / "a.csv").write_text("body,label\ngood,1.0\nbad,0.0\n")
-    assert [example["label"] for example in load_split(task_of(tmp_path / "a.csv"), ".", "dev")] == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -231,8 +262,14 @@ def test_own_tags_spans_and_choices(tmp_path):
         (example,) = load_split(task_of(tmp_path / name, kind="spans", labels=()), ".", "dev")
         assert (example["context"], example["answers"][0]["text"]) == ("a blue sky", "blue")
     (tmp_path / "choice.csv").write_text("body,ending0,ending1,ending2,label\nx,a,b,c,2\ny,a,b,,1\n")
-    found = load_split(task_of(tmp_path / "choice.csv", kind="choice", labels=()), ".", "dev")
-    assert [(example["endings"], example["label"]) for example in found] == [(["a", "b", "c"], 2), (["a", "b"], 1)]
+    choices = [
+        {"body": "x", "endings": ["a", "b", "c"], "label": 2},
+        {"body": "y", "endings": ["a", "b", None], "label": 1},
+    ]
+    (tmp_path / "choice.json").write_text(json.dumps(choices))
+    for name in ("choice.csv", "choice.json"):
+        found = load_split(task_of(tmp_path / name, kind="choice", labels=()), ".", "dev")
+        assert [(example["endings"], example["label"]) for example in found] == [(["a", "b", "c"], 2), (["a", "b"], 1)]
 
 
 def test_a_sample_of_adversarial_questions_keeps_their_variants_together():

@@ -58,9 +58,9 @@ class Weighted(Trainer):
 
 
 class ByName(Trainer):
-    """Reads the token ids, and names every argument."""
+    """Looks at the token ids, and names every argument, in an order of its own: the Trainer passes them by name."""
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(self, model, inputs, num_items_in_batch=None, return_outputs=False):
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"))
         share = (inputs.get("input_ids") > 0).float().mean()
         loss = cross_entropy(outputs.logits, inputs["labels"]) * share

@@ -67,6 +67,29 @@ def test_prediction_needs_no_labels(trained, own, tmp_path):
     assert not (tmp_path / "out" / "results.jsonl").exists()
 
 
+def test_rows_with_and_without_labels_are_predicted_alike(trained, own, tmp_path, capsys):
+    rows = [
+        {"body": row["body"], "verdict": None if i % 3 else row["verdict"].upper()}
+        for i, row in enumerate(json.loads((own / "dev.json").read_text()))
+    ]
+    (tmp_path / "new.json").write_text(json.dumps(rows))
+    model = ("--model", trained / "model", "--predict-file", tmp_path / "new.json", "--output", tmp_path / "out")
+    assert run_tool("finetune", *model) == 0
+    run = next(trained.glob("runs/*"))
+    assert (tmp_path / "out" / "predict.tsv").read_text() == (run / "dev.tsv").read_text()
+    assert not (tmp_path / "out" / "results.jsonl").exists()
+    assert "new.json: 11 of 32 rows have a label: predicted, not scored" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("tool", "more"), [("finetune", ("--evaluate-only",)), ("finetune", ("--task", "sst2")), ("attack", ())]
+)
+def test_the_folder_of_a_grid_names_its_model(trained, tmp_path, capsys, tool, more):
+    arguments = ("--model", trained, "--output", tmp_path / "out", *more)
+    assert run_tool(tool, *arguments, expect_error=True) == 2
+    assert f"holds the runs of a fine-tuning. Give {trained / 'model'}." in capsys.readouterr().err
+
+
 def test_attack_cuts_where_training_did(trained, own, tmp_path):
     more = ("--validation-file", own / "dev.json", "--radii", 0, "--output", tmp_path)
     assert run_tool("attack", "--model", trained / "model", *more) == 0

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from megatron_alum.config.finetune import CustomTaskConfig
+from megatron_alum.finetune.benchmarks.class_names import id_of, order_of
 from megatron_alum.finetune.benchmarks.tasks import TASKS
-from megatron_alum.finetune.runs.labels import order_of, reorder_classes
+from megatron_alum.finetune.runs.labels import reorder_classes
 from megatron_alum.finetune.runs.models import build_model, head_note, load_finetuned
 from megatron_alum.finetune.runs.stored import task_of
 from tests.finetune.methods.test_embeddings import encoder, padded
@@ -39,6 +40,8 @@ def test_names_are_found_in_every_order_and_spelling(task, spell):
         (("0", "1", "2"), "mnli", [0, 1, 2]),
         (("positive", "negative"), "sst2", [1, 0]),
         (("1", "0"), "sst2", [1, 0]),
+        (("POS", "Neg"), "sst2", [1, 0]),
+        (("CLASS_0", "class 1"), "rte", [0, 1]),
         (("LABEL_1", "LABEL_0"), "rte", None),
         (("good", "bad"), "sst2", None),
         (NLI, "rte", None),
@@ -47,6 +50,23 @@ def test_names_are_found_in_every_order_and_spelling(task, spell):
 )
 def test_names_that_say_something_else(found, task, order):
     assert order_of(found, TASKS[task].labels, TASKS[task].synonyms) == order
+
+
+@pytest.mark.parametrize(
+    ("written", "names", "index"),
+    [
+        ("GOOD", ("bad", "good"), 1),
+        (" Not Good ", ("good", "not_good"), 1),
+        ("LABEL_1", ("0", "1"), 1),
+        ("1", ("LABEL_0", "LABEL_1"), 1),
+        ("YES", ("Yes", "yes", "no"), None),  # two of them
+        ("-", ("+", "-"), None),
+        ("-1", ("1", "-1"), 1),
+        ("maybe", ("yes", "no"), None),
+    ],
+)
+def test_a_label_is_the_class_that_people_mean_by_it(written, names, index):
+    assert id_of(written, names) == index
 
 
 def named(model, names):
