@@ -107,7 +107,7 @@ def test_the_pilot_tries_from_the_largest_radius_and_takes_the_first_within_the_
 # change of the smoke plan -> what the refusal says
 REFUSALS = [
     ({"arms": {"paper": {"options": {}}}}, "must begin with standard"),
-    ({"arms": {"standard": {"options": {}}, "original": {"options": {}}}}, "none be original"),
+    ({"arms": {"standard": {"options": {}}, "original": {"options": {}}}}, "none of them original"),
     ({"arms": {"standard": {"optons": {}}}}, "does not know optons"),
     ({"pilot": {"arm": "nobody", "radii": [0.1]}}, "must name one of the arms"),
     ({"pilot": None}, "must be given where an arm's option names it"),
