@@ -123,7 +123,7 @@ def test_resume_refuses_other_settings_and_other_inputs(tmp_path, monkeypatch, s
         interrupt_after(patch, "append", 5)
         with pytest.raises(Interrupted):
             prepare(tmp_path, source, checkpoint_mb=0)
-    with pytest.raises(ValueError, match="--resume must be given the settings and inputs the run began with"):
+    with pytest.raises(ValueError, match="--resume must be given the settings and inputs that the run began with"):
         prepare(tmp_path, source, resume=True, deduplicate=True)
     write_jsonl(source, TEXTS[:-1])
     with pytest.raises(ValueError, match="--resume must be given the settings and inputs"):

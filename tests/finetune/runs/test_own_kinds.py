@@ -63,7 +63,10 @@ def test_tokens_alone_one_a_line(encoder, tmp_path, capsys):  # noqa: F811
     (tmp_path / "bare.conll").write_text("good\nfilm\n\nplot\n")
     (tmp_path / "mixed.conll").write_text("good\nfilm O\n")
     task = ("--model", encoder, "--task", "custom", "--kind", "tags", "--validation-file", tmp_path / "train.conll")
-    for name, message in (("bare", "bare.conll:1: tags must be given"), ("mixed", "mixed.conll:2 must be a token al")):
+    for name, message in (
+        ("bare", "bare.conll:1: tags must be given"),
+        ("mixed", "mixed.conll:2 must be only a token"),
+    ):
         arguments = (*task, "--train-file", tmp_path / f"{name}.conll", "--output", tmp_path / name)
         assert run_tool("finetune", *arguments, expect_error=True) == 2
         assert message in capsys.readouterr().err
