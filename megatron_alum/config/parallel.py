@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Backend = Literal["nccl", "gloo"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,10 @@ class ParallelConfig:
     check_weight_hash_across_dp_replicas_interval: int = 0
     """iterations between two checks that all data-parallel replicas hold the same weights, bit for bit; 0 never checks.
     One pass over the weights, for which the host waits"""
+    distributed_backend: Backend | None = None
+    """what carries tensors between processes: by default nccl on GPUs and gloo on CPUs. gloo on GPUs goes through the
+    memory of the host and lets the processes of a node share its GPUs: a trial of several ranks where there is one GPU
+    """
     distributed_timeout_minutes: float = 10.0
     """minutes after which a collective that some process never joined is given up"""
 

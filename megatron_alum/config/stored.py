@@ -63,7 +63,8 @@ KINDS: dict[Kind, tuple[str, ...]] = {
         "model_size",  # its sizes stand for it
         *("token_multiple", "exit_interval", "override_schedule"),
         *("tensor_model_parallel_size", "pipeline_model_parallel_size", "sequence_parallel", "overlap_grad_reduce"),
-        *("distributed_timeout_minutes", "recompute_granularity", "torch_compile", "manual_gc_interval"),
+        *("distributed_backend", "distributed_timeout_minutes"),
+        *("recompute_granularity", "torch_compile", "manual_gc_interval"),
         "grad_reduce_in_bf16",
         *("check_weight_hash_across_dp_replicas_interval", "profile_step_start", "profile_step_end"),
         *("save", "load", "async_save", "init_from"),
