@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_alum.compat import enable_cpu, reduce_one_bucket_at_a_time, silence_fallback_warnings
-from megatron_alum.config.parallel import Backend, ParallelConfig
+from megatron_alum.config.training import Backend, ParallelConfig
 from megatron_alum.parallel.network import Node, check_addresses, raise_file_limit
 
 silence_fallback_warnings()

@@ -9,7 +9,7 @@ import torch
 from megatron.core import tensor_parallel
 from megatron.core.distributed import param_and_grad_buffer
 
-from megatron_alum.config.parallel import ParallelConfig
+from megatron_alum.config.training import ParallelConfig
 from megatron_alum.parallel import initialize, joined, seed_everything, shutdown
 from tests.helpers.distributed import run_ranks
 
