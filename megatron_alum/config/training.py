@@ -20,7 +20,6 @@ from megatron_alum.config.checks import (
     check_fields,
 )
 
-
 Backend = Literal["nccl", "gloo"]
 
 

@@ -31,6 +31,8 @@ def row_options(
     one_sided: bool,
 ) -> RowOptions:
     """Checks the arguments and works out which columns of the vocabulary these are."""
+    if adv is None and labels is None:
+        raise ValueError("`adv_logits` or `labels` must be given, but neither is.")
     adv = clean if adv is None else adv
     if clean.ndim != 2 or adv.shape != clean.shape or adv.dtype != clean.dtype or adv.device != clean.device:
         found = f"{clean.dtype} {list(clean.shape)} on {clean.device} and {adv.dtype} {list(adv.shape)} on {adv.device}"

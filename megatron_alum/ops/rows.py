@@ -62,10 +62,9 @@ def row_losses(
 
     clean_logits, adv_logits [N, V], or [N, V / tp] with `group` the tensor-parallel process group (rank r holds the
     columns from r * V / tp on); no adversarial logits = the MLM loss alone, at half the price. labels int64 [N] are
-    global token ids below `valid_vocab_size`, which is checked on the CPU alone; -100 gives 0 in all losses and zero
-    gradients. `valid_vocab_size` counts the global vocabulary without padding; later columns are ignored and get zero
-    gradient, as are columns that are -inf on both sides. Finite logits of any size count; a row whose divergence is not
-    a finite float32 gives NaN, never 0.
+    global token ids below `valid_vocab_size`, checked on the CPU alone; -100 gives 0 in all losses and zero gradients.
+    `valid_vocab_size` counts the global vocabulary without padding; later columns are ignored and get zero gradient, as
+    are columns that are -inf on both sides. Finite logits of any size count; a divergence beyond float32 gives NaN.
 
     mlm_weight, kl_weight float [N], constants: the results are sums over rows, and a row of weight 0 contributes
     nothing, not even a NaN. Both sums must enter the loss with the same factor. log_weight float [N] weighs the rows of
@@ -85,8 +84,6 @@ def row_losses(
     """
     if divergence not in DIVERGENCES:
         raise ValueError(f"`divergence` must be symmetric or one_way, but is {divergence!r} instead.")
-    if adv_logits is None and labels is None:
-        raise ValueError("`adv_logits` or `labels` must be given, but neither is.")
     one_sided = divergence == "one_way"
     options = row_autograd.row_options(
         clean_logits, adv_logits, labels, valid_vocab_size, group, detach_targets, one_sided
