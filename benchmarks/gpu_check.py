@@ -8,6 +8,7 @@ r"""Everything that needs a GPU, in one command of under eight minutes on a bare
     sync        a training step waits for the GPU nowhere                               (benchmarks/gpu/probes.py)
     graphs      the ops in a CUDA graph
     attention   the ways to compute it, against each other, with dropout by statistics
+    compile     a compiled layer is one graph
     ops         python -m benchmarks.bench_ops --device cuda          -> benchmarks/results/<gpu>-ops.csv
     shared      two ranks on the one GPU, by samples and by vocabulary, against one     (benchmarks/gpu/shared_gpu.py)
     sanitize    a few tests under compute-sanitizer's tools, or the reason why not
@@ -117,7 +118,8 @@ def parts(check: Check, data: str | None) -> list[tuple[str, list[str], int]]:
     """(name, command, seconds) of each step between the build and the sanitizer, most important first."""
     real = ["--data", data] if data else []
     output = ["--output", str(check.results("-steps"))]
-    probes = [(name, python("-m", "benchmarks.gpu.probes", name), 40) for name in ("sync", "graphs", "attention")]
+    names = ("sync", "graphs", "attention", "compile")
+    probes = [(name, python("-m", "benchmarks.gpu.probes", name), 40) for name in names]
     runs = [*real, "--folder", str(check.folder / "runs"), *TRAINING]
     training = ("training", python("-m", "benchmarks.gpu.real_run", *runs, "--bf16"), 120)
     shared = ("shared", python("-m", "benchmarks.gpu.shared_gpu", *runs), 90)

@@ -51,8 +51,9 @@ class Encoder(TransformerBlock):
         """Compile each layer on its first use, in place: parameter names stay.
 
         All layers share what is compiled, for any number of tokens and rows: a version for each combination of training
-        or not, frozen parameters or not, chosen rows or not, and gradients or not. torch.compile ends a graph at the
-        attention, in each of the functions that it lies in, so that a version is five graphs.
+        or not, frozen parameters or not, chosen rows or not, and gradients or not. A version is one graph, but where
+        torch.compile cannot look into the attention (on the CPU, and with its dropout under tensor parallelism without
+        sequence parallelism): there it ends a graph in each of the functions that the attention lies in, five in all.
         """
         from torch._dynamo import config  # takes a second to import
 
