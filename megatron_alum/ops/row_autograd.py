@@ -41,7 +41,8 @@ def row_options(
         raise ValueError(f"the logits must be dense and floating point, but are {clean.dtype} {clean.layout} instead.")
     if not torch.compiler.is_compiling() and any(forward_ad.unpack_dual(x).tangent is not None for x in (clean, adv)):
         raise RuntimeError("the losses of rows have no forward-mode derivative; write them with torch.log_softmax.")
-    return shard_options(*clean.shape, labels, valid_vocab_size, group, detach_targets, one_sided)
+    rows, columns = clean.shape
+    return shard_options(rows, columns, labels, valid_vocab_size, group, detach_targets, one_sided)
 
 
 def shard_options(
