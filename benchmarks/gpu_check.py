@@ -10,6 +10,7 @@ r"""Everything that needs a GPU, in one command of under eight minutes on a bare
     attention   the ways to compute it, against each other, with dropout by statistics
     compile     a compiled layer is one graph
     ops         python -m benchmarks.bench_ops --device cuda          -> benchmarks/results/<gpu>-ops.csv
+    shared      two ranks on the one GPU, by samples and by vocabulary, against one     (benchmarks/gpu/shared_gpu.py)
     sanitize    a few tests under compute-sanitizer's tools, or the reason why not
     promises    each figure that the project promises           -> benchmarks/results/<gpu>.csv
 
@@ -23,7 +24,7 @@ beforehand (here for Python 3.12); without ninja the build takes minutes longer:
         transformers safetensors huggingface-hub regex tqdm filelock requests
 
 Real text are the shards that `make bench-text` leaves in build/bench, or those of --data PREFIX; without any, steps are
-measured on full rows of random tokens and there is no training run.
+measured on full rows of random tokens and there are no training runs.
 
 Exit code: 0 where all was shown; 1 where a step failed or a promise is not kept; 3 where nothing is known to be wrong,
 but a step was not finished or skipped. Where the variable OUT names a folder, it gets a copy of the tables.
@@ -54,10 +55,11 @@ TESTS = "-m pytest -q -p no:cacheprovider tests/ops --device cuda".split()
 OPS = ("--device", "cuda", "--rows", "8192", "--tokens", "65536", "--repeats", "20")
 STEPS = "--model-size base --seq-length 512 --micro-batch-size 64 --bf16 --steps 10 --rounds 1".split()
 ROWS_OF_STEPS = ("--only", "standard", "alum K=1", "alum late layer")
-TRAINING = "--model-size mini --seq-length 128 --micro-batch-size 16 --global-batch-size 32 --bf16".split()
+TRAINING = "--model-size mini --seq-length 128 --micro-batch-size 16 --global-batch-size 32".split()
 WHEELS = {
     "steps": ("megatron",),
     "training": ("megatron", "tokenizers", "transformers"),
+    "shared": ("megatron", "tokenizers"),
     "test": ("pytest", "hypothesis"),
 }
 _ONE_KERNEL = "import torch; assert torch.ones(8, device='cuda').sum().item() == 8"
@@ -118,14 +120,17 @@ def parts(check: Check, data: str | None) -> list[tuple[str, list[str], int]]:
     output = ["--output", str(check.results("-steps"))]
     names = ("sync", "graphs", "attention", "compile")
     probes = [(name, python("-m", "benchmarks.gpu.probes", name), 40) for name in names]
-    training = python("-m", "benchmarks.gpu.real_run", *real, "--folder", str(check.folder / "runs"), *TRAINING)
+    runs = [*real, "--folder", str(check.folder / "runs"), *TRAINING]
+    training = ("training", python("-m", "benchmarks.gpu.real_run", *runs, "--bf16"), 120)
+    shared = ("shared", python("-m", "benchmarks.gpu.shared_gpu", *runs), 90)
     ops = python("-m", "benchmarks.bench_ops", *OPS, "--output", str(check.results("-ops")))
     return [
         ("test", python(*TESTS, "-k", "not nvcc"), 150),
         ("steps", python("-m", "benchmarks.bench_step", *STEPS, *real, *ROWS_OF_STEPS, *output), 150),
-        *([("training", training, 120)] if data else []),
+        *([training] if data else []),
         *probes,
         ("ops", ops, 90),
+        *([shared] if data else []),
     ]
 
 
@@ -172,8 +177,8 @@ def run_all(check: Check, capability: str, machine: dict[str, str], data: str | 
     copy_tree(check.folder)
     unpack_wheels(ROOT / ".whl", check.folder / "site")
     if data is None:
-        check.skipped.append("training")
-        print("\n=== training: skipped, no shards (see --help); steps are measured on full rows", flush=True)
+        check.skipped += ["training", "shared"]
+        print("\n=== training, shared: skipped, no shards (see --help); steps are measured on full rows", flush=True)
     if not build(check, capability):
         return check.exit_code(unmet=0, unknown=1)
     for name, command, seconds in parts(check, data):

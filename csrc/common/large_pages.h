@@ -9,12 +9,14 @@
 #include <sys/mman.h>
 #endif
 
-inline void prefer_large_pages([[maybe_unused]] const at::Tensor& tensor) {
+// Returns the tensor.
+inline at::Tensor prefer_large_pages(at::Tensor tensor) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t page = 4096, always_fresh = 32 * 1024 * 1024;
-  if (!tensor.is_cpu() || tensor.nbytes() <= always_fresh) return;
+  if (!tensor.is_cpu() || tensor.nbytes() <= always_fresh) return tensor;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(tensor.data_ptr()) + page - 1) / page * page;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(tensor.data_ptr()) + tensor.nbytes()) / page * page;
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish: failing changes nothing
 #endif
+  return tensor;
 }

@@ -117,9 +117,8 @@ std::tuple<Tensor, Tensor, Tensor> row_gradients(const Tensor& clean, const Opti
   Rows rows(clean, adv, labels, {first_column, valid_columns, one_sided, detach_targets});
   rows.weigh(mlm_weight, kl_weight);
   const auto fresh = [&](bool wanted) {
-    Tensor grad = wanted ? at::empty(rows.clean.sizes(), rows.clean.options()) : at::empty({0}, rows.clean.options());
-    prefer_large_pages(grad);
-    return grad;
+    const auto options = rows.clean.options();
+    return wanted ? prefer_large_pages(at::empty(rows.clean.sizes(), options)) : at::empty({0}, options);
   };
   const Tensor to_clean = fresh(need_clean), to_adv = fresh(need_adv && adv.has_value());
   return {rows.gradients(records, to_clean, to_adv), to_clean, to_adv};

@@ -103,6 +103,8 @@ def _check(
         raise ValueError(
             f"`projection` must be one of {', '.join(reference.PROJECTIONS)}, but is {projection!r} instead."
         )
+    if not x.is_floating_point():
+        raise ValueError(f"`x` must be floating point, but is {x.dtype} instead.")
     if not epsilon >= 0:
         raise ValueError(f"`epsilon` must be >= 0, but is {epsilon} instead.")
     if not isinstance(delta, Tensor):

@@ -62,9 +62,9 @@ def row_losses(
 
     clean_logits, adv_logits [N, V], or [N, V / tp] with `group` the tensor-parallel process group (rank r holds the
     columns from r * V / tp on); no adversarial logits = the MLM loss alone, at half the price. labels int64 [N] are
-    global token ids below `valid_vocab_size`; -100 gives 0 in all losses and zero gradients. `valid_vocab_size` counts
-    the global vocabulary without padding; later columns are ignored and get zero gradient, as are columns that are -inf
-    on both sides. Finite logits of any size count; a row whose divergence is not a finite float32 gives NaN, never 0.
+    global token ids below `valid_vocab_size`, checked on the CPU alone; -100 gives 0 in all losses and zero gradients.
+    `valid_vocab_size` counts the global vocabulary without padding; later columns are ignored and get zero gradient, as
+    are columns that are -inf on both sides. Finite logits of any size count; a divergence beyond float32 gives NaN.
 
     mlm_weight, kl_weight float [N], constants: the results are sums over rows, and a row of weight 0 contributes
     nothing, not even a NaN. Both sums must enter the loss with the same factor. log_weight float [N] weighs the rows of
@@ -80,7 +80,7 @@ def row_losses(
     | "one_way", False           | p (h - KL)                    | q - p                            |
 
     `overwrite_logits=True` gives up the logits that require a gradient: it may be written over them, by the call itself
-    or by backward. Raises: ValueError for arguments that do not fit.
+    or by backward. Raises: ValueError for arguments that do not fit, RuntimeError for labels that no column has.
     """
     if divergence not in DIVERGENCES:
         raise ValueError(f"`divergence` must be symmetric or one_way, but is {divergence!r} instead.")
@@ -194,7 +194,7 @@ class _OnePass(torch.autograd.Function):
         return (*sums, *constants)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @row_autograd.formed_in_forward
     def backward(ctx: Any, *sum_grads: Tensor) -> tuple[Tensor | None, ...]:
         factor = common_factor(*(grad for grad, there in zip(sum_grads[:2], ctx.present, strict=True) if there))
         grads = ctx.saved_tensors

@@ -55,10 +55,12 @@ def row_losses_from_hidden(
     if not alike or weight.ndim != 2 or weight.shape[1] != clean_hidden.shape[1]:
         found = ", ".join(f"{x.dtype} {list(x.shape)}" for x in (clean_hidden, adv_hidden, weight))
         raise ValueError(f"hidden states must be two [N, H] alike and `weight` [V, H], but are {found} instead.")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"`bias` must have shape [{weight.shape[0]}], but is {list(bias.shape)} instead.")
     rows = clean_hidden.shape[0]
-    row_autograd.check_labels(labels, rows)
-    one_sided = divergence == "one_way"
-    options = row_autograd.shard_options(weight.shape[0], valid_vocab_size, group, detach_targets, one_sided)
+    options = row_autograd.shard_options(
+        rows, weight.shape[0], labels, valid_vocab_size, group, detach_targets, divergence == "one_way"
+    )
     weights = weights_of(rows, labels, adv_hidden, mlm_weight, kl_weight)
     assert weights is not None
     labels = None if labels is None else labels.contiguous()
@@ -182,7 +184,7 @@ class _ChunkedHead(torch.autograd.Function):
         return mlm, kl, *constants
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @row_autograd.formed_in_forward
     def backward(ctx: Any, *sum_grads: Tensor) -> tuple[Tensor | None, ...]:
         factor = common_factor(*sum_grads[0 if ctx.has_mlm else 1 : 2])
         scaled = (increment_and_scale(grad, factor, in_place=False) for grad in ctx.saved_tensors)

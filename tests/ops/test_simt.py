@@ -130,6 +130,30 @@ def test_nearly_equal_logits_keep_their_digits(kernels, one_sided, difference, s
     assert oracle.worst_row(found[2], to_adv) <= tolerances.FLOAT32
 
 
+LARGEST = torch.finfo(torch.float32).max
+SIZES = [-torch.inf, -LARGEST, -1e30, -1e9, 1e9, 1e30, 1.5e38]
+SIDES = [(True, False), (False, True), (True, True)]
+
+
+@pytest.mark.parametrize(
+    *pairs(size=SIZES, sides=SIDES, dtype=ELEMENTS, one_sided=[False, True], columns=[11, 1024]), ids=str
+)
+def test_logits_of_any_size(kernels, size, sides, dtype, one_sided, columns):
+    """In memory and in registers; a divergence that no float32 holds is not a number, the gradients are right."""
+    pair = [x.to(dtype) for x in oracle.logits(2, columns, difference=0.1)]
+    largest = torch.finfo(dtype).max
+    for logits, there in zip(pair, sides, strict=True):
+        if there:
+            logits[:, 4] = size if size == -torch.inf else max(min(size, largest), -largest)
+    kl, _, to_adv = oracle.any_size(*(x.double() for x in pair), one_sided, True)
+    records, _, found = run_rows(kernels, *pair, valid=columns, one_sided=one_sided)
+    held = kl.abs() < LARGEST
+    assert torch.equal(records[:, 5].isnan(), ~held)
+    error = oracle.worst_row(records[:, 5].nan_to_num(), kl.where(held, 0.0))
+    assert error <= (2e-5 if dtype == torch.float32 else 1e-4)
+    assert oracle.worst_row(found, to_adv * torch.linspace(0.5, 2.0, 2).double()[:, None]) <= max(GRADIENT[dtype], 1e-5)
+
+
 PLANS = {  # (dtype, columns, intermediate code) -> (threads of a block, blocks of a row)
     (torch.float32, 30592, 90): (256, 8),
     (torch.bfloat16, 30592, 90): (256, 4),

@@ -58,9 +58,7 @@ inline GradientPair gradients_of(const Weights& w, const GradientRow& row) {
   if (kForm == Form::kDetached) return GradientPair{mlm - adv, adv};
   if (kForm == Form::kOneSidedDetached) return GradientPair{mlm, adv};
   const Vector p = w.clean * row.inverse_mass, u = zero_where_both(p, p, zero, w.u);
-  if (kForm == Form::kOneSidedFull) {
-    return GradientPair{fused(row.kl_weight, p * (u - row.mean), mlm), adv};
-  }
+  if (kForm == Form::kOneSidedFull) return GradientPair{fused(row.kl_weight, p * (u - row.mean), mlm), adv};
   const Vector q = p + to_adv, adv_u = zero_where_both(q, q, zero, w.u);
   return GradientPair{fused(row.kl_weight, fused(p, u - row.mean, zero - to_adv), mlm),
                       row.kl_weight * fused_negated(q, adv_u - row.adv_mean, to_adv)};
@@ -131,8 +129,8 @@ void write_row(const RowPointers<Element> at, int64_t columns, const GradientRow
 }
 
 template <typename Element>
-void clear(Element* to, int64_t count) {
-  if (to != nullptr) __builtin_memset(to, 0, static_cast<size_t>(count) * sizeof(Element));
+void clear(Element* row, int64_t begin, int64_t end) {
+  if (row != nullptr) __builtin_memset(row + begin, 0, static_cast<size_t>(end - begin) * sizeof(Element));
 }
 
 // The label's gradient before rounding to the element type is p - 1: its column once more, from the logits it had.
@@ -143,8 +141,7 @@ struct Label {
 
 template <typename Element>
 Label label_of(const RowTask& task, int64_t index, const RowPointers<Element>& at, float mlm_weight) {
-  if (mlm_weight == 0.0f || at.clean_grad == nullptr) return Label{-1, 0.0f, 0.0f, 0.0f};
-  const int64_t column = label_column(task, index);
+  const int64_t column = mlm_weight == 0.0f || at.clean_grad == nullptr ? -1 : label_column(task, index);
   if (column < 0) return Label{-1, 0.0f, 0.0f, 0.0f};
   return Label{column, sum_of(load_some(at.clean + column, 1, 0.0f)), sum_of(load_some(at.adv + column, 1, 0.0f)), mlm_weight};
 }
@@ -171,19 +168,14 @@ void gradients_of_form(const RowPointers<Element>& at, int64_t columns, const Ro
 template <typename Element>
 void gradient_of_row(const RowTask& task, int64_t index, const RowRecord& merged, const KeptWeights& kept) {
   const RowRecord record = near_centre(merged);
-  const int64_t columns = task.valid_columns;
   const RowPointers<Element> at = row_pointers<Element>(task, index);
   const bool ignored = task.labels != nullptr && task.labels[index] == kIgnoredLabel;
   const float kl_weight = ignored || compares_with_itself(task) ? 0.0f : task.kl_weight[index];
   const float mlm_weight = ignored || task.mlm_weight == nullptr ? 0.0f : task.mlm_weight[index];
-  if (at.clean_grad != nullptr) clear(at.clean_grad + columns, task.columns - columns);
-  if (at.adv_grad != nullptr) clear(at.adv_grad + columns, task.columns - columns);
+  const int64_t columns = kl_weight == 0.0f && mlm_weight == 0.0f ? 0 : task.valid_columns;
+  clear(at.clean_grad, columns, task.columns);
+  clear(at.adv_grad, columns, task.columns);
   if (columns == 0) return;
-  if (kl_weight == 0.0f && mlm_weight == 0.0f) {
-    clear(at.clean_grad, columns);
-    clear(at.adv_grad, columns);
-    return;
-  }
   const GradientRow row = gradient_row(record, kl_weight, mlm_weight);
   const Label label = label_of(task, index, at, mlm_weight);
   const bool detached = task.detach_targets || (task.one_sided && at.clean_grad == nullptr);

@@ -54,7 +54,7 @@ inline int32_t largest_magnitude_bits(const float* values, int64_t count) {
   int32_t largest = 0;
 #pragma omp simd reduction(max : largest)
   for (int64_t i = 0; i < count; ++i) {
-    const int32_t bits = bits_of_float(values[i]) & 0x7FFFFFFF;
+    const int32_t bits = bits_as<int32_t>(values[i]) & 0x7FFFFFFF;
     largest = bits > largest ? bits : largest;
   }
   return largest;
@@ -67,7 +67,7 @@ inline float step_token(const float* delta, const float* grad, int64_t channels,
     if (moved != delta) __builtin_memmove(moved, delta, static_cast<size_t>(channels) * sizeof(float));
     return __builtin_inff();
   }
-  const float norm = float_of_bits(largest);
+  const float norm = bits_as<float>(largest);
   if (step.projection == kClamp) {
 #pragma omp simd
     for (int64_t i = 0; i < channels; ++i) {
@@ -78,7 +78,7 @@ inline float step_token(const float* delta, const float* grad, int64_t channels,
   }
 #pragma omp simd
   for (int64_t i = 0; i < channels; ++i) moved[i] = stepped(delta[i], grad[i], norm, step);
-  const float stepped_norm = float_of_bits(largest_magnitude_bits(moved, channels));
+  const float stepped_norm = bits_as<float>(largest_magnitude_bits(moved, channels));
 #pragma omp simd
   for (int64_t i = 0; i < channels; ++i) moved[i] = projected(moved[i], stepped_norm, step);
   return norm;
@@ -192,10 +192,8 @@ inline void perturb_token(const TokenTask& task, int64_t token, float* scratch) 
   } else {
     __builtin_memset(moved, 0, static_cast<size_t>(channels) * sizeof(float));
   }
-  if (task.delta_out != nullptr) {
-    const int64_t bytes = channels * static_cast<int64_t>(sizeof(float));
-    write_out(moved, bytes, bytes * task.tokens, task.delta_out + token * channels);
-  }
+  const int64_t bytes = channels * static_cast<int64_t>(sizeof(float));
+  write_out(moved, bytes, bytes * task.tokens, task.delta_out + token * channels);
   if (task.x != nullptr) sums[1] = add_token(task, token, moved, scratch + room);
 }
 

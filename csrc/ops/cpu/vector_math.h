@@ -63,6 +63,16 @@ inline float greatest_of(Vector x) {
   return greatest;
 }
 
+template <typename Element>
+inline void store(Element* p, Vector x) {
+  const auto bits = narrowed(x, Element{});
+  __builtin_memcpy(p, &bits, sizeof(bits));
+}
+template <typename Element>
+inline void stream(Element* p, Vector x) {  // past the caches; p aligned to what is written
+  stream_bits(p, narrowed(x, Element{}));
+}
+
 // `count` elements, the rest of the vector filled with `fill`.
 template <typename Element>
 inline Vector load_some(const Element* p, int64_t count, float fill) {

@@ -162,18 +162,8 @@ struct Packing<float> {
 
 template <typename Pair>
 struct PairPacking {
-  MA_DEVICE uint32_t greatest(uint32_t x, uint32_t y) { return bits_of(__hmax2(pair_of(x), pair_of(y))); }
-
- protected:
-  MA_DEVICE Pair pair_of(uint32_t word) {
-    Pair pair;
-    memcpy(&pair, &word, sizeof(pair));
-    return pair;
-  }
-  MA_DEVICE uint32_t bits_of(Pair pair) {
-    uint32_t word;
-    memcpy(&word, &pair, sizeof(word));
-    return word;
+  MA_DEVICE uint32_t greatest(uint32_t x, uint32_t y) {
+    return bits_as<uint32_t>(__hmax2(bits_as<Pair>(x), bits_as<Pair>(y)));
   }
 };
 
@@ -184,15 +174,15 @@ struct Packing<BFloat16> : PairPacking<__nv_bfloat162> {
     to[0] = __uint_as_float(word << 16);
     to[1] = __uint_as_float(word & 0xFFFF0000u);
   }
-  MA_DEVICE uint32_t pack(const float* from) { return bits_of(__floats2bfloat162_rn(from[0], from[1])); }
+  MA_DEVICE uint32_t pack(const float* from) { return bits_as<uint32_t>(__floats2bfloat162_rn(from[0], from[1])); }
 };
 
 template <>
 struct Packing<Float16> : PairPacking<__half2> {
   static constexpr uint32_t kMasked = 0xFC00FC00u;
   MA_DEVICE void unpack(uint32_t word, float* to) {
-    const float2 both = __half22float2(pair_of(word));
+    const float2 both = __half22float2(bits_as<__half2>(word));
     to[0] = both.x, to[1] = both.y;
   }
-  MA_DEVICE uint32_t pack(const float* from) { return bits_of(__floats2half2_rn(from[0], from[1])); }
+  MA_DEVICE uint32_t pack(const float* from) { return bits_as<uint32_t>(__floats2half2_rn(from[0], from[1])); }
 };

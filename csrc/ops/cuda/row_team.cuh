@@ -169,13 +169,10 @@ MA_DEVICE void add_partial(const Partial& part, float clean_top, float adv_top, 
   const float all = finite_two_difference(clean_top, adv_top, &rest);
   const float shift = (own - all) + (own_rest - rest);
   const float moved = shift < 0.0f ? -of_adv * expm1f(shift) : of_clean * expm1f(-shift);  // of_adv - of_clean
-  if (part.mass != 0.0f) *mass += of_clean * part.mass;
-  if (of_adv == 0.0f) {
-    if (part.mass != 0.0f) *excess -= of_clean * part.mass;
-    return;
-  }
-  *excess += of_adv * part.excess;
-  if (part.mass != 0.0f) *excess += part.mass * moved;
+  const float clean = part.mass == 0.0f ? 0.0f : of_clean * part.mass;  // of no mass, it may be infinitely far away
+  *mass += clean;
+  if (of_adv == 0.0f) *excess -= clean;
+  else *excess += of_adv * part.excess + (part.mass == 0.0f ? 0.0f : part.mass * moved);
 }
 
 struct Shared {
