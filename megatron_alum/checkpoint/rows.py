@@ -1,7 +1,7 @@
-"""The rows of a run's .jsonl files, with what does not belong in them told apart.
+"""The rows of a run's .jsonl files, separated from lines that do not belong in them.
 
-A line is a row if it is a JSON object with a whole number as `iteration`. A last line without its end is one that a
-kill cut short, or that is being written; any other line is foreign or damaged.
+A line is a row if it is a JSON object with a whole number as `iteration`. A last line without a newline was cut short
+by a kill or is still being written; any other line is foreign or damaged.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ class Rows:
     """What a file holds."""
 
     lines: list[str]
-    """the rows as they are written, each with its end"""
+    """the rows as written, each with its newline"""
     values: list[dict[str, Any]]
     """the rows, parsed"""
     foreign: list[int]
-    """numbers of the lines, from 1, that are no rows"""
+    """numbers of the lines, from 1, that are not rows"""
 
     @classmethod
     def read(cls, path: Path) -> Rows:
-        """Everything in the file; nothing where there is none."""
+        """Everything in the file; nothing if it does not exist."""
         rows = cls([], [], [])
         text = path.read_bytes() if path.is_file() else b""
         for number, line in enumerate(text.split(b"\n")[:-1], start=1):
@@ -38,7 +38,7 @@ class Rows:
         return rows
 
     def up_to(self, iteration: int) -> Rows:
-        """Those of the first `iteration` iterations."""
+        """The rows of the first `iteration` iterations."""
         places = [i for i, row in enumerate(self.values) if row["iteration"] <= iteration]
         return Rows([self.lines[i] for i in places], [self.values[i] for i in places], self.foreign)
 
@@ -55,7 +55,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     """The row that a line holds, None for anything else."""
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError):  # neither JSON nor UTF-8, or nested beyond all reason
+    except (ValueError, RecursionError):  # neither JSON nor UTF-8, or nested too deeply
         return None
     if not isinstance(row, dict) or type(row.get("iteration")) is not int:
         return None

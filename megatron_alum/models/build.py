@@ -92,7 +92,7 @@ def transformer_config(
         init_method=_leave,  # initialize_weights fills in all parameters
         output_layer_init_method=_leave,
         embedding_init_method=_leave,
-        cuda_graph_scope=[],  # the default of this version warns about itself
+        cuda_graph_scope=[],  # this version's default triggers a warning
         recompute_granularity=None if recompute == "none" else recompute,
         recompute_method="uniform" if recompute == "full" else None,
         recompute_num_layers=1 if recompute == "full" else None,

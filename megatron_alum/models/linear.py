@@ -1,8 +1,8 @@
-"""Tensor-parallel linear layers that leave nothing beside the matrix product where there is nothing to share.
+"""Tensor-parallel linear layers that are a single matrix product when the group has one rank.
 
 megatron-core adds the bias after the product, or hands it on, because a row-parallel product must be summed over the
-group first. On a group of one the bias belongs into the product: one pass over the activations less for each linear
-layer (on the GPU it is the product's epilogue), forward and backward. Larger groups take megatron-core's way.
+group first. On a group of one the bias belongs in the product: one pass over the activations less for each linear
+layer (on the GPU it is the product's epilogue), forward and backward. Larger groups do as megatron-core does.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from megatron_alum.ops import empty_in_large_pages
 
 
 class ColumnLinear(ColumnParallelLinear):
-    """Multiplies in the dtype of its input and answers in the dtype of its weight.
+    """Multiplies in the dtype of its input and returns the dtype of its weight.
 
     In a 16-bit post-LayerNorm model the first QKV product is what reads the float32 sum of embedding and perturbation.
     """
@@ -56,18 +56,18 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _product(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`linear` in the dtype of the input, answered in that of the weight."""
+    """`linear` in the dtype of the input, returned in that of the weight."""
     if input.dtype == weight.dtype:
         return linear(input, weight, bias)
     return linear(input, weight.to(input.dtype), bias.to(input.dtype)).to(weight.dtype)
 
 
 class _CpuLinear(torch.autograd.Function):
-    """float32 products with the bias added in place, where torch copies it over the whole result first.
+    """float32 products with the bias added in place, while torch first copies it over the whole result.
 
     Measured (2 threads of an AVX-512 machine): [3440, 256] by [1024, 256] 6.2 ms against 7.4, and as fast as oneDNN's
-    fused bias or faster. A decoder's logits come from the system anew in each step, so they ask for large pages: 36 ms
-    against 66 for [516, 256] by [30592, 256]. The gradient of the weight goes straight into the gradient buffer where
+    fused bias or faster. A decoder's logits are new memory from the system in each step, so they use large pages: 36 ms
+    against 66 for [516, 256] by [30592, 256]. The gradient of the weight goes straight into the gradient buffer if
     there is one (accumulation.py).
     """
 

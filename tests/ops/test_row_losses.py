@@ -220,7 +220,7 @@ def test_constants_for_logs_come_with_the_pass(device, impl, divergence):
 
 def test_a_loss_and_its_weight_come_together(device, impl):
     clean, adv, labels, mlm_weight, kl_weight = inputs(device)
-    with pytest.raises(ValueError, match="`mlm_weight` must come with labels, but is missing beside them"):
+    with pytest.raises(ValueError, match="`mlm_weight` must come with labels, but is missing instead"):
         ops.row_losses(clean, adv, labels, kl_weight=kl_weight, impl=impl)
     with pytest.raises(ValueError, match="`kl_weight` must come with adversarial logits, but is given without them"):
         ops.row_losses(clean, None, labels, mlm_weight=mlm_weight, kl_weight=kl_weight, impl=impl)

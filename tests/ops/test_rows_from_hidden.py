@@ -290,5 +290,6 @@ def test_wrong_shapes_are_refused(device, impl):
         ops.mlm_symmetric_kl_from_hidden(*leaves, labels, **{**rows, "kl_row_weight": kl_weight[1:]}, chunk_rows=2)
     with pytest.raises(ValueError, match="`kl_weight` must have shape"):
         weighted_kl(*leaves, row_weight=kl_weight[1:], chunk_rows=2, impl=impl)
-    with pytest.raises(ValueError, match=r"two \[N, H\] alike and `weight` \[V, H\], but are .*float64 \[23, 32\]"):
+    message = r"two \[N, H\] of one dtype and `weight` \[V, H\], but are .*float64 \[23, 32\]"
+    with pytest.raises(ValueError, match=message):
         weighted_kl(leaves[0], leaves[1].double(), *leaves[2:], row_weight=kl_weight, chunk_rows=2)
