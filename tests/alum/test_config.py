@@ -1,4 +1,4 @@
-"""AlumConfig: the paper's presets and an error that names the flag for every bad value."""
+"""AlumConfig: the paper's presets and, for every bad value, an error that names the flag."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The parts of gpu-check run on the CPU at a small size: what a GPU will be asked is asked here of other hardware."""
+"""The parts of gpu-check on the CPU at a small size."""
 
 import json
 import subprocess
@@ -32,7 +32,8 @@ def in_a_process(code):
 
 
 def test_attention_on_the_cpu_and_a_wrong_dropout():
-    """In a process of its own: it makes and ends the process group. The second has the weights scaled up too much."""
+    """In a separate process, since it creates and destroys the process group. The second run scales the weights too
+    much."""
     code = """
 import torch
 from benchmarks.gpu import probes
@@ -93,7 +94,7 @@ def test_a_run_that_ends_before_it_is_hurt_is_noticed(tmp_path):
 
 @pytest.mark.slow
 def test_a_real_run_on_the_cpu(tmp_path):
-    """Straight, killed, resumed and exported: on the CPU to the bit."""
+    """Straight, killed, resumed and exported: bit for bit on the CPU."""
     prefix = build_corpus(tmp_path)
     small = {name: TINY[name] for name in ("num-layers", "hidden-size", "num-attention-heads", "seq-length")}
     options = [word for name, value in small.items() for word in (f"--{name}", str(value))]

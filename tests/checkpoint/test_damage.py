@@ -1,4 +1,4 @@
-"""Damaged checkpoints: found before they are read, reported, and passed over for the one before."""
+"""Damaged checkpoints: found before they are read, reported, and skipped in favour of the previous one."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The lock of a run's folder: one holder, named to others; taken over from the dead and from nobody else."""
+"""The lock of a run's folder: one holder, named to others; taken over only from a dead process."""
 
 import json
 import os
@@ -21,14 +21,14 @@ SECONDS = 0.6
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Heartbeats of a tenth of a second."""
+    """Heartbeats every tenth of a second."""
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(module, "STALE_SECONDS", SECONDS)
     monkeypatch.setattr(module, "_POLL_SECONDS", 0.05)
 
 
 def plant(root, **changes):
-    """The lock of another run: this process's names with changes."""
+    """The lock of another run: this process's fields with changes."""
     root.mkdir(exist_ok=True)
     names = {name: getattr(Holder.here(), name) for name in Holder.__dataclass_fields__}
     (root / LOCK_FILE).write_text(json.dumps({**names, **changes}))
@@ -195,7 +195,7 @@ def test_two_runs_on_one_folder(prefix, tmp_path):
 
 
 def train_taken_over(rank, world_size, argv):
-    """A leader that was away for so long that another run took its folder after iteration 2."""
+    """A leader that was suspended for so long that another run took its folder after iteration 2."""
     from pathlib import Path
 
     from megatron_alum.training.loop import Run

@@ -1,4 +1,4 @@
-"""Foreign and damaged lines of metrics.jsonl are told apart from rows, counted and named."""
+"""Foreign and damaged lines of metrics.jsonl are distinguished from rows, counted and named."""
 
 import json
 

@@ -1,11 +1,11 @@
-"""A second device where there is none: tensors that lie on "lazy:0" by name, with their values on the CPU.
+"""A second device where there is none: tensors nominally on "lazy:0", with their values on the CPU.
 
     with other_device():
         model.to(OTHER_DEVICE)
         model(batch)        # RuntimeError unless batch is there too, as with a GPU
 
-torch knows the name of that device and has nothing behind it, so no driver is asked. Within the context every operation
-refuses tensors of both devices, except copies and CPU scalars, and computes the real values otherwise.
+torch knows the device's name but has no backend for it, so no driver is needed. In the context every operation refuses
+tensors of both devices, except copies and CPU scalars, and computes the real values otherwise.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,8 @@ class _There(torch.Tensor):
 
 
 class _FactoryCalls(TorchDispatchMode):
-    """Sees what has no tensor of OTHER_DEVICE among its arguments yet: `zeros(device=...)` and `tensor.to(...)`."""
+    """Handles calls without a tensor of OTHER_DEVICE among their arguments: `zeros(device=...)` and
+    `tensor.to(...)`."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return _compute(func, args, kwargs or {})
@@ -62,6 +63,6 @@ def _compute(func, args, kwargs):
 
 @contextmanager
 def other_device() -> Iterator[None]:
-    """Within: OTHER_DEVICE is there."""
+    """In the body OTHER_DEVICE exists."""
     with _FactoryCalls():
         yield

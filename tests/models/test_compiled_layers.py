@@ -1,4 +1,4 @@
-"""Compiled layers: a few graphs that all layers share, whatever the batch holds, divided by the attention alone."""
+"""Compiled layers: a few graphs that all layers share, whatever the batch holds, broken only by the attention."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def graphs_after(rank, world_size, dropout, rows):
 
 
 def inputs_of(lengths):
-    """Sequences of these lengths, filled up to a multiple of 8, every seventh token masked."""
+    """Sequences of these lengths, padded to a multiple of 8, every seventh token masked."""
     total = -(-sum(lengths) // 8) * 8
     return ModelInputs.of(
         tokens=torch.arange(total) % 90 + 5,

@@ -1,4 +1,5 @@
-"""The ascent of a sample is its own: with --alum-inner-reduction sample its g does not know the rest of the batch.
+"""The ascent of a sample is independent: with --alum-inner-reduction sample its g does not depend on the rest of the
+batch.
 
 Algorithm 1 takes one example at a time. The network is that of tests/oracle, dropout 0, float32.
 """

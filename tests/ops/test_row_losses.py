@@ -1,4 +1,4 @@
-"""The door from logits: weighted sums, gradients formed in forward, against the sums of the losses of every row."""
+"""`row_losses` with weights: sums, gradients formed in forward, against the sums of the losses of every row."""
 
 import pytest
 import torch
@@ -112,7 +112,8 @@ def test_rows_longer_than_a_block(device, impl):
 
 
 def test_rows_that_are_not_numbers(device, impl):
-    """A bad row of weight 0 disappears; with a weight it makes the sum NaN. The MLM loss sees the clean side alone."""
+    """A bad row of weight 0 disappears; with a weight it makes the sum NaN. The MLM loss depends only on the clean
+    side."""
     clean, adv, labels, mlm_weight, kl_weight = inputs(device)
     adv[5, 77] = torch.nan  # its divergence has weight 0
     call = {"mlm_weight": mlm_weight, "kl_weight": kl_weight, "impl": impl}
@@ -142,7 +143,7 @@ def test_overwriting_happens_in_the_logits_memory(device, kernel_only):
 
 @pytest.mark.parametrize("weighted", [True, False])
 def test_what_still_needs_the_overwritten_logits_is_told(device, kernel_only, weighted):
-    """exp saves its output, here the logits: autograd must notice, never go on with a gradient in their place."""
+    """exp saves its output, here the logits: autograd must notice instead of using a gradient in their place."""
     clean, adv, _, _, weight = inputs(device)
     logits = clean.requires_grad_().exp()
     if weighted:

@@ -45,7 +45,7 @@ def test_a_hard_limit_that_is_too_low_is_named(limits):
 
 
 def complaints(*nodes):
-    """What each of the nodes refuses."""
+    """The error of each node."""
     store = dist.HashStore()
 
     def check(rank):

@@ -1,4 +1,4 @@
-"""Curves kept in the repository: that of real text keeps the promises made of it, the synthetic one is met again."""
+"""Curves in the repository: the one on real text keeps its promises, the synthetic one is reproduced."""
 
 import math
 
@@ -7,7 +7,7 @@ from tests.training.runs import largest_difference, read_rows
 
 CURVE_TOLERANCE = {"lm_loss": 1e-3, "nsp_loss": 1e-3, "lr": 0.0, "mask_rate": 0.0}
 """relative, over 100 iterations with dropout 0: float32 rounding differs between processors and grows with the updates;
-on the machine that made the file the difference is 0"""
+on the machine that wrote the file the difference is 0"""
 LN_V = math.log(30_522)
 
 

@@ -97,7 +97,7 @@ def test_a_shard_may_hold_duplicates_alone(world_size):
 
 
 class _Shard:
-    """What `global_norm` asks of an optimizer, on a rank whose gradients are ones in these numbers."""
+    """What `global_norm` needs of an optimizer, on a rank with this many gradients, all 1."""
 
     def __init__(self, lengths: list[int]) -> None:
         self.lengths = lengths

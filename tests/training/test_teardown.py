@@ -1,4 +1,4 @@
-"""A rank that fails ends at once and says why, although the other ranks never leave their process groups."""
+"""A rank that fails exits at once with its reason, although the other ranks never leave their process groups."""
 
 import json
 import os

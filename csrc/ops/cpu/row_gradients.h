@@ -1,9 +1,9 @@
 // Gradients of the row role on the CPU, for one instruction set; included after row_kernels.h.
 //     to clean   kl_weight (p - q [+ p (u - E_P[u])]) + mlm_weight (p - one at the label)
 //     to adv     kl_weight (q - p [- q (u - E_Q[u])])                              [..] without detached targets
-// One-sided: to clean 0, or p (h - KL) = p (u - E_P[u]) without detached targets. A row of weight 0 is written as 0
-// without multiplying. With e and f the clean weight and the difference of a column, Z their clean mass and T = sum f /
-// Z (common/row_statistics.h):
+// One-sided: to clean 0, or p (h - KL) = p (u - E_P[u]) without detached targets. A row of weight 0 is set to 0. With e
+// and f the clean weight and the difference of a column, Z their clean mass and T = sum f / Z
+// (common/row_statistics.h):
 //     p = e / Z          q - p = (f - T e) / (Z (1 + T))
 #pragma once
 
