@@ -29,8 +29,8 @@ PROGRAMS = {
     "tools/preprocess_data.py": "megatron_alum.data.preprocessing.settings:PreprocessSettings",
     "tools/train_tokenizer.py": "megatron_alum.data.preprocessing.train_tokenizer:TrainTokenizerSettings",
     "tools/finetune.py": "megatron_alum.config.finetune:FinetuneConfig",
-    "tools/attack.py": "megatron_alum.config.attack:AttackConfig",
-    "tools/make_report.py": "megatron_alum.config.report:ReportConfig",
+    "tools/attack.py": "megatron_alum.config.finetune:AttackConfig",
+    "tools/make_report.py": "megatron_alum.cli.report:ReportConfig",
 }
 """program -> the dataclass that is its command line"""
 
@@ -60,7 +60,7 @@ def option_lines(option: Option) -> Iterator[str]:
     values = f"{option.metavar} [{option.metavar} ...]" if option.is_list else option.metavar
     yield f"::::{{option}} {option.flag} {f'[{values}]' if option.is_bool else values}"
     yield ""
-    yield f"{_markdown(option.doc)} ({_markdown(option.default_note)})"
+    yield _markdown(option.help)
     yield "::::"
     yield ""
 
@@ -90,7 +90,7 @@ class ProgramOptions(SphinxDirective):
             if option.owner is not owner:
                 owner = option.owner
                 title, text = section_of(owner)
-                lines += [f"## {_markdown(title.rstrip('.'))}", "", _markdown(text), ""]
+                lines += [f"## {_markdown(title)}", "", _markdown(text), ""]
             lines += option_lines(option)
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 

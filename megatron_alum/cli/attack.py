@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from megatron_alum.config.attack import AttackConfig
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.extras import EXTRAS, require
+from megatron_alum.config.finetune import AttackConfig
 
 
 def main() -> None:
     """Attack every model, keep each row as it comes, draw the plot."""
-    config = parse_config(AttackConfig, description=(__doc__ or "").splitlines()[0])
+    config = parse_config(AttackConfig, description=__doc__ or "")
     require(*EXTRAS["finetune"], *EXTRAS["report"])
     from megatron_alum.finetune.runs.attack import check_word_attack
     from megatron_alum.finetune.runs.attacked import attack_model, attacked_task, labelled_examples

@@ -1,19 +1,19 @@
 """Estimate the memory of one process and the operations of an iteration, without building anything.
 
     megatron-alum estimate --processes 16 --vocab-size 30522 --model-size large --bf16
-    megatron-alum estimate --processes 16 --vocab-size 30522 --gpu-memory-gb 80 \
+    megatron-alum estimate --processes 16 --vocab-size 30522 --gpu-memory-gb 80 \\
         --config examples/bert_3.9b.yaml
 
-Takes every option of pre-training; a float32 run is taken for one on the CPU. Formulas:
-megatron_alum/planning/memory.py and flops.py.
+Takes every option of pre-training, and needs neither --data-path nor --save; a float32 run is taken for one on the CPU.
+Formulas: megatron_alum/planning/memory.py and flops.py.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from megatron_alum.config.checks import Count, Positive, check_fields
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
 
@@ -21,27 +21,40 @@ if TYPE_CHECKING:
     from megatron_alum.planning.flops import TextSize
 
 
+@dataclass(frozen=True, kw_only=True)
+class EstimateConfig:
+    """This estimate"""
+
+    vocab_size: Count
+    """entries of the tokenizer"""
+    processes: Count = 1
+    """number of processes"""
+    gpu_memory_gb: Positive | None = None
+    """say whether the run fits into this much memory"""
+    tokens_per_sequence: Positive | None = None
+    """real tokens of a sample on average; --seq-length by default"""
+    run: RunConfig
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can have, the number of processes among it."""
+        check_fields(self)
+        self.run.data_parallel_size(self.processes)
+
+
 def main() -> None:
-    """Parse the tool's own three options, then the run's, and print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, add_help=False
-    )
-    parser.add_argument("--processes", type=int, default=1, help="number of processes (default: 1)")
-    parser.add_argument("--vocab-size", type=int, required="--help" not in sys.argv, help="entries of the tokenizer")
-    parser.add_argument("--gpu-memory-gb", type=float, help="say whether the run fits into this much memory")
-    parser.add_argument(
-        "--tokens-per-sequence", type=float, help="real tokens of a sequence on average (default: --seq-length)"
-    )
-    if "--help" in sys.argv:
-        parser.print_help()
-    own, rest = parser.parse_known_args()
-    path = [] if "--data-path" in rest or "--config" in rest else ["--data-path", "unused"]
-    config = parse_config(RunConfig, [*rest, *path, "--dry-run"], description="Options of the run:")
-    config.data_parallel_size(own.processes)
+    """Parse the command line and print a table."""
+    nothing_is_read_or_saved = {"data_path": ("unused",), "dry_run": True}
+    config = parse_config(EstimateConfig, description=__doc__ or "", defaults=nothing_is_read_or_saved)
     from megatron_alum.planning.flops import TextSize
 
-    text = TextSize.full(config, tokens_per_sequence=own.tokens_per_sequence)
-    rows = report(config, text, processes=own.processes, vocab_size=own.vocab_size, limit_gb=own.gpu_memory_gb)
+    text = TextSize.full(config.run, tokens_per_sequence=config.tokens_per_sequence)
+    rows = report(
+        config.run,
+        text,
+        processes=config.processes,
+        vocab_size=config.vocab_size,
+        limit_gb=config.gpu_memory_gb,
+    )
     print("\n".join(rows))
 
 

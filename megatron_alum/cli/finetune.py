@@ -18,7 +18,7 @@ from megatron_alum.config.finetune import FinetuneConfig
 
 def main() -> None:
     """Parse the command line, then run it."""
-    config = parse_config(FinetuneConfig, description=(__doc__ or "").splitlines()[0])
+    config = parse_config(FinetuneConfig, description=__doc__ or "")
     require(*EXTRAS["finetune"])
     from torch.distributed.elastic.multiprocessing.errors import record
 

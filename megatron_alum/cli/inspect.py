@@ -15,9 +15,11 @@ import tempfile
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from megatron_alum.config.checks import Count, CountOrZero, check_fields
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.data import DataConfig
 from megatron_alum.config.fields import options_of
+from megatron_alum.config.model import ModelType
 
 if TYPE_CHECKING:
     from megatron_alum.data.shards.files import Shards
@@ -34,14 +36,18 @@ class SampleOptions:
     """
 
     data: DataConfig
-    seq_length: int = 128
-    """positions of a sample, special tokens included"""
-    model_type: str = "megatron-bert"
+    seq_length: Count = 128
+    """tokens of the longest sample, special tokens included"""
+    model_type: ModelType = "megatron-bert"
     """roberta lays pairs out in its own way and has no sentence-pair question"""
-    train_samples: int = 1_000_000
+    train_samples: Count = 1_000_000
     """samples of the whole run (iterations x global batch size), over which the mask rate rises"""
-    seed: int = 1234
+    seed: CountOrZero = 1234
     """seed of the run"""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run can have."""
+        check_fields(self)
 
 
 def main() -> None:

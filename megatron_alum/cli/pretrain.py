@@ -1,9 +1,9 @@
-"""Standard and adversarial pre-training of BERT and RoBERTa.
+"""Pre-train BERT or RoBERTa, standard or with adversarial regularisation (ALUM).
 
-    torchrun --nproc-per-node 2 -m megatron_alum.pretrain --data-path OUT --save DIR --model-size small \
+    torchrun --nproc-per-node 2 -m megatron_alum.pretrain --data-path OUT --save DIR --model-size small \\
         --seq-length 128 --train-iters 1000 --global-batch-size 32 --tensor-model-parallel-size 2
 
-All options: `megatron-alum pretrain --help`; recipes: `--config examples/from_scratch.yaml`.
+Recipes: `--config examples/from_scratch.yaml` and the other files of that folder.
 """
 
 from collections.abc import Mapping
@@ -32,8 +32,7 @@ def options_of_start(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def main() -> None:
     """Parse the command line into a RunConfig, then train."""
-    description = "Pre-train BERT or RoBERTa with adversarial regularisation (ALUM)."
-    config = parse_config(RunConfig, description=description, infer=options_of_start)
+    config = parse_config(RunConfig, description=__doc__ or "", infer=options_of_start)
     # After parsing: --help and refused options need neither torch nor megatron-core.
     from torch.distributed.elastic.multiprocessing.errors import record
 

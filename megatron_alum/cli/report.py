@@ -9,15 +9,29 @@ SYSTEM= is a row of its own, named by its folder.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_alum.config.cli import parse_config
-from megatron_alum.config.report import ReportConfig
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """This report"""
+
+    output: str
+    """folder of report.html, tables.md, figure1.svg and figure2.svg"""
+    results: tuple[str, ...] = ()
+    """results.jsonl files; SYSTEM=FILE puts one in that row of the paper's tables (several may share a row)"""
+    model_card: str | None = None
+    """exported folder, into whose README.md the results go as its evaluation"""
+    data_dir: str | None = None
+    """folder of the benchmarks' files, to count them for Table 9"""
 
 
 def main() -> None:
     """Read, render, write."""
-    config = parse_config(ReportConfig, description=(__doc__ or "").splitlines()[0])
+    config = parse_config(ReportConfig, description=__doc__ or "")
     from megatron_alum.report.card import add_evaluation
     from megatron_alum.report.render import write_report
     from megatron_alum.report.results import read_systems

@@ -7,10 +7,10 @@ Flags carry the prefix `--alum-`. Source: Liu et al. 2020, arXiv 2004.08994; the
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal
+
+from megatron_alum.config.checks import Count, CountOrZero, PositiveOrZero, Range, Share, check_fields, flag_of
 
 # What the ascent alone reads: without effect where it takes no step.
 ASCENT_FIELDS = ("step_size", "epsilon", "projection", "inner_divergence", "inner_reduction")
@@ -18,79 +18,74 @@ ASCENT_FIELDS = ("step_size", "epsilon", "projection", "inner_divergence", "inne
 
 @dataclass(frozen=True)
 class AlumConfig:
-    """Adversarial regularisation (ALUM)."""
+    """Adversarial regularisation (ALUM)
+
+    Costs are in F, the operations of one forward pass; a standard step takes 3 F.
+    """
 
     FLAG_PREFIX: ClassVar[str] = "alum_"
 
-    start_fraction: float = 0.5
-    """Fraction of the training iterations, in [0, 1], before the adversarial phase begins. Paper: 0.5 from scratch,
-    0 for continual pre-training; 1 never begins."""
+    start_fraction: Share = 0.5
+    """fraction of the training iterations, in [0, 1], before the adversarial phase begins. Paper: 0.5 from scratch,
+    0 for continual pre-training; 1 never begins"""
     ascent: Literal["virtual", "label"] = "virtual"
-    """Where delta's direction comes from: virtual, the divergence from the clean outputs (the paper; 8 F a step of one
+    """where delta's direction comes from: virtual, the divergence from the clean outputs (the paper; 8 F a step of one
     ascent); label, the label loss, which is then trained on at x + delta (conventional adversarial training, the
-    paper's Eq. 2; 5 F)."""
-    alpha: float = 10.0
-    """Weight of the divergence in the loss. Paper: 10 in pre-training, 1 in fine-tuning; 0 switches the branch off."""
-    epsilon: float = 1e-5
-    """Radius of the L-infinity ball around the embeddings that `clamp` and `normalized_gradient` project onto after a
-    step. Paper: 1e-5. `normalize`, the released code's, has no radius and takes no epsilon."""
-    step_size: float = 1e-3
-    """Size eta of an ascent step, as a factor of the gradient (of the normalised one with `normalized_gradient`).
-    Paper: 1e-3."""
-    noise_std: float = 1e-5
-    """Standard deviation of the random start. The paper calls 1e-5 the variance, the released code uses it as here."""
-    num_ascent_steps: int = 1
-    """Gradient steps K of the inner maximisation. Paper and released code: 1. 0 perturbs at random only, without
-    projection: the control that shows what the ascent adds, and cheaper by two passes (6 F)."""
+    paper's Eq. 2; 5 F)"""
+    alpha: PositiveOrZero = 10.0
+    """weight of the divergence in the loss. Paper: 10 in pre-training, 1 in fine-tuning; 0 switches the branch off"""
+    epsilon: PositiveOrZero = 1e-5
+    """radius of the L-infinity ball around the embeddings that `clamp` and `normalized_gradient` project onto after a
+    step. Paper: 1e-5. `normalize`, the released code's, has no radius and takes no epsilon"""
+    step_size: PositiveOrZero = 1e-3
+    """size eta of an ascent step, as a factor of the gradient (of the normalised one with `normalized_gradient`).
+    Paper: 1e-3"""
+    noise_std: PositiveOrZero = 1e-5
+    """standard deviation of the random start. The paper calls 1e-5 the variance, the released code uses it as here"""
+    num_ascent_steps: CountOrZero = 1
+    """gradient steps K of the inner maximisation. Paper and released code: 1. 0 perturbs at random only, without
+    projection: the control that shows what the ascent adds, and cheaper by two passes (6 F)"""
     projection: Literal["clamp", "normalize", "normalized_gradient"] = "clamp"
     """clamp: clamp(delta + eta g, +-epsilon), the paper's line 6; normalize: (delta + eta g) / (its largest absolute
     value in the token + 1e-6), the released code, whose radius is about 1 whatever epsilon says;
-    normalized_gradient: clamp(delta + eta g / max |g| of the token, +-epsilon), the textbook step of VAT and SMART."""
+    normalized_gradient: clamp(delta + eta g / max |g| of the token, +-epsilon), the textbook step of VAT and SMART"""
     perturb: Literal["word", "encoder_input", "layer"] = "word"
     """word: the sub-word embeddings alone, as in the paper; encoder_input: after positions, LayerNorm and dropout, as
     in the released code; layer: the hidden state after --alum-perturb-layer, whose lower layers run once (beyond paper
-    and released code; SMAAT, arXiv 2405.17130, has it for fine-tuning). Pads are never perturbed; the released code
-    perturbs them too."""
-    perturb_layer: int | None = None
-    """Layer L0 after which --alum-perturb layer perturbs, counted from 1 and below the number L of layers; cost of a
-    step of one ascent: 3 F + 5 F (1 - L0 / L)."""
+    and released code; SMAAT, arXiv 2405.17130, has it for fine-tuning). Padding is never perturbed; the released
+    code perturbs it too"""
+    perturb_layer: Count | None = None
+    """layer L0 after which --alum-perturb layer perturbs, counted from 1 and below the number L of layers; cost of a
+    step of one ascent: 3 F + 5 F (1 - L0 / L)"""
     dropout: Literal["independent", "shared"] = "independent"
     """independent: each pass draws its own dropout masks, so the divergence also holds an R-Drop term (released code;
-    the paper is silent); shared: the adversarial passes reuse the clean pass's masks (FreeLB)."""
+    the paper is silent); shared: the adversarial passes reuse the clean pass's masks (FreeLB)"""
     inner_divergence: Literal["kl", "symmetric"] = "kl"
-    """What the ascent climbs: KL(clean || adversarial), as in the released code, or that plus its reverse."""
+    """what the ascent climbs: KL(clean || adversarial), as in the released code, or that plus its reverse"""
     inner_reduction: Literal["sample", "batch"] = "sample"
-    """What a sample's share of the climbed loss is divided by. sample: its own masked tokens (a mean over them, plus
+    """what a sample's share of the climbed loss is divided by. sample: its own masked tokens (a mean over them, plus
     its next-sentence term), so that g is the gradient of one example as in Algorithm 1, line 2, and the same at every
     batch size; batch: the masked tokens of the whole batch, as in the released code (there those of one GPU's), which
-    makes g smaller as the batch grows."""
+    makes g smaller as the batch grows"""
     detach_targets: bool = True
-    """Treat the target of each one-way divergence as a constant, as the released code does; false lets gradients flow
-    through both sides of both terms."""
+    """treat the target of each one-way divergence as a constant, as the released code does; false lets gradients flow
+    through both sides of both terms"""
     detach_embeddings: bool = False
-    """Keep the adversarial branch's gradient from what is perturbed and all that lies below it, the embedding table
-    first (released code); the paper lets it flow."""
+    """keep the adversarial branch's gradient from what is perturbed and all that lies below it, the embedding table
+    first (released code); the paper lets it flow"""
     nsp: bool = True
-    """Add the divergence of the next-sentence logits to that of the masked-token logits. The paper speaks of the
-    masked-token objective; the released code has no next-sentence head."""
-    batch_fraction: float = 1.0
-    """Share rho in (0, 1] of an iteration's samples that take the adversarial branch: the first round(rho x
+    """add the divergence of the next-sentence logits to that of the masked-token logits. The paper speaks of the
+    masked-token objective; the released code has no next-sentence head"""
+    batch_fraction: Annotated[float, Range(0, 1, low_open=True)] = 1.0
+    """share rho in (0, 1] of an iteration's samples that take the adversarial branch: the first round(rho x
     --global-batch-size) of them in global order, at least one, on every layout of ranks and micro-batches; cost:
-    3 F + 5 F rho. Paper and released code: 1."""
-    head_chunk_rows: int = 0
-    """Masked rows per piece of the vocabulary head in the adversarial step, to bound memory; 0 computes all at once."""
+    3 F + 5 F rho. Paper and released code: 1"""
+    head_chunk_rows: CountOrZero = 0
+    """masked rows per piece of the vocabulary head in the adversarial step, to bound memory; 0 computes all at once"""
 
     def __post_init__(self) -> None:
         """Raise ValueError, naming the flag, for a value outside its range or one that would have no effect."""
-        _require_range("start-fraction", self.start_fraction, 0.0, 1.0)
-        _require_range("batch-fraction", self.batch_fraction, 0.0, 1.0, low_open=True)
-        for name in ("alpha", "epsilon", "step_size", "noise_std"):
-            _require_range(name.replace("_", "-"), getattr(self, name), 0.0, math.inf)
-        _require_range("num-ascent-steps", self.num_ascent_steps, 0, math.inf)
-        _require_range("head-chunk-rows", self.head_chunk_rows, 0, math.inf)
-        for field in dataclasses.fields(self):
-            if words := _words_of(type(self), field.name):
-                _require_word(field.name.replace("_", "-"), getattr(self, field.name), words)
+        check_fields(self)
         self._check_layer()
         self._check_effects()
 
@@ -129,8 +124,6 @@ class AlumConfig:
                 f"--alum-perturb must be layer with --alum-perturb-layer {self.perturb_layer}, but is {self.perturb} "
                 "instead. Leave --alum-perturb-layer out, or add --alum-perturb layer."
             )
-        if self.perturb_layer is not None:
-            _require_range("perturb-layer", self.perturb_layer, 1, math.inf)
 
     def _check_effects(self) -> None:
         """Raise for a setting that was changed although another one leaves it without effect."""
@@ -161,29 +154,9 @@ class AlumConfig:
         for name in names:
             value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
             if value != default:
-                ignored = f"--alum-{name.replace('_', '-')}"
+                ignored = flag_of(type(self), name)
                 value, default = (str(v).lower() if isinstance(v, bool) else v for v in (value, default))
                 raise ValueError(
                     f"{ignored} must be {default} with {flag}, which {reason}, but is {value} instead. "
                     f"Leave {ignored} out, or change {flag.split()[0]}."
                 )
-
-
-def _words_of(cls: type, name: str) -> tuple[str, ...]:
-    """The admitted words of a field, () where its type is no Literal."""
-    hint = get_type_hints(cls)[name]
-    return get_args(hint) if get_origin(hint) is Literal else ()
-
-
-def _require_range(name: str, value: float, low: float, high: float, *, low_open: bool = False) -> None:
-    """Raise unless `value` is finite and in [low, high], or (low, high] with `low_open`."""
-    if not math.isfinite(value) or value > high or value < low or (low_open and value == low):
-        bound = f"above {low:g}" if low_open else f"at least {low:g}"
-        limit = f" and at most {high:g}" if math.isfinite(high) else " and finite"
-        raise ValueError(f"--alum-{name} must be {bound}{limit}, but is {value} instead.")
-
-
-def _require_word(name: str, value: str, words: tuple[str, ...]) -> None:
-    """Raise unless `value` is one of `words`."""
-    if value not in words:
-        raise ValueError(f"--alum-{name} must be one of {', '.join(words)}, but is {value!r} instead.")

@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 
 import yaml
 
@@ -74,6 +75,15 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}. See --help.")
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves a text of several lines as it is, such as one with an example, and fills any other."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
+
+
 class _Once(argparse.Action):
     """A list that starts empty: a second `--labels` would put its values in the place of the first's, not beside them.
 
@@ -91,12 +101,13 @@ def parse_config(
     argv: Sequence[str] | None = None,
     *,
     description: str = "",
+    defaults: Mapping[str, Any] | None = None,
     infer: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> T:
     """The configuration that `argv` (default: the process's arguments) and the YAML it names describe.
 
-    `infer` turns the given options {name: value} into defaults for others (those of a run to continue, or the sizes of
-    a model to start from).
+    `defaults` {name: value} go before those of the dataclasses. `infer` turns the given options {name: value} into
+    defaults for others (those of a run to continue, or the sizes of a model to start from).
     Raises: ValueError naming the flag for unknown names, wrong types, missing values and failed checks.
     """
     options = {option.name: option for option in options_of(cls)}
@@ -109,7 +120,7 @@ def parse_config(
     from_flags = {name: _convert(options[name], value) for name, value in given.items()}
     inferred = infer({**from_file, **from_flags}) if infer is not None else {}
     try:
-        return build_config(cls, [inferred, from_file, from_flags])
+        return build_config(cls, [defaults or {}, inferred, from_file, from_flags])
     except ValueError as error:
         hint = " Options that were not given are those of --load or --init-from." if inferred else ""
         raise ValueError(f"{error}{hint}") from None
@@ -125,16 +136,14 @@ def build_config(cls: type[T], layers: Sequence[Mapping[str, Any]]) -> T:
     if missing:
         raise ValueError(f"{' and '.join(missing)} must be given, but {'is' if len(missing) == 1 else 'are'} not.")
     by_path = {options[name].path: value for name, value in values.items()}
-    return _instantiate(cls, by_path, ())
+    return _instantiate(cls, by_path)
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
     """{option name: value}, flat, ready for JSON or YAML and for `config_from_dict`."""
     flat = {}
     for option in options_of(type(config)):
-        value = config
-        for name in option.path:
-            value = getattr(value, name)
+        value = functools.reduce(getattr, option.path, config)
         flat[option.name] = list(value) if isinstance(value, tuple) else value
     return flat
 
@@ -186,7 +195,12 @@ def _checked_layer(values: Mapping[str, Any], options: Mapping[str, Option], sou
 
 
 def _build_parser(cls: type, options: Mapping[str, Option], description: str) -> _Parser:
-    parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = _Parser(
+        description=description.strip(),
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
     parser.add_argument("--config", default=None, metavar="FILE", help="YAML file of `flag-name: value` lines")
     groups: dict[type, argparse._ArgumentGroup] = {}
     for option in options.values():
@@ -198,7 +212,7 @@ def _build_parser(cls: type, options: Mapping[str, Option], description: str) ->
             extra["action"] = _Once
         if option.is_bool:
             extra = {"nargs": "?", "const": "true"}
-        text = f"{option.doc} ({option.default_note})".replace("%", "%%")
+        text = option.help.replace("%", "%%")
         groups[option.owner].add_argument(option.flag, dest=option.name, metavar=option.metavar, help=text, **extra)
     return parser
 
@@ -217,18 +231,12 @@ def _unknown_name(name: str, options: Mapping[str, Option]) -> str:
     return f"{name} is not an option of this program.{hint}"
 
 
-def _instantiate(cls: type[T], by_path: Mapping[tuple[str, ...], Any], path: tuple[str, ...]) -> T:
+def _instantiate(cls: type[T], by_path: Mapping[tuple[str, ...], Any], path: tuple[str, ...] = ()) -> T:
     """Build nested dataclasses from the inside out; their __post_init__ checks raise ValueError."""
     arguments: dict[str, Any] = {}
-    children: dict[str, type] = {}
-    hints = get_type_hints(cls)
-    for option in options_of(cls, path):
-        below = option.path[len(path) :]
-        if len(below) == 1:
-            if option.path in by_path:
-                arguments[below[0]] = by_path[option.path]
-        else:
-            children.setdefault(below[0], hints[below[0]])
-    for name, child in children.items():
-        arguments[name] = _instantiate(child, by_path, (*path, name))
+    for name, hint in get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            arguments[name] = _instantiate(cast(type, hint), by_path, (*path, name))
+        elif (*path, name) in by_path:
+            arguments[name] = by_path[*path, name]
     return cls(**arguments)

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from megatron_alum.config.checks import Count, Range, Share, check_fields
+
+MaskRate = Annotated[float, Range(0, 1, low_open=True, high_open=True)]
 
 
 @dataclass(frozen=True)
@@ -19,52 +23,40 @@ class DataConfig:
     """
 
     data_path: tuple[str, ...]
-    """shard prefixes (OUT of preprocess_data.py), or WEIGHT PREFIX pairs for a weighted blend; without weights several
-    prefixes are drawn from in proportion to their tokens"""
+    """prefixes of shards (--output-prefix of megatron-alum preprocess), or WEIGHT PREFIX pairs for a weighted blend;
+    without weights, several prefixes are drawn from in proportion to their tokens"""
     split: str = "949,50,1"
     """shares of the documents for training, validation and test, by position in the shard; normalised to their sum"""
     objective: Literal["auto", "nsp", "sop", "none"] = "auto"
     """sentence-pair question: nsp (Google's BERT), sop (ALBERT), none (RoBERTa full sentences); auto: none for roberta,
     nsp for the others"""
-    short_seq_prob: float = 0.1
+    short_seq_prob: Share = 0.1
     """probability that a pass over a document aims at a random shorter pair instead of full length (nsp and sop)"""
     masking: Literal["token", "whole_word", "ngram"] = "token"
     """what is masked together: single tokens (BERT), whole words, or runs of 1 to --max-ngram words (p(n) ~ 1/n)"""
-    max_ngram: int = 3
+    max_ngram: Count = 3
     """longest run of words masked together with --masking ngram"""
-    mask_rate_start: float = 0.05
+    mask_rate_start: MaskRate = 0.05
     """share of the tokens masked in the first step of the curriculum (ALUM section 4.2: 5 %)"""
-    mask_rate_end: float = 0.25
+    mask_rate_end: MaskRate = 0.25
     """share of the tokens masked in the last step of the curriculum (ALUM section 4.2: 25 %)"""
-    mask_rate_steps: int = 5
+    mask_rate_steps: Count = 5
     """number of equal steps of the run over which the rate rises linearly (ALUM section 4.2: 5); 1 keeps it constant,
     for which start and end must be equal"""
     data_cache_path: str | None = None
-    """folder for the pair indices, one file an epoch; default: `index-cache` beside the shard"""
+    """folder for the pair indices, one file an epoch; `index-cache` beside the shard by default"""
     sampler: Literal["auto", "cpp", "python"] = "auto"
-    """implementation that assembles batches, bit-equal; auto: cpp where the extension is built"""
-    sampler_threads: int = 1
-    """threads that prepare micro-batches and build pair indices, per rank; see benchmarks/bench_sampler.py"""
-    prefetch_batches: int = 8
-    """micro-batches prepared ahead in the background, per rank; whole iterations, so it may be a few more"""
+    """implementation that assembles batches; both give the same bits. auto: cpp where the extension is built"""
+    sampler_threads: Count = 1
+    """threads of each process that prepare micro-batches and build pair indices"""
+    prefetch_batches: Count = 8
+    """micro-batches that each process prepares ahead in the background, rounded up to whole iterations"""
 
     def __post_init__(self) -> None:
         """Refuse values that no data could make right."""
         if not self.data_path:
             raise ValueError("--data-path must name at least one shard prefix, but is empty instead.")
-        for flag, rate in (("mask-rate-start", self.mask_rate_start), ("mask-rate-end", self.mask_rate_end)):
-            if not 0.0 < rate < 1.0:
-                raise ValueError(f"--{flag} must be between 0 and 1, both excluded, but is {rate} instead.")
-        if not 0.0 <= self.short_seq_prob <= 1.0:
-            raise ValueError(f"--short-seq-prob must be between 0 and 1, but is {self.short_seq_prob} instead.")
-        for flag, count in (
-            ("mask-rate-steps", self.mask_rate_steps),
-            ("max-ngram", self.max_ngram),
-            ("sampler-threads", self.sampler_threads),
-            ("prefetch-batches", self.prefetch_batches),
-        ):
-            if count < 1:
-                raise ValueError(f"--{flag} must be at least 1, but is {count} instead.")
+        check_fields(self)
         if self.mask_rate_steps == 1 and self.mask_rate_start != self.mask_rate_end:
             raise ValueError(
                 f"--mask-rate-steps must be at least 2 to go from {self.mask_rate_start} to {self.mask_rate_end}, "

@@ -17,7 +17,7 @@ import itertools
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 _TRUE = {"true", "yes", "on", "1"}
@@ -34,18 +34,14 @@ class Option:
     """field names from the root configuration down to this value"""
     name: str
     """flag name with underscores and prefix, unique in the whole configuration; also the YAML key"""
-    convert: Callable[[Any], Any]
-    """text or YAML value -> typed value; raises ValueError"""
+    kind: Any
+    """the field's type: bool, int, float, str, a Literal, or a tuple of one of the first four; without `| None`"""
+    may_be_none: bool
+    """whether the field's type has `| None`"""
     default: Any
     """value when neither YAML nor a flag sets it; `dataclasses.MISSING` when it must be given"""
     doc: str
-    """help text"""
-    is_bool: bool = False
-    """may stand on the command line without a value"""
-    is_list: bool = False
-    """takes one or more values"""
-    choices: tuple[str, ...] = ()
-    """the admitted words, for help and errors"""
+    """what the value means"""
 
     @property
     def flag(self) -> str:
@@ -53,25 +49,59 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
     @property
-    def metavar(self) -> str:
-        """What stands for the value in help and reference: the admitted words, or the name's last word."""
-        if self.is_bool:
-            return "{true,false}"
-        return "{" + ",".join(self.choices) + "}" if self.choices else self.path[-1].rsplit("_", 1)[-1].upper()
+    def is_bool(self) -> bool:
+        """Whether it may stand on the command line without a value."""
+        return self.kind is bool
 
     @property
-    def default_note(self) -> str:
-        """`required`, or the default as a user would write it."""
+    def is_list(self) -> bool:
+        """Whether it takes one or more values."""
+        return typing.get_origin(self.kind) in (tuple, list)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The admitted words; () for anything else than a Literal."""
+        return typing.get_args(self.kind) if typing.get_origin(self.kind) is Literal else ()
+
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in help and reference: the admitted words, or the name's last word."""
+        words = ("true", "false") if self.is_bool else self.choices
+        return "{" + ",".join(words) + "}" if words else self.path[-1].rsplit("_", 1)[-1].upper()
+
+    @property
+    def help(self) -> str:
+        """What the value means, and `required` or the default as a user would write it.
+
+        A default of nothing goes without saying where the text itself says what is done by default.
+        """
         if self.default is dataclasses.MISSING:
-            return "required"
-        is_word = isinstance(self.default, bool) or self.default is None
-        return f"default: {str(self.default).lower() if is_word else self.default}"
+            return f"{self.doc} (required)"
+        if self.default in (None, ()):
+            return self.doc if "default" in self.doc else f"{self.doc} (default: none)"
+        if isinstance(self.default, bool):
+            return f"{self.doc} (default: {str(self.default).lower()})"
+        items = self.default if isinstance(self.default, tuple) else (self.default,)
+        return f"{self.doc} (default: {' '.join(map(str, items))})"
+
+    def convert(self, value: Any) -> Any:
+        """The typed value of a text or a YAML value. Raises: ValueError that goes on after the flag's name."""
+        if self.may_be_none and (value is None or (isinstance(value, str) and value.lower() in ("none", "null", ""))):
+            return None
+        if self.is_list:
+            convert_item = _SCALARS[typing.get_args(self.kind)[0]]
+            return tuple(convert_item(item) for item in (value if isinstance(value, list | tuple) else [value]))
+        if not self.choices:
+            return _SCALARS[self.kind](value)
+        if str(value) not in self.choices:
+            raise ValueError(f"must be one of {', '.join(self.choices)}")
+        return str(value)
 
 
 def section_of(owner: type) -> tuple[str, str]:
-    """(title, text) of the section that a configuration's options stand in, from its docstring."""
+    """(title without a full stop, text) of the section of a configuration's options, from its docstring."""
     title, _, text = (owner.__doc__ or owner.__name__).strip().partition("\n\n")
-    return " ".join(title.split()), " ".join(text.split())
+    return " ".join(title.split()).rstrip("."), " ".join(text.split())
 
 
 @functools.cache
@@ -91,30 +121,35 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def options_of(cls: type, path: tuple[str, ...] = ()) -> Iterator[Option]:
-    """Every option below `cls`, in the order of the source."""
+def options_of(cls: type) -> tuple[Option, ...]:
+    """Every option of a configuration, in the order of the source."""
+    return _options_below(cls, ())
+
+
+@functools.cache
+def _options_below(cls: type, path: tuple[str, ...]) -> tuple[Option, ...]:
+    """Every option of `cls`, to which `path` leads from the whole configuration."""
     hints, docs = typing.get_type_hints(cls), field_docs(cls)
-    prefix = getattr(cls, "FLAG_PREFIX", "")
+    found: list[Option] = []
     for field in dataclasses.fields(cls):
-        hint = hints[field.name]
+        hint, below = hints[field.name], (*path, field.name)
         if dataclasses.is_dataclass(hint):
-            yield from options_of(typing.cast(type, hint), (*path, field.name))
+            found += _options_below(typing.cast(type, hint), below)
             continue
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        convert, is_list, choices = _converter(hint)
-        yield Option(
-            owner=cls,
-            path=(*path, field.name),
-            name=prefix + field.name,
-            convert=convert,
-            default=default,
-            doc=docs.get(field.name, ""),
-            is_bool=_without_none(hint)[0] is bool,
-            is_list=is_list,
-            choices=choices,
+        assert field.default_factory is dataclasses.MISSING, f"the default of {field.name} must be a value"
+        kind, may_be_none = _without_none(hint)
+        found.append(
+            Option(
+                owner=cls,
+                path=below,
+                name=getattr(cls, "FLAG_PREFIX", "") + field.name,
+                kind=kind,
+                may_be_none=may_be_none,
+                default=field.default,
+                doc=docs.get(field.name, ""),
+            )
         )
+    return tuple(found)
 
 
 def _without_none(hint: Any) -> tuple[Any, bool]:
@@ -124,36 +159,6 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
         assert len(members) == 1, f"an option may be `X` or `X | None`, not {hint}"
         return members[0], True
     return hint, False
-
-
-def _converter(hint: Any) -> tuple[Callable[[Any], Any], bool, tuple[str, ...]]:
-    """(converter, takes several values, admitted words) of a field's type."""
-    inner, optional = _without_none(hint)
-    is_list = typing.get_origin(inner) in (tuple, list)
-    choices: tuple[str, ...] = ()
-    if typing.get_origin(inner) is Literal:
-        choices = tuple(str(choice) for choice in typing.get_args(inner))
-        scalar: Callable[[Any], Any] = str
-    elif is_list:
-        item = _scalar(typing.get_args(inner)[0])
-        scalar = lambda value: tuple(item(v) for v in (value if isinstance(value, (list, tuple)) else [value]))  # noqa: E731
-    else:
-        scalar = _scalar(inner)
-
-    def convert(value: Any) -> Any:
-        if optional and (value is None or (isinstance(value, str) and value.lower() in ("none", "null", ""))):
-            return None
-        result = scalar(value)
-        if choices and result not in choices:
-            raise ValueError(f"must be one of {', '.join(choices)}")
-        return result
-
-    return convert, is_list, choices
-
-
-def _scalar(kind: Any) -> Callable[[Any], Any]:
-    """The converter of one plain type; YAML hands typed values, the command line text."""
-    return {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}[kind]
 
 
 def _to_bool(value: Any) -> bool:
@@ -187,3 +192,7 @@ def _to_str(value: Any) -> str:
     if isinstance(value, (dict, list, bool)) or value is None:
         raise ValueError("must be text")
     return str(value)
+
+
+_SCALARS: dict[type, Callable[[Any], Any]] = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}
+"""The converters of plain types; YAML hands typed values, the command line text."""

@@ -1,17 +1,25 @@
-"""Settings of megatron-alum finetune: what to train on, how, and which grid to search. ALUM's own flags override the
-method's.
+"""Settings of megatron-alum finetune (what to train on, how, and which grid to search) and of megatron-alum attack.
 
+The flags --alum-* override the method's preset. Files and columns of --task custom are read alike by both commands.
 Flags bear the names of Hugging Face's example scripts where those have them. Lists (`--seeds 1 2 3`) span a grid.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from megatron_alum.config.alum import AlumConfig
-from megatron_alum.config.custom_task import CustomTaskConfig
+from megatron_alum.config.checks import (
+    Count,
+    CountOrZero,
+    Positive,
+    PositiveOrZero,
+    Share,
+    ShareBelowOne,
+    check_fields,
+    flag_of,
+)
 
 # What --alum-* can change in a method; r-drop has no ascent, none and freelb have no divergence.
 ALUM_FLAGS_OF: dict[str, tuple[str, ...]] = {
@@ -22,11 +30,47 @@ ALUM_FLAGS_OF: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
+class CustomTaskConfig:
+    """Task custom
+
+    A task in files of your own: .tsv with header, .csv, .jsonl, .json, .parquet; tags also one a line, spans as SQuAD.
+    """
+
+    kind: Literal["classification", "regression", "spans", "choice", "tags"] | None = None
+    """kind of the task; by default a classification with --labels, or else what the labels of the training file are:
+    numbers that are not all whole are a regression, anything else is classes"""
+
+    validation_file: str | None = None
+    """validation file, the split dev"""
+    test_file: str | None = None
+    """test file, the split test"""
+    text_column: str = "sentence"
+    """text column"""
+    text_pair_column: str | None = None
+    """second text column"""
+    label_column: str = "label"
+    """label column"""
+    labels: tuple[str, ...] = ()
+    """class names, in the order of the model's; by default those of the training file, in alphabetical order"""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a kind that there is not and labels that no task can have."""
+        check_fields(self)
+        for name in self.labels:
+            if self.labels.count(name) > 1:
+                raise ValueError(f"--labels must name each class once, but has {name} {self.labels.count(name)} times.")
+        if len(self.labels) == 1:
+            raise ValueError(f"--labels must name two or more classes, but names {self.labels[0]} alone.")
+        if self.labels and self.kind not in (None, "classification"):
+            raise ValueError(f"--labels must be left out with --kind {self.kind}, which has none, but are given.")
+
+
+@dataclass(frozen=True)
 class FinetuneDataConfig:
     """Task and data"""
 
     model: str
-    """Hugging Face folder of the encoder to fine-tune (also what convert_checkpoint.py writes)"""
+    """Hugging Face folder of the encoder to fine-tune (megatron-alum convert to-hf writes one)"""
     output: str
     """folder of results.jsonl, predictions and the best model"""
     task: str | None = None
@@ -36,20 +80,20 @@ class FinetuneDataConfig:
     """folder of the task's official files, or the one above it"""
     tokenizer: str | None = None
     """tokenizer folder, if not the model's own"""
-    max_train_samples: int | None = None
+    max_train_samples: Count | None = None
     """examples of the training set to use, the first so many after a shuffle with seed 0; all by default"""
-    max_eval_samples: int | None = None
+    max_eval_samples: Count | None = None
     """examples of each evaluated split to use, a fixed sample with its share of each file; all by default"""
-    max_seq_length: int | None = None
+    max_seq_length: Count | None = None
     """tokens of the longest input; 512 by default, a finished folder's own where nothing is trained; lowered to what
     the model takes"""
-    doc_stride: int = 128
+    doc_stride: CountOrZero = 128
     """tokens shared by neighbouring windows of a SQuAD context, at most a quarter of --max-seq-length"""
-    max_query_length: int = 64
+    max_query_length: Count = 64
     """tokens of a SQuAD question, which is cut after them"""
-    n_best_size: int = 20
+    n_best_size: Count = 20
     """candidate starts and ends of an answer per window"""
-    max_answer_length: int = 30
+    max_answer_length: Count = 30
     """longest answer, in tokens"""
     null_score_diff_threshold: float = 0.0
     """margin by which "no answer" must win in SQuAD v2.0"""
@@ -63,6 +107,7 @@ class FinetuneDataConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that no run can use."""
+        check_fields(self)
         if self.evaluate_only and self.predict_file is not None:
             raise ValueError("--evaluate-only must be left out with --predict-file, but both are given.")
         if self.evaluate_only or self.predict_file is not None:
@@ -72,17 +117,6 @@ class FinetuneDataConfig:
             raise ValueError("--task must be given, but is not.")
         elif self.task == "custom" and (self.custom.validation_file is None or self.train_file is None):
             raise ValueError("--train-file and --validation-file must be given with --task custom, but are not.")
-        for name in (
-            "max_train_samples",
-            "max_eval_samples",
-            "max_seq_length",
-            "max_query_length",
-            "n_best_size",
-            "max_answer_length",
-        ):
-            _require_positive(name, getattr(self, name))
-        if self.doc_stride < 0:
-            raise ValueError(f"--doc-stride must be at least 0, but is {self.doc_stride} instead.")
 
 
 @dataclass(frozen=True)
@@ -93,35 +127,35 @@ class FinetuneTrainingConfig:
     """how the labels' loss is regularised"""
     alum: bool = False
     """short for --method alum"""
-    bregman_weight: float = 0.0
+    bregman_weight: PositiveOrZero = 0.0
     """weight of SMART's divergence from a moving average of the model; any method but freelb"""
-    bregman_momentum: float | None = None
+    bregman_momentum: Share | None = None
     """decay of that moving average per optimizer step; 0.99 by default"""
     seeds: tuple[int, ...] = (42,)
-    """one run each"""
-    learning_rate: tuple[float, ...] = (2e-5,)
+    """random seeds, one run each"""
+    learning_rate: tuple[Positive, ...] = (2e-5,)
     """peak learning rates to try"""
-    per_device_train_batch_size: tuple[int, ...] = (32,)
+    per_device_train_batch_size: tuple[Count, ...] = (32,)
     """batch sizes to try"""
     paper_grid: bool = False
     """the paper's search: learning rates 5e-6 8e-6 1e-5 2e-5, batches 16 32 64, 10 epochs"""
-    num_train_epochs: float = 3.0
+    num_train_epochs: Positive = 3.0
     """passes over the training set"""
-    max_steps: int | None = None
+    max_steps: Count | None = None
     """optimizer steps instead of epochs"""
-    per_device_eval_batch_size: int = 64
+    per_device_eval_batch_size: Count = 64
     """examples of an evaluation batch"""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: Count = 1
     """micro-batches of an optimizer step"""
     optim: Literal["adam", "radam"] = "adam"
     """Adam or rectified Adam, both with decoupled weight decay"""
-    weight_decay: float = 0.01
-    """decoupled, none on biases and LayerNorm"""
-    warmup_ratio: float = 0.1
+    weight_decay: PositiveOrZero = 0.01
+    """decoupled weight decay; none on biases and LayerNorm"""
+    warmup_ratio: ShareBelowOne = 0.1  # the Trainer takes 1 and more as a number of steps
     """share of the steps in which the learning rate rises; it falls linearly afterwards"""
-    max_grad_norm: float = 1.0
-    """clipping norm"""
-    early_stopping_patience: int = 0
+    max_grad_norm: PositiveOrZero = 1.0
+    """largest global L2 norm of the gradient; 0 turns clipping off"""
+    early_stopping_patience: CountOrZero = 0
     """epochs without a better result on the development set before a run stops; 0 never stops early"""
     bf16: bool = False
     """bfloat16 mixed precision"""
@@ -130,29 +164,20 @@ class FinetuneTrainingConfig:
     torch_compile: bool = False
     """compile the model"""
     group_by_length: bool = True
-    """put examples of similar length into a batch; their order stays random, see finetune/runs/batching.py"""
-    logging_steps: int = 50
+    """put examples of similar length into a batch; the order of the batches stays random"""
+    logging_steps: Count = 50
     """optimizer steps between log lines"""
     save_model: bool = True
     """keep the best model of all runs in OUTPUT/model"""
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that no run can use."""
-        for name in ("per_device_eval_batch_size", "gradient_accumulation_steps", "max_steps", "logging_steps"):
-            _require_positive(name, getattr(self, name))
+        check_fields(self)
         for name in ("seeds", "learning_rate", "per_device_train_batch_size"):
             if not getattr(self, name):
-                raise ValueError(f"--{name.replace('_', '-')} must have at least one value, but has none.")
-        if self.num_train_epochs <= 0:
-            raise ValueError(f"--num-train-epochs must be above 0, but is {self.num_train_epochs} instead.")
-        if self.early_stopping_patience < 0:
-            raise ValueError(f"--early-stopping-patience must be at least 0, but is {self.early_stopping_patience}.")
-        if not 0 <= self.warmup_ratio < 1:  # the Trainer takes 1 and more as a number of steps
-            raise ValueError(f"--warmup-ratio must be at least 0 and below 1, but is {self.warmup_ratio} instead.")
+                raise ValueError(f"{flag_of(type(self), name)} must have at least one value, but has none.")
         if self.alum and self.method not in ("none", "alum"):
             raise ValueError(f"--alum must not be combined with another --method, but is with {self.method}.")
-        if self.bregman_weight < 0:
-            raise ValueError(f"--bregman-weight must be at least 0, but is {self.bregman_weight} instead.")
         if self.bregman_weight > 0 and self.method == "freelb":
             raise ValueError(
                 "--bregman-weight must be 0 with --method freelb, whose steps have no divergence, "
@@ -160,15 +185,16 @@ class FinetuneTrainingConfig:
             )
         if self.bregman_momentum is not None and self.bregman_weight == 0:
             raise ValueError("--bregman-momentum must come with --bregman-weight above 0, but that is 0.")
-        if self.bregman_momentum is not None and not 0 <= self.bregman_momentum <= 1:
-            raise ValueError(f"--bregman-momentum must be from 0 to 1, but is {self.bregman_momentum} instead.")
         if self.bf16 and self.fp16:
             raise ValueError("--bf16 and --fp16 must not be combined, but both are given. Choose one.")
 
 
 @dataclass(frozen=True)
 class AlumOverrides:
-    """Settings of the method, where they differ from its preset"""
+    """ALUM
+
+    What is left out here is as in the preset of --method.
+    """
 
     FLAG_PREFIX: ClassVar[str] = "alum_"
 
@@ -183,21 +209,22 @@ class AlumOverrides:
     num_ascent_steps: int | None = None
     """ascent steps K; 0 perturbs at random only"""
     projection: Literal["clamp", "normalize", "normalized_gradient"] | None = None
-    """as in pre-training"""
+    """what an ascent step ends in: clamp, to the ball (the paper); normalize, division by the token's largest value
+    (released code); normalized_gradient, a step along the gradient so divided, then clamp (VAT, SMART)"""
     perturb: Literal["word", "encoder_input", "layer"] | None = None
     """word: the word embeddings; encoder_input: the output of the embedding module; layer: the hidden state after
     --alum-perturb-layer, of encoders that have a list of layers; those below run once"""
     perturb_layer: int | None = None
     """layer after which --alum-perturb layer perturbs, counted from 1 and below the number of layers"""
     dropout: Literal["independent", "shared"] | None = None
-    """as in pre-training"""
+    """independent: each pass draws its own masks; shared: the adversarial passes reuse the clean pass's masks"""
     inner_divergence: Literal["kl", "symmetric"] | None = None
-    """as in pre-training"""
+    """what the ascent climbs: KL(clean || adversarial), or that plus its reverse"""
     inner_reduction: Literal["sample", "batch"] | None = None
     """what is climbed: sample, each example's own divergence; batch, the mean over the batch, whose gradient falls as
     the batch grows"""
     detach_targets: bool | None = None
-    """as in pre-training"""
+    """treat the target of each one-way divergence as a constant"""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value outside its range."""
@@ -210,26 +237,22 @@ class AlumOverrides:
 
 @dataclass(frozen=True)
 class FreeLbOverrides:
-    """Settings of --method freelb, where they differ from its preset"""
+    """FreeLB"""
 
     FLAG_PREFIX: ClassVar[str] = "freelb_"
 
-    num_steps: int | None = None
+    num_steps: Count | None = None
     """forward and backward passes K of a batch; 3 by default"""
-    step_size: float | None = None
+    step_size: PositiveOrZero | None = None
     """length of an ascent step in the L2 norm of a sequence; 0.1 by default"""
-    init_magnitude: float | None = None
+    init_magnitude: PositiveOrZero | None = None
     """scale of the uniform start before division by sqrt(tokens * hidden size); 0.1 by default"""
-    max_norm: float | None = None
+    max_norm: PositiveOrZero | None = None
     """radius of the L2 ball of a sequence; 0, the default, does not project"""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value outside its range."""
-        for name, value in self.given().items():
-            least = 1 if name == "num_steps" else 0
-            if not least <= value < math.inf:
-                flag = f"--freelb-{name.replace('_', '-')}"
-                raise ValueError(f"{flag} must be at least {least} and finite, but is {value} instead.")
+        check_fields(self)
 
     def given(self) -> dict[str, Any]:
         """{field: value} of those that are set."""
@@ -259,12 +282,49 @@ class FinetuneConfig:
             raise ValueError(f"--{flag} must be left out where it has no effect, but is given with --method {method}.")
 
 
+@dataclass(frozen=True)
+class AttackConfig:
+    """This attack"""
+
+    model: tuple[str, ...]
+    """fine-tuned Hugging Face folders to compare, such as OUTPUT/model of megatron-alum finetune"""
+    output: str
+    """folder of attack.jsonl and attack.png"""
+    task: str | None = None
+    """classification or multiple-choice task of the table, or custom; by default the first model's own"""
+    data_dir: str = "."
+    """folder of the task's official files, or the one above it"""
+    split: str = "dev"
+    """split to attack"""
+    radii: tuple[PositiveOrZero, ...] = (0.0, 0.01, 0.02, 0.05, 0.1)
+    """L-infinity radii around the word embeddings; 0 is the clean accuracy"""
+    num_steps: Count = 10
+    """gradient steps of each attack"""
+    max_eval_samples: Count = 500
+    """examples to attack, a fixed sample of the split"""
+    max_seq_length: Count | None = None
+    """tokens of the longest input; by default those of each model's training"""
+    per_device_eval_batch_size: Count = 32
+    """examples of a batch"""
+    seed: int = 0
+    """seed of the random start"""
+    word_attack: Literal["textfooler", "bae", "pwws", "deepwordbug"] | None = None
+    """also replace words, by this recipe of the TextAttack library, which must be installed"""
+    custom: CustomTaskConfig = field(default_factory=CustomTaskConfig)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that no attack can use."""
+        check_fields(self)
+        file_of_split = {"dev": self.custom.validation_file, "test": self.custom.test_file}
+        if self.task == "custom" and file_of_split.get(self.split) is None:
+            raise ValueError(
+                "--validation-file for --split dev, or --test-file for --split test, must be given with --task custom, "
+                f"but is not for --split {self.split}."
+            )
+        if not self.model or not self.radii:
+            raise ValueError("--model and --radii must have at least one value each, but one has none.")
+
+
 def _given(overrides: Any) -> dict[str, Any]:
     """{field: value} of a dataclass's fields that are not None."""
     return {f.name: value for f in fields(overrides) if (value := getattr(overrides, f.name)) is not None}
-
-
-def _require_positive(name: str, value: int | None) -> None:
-    """Raise unless `value` is None or at least 1."""
-    if value is not None and value < 1:
-        raise ValueError(f"--{name.replace('_', '-')} must be at least 1, but is {value} instead.")

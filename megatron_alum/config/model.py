@@ -9,7 +9,9 @@ A preset fills in what no flag names; flags win. Sizes tiny, mini and small are 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal
+
+from megatron_alum.config.checks import Count, Positive, ShareBelowOne, check_fields, flag_of
 
 ModelType = Literal["megatron-bert", "bert", "roberta"]
 ModelSize = Literal["tiny", "mini", "small", "base", "large"]
@@ -32,53 +34,46 @@ _FIRST_POSITION = {"megatron-bert": 0, "bert": 0, "roberta": 2}
 class ModelConfig:
     """The network
 
-    Values left out come from `model_size` or from other fields, and are filled in on construction.
+    A value that is left out comes from --model-size or follows from the others.
     """
-
-    FLAG_PREFIX: ClassVar[str] = ""
 
     model_type: ModelType = "megatron-bert"
-    """Architecture: megatron-bert (pre-LayerNorm), bert or roberta (post-LayerNorm)."""
+    """architecture: megatron-bert (pre-LayerNorm), bert or roberta (post-LayerNorm)"""
     model_size: ModelSize | None = None
-    """Preset for layers, width and heads: tiny, mini, small, base or large. Explicit flags win."""
-    num_layers: int = None  # type: ignore[assignment]
-    """Transformer layers; from --model-size when not given."""
-    hidden_size: int = None  # type: ignore[assignment]
-    """Width of the residual stream; from --model-size when not given."""
-    num_attention_heads: int = None  # type: ignore[assignment]
-    """Attention heads; must divide --hidden-size; from --model-size when not given."""
-    ffn_hidden_size: int = None  # type: ignore[assignment]
-    """Width inside the MLP; 4 x --hidden-size when not given."""
-    seq_length: int = 512
-    """Tokens of a training sequence, special tokens and padding included."""
-    max_position_embeddings: int = None  # type: ignore[assignment]
-    """Longest sequence the position table serves; --seq-length when not given. RoBERTa's table has --first-position
-    rows more."""
+    """preset for layers, width and heads; a flag of their own wins"""
+    num_layers: Count = None  # type: ignore[assignment]
+    """Transformer layers; those of --model-size by default"""
+    hidden_size: Count = None  # type: ignore[assignment]
+    """width of the residual stream; that of --model-size by default"""
+    num_attention_heads: Count = None  # type: ignore[assignment]
+    """attention heads; must divide --hidden-size; those of --model-size by default"""
+    ffn_hidden_size: Count = None  # type: ignore[assignment]
+    """width inside the MLP; 4 x --hidden-size by default"""
+    seq_length: Count = 512
+    """tokens of the longest sample, special tokens included"""
+    max_position_embeddings: Count = None  # type: ignore[assignment]
+    """tokens of the longest sample that the position table serves; --seq-length by default. RoBERTa's table has
+    --first-position more rows"""
     first_position: int = None  # type: ignore[assignment]
-    """Row of the position table that the first token takes: 0, and for roberta one more than the model's padding id; 2
-    when not given, or as in the model of --init-from."""
-    hidden_dropout: float = 0.1
-    """Dropout probability after the embeddings, attention and MLP."""
-    attention_dropout: float = 0.1
-    """Dropout probability of attention weights."""
-    layernorm_epsilon: float = None  # type: ignore[assignment]
-    """Added to the variance in LayerNorm; when not given 1e-5 for megatron-bert and roberta, 1e-12 for bert, as their
-    authors have it."""
-    init_method_std: float = 0.02
-    """Standard deviation of initial weights."""
-    make_vocab_size_divisible_by: int = 128
-    """The vocabulary is padded to a multiple of this that every tensor-parallel rank shares equally; padding never
-    enters a softmax.
-    """
+    """row of the position table that the first token takes: 0, and for roberta one more than the model's padding id
+    (by default 2, or that of --init-from)"""
+    hidden_dropout: ShareBelowOne = 0.1
+    """dropout probability after the embeddings, attention and MLP"""
+    attention_dropout: ShareBelowOne = 0.1
+    """dropout probability of attention weights"""
+    layernorm_epsilon: Positive = None  # type: ignore[assignment]
+    """added to the variance in LayerNorm; by default 1e-5 for megatron-bert and roberta, 1e-12 for bert, as their
+    authors have it"""
+    init_method_std: Positive = 0.02
+    """standard deviation of initial weights"""
+    make_vocab_size_divisible_by: Count = 128
+    """the vocabulary is padded to a multiple of this that all tensor-parallel ranks share equally; the added entries
+    never enter a softmax"""
 
     def __post_init__(self) -> None:
-        """Fills in derived values, then checks each; raises ValueError naming the flag."""
-        _check_choice("--model-type", self.model_type, get_args(ModelType))
+        """Check what is given, fill in the rest; raises ValueError naming the flag."""
+        check_fields(self)
         self._fill_in()
-        for name in ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "seq_length"):
-            _check_positive(name, getattr(self, name))
-        _check_positive("max_position_embeddings", self.max_position_embeddings)
-        _check_positive("make_vocab_size_divisible_by", self.make_vocab_size_divisible_by)
         self._check_first_position()
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -90,12 +85,6 @@ class ModelConfig:
                 f"--seq-length must be at most --max-position-embeddings {self.max_position_embeddings}, "
                 f"but is {self.seq_length} instead. Shorten the sequences or enlarge the position table."
             )
-        for name in ("hidden_dropout", "attention_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{_flag(name)} must be in [0, 1), but is {getattr(self, name)} instead.")
-        for name in ("layernorm_epsilon", "init_method_std"):
-            if not getattr(self, name) > 0.0:
-                raise ValueError(f"{_flag(name)} must be positive, but is {getattr(self, name)} instead.")
 
     @property
     def post_layernorm(self) -> bool:
@@ -128,14 +117,15 @@ class ModelConfig:
 
     def _fill_in(self) -> None:
         if self.model_size is not None:
-            _check_choice("--model-size", self.model_size, tuple(PRESETS))
             for name, value in zip(
                 ("num_layers", "hidden_size", "num_attention_heads"), PRESETS[self.model_size], strict=True
             ):
                 self._default(name, value)
         for name in ("num_layers", "hidden_size", "num_attention_heads"):
             if getattr(self, name) is None:
-                raise ValueError(f"{_flag(name)} must be given when there is no --model-size ({', '.join(PRESETS)}).")
+                raise ValueError(
+                    f"{flag_of(ModelConfig, name)} must be given when there is no --model-size ({', '.join(PRESETS)})."
+                )
         self._default("ffn_hidden_size", 4 * self.hidden_size)
         self._default("max_position_embeddings", self.seq_length)
         self._default("first_position", _FIRST_POSITION[self.model_type])
@@ -144,17 +134,3 @@ class ModelConfig:
     def _default(self, name: str, value: float) -> None:
         if getattr(self, name) is None:
             object.__setattr__(self, name, value)  # the dataclass is frozen for everyone else
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{flag} must be one of {', '.join(choices)}, but is {value} instead.")
-
-
-def _check_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{_flag(name)} must be at least 1, but is {value} instead.")

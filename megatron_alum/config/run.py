@@ -1,19 +1,85 @@
-"""The configuration of one pre-training run: every concern's dataclass, and the checks that need two of them."""
+"""The configuration of one pre-training run: where it is saved and what it tells, every other concern's dataclass, and
+the checks that need two of them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from megatron_alum.config.alum import AlumConfig
-from megatron_alum.config.checkpoint import CheckpointConfig
-from megatron_alum.config.compute import ComputeConfig
+from megatron_alum.config.checks import Count, CountOrZero, Positive, check_fields
 from megatron_alum.config.data import DataConfig
-from megatron_alum.config.logging import LoggingConfig
 from megatron_alum.config.model import ModelConfig
-from megatron_alum.config.optimizer import OptimizerConfig
-from megatron_alum.config.parallel import ParallelConfig
-from megatron_alum.config.precision import PrecisionConfig
-from megatron_alum.config.training import TrainingConfig
+from megatron_alum.config.training import (
+    ComputeConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    TrainingConfig,
+)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints
+
+    A checkpoint is a folder iter_0000020/ that appears complete or not at all.
+    """
+
+    save: str | None = None
+    """folder of the run: checkpoints and metrics.jsonl"""
+    load: str | None = None
+    """run to continue from its newest valid checkpoint, or from the one named (RUN/iter_0000040). Options that are not
+    given are those of the run. An existing empty folder is a fresh start. Going back in --save itself moves newer
+    checkpoints and a copy of the metrics into RUN/rolled_back_0001/"""
+    save_interval: CountOrZero = 1000
+    """iterations between two checkpoints; 0 saves only at the end and on signals"""
+    keep_last: CountOrZero = 3
+    """newest checkpoints to keep; 0 keeps all. The newest valid one is never deleted"""
+    async_save: bool = False
+    """write checkpoints from a background process; at most one is in flight, a second waits for it"""
+    init_from: str | None = None
+    """Hugging Face folder whose weights start a fresh run (continual pre-training)"""
+
+    def __post_init__(self) -> None:
+        """Refuse negative intervals."""
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Logging
+
+    metrics.jsonl is always written; the rest is by option.
+    """
+
+    log_interval: Count = 1
+    """iterations between two rows of metrics.jsonl; values are fetched from the device only then"""
+    tensorboard_dir: str | None = None
+    """folder for TensorBoard events"""
+    wandb_project: str | None = None
+    """Weights & Biases project; needs the wandb package, and works offline with WANDB_MODE=offline"""
+    progress_bar: bool = True
+    """show a progress bar with loss, tokens/s and remaining time"""
+    peak_tflops: Positive | None = None
+    """dense peak of one device in TFLOP/s for the model FLOPs utilisation (mfu); known for common GPUs by default"""
+
+    profile_step_start: Count | None = None
+    """first iteration of a trace by torch's profiler, of rank 0, with a snapshot of the GPU's memory: RUN/profile/"""
+    profile_step_end: Count | None = None
+    """last iteration of the trace, by default the first; a few are enough, each takes tens of megabytes"""
+
+    def __post_init__(self) -> None:
+        """Refuse an interval that never comes, a peak that is no speed and a trace of nothing."""
+        check_fields(self)
+        start, end = self.profile_step_start, self.profile_step_end
+        if end is None:
+            object.__setattr__(self, "profile_step_end", start)
+        elif start is None or start > end:
+            raise ValueError(
+                f"--profile-step-start must be at least 1 and at most --profile-step-end ({end}), but is {start} "
+                "instead."
+            )
 
 
 @dataclass(frozen=True)

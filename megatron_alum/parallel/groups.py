@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_alum.compat import enable_cpu, silence_fallback_warnings
-from megatron_alum.config.parallel import ParallelConfig
+from megatron_alum.config.training import ParallelConfig
 from megatron_alum.parallel.network import Node, check_addresses, raise_file_limit
 
 silence_fallback_warnings()

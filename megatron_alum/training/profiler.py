@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_alum.config.logging import LoggingConfig
+from megatron_alum.config.run import LoggingConfig
 
 
 class Profile:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -29,14 +30,17 @@ FRONTS = {
     "megatron_alum/pretrain.py": "pretrain",
 }
 HELP_OF_ALL = """
-import contextlib, io, json, sys
+import contextlib, io, json, runpy, sys
 from megatron_alum.cli.main import COMMANDS, run
-printed = {}
-for words in [[name] for name in COMMANDS] + [["convert", "to-hf"], ["convert", "from-hf"]]:
-    sys.argv, out = ["megatron-alum", *words, "--help"], io.StringIO()
+def help_of(start, *words):
+    sys.argv, out = [*words, "--help"], io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        run()
-    printed[" ".join(words)] = out.getvalue()
+        start()
+    return out.getvalue()
+commands = [[name] for name in COMMANDS] + [["convert", "to-hf"], ["convert", "from-hf"]]
+printed = {" ".join(words): help_of(run, "megatron-alum", *words) for words in commands}
+compared = help_of(lambda: runpy.run_path("tools/compare_runs.py", run_name="__main__"), "compare_runs.py")
+assert compared.startswith("usage: compare_runs.py ["), compared
 loaded = {name.partition(".")[0] for name, module in sys.modules.items() if getattr(module, "__file__", None)}
 foreign = loaded - set(sys.stdlib_module_names)
 json.dump([printed, sorted(foreign - {"megatron_alum", "yaml", "__main__"})], sys.stdout)
@@ -59,6 +63,7 @@ def answered():
     """{command: its --help} and what one fresh interpreter had to import from outside for all of them."""
     run = subprocess.run(
         [sys.executable, "-I", "-S", "-c", f"import sys\nsys.path[:0] = {_search_path()!r}\n{HELP_OF_ALL}"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,
@@ -75,7 +80,7 @@ def _search_path():
 
 
 def test_help_imports_nothing_that_takes_time(answered):
-    """Nothing but the standard library and yaml: torch alone takes seconds."""
+    """Nothing but the standard library and yaml: torch takes seconds. Scripts in tools/ are fronts of the commands."""
     assert answered[1] == []
 
 
@@ -83,6 +88,13 @@ def test_every_command_has_help_under_its_own_name(answered):
     for name, text in answered[0].items():
         assert text.startswith(f"usage: megatron-alum {name} ["), text[:200]
     assert set(console.COMMANDS) < set(answered[0])
+
+
+def test_headings_of_help_are_no_sentences(answered):
+    """argparse puts a colon after a section's title: "What is read.:" is what a docstring's full stop would give."""
+    headings = {line for text in answered[0].values() for line in text.splitlines() if re.match(r"\S.*:$", line)}
+    assert {"What is read:", "The network:", "Adversarial regularisation (ALUM):"} <= headings
+    assert [line for line in headings if not line[-2].isalnum() and line[-2] not in ")\"'"] == []
 
 
 def test_importing_the_package_imports_nothing_else():

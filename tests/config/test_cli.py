@@ -30,7 +30,9 @@ class Body:
     doors: int = 5
     """number of doors"""
     height_m: float | None = None
-    """height in metres"""
+    """height in metres; by default what the doors need"""
+    seats: tuple[int, ...] = (2, 3)
+    """seats of each row"""
     colour: Literal["red", "blue"] = "red"
     """paint"""
 
@@ -130,6 +132,19 @@ def test_help_shows_docstrings_defaults_and_sections(capsys):
     assert "power in kilowatts, at 100 % load (default: 50.0)" in text
     assert "one or more number plates (required)" in text
     assert "--colour {red,blue}" in text and "What drives it." in text
+    assert "seats of each row (default: 2 3)" in text
+    assert "height in metres; by default what the doors need --seats" in text  # which "(default: none)" contradicts
+
+
+def test_help_keeps_an_example_and_fills_paragraphs(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    example = "A car.\n\n    car --plates X \\\n        --doors 3"
+    with pytest.raises(SystemExit):
+        parse_config(Car, ["--help"], description=f"{example}\n")
+    assert f"\n{example}\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        parse_config(Car, ["--help"], description="a long word " * 10)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 50
 
 
 def test_a_configuration_survives_json(tmp_path):

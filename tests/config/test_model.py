@@ -43,8 +43,8 @@ def test_architectures_differ_where_their_authors_do():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"model_type": "gpt"}, "--model-type must be one of megatron-bert, bert, roberta, but is gpt instead."),
-        ({"model_size": "huge"}, "--model-size must be one of tiny, mini, small, base, large, but is huge instead."),
+        ({"model_type": "gpt"}, "--model-type must be one of megatron-bert, bert, roberta, but is 'gpt' instead."),
+        ({"model_size": "huge"}, "--model-size must be one of tiny, mini, small, base, large, but is 'huge' instead."),
         ({"model_size": None}, "--num-layers must be given when there is no --model-size"),
         (
             {"num_attention_heads": 3},
@@ -55,8 +55,8 @@ def test_architectures_differ_where_their_authors_do():
             "--seq-length must be at most --max-position-embeddings 512",
         ),
         ({"num_layers": 0}, "--num-layers must be at least 1, but is 0 instead."),
-        ({"hidden_dropout": 1.0}, r"--hidden-dropout must be in \[0, 1\), but is 1.0 instead."),
-        ({"attention_dropout": -0.1}, r"--attention-dropout must be in \[0, 1\), but is -0.1 instead."),
+        ({"hidden_dropout": 1.0}, "--hidden-dropout must be at least 0 and below 1, but is 1.0 instead."),
+        ({"attention_dropout": -0.1}, "--attention-dropout must be at least 0 and below 1, but is -0.1 instead."),
         ({"layernorm_epsilon": 0.0}, "--layernorm-epsilon must be positive, but is 0.0 instead."),
         ({"make_vocab_size_divisible_by": 0}, "--make-vocab-size-divisible-by must be at least 1, but is 0 instead."),
     ],

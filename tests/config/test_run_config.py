@@ -61,6 +61,7 @@ def test_the_papers_defaults():
         ("--token-multiple 24 --tensor-model-parallel-size 2", "--token-multiple must be a multiple of .* = 16"),
         ("--exit-interval 0", "--exit-interval must be at least 1"),
         ("--save none", "--save must be given"),
+        ("--profile-step-start 5 --profile-step-end 3", r"must be at least 1 and at most --profile-step-end \(3\)"),
     ],
 )
 def test_what_two_sections_exclude(argv, part):

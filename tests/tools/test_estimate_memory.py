@@ -2,6 +2,8 @@
 
 import pytest
 
+from megatron_alum.cli.estimate import EstimateConfig
+from megatron_alum.config.cli import parse_config
 from tests.helpers.warm import run_script
 
 BASE = ["--vocab-size", "30522", "--model-size", "base", "--bf16", "--global-batch-size", "64"]
@@ -68,3 +70,9 @@ def test_what_is_missing_or_wrong_ends_it():
     assert missing.returncode != 0 and "--vocab-size" in missing.stderr
     wrong = estimate(*BASE, "--micro-batch-size", "7")
     assert wrong.returncode != 0 and "global_batch_size" in wrong.stderr.replace("-", "_")
+
+
+def test_the_processes_hold_whole_replicas():
+    words = [*BASE, "--data-path", "x", "--dry-run", "--tensor-model-parallel-size", "2", "--processes", "3"]
+    with pytest.raises(ValueError, match=r"The number of processes must be a multiple of .* \(2\), but is 3 instead"):
+        parse_config(EstimateConfig, words)

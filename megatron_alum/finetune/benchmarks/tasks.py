@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from megatron_alum.config.custom_task import CustomTaskConfig
+from megatron_alum.config.finetune import CustomTaskConfig
 from megatron_alum.finetune.methods.divergence import Kind
 
 LEARNING_RATES = (5e-6, 8e-6, 1e-5, 2e-5)

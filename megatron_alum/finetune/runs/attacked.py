@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from megatron_alum.config.attack import AttackConfig
+from megatron_alum.config.finetune import AttackConfig
 from megatron_alum.finetune.benchmarks.features import Collator
 from megatron_alum.finetune.benchmarks.loading import Example
 from megatron_alum.finetune.benchmarks.tasks import Task

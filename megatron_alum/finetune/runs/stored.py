@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megatron_alum.config.custom_task import CustomTaskConfig
+from megatron_alum.config.finetune import CustomTaskConfig
 from megatron_alum.finetune.benchmarks.tasks import Task, custom_task, task_named
 from megatron_alum.finetune.runs.models import head_of
 from megatron_alum.finetune.runs.records import write_at_once

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from megatron_alum.config.custom_task import CustomTaskConfig
+from megatron_alum.config.finetune import CustomTaskConfig
 from megatron_alum.finetune.benchmarks.loading import find_files, has_split, load_split, tag_names
 from megatron_alum.finetune.benchmarks.readers import read_csv, read_rows
 from megatron_alum.finetune.benchmarks.tasks import TASKS, custom_task, task_named

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from megatron_alum.config.custom_task import CustomTaskConfig
+from megatron_alum.config.finetune import CustomTaskConfig
 from megatron_alum.finetune.benchmarks.features import Collator
 from megatron_alum.finetune.benchmarks.loading import has_split, load_split
 from megatron_alum.finetune.benchmarks.tasks import custom_task

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from megatron_alum.config.custom_task import CustomTaskConfig
+from megatron_alum.config.finetune import CustomTaskConfig
 from megatron_alum.finetune.benchmarks.tasks import TASKS
 from megatron_alum.finetune.runs.labels import order_of, reorder_classes
 from megatron_alum.finetune.runs.models import build_model, head_note, load_finetuned
