@@ -49,12 +49,12 @@ def rows_of(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def kill_when_hurting(process: subprocess.Popen, run: Path) -> int:
+def kill_when_adversarial(process: subprocess.Popen, run: Path) -> int:
     """SIGKILL once the run is past a checkpoint of its adversarial half; the iterations it had logged."""
     deadline = time.monotonic() + START_SECONDS
     try:
         while not (run / f"iter_{SAVED:07d}").is_dir():
-            assert process.poll() is None, "the run was over before it could be hurt"
+            assert process.poll() is None, "the run was over before it could be killed"
             assert time.monotonic() < deadline, f"no checkpoint of iteration {SAVED} after {START_SECONDS} s"
             time.sleep(0.01)
     finally:
@@ -88,7 +88,7 @@ def main(words: list[str] | None = None) -> None:
     subprocess.run(command(arguments.data, straight, options), cwd=ROOT, check=True)
     print("straight: done", flush=True)
     process = subprocess.Popen(command(arguments.data, hurt, options), cwd=ROOT)
-    print(f"killed: after {kill_when_hurting(process, hurt)} iterations", flush=True)
+    print(f"killed: after {kill_when_adversarial(process, hurt)} iterations", flush=True)
     subprocess.run(command(arguments.data, hurt, options, load=True), cwd=ROOT, check=True)
     worst = check_losses(rows_of(straight), rows_of(hurt), arguments.tolerance)
     print(f"resumed: losses differ by {worst:.2g} at most", flush=True)

@@ -3,8 +3,8 @@
 Letters: N rows, C columns held here, R shards. a, b: clean and adversarial logits; P, Q: their softmax; d = a - b;
 h = log(p / q), so that KL(P||Q) + KL(Q||P) = sum (p - q) h. In ALUM d is 1e-6 to 1e-3, and lse(a) - lse(b),
 known to 1e-6 only, would drown h. So every row is centred on some c near E_P[d]: u = d - c is formed without rounding
-error beyond its own, t = log E_P[exp(-u)] is as small as u, and h = u + t. A record stores c as the exact difference m
-- n of the greatest clean logit m and a level n of the adversarial ones: unlike c, these two show where a shard lies
+error beyond its own, t = log E_P[exp(-u)] is as small as u, and h = u + t. A record stores c exactly, as the difference
+m - n of the greatest clean logit m and a level n of the adversarial ones: unlike c, these two show where a shard lies
 that is far below the others. Here n is the rounded lse(b) - log Z, which costs another pass; the kernels take it from
 logits near the maximum (csrc/README.md).
 

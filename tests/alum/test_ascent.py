@@ -249,7 +249,7 @@ def packed_loss(model, x, segments):
     return lambda x_adv: sum_of_samples(kl_rows(clean, model(x_adv)), segments, len(LENGTHS))
 
 
-def test_packed_sequences_climb_as_each_does_alone():
+def test_packed_sequences_ascend_as_each_does_alone():
     model, x, start, segments, mask = packed()
     config = AlumConfig(epsilon=0.3, step_size=3.0, num_ascent_steps=2)
     options = {"config": config, "perturb": perturb}
@@ -268,7 +268,7 @@ def test_packed_sequences_climb_as_each_does_alone():
 
 
 @pytest.mark.parametrize("poisoned_step", [1, 2])
-def test_a_nonfinite_gradient_costs_its_own_sample_alone(poisoned_step):
+def test_a_nonfinite_gradient_costs_only_its_own_sample(poisoned_step):
     """NaN at a token of the third sequence, in the first step or the second: it keeps its start, the others ascend."""
     model, x, start, segments, mask = packed()
     where = torch.zeros(x.shape[:-1], dtype=torch.bool)

@@ -50,7 +50,7 @@ def test_more_steps_climb_higher():
     assert 0 < gains[0] < gains[1] < gains[2]
 
 
-def test_no_step_perturbs_at_random_alone(model):
+def test_without_steps_the_perturbation_is_the_random_start(model):
     """K = 0: one forward, the divergence at the start, no statistics of an ascent that did not happen."""
     x, start, mask = inputs()
     calls = []
@@ -188,7 +188,7 @@ def test_loss_gradient_equals_finite_differences(model):
         assert analytic[index].item() == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-6)
 
 
-def test_the_divergence_of_the_caller_is_the_one_that_counts(model):
+def test_the_callers_divergence_is_used(model):
     x, start, _ = inputs()
     doubled = lambda a, b, **options: 2 * reference_divergence(a, b, **options)  # noqa: E731
     losses = [

@@ -66,7 +66,7 @@ def test_promises_from_hand_made_tables():
     assert [promise.met for promise in promises.promises(ops, without_stock)][3:] == ["yes", *["unknown"] * 4]
 
 
-def test_a_command_that_hangs_is_no_answer():
+def test_a_command_that_hangs_gives_no_answer():
     assert budget.answers([sys.executable, "-c", "pass"], seconds=60)
     assert budget.answers([sys.executable, "-c", "raise SystemExit(1)"], seconds=60) is False
     assert budget.answers([sys.executable, "-c", "import time; time.sleep(60)"], seconds=1) is None

@@ -85,11 +85,11 @@ def test_rows_of_a_run_that_is_writing(tmp_path):
     assert real_run.rows_of(tmp_path) == [row(1, 2.0)]
 
 
-def test_a_run_that_ends_before_it_is_hurt_is_noticed(tmp_path):
+def test_a_run_that_ends_before_the_kill_is_noticed(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", "pass"])
     process.wait()
-    with pytest.raises(AssertionError, match="over before it could be hurt"):
-        real_run.kill_when_hurting(process, tmp_path)
+    with pytest.raises(AssertionError, match="over before it could be killed"):
+        real_run.kill_when_adversarial(process, tmp_path)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from tests.training.runs import launch, launch_prepared, read_rows, train_and_ke
 OPTIONS = {"tensor_model_parallel_size": 2, "train_iters": 8}
 
 
-def test_a_fresh_start_is_an_existing_empty_folder_alone(tmp_path):
+def test_only_an_existing_empty_folder_is_a_fresh_start(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "hidden").mkdir()
     (tmp_path / "hidden" / ".nfs0001").touch()
@@ -75,7 +75,7 @@ def test_a_named_checkpoint_that_is_damaged_is_not_replaced_by_another(run, pref
     assert sorted(path.name for path in run.iterdir()) == before
 
 
-def test_every_going_back_has_a_folder_of_its_own(tmp_path):
+def test_every_rollback_has_its_own_folder(tmp_path):
     for number, newer in enumerate(([40, 60], [50], []), start=1):
         for iteration in (20, *newer):
             (tmp_path / f"iter_{iteration:07d}").mkdir(exist_ok=True)
@@ -88,7 +88,7 @@ def test_every_going_back_has_a_folder_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("restarted", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
-def test_a_restarted_job_does_not_go_back_again(tmp_path, monkeypatch, restarted):
+def test_a_restarted_job_does_not_roll_back_again(tmp_path, monkeypatch, restarted):
     """The same command line, started again by torchrun or Slurm: it continues from its own progress."""
     assert not was_rolled_back_by_this_job(tmp_path, 20)
     set_aside_newer(tmp_path, 20)
@@ -112,7 +112,7 @@ def train_restarted(rank, world_size, argv):
         del os.environ["TORCHELASTIC_RESTART_COUNT"]
 
 
-def test_a_restart_amid_the_new_branch_goes_on_from_its_newest_checkpoint(run, prefix):
+def test_a_restart_on_the_new_branch_continues_from_its_newest_checkpoint(run, prefix):
     named = {"load": run / "iter_0000002", **OPTIONS}
     launch(2, prefix, run, **named, exit_interval=5)
     rows = launch_prepared(2, prefix, run, train_restarted, **named)

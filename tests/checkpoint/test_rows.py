@@ -38,7 +38,7 @@ def test_a_foreign_line_is_no_row(tmp_path, line):
     )
 
 
-def test_a_resume_passes_over_them_and_says_so(prefix, tmp_path):
+def test_a_resume_skips_and_reports_them(prefix, tmp_path):
     run = tmp_path / "run"
     straight = launch(2, prefix, tmp_path / "straight", train_iters=4)
     launch(2, prefix, run, train_iters=4, exit_interval=2)

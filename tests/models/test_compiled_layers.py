@@ -73,7 +73,7 @@ def through(model, inputs, rows):
 
 @pytest.mark.parametrize("rows", [False, True], ids=["all tokens", "chosen rows"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_the_attention_alone_divides_a_layer(dropout, rows):
+def test_only_the_attention_breaks_a_layer(dropout, rows):
     ((found, breaks, difference),) = run_ranks(1, graphs_after, dropout, rows)
     assert len(breaks) == 1 and "PackedAttention.forward" in next(iter(breaks)), breaks
     of_training, of_frozen, of_validation = found[:4], found[4:6], found[6:]

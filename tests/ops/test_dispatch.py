@@ -46,7 +46,7 @@ def test_an_unsupported_dtype_falls_back_and_says_so_once(caplog):
     assert "there is no kernel for torch.float64" in caplog.records[0].message
 
 
-def test_a_wished_kernel_that_cannot_run_raises_the_reason():
+def test_a_requested_kernel_that_cannot_run_raises_the_reason():
     a = torch.randn(2, 5, dtype=torch.float64)
     with pytest.raises(
         ValueError, match="`impl` must be one that can run here, but is 'cpu' instead: there is no kernel for"

@@ -142,7 +142,7 @@ def test_overwriting_happens_in_the_logits_memory(device, kernel_only):
 
 
 @pytest.mark.parametrize("weighted", [True, False])
-def test_what_still_needs_the_overwritten_logits_is_told(device, kernel_only, weighted):
+def test_autograd_notices_overwritten_logits_that_are_still_needed(device, kernel_only, weighted):
     """exp saves its output, here the logits: autograd must notice instead of using a gradient in their place."""
     clean, adv, _, _, weight = inputs(device)
     logits = clean.requires_grad_().exp()

@@ -210,7 +210,7 @@ def test_only_needed_gradients(device, impl):
 
 
 @pytest.mark.parametrize("needed", range(4), ids=["clean", "adversarial", "weight", "bias"])
-def test_each_gradient_alone_is_that_of_all(device, impl, needed):
+def test_each_gradient_alone_equals_that_of_all(device, impl, needed):
     leaves, _, (weights, _) = inputs(device)
     options = {"row_weight": weights, "chunk_rows": 6, "detach_targets": False, "impl": impl}
     expected = torch.autograd.grad(weighted_kl(*leaves, **options), leaves[needed])[0]

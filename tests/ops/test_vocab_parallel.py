@@ -70,7 +70,7 @@ def test_equals_one_rank(impl, device, world_size, difference):
     assert oracle.worst_row(torch.cat([r[5] for r in ranks], dim=1), to_adv) <= tolerances.FLOAT32
 
 
-def test_a_shard_of_padding_alone_counts_nothing(impl, device):
+def test_a_shard_of_padding_only_adds_nothing(impl, device):
     """At 4 ranks and 512 valid of 1024 columns, two ranks hold none."""
     clean, adv = oracle.logits(ROWS, COLUMNS, difference=0.1)
     case = clean, adv, torch.arange(ROWS), 512

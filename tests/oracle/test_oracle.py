@@ -160,7 +160,7 @@ def test_projections_are_the_written_ones():
     assert torch.allclose(step(projection="normalize", step_size=eta), moved / (rows + 1e-6), rtol=1e-9, atol=1e-15)
 
 
-def test_reductions_differ_by_the_counts_alone():
+def test_reductions_differ_only_by_the_counts():
     """RoBERTa has one term: its sample gradient is the batch's times (all masked tokens / the sequence's own)."""
     network, sequences = models.network("roberta"), models.sequences("roberta")
     own, shared = (

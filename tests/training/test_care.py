@@ -57,7 +57,7 @@ def test_replicas_that_drift_apart_end_the_run(prefix, tmp_path):
         assert "after iteration 4" in str(refused) and "encoder.layers.1.mlp.linear_fc1.weight" in str(refused)
 
 
-def test_replicas_that_agree_do_not(prefix, tmp_path):
+def test_replicas_that_agree_do_not_end_the_run(prefix, tmp_path):
     """With the distributed optimizer, whose ranks send each other the weights, and manual garbage collection."""
     rows = launch(2, prefix, tmp_path / "run", **CHECK, use_distributed_optimizer=True, manual_gc_interval=2)
     assert len(rows) == 4

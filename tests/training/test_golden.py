@@ -28,6 +28,6 @@ def test_the_curve_on_wikipedia_keeps_its_promises():
     assert all(row["skipped"] == 0 and row["alum_kl"] > 0 for row in rows[150:])
 
 
-def test_the_synthetic_curve_is_met_again(tmp_path):
+def test_the_synthetic_curve_is_reproduced(tmp_path):
     worst = largest_difference(run(tmp_path), read_rows(GOLDEN.parent, GOLDEN.name), tuple(CURVE_TOLERANCE))
     assert all(worst[name] <= tolerance for name, tolerance in CURVE_TOLERANCE.items()), worst

@@ -39,11 +39,11 @@ def workers_of(process):
         return []
 
 
-def kill_a_rank(process, run, rng, *, amid_a_save):
+def kill_a_rank(process, run, rng, *, during_a_save):
     """Once the restarted run makes progress, wait for the moment, then SIGKILL; returns whether it cut a save short."""
     known = num_rows(run)
     wait_for(lambda: num_rows(run) not in (0, known), RESTART_SECONDS)
-    if amid_a_save:
+    if during_a_save:
         wait_for(lambda: leftovers(run), RESTART_SECONDS)
         time.sleep(rng.uniform(0, 0.05))  # a save of this network takes several times as long
     else:
@@ -62,7 +62,7 @@ def test_kills_leave_no_trace(straight, prefix, tmp_path, async_save):
     run.mkdir()
     options = {**OPTIONS, "load": run, "async_save": async_save}
     process = torchrun(2, arguments(prefix, run, **options), restarts=KILLS, **QUIET)
-    cut_short = sum(kill_a_rank(process, run, rng, amid_a_save=number % 2 == 0) for number in range(KILLS))
+    cut_short = sum(kill_a_rank(process, run, rng, during_a_save=number % 2 == 0) for number in range(KILLS))
     assert process.wait(timeout=900) == 0
     assert cut_short >= 2, "too few of the kills fell into a save"
     assert without_timing(read_rows(run)) == without_timing(read_rows(straight))

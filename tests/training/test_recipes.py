@@ -108,7 +108,7 @@ if [ "$1" = show ]; then echo node1; else echo "$*" >>calls; fi
     [(0, "900", False), (1, "700", True), (1, "500", False), (1, "", False)],
     ids=["finished", "out of time", "no newer checkpoint", "a mistyped flag"],
 )
-def test_slurm_requeues_only_a_run_that_got_on(tmp_path, ends_with, reaches, requeued):
+def test_slurm_requeues_only_a_run_that_made_progress(tmp_path, ends_with, reaches, requeued):
     """With stand-ins for srun, which records how far the run gets, and scontrol; the run began at iteration 500."""
     done = submit(tmp_path, ["--save", "run", "--load", "run"], ENDS_WITH=str(ends_with), REACHES=reaches)
     assert (done.returncode == 0) == (requeued or ends_with == 0)

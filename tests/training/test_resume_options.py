@@ -252,14 +252,14 @@ def test_what_label_ascents_ignored_in_format_1_is_forgotten(tmp_path, alpha):
     assert (config.ascent, config.head_chunk_rows, config.alpha) == ("label", 0, 10.0 if alpha else 0.0)
 
 
-def test_a_value_that_is_gone_is_named_and_may_be_replaced(tmp_path):
+def test_a_removed_value_is_named_and_may_be_replaced(tmp_path):
     format_1(tmp_path, alum_ascent="free")
     with pytest.raises(ValueError, match=r"iter_0000003 was trained with --alum-ascent free, which this version does"):
         resumed(tmp_path)
     assert resumed(tmp_path, alum_ascent="virtual").alum.ascent == "virtual"
 
 
-def test_a_name_that_is_gone_is_told(tmp_path, monkeypatch):
+def test_a_removed_option_is_reported(tmp_path, monkeypatch):
     build_synthetic_corpus(tmp_path)
     folder = format_1(tmp_path / "run", some_old_option=3)
     config = resumed(tmp_path / "run", data_path=tmp_path / "synthetic")
