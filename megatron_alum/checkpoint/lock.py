@@ -126,7 +126,7 @@ class RunLock:
         holder = Holder.read(self.path)
         if holder is None or holder.token != self._own.token:
             by = "removed" if holder is None else f"taken over by {holder}"
-            raise OSError(f"the lock of this run, {self.path}, was {by}, so that the folder is not this run's any more")
+            raise OSError(f"the lock of this run, {self.path}, was {by}, so the folder no longer belongs to this run")
 
     def release(self) -> None:
         """Release the lock; safe to call twice, and without having taken it."""
@@ -171,7 +171,7 @@ class RunLock:
             holder = now
         raise ValueError(
             f"--save must be a folder that no other run works on, but {self.root} is taken by {holder}. "
-            "Wait for its end or stop it, or choose another folder."
+            "Wait until it ends or stop it, or choose another folder."
         )
 
     def _heartbeat(self) -> int | None:

@@ -48,7 +48,7 @@ class Rows:
             return None
         shown = ", ".join(map(str, self.foreign[:5])) + (", ..." if len(self.foreign) > 5 else "")
         number = len(self.foreign)
-        return f"WARNING: {path} had {number} line(s) that are no rows of a run (line {shown}); they are left out."
+        return f"WARNING: {path} had {number} line(s) that are not rows of a run (line {shown}); they are left out."
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

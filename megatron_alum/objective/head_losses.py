@@ -18,7 +18,7 @@ from megatron_alum.ops import RowLosses, row_losses, row_losses_from_hidden
 
 
 class HeadRows(NamedTuple):
-    """HeadRows of the two heads."""
+    """Outputs of the two heads."""
 
     rows: Tensor
     """[N, Vp] logits, or [N, H] from which to compute them"""

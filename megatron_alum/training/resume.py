@@ -120,7 +120,7 @@ def check_compatible(config: RunConfig, stored: dict[str, Any], folder: Path) ->
     """
     if "layout" not in stored:
         raise ValueError(
-            f"--load must name a run to continue, but {folder} holds weights alone (of megatron-alum convert). "
+            f"--load must name a run to continue, but {folder} holds weights alone (from megatron-alum convert). "
             "Start a run from them with --init-from instead."
         )
     notes = []

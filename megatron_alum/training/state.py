@@ -121,7 +121,7 @@ def _network_vocab_size(config: RunConfig, datasets: Datasets, stored: Mapping[s
     rows = hf_vocab_size(config.checkpoint.init_from)
     if rows < datasets.vocab_size:
         raise ValueError(
-            f"--init-from must name a model of at least the {datasets.vocab_size} words of the shards' tokenizer, but "
+            f"--init-from must name a model of at least the {datasets.vocab_size} tokens of the shards' tokenizer, but "
             f"{config.checkpoint.init_from} has {rows}. Preprocess the corpus with the tokenizer of that model."
         )
     return rows
@@ -139,8 +139,8 @@ def data_fingerprint(config: RunConfig, *, weights: Sequence[float] | None) -> s
         path = shard_paths(prefix)["json"]
         if not path.is_file():
             raise ValueError(
-                f"--data-path must name shards of megatron-alum preprocess, but `{path}` does not exist. A corpus that "
-                "was moved is recognised by its fingerprint: give its new place with --data-path."
+                f"--data-path must name shards from megatron-alum preprocess, but `{path}` does not exist. A corpus that "
+                "was moved is recognised by its fingerprint: give its new location with --data-path."
             )
         digest.update(json.dumps(read_manifest(path)["files"], sort_keys=True).encode())
     return digest.hexdigest()

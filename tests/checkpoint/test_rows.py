@@ -34,7 +34,7 @@ def test_a_foreign_line_is_no_row(tmp_path, line):
     assert [json.loads(line) for line in rows.lines] == rows.values
     assert rows.up_to(1).lines == [ROW + "\n"]
     assert (
-        rows.complaint(path) == f"WARNING: {path} had 1 line(s) that are no rows of a run (line 2); they are left out."
+        rows.complaint(path) == f"WARNING: {path} had 1 line(s) that are not rows of a run (line 2); they are left out."
     )
 
 
@@ -48,4 +48,4 @@ def test_a_resume_skips_and_reports_them(prefix, tmp_path):
     rows = launch_prepared(2, prefix, run, train_and_keep_stderr, train_iters=4, load=run)
     assert without_timing(rows) == without_timing(straight)
     printed = (tmp_path / "run-stderr-0").read_text()
-    assert printed.count(f"had {len(FOREIGN)} line(s) that are no rows of a run (line 3, 4, 5, 6, 7, ...)") == 2
+    assert printed.count(f"had {len(FOREIGN)} line(s) that are not rows of a run (line 3, 4, 5, 6, 7, ...)") == 2
