@@ -139,8 +139,8 @@ def data_fingerprint(config: RunConfig, *, weights: Sequence[float] | None) -> s
         path = shard_paths(prefix)["json"]
         if not path.is_file():
             raise ValueError(
-                f"--data-path must name shards from megatron-alum preprocess, but `{path}` does not exist. A corpus that "
-                "was moved is recognised by its fingerprint: give its new location with --data-path."
+                f"--data-path must name shards from megatron-alum preprocess, but `{path}` does not exist. A corpus "
+                "that was moved is recognised by its fingerprint: give its new location with --data-path."
             )
         digest.update(json.dumps(read_manifest(path)["files"], sort_keys=True).encode())
     return digest.hexdigest()
