@@ -8,7 +8,7 @@ SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f \( 
 CORPUS ?=
 DATA := $(or $(MEGATRON_ALUM_DATA),../shared/data)
 
-.PHONY: demo test test-fast test-slow times mutations lint docs bench bench-text gpu-check clean
+.PHONY: demo test test-fast test-slow times mutations lint docs bench bench-text study gpu-check clean
 
 $(STAMP): $(SOURCES)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -68,6 +68,12 @@ bench-text: $(STAMP)
 		--vocab-file $(DATA)/vocab/bert-base-uncased-vocab.txt
 	for length in 128 512; do $(PY) -m benchmarks.bench_step --data build/bench/wiki --seq-length $$length --rounds 3 \
 		--output benchmarks/results/step_text_$$length.csv; done
+
+# Pre-training methods compared: SCALE=smoke (minutes), cpu (hours, several starts), gpu; paper prints its commands.
+SCALE ?= smoke
+study: $(STAMP)
+	nice $(PY) examples/study/run.py examples/study/$(SCALE).yaml --data-dir "$(DATA)" \
+		$(if $(filter smoke,$(SCALE)),,--results examples/study/results)
 
 gpu-check:
 	$(PY) -m benchmarks.gpu_check

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("finetune", "training"),
     ("report",),
     ("cli",),
+    ("study",),
     ("benchmarks", "tools", "examples", "entry"),
 )
 # Within a package, by the same rule: sampling and preprocessing never meet, methods know no benchmark.

@@ -28,14 +28,14 @@ def draw_figures(results: Results) -> dict[int, str]:
     bars = method_means(results)
     drawn = {}
     if curves:
-        drawn[1] = _svg("figure1", lambda axes: _draw_curves(axes, curves))
+        drawn[1] = svg_figure("figure1", lambda axes: _draw_curves(axes, curves))
     if bars:
-        drawn[2] = _svg("figure2", lambda axes: _draw_bars(axes, bars))
+        drawn[2] = svg_figure("figure2", lambda axes: _draw_bars(axes, bars))
     return drawn
 
 
 def _draw_curves(axes: Axes, curves: Mapping[str, list[tuple[int, float]]]) -> None:
-    for (system, points), color in zip(curves.items(), _colors(len(curves)), strict=True):
+    for (system, points), color in zip(curves.items(), colors(len(curves)), strict=True):
         axes.plot(*zip(*points, strict=True), marker="o", label=system, color=color)
     axes.set_xlabel("pre-training iterations")
     axes.set_ylabel("MNLI matched accuracy (%)")
@@ -44,7 +44,7 @@ def _draw_curves(axes: Axes, curves: Mapping[str, list[tuple[int, float]]]) -> N
 def _draw_bars(axes: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
     tasks = sorted({task for values in bars.values() for task in values})
     width = 0.8 / len(bars)
-    for index, ((method, values), color) in enumerate(zip(bars.items(), _colors(len(bars)), strict=True)):
+    for index, ((method, values), color) in enumerate(zip(bars.items(), colors(len(bars)), strict=True)):
         positions = [tasks.index(task) + index * width for task in values]
         drawn = axes.bar(positions, list(values.values()), width * 0.94, label=method, color=color)
         axes.bar_label(drawn, fmt="%.1f", padding=1, fontsize="small")
@@ -52,12 +52,13 @@ def _draw_bars(axes: Axes, bars: Mapping[str, Mapping[str, float]]) -> None:
     axes.set_ylabel("dev, first metric (%)")
 
 
-def _colors(count: int) -> list[str]:
+def colors(count: int) -> list[str]:
+    """As many of COLORS, from the first one again where they run out."""
     return [COLORS[index % len(COLORS)] for index in range(count)]
 
 
-def _svg(name: str, draw: Callable[[Axes], None]) -> str:
-    """The SVG element of one figure; the same drawing gives the same text."""
+def svg_figure(name: str, draw: Callable[[Axes], None], *, height: float = 3.8) -> str:
+    """The SVG element of one figure, `height` inches high; the same drawing gives the same text."""
     require("matplotlib")
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -66,7 +67,7 @@ def _svg(name: str, draw: Callable[[Axes], None]) -> str:
     style: Any = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
     style |= {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 11}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+        figure = Figure(figsize=(7.2, height), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         draw(axes)

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from itertools import groupby
 from pathlib import Path
 
-from megatron_alum.config.extras import require
 from megatron_alum.finetune.benchmarks.loading import has_split, load_split
 from megatron_alum.finetune.benchmarks.tasks import TASKS
 from megatron_alum.finetune.runs.records import write_at_once
 from megatron_alum.report.figures import draw_figures
+from megatron_alum.report.pages import markdown_line, template
 from megatron_alum.report.paper_tables import Column, PaperTable, Part, paper_figures, paper_sizes, paper_tables
 from megatron_alum.report.results import FILE, Results, Shown, best_values, cell
 
@@ -92,9 +91,11 @@ def markdown_table(table: PaperTable, results: Results) -> str:
     lines = [f"## Table {table.number}. {table.title}", "", table.note]
     for part in table.parts:
         filled = block(part, results, marked=table.marked)
-        lines += ["", _line(["", *(column.heading for column in filled.columns)])]
-        lines += [_line(["---"] * (len(filled.columns) + 1))]
-        lines += [_line([name.replace("*", r"\*"), *(one.markdown for one in cells)]) for name, cells in filled.rows]
+        lines += ["", markdown_line(["", *(column.heading for column in filled.columns)])]
+        lines += [markdown_line(["---"] * (len(filled.columns) + 1))]
+        lines += [
+            markdown_line([name.replace("*", r"\*"), *(one.markdown for one in cells)]) for name, cells in filled.rows
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -117,29 +118,18 @@ def markdown_page(
 
 def _markdown_sizes(sizes: Iterable[tuple[str, tuple[Shown, ...], str, str]]) -> Iterator[str]:
     yield from (f"## Table 9. {paper_sizes().title}", "", paper_sizes().note, "")
-    yield from (_line(["", *SIZE_HEADINGS, "labels", "metric"]), _line(["---"] * 6))
+    yield from (markdown_line(["", *SIZE_HEADINGS, "labels", "metric"]), markdown_line(["---"] * 6))
     for dataset, counts, labels, metric in sizes:
-        yield _line([dataset, *(one.markdown for one in counts), labels, metric])
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(one.replace("|", r"\|") for one in cells) + " |"
+        yield markdown_line([dataset, *(one.markdown for one in counts), labels, metric])
 
 
 def html_page(
     results: Results, figures: Mapping[int, str], sizes: Iterable[tuple[str, tuple[Shown, ...], str, str]]
 ) -> str:
     """The page, everything in one text."""
-    require("jinja2")
-    import jinja2
-
-    template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
     tables = [(table, [block(part, results, marked=table.marked) for part in table.parts]) for table in paper_tables()]
     given = {system: sorted({str(row[FILE]) for row in rows if FILE in row}) for system, rows in results.items()}
-    return environment.from_string(template).render(
+    return template("page.html").render(
         tables=tables,
         paper_sizes=paper_sizes(),
         sizes=sizes,

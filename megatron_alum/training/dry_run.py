@@ -42,7 +42,7 @@ def dry_run(config: RunConfig) -> None:
         phases = [phase for phase, iterations in run_iterations(config).items() if iterations]
         if groups.pp_size > 1:  # RunConfig: a run in stages ends before the adversarial phase
             phases = [phase for phase in phases if phase == "standard"]
-        seconds = {phase: _time_iteration(state, plan, phase) for phase in phases}
+        seconds = {phase: time_iteration(state, plan, phase) for phase in phases}
         if groups.world_rank == 0:
             print(format_config(config))
             print("\n".join(report(state, plan, samples, seconds)), flush=True)
@@ -116,7 +116,7 @@ def report(state: TrainState, plan: BatchPlan, samples: list[IterationPlan], sec
     return lines
 
 
-def _time_iteration(state: TrainState, plan: BatchPlan, phase: Phase) -> float:
+def time_iteration(state: TrainState, plan: BatchPlan, phase: Phase) -> float:
     """Seconds of an iteration of `phase` on this rank, including one optimizer step per micro-batch. Collective."""
     batches = draw(state.datasets.train, plan, 0)  # the last ones would need the index of every epoch before them
     is_adversarial = phase == "alum"

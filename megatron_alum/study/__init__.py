@@ -1,0 +1,14 @@
+"""A study: does adversarial pre-training help, at what radius, and what of it is the ascent? One YAML says all of it.
+
+plan.py          what is compared: arms, seeds, probes, tasks; read from the YAML and checked
+cells.py         the pieces that the plan falls into, in the order in which they run
+rows.py          the results: one JSON object a line, added a cell at a time
+corpora.py       shards of the training text and of text of another kind
+pretraining.py   the common start, and every arm that continues from it
+pilot.py         the radius
+probes.py        held-out loss: clean, under random noise, under attack, on other text
+downstream.py    fine-tuning of what the arms left, and attacks on it
+run.py           all cells that are not done yet
+statistics.py    mean, deviation, paired differences, intervals, and the sentence that they allow
+report.py        tables and curves from the rows
+"""

@@ -1,0 +1,98 @@
+"""What seeds allow to say: mean, deviation and number, paired differences with an interval, and a sentence.
+
+A pair is one arm and the one it is compared with at the same seed (of pre-training, and of fine-tuning where there is
+one). The interval of the mean difference is the wider one, on each side, of the percentile bootstrap (Efron 1979) and
+Student's t: with few pairs the bootstrap alone is far too narrow, two pairs of equal sign leave 0 out in half of all
+cases without a difference. One pair has no interval. A difference whose interval holds 0, or that has none, is none.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Paired differences of two arms."""
+
+    mean: float
+    """of the pairs; what is compared less the baseline"""
+    deviation: float | None
+    """sample standard deviation; None for one pair"""
+    n: int
+    """pairs"""
+    low: float
+    """lower end of the interval; minus infinity for one pair"""
+    high: float
+    """upper end"""
+
+    @property
+    def is_one(self) -> bool:
+        """Whether 0 lies outside of the interval."""
+        return self.low > 0 or self.high < 0
+
+
+def paired(values: Mapping[Hashable, float], baseline: Mapping[Hashable, float]) -> list[float]:
+    """Differences at the keys that both have, in order of the first."""
+    return [value - baseline[key] for key, value in values.items() if key in baseline]
+
+
+def difference(differences: Sequence[float]) -> Difference:
+    """Mean, deviation, number and interval. Raises: ValueError without a pair."""
+    if not differences:
+        raise ValueError("`differences` must have at least one pair, but have none.")
+    mean, n = statistics.fmean(differences), len(differences)
+    if n == 1:
+        return Difference(mean, None, 1, -math.inf, math.inf)
+    boot, student = bootstrap_interval(differences), student_interval(differences)
+    low, high = min(boot[0], student[0]), max(boot[1], student[1])
+    return Difference(mean, statistics.stdev(differences), n, low, high)
+
+
+def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of the mean at LEVEL; the same numbers give the same interval."""
+    rng = np.random.default_rng(seed)
+    result = stats.bootstrap(
+        (np.asarray(values),), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, method="percentile", rng=rng
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Student's interval of the mean at LEVEL."""
+    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.fmean(values)
+    return mean - float(half), mean + float(half)
+
+
+def sentence(found: Mapping[str, Difference], *, baseline: str, lower_is_better: bool, unit: str = "") -> str:
+    """What a table of differences from `baseline` shows, and what it does not.
+
+    `found` are the arms' differences in the order of the table.
+    """
+    if not found:
+        return f"Nothing to compare with {baseline} yet."
+    least = min(one.n for one in found.values())
+    if least == 1:
+        return f"One pair: no difference from {baseline} can be told from chance."
+    better = {name: one for name, one in found.items() if one.is_one and (one.mean < 0) == lower_is_better}
+    worse = {name: one for name, one in found.items() if one.is_one and (one.mean < 0) != lower_is_better}
+    parts = []
+    for word, group in (("better", better), ("worse", worse)):
+        if group:
+            listed = ", ".join(f"{name} (by {abs(one.mean):.3g}{unit}, n {one.n})" for name, one in group.items())
+            parts.append(f"{word} than {baseline}: {listed}")
+    rest = len(found) - len(better) - len(worse)
+    if rest:
+        parts.append(f"no difference from {baseline} in {'the other ' if parts else ''}{rest} of {len(found)}")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."

@@ -1,0 +1,108 @@
+"""A whole study in a minute: what its rows say, an arm that runs twice, and one that is killed and goes on."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+
+from megatron_alum.study.report import write_study
+from megatron_alum.study.rows import SECONDS, read_rows, without_clock
+from tests.helpers import warm
+from tests.study.plans import AGAIN, run_small, small_plan
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """(plan, results) of the small study, run without a break."""
+    work = tmp_path_factory.mktemp("study")
+    return small_plan(work), run_small(work)
+
+
+def values(results, **wanted):
+    """[(measure, what it is of, value)] without names and clocks."""
+    rows = without_clock(results.of(**wanted))
+    return [(row["measure"], row.get("radius"), row.get("iteration"), row["value"]) for row in rows]
+
+
+def test_two_runs_of_an_arm_are_equal(study):
+    """Training, probes, fine-tuning and attack: an arm with the options of another has its numbers to the bit."""
+    _, results = study
+    for kind in ("train", "probe"):
+        again = values(results, cell=f"{kind}/seed1/{AGAIN}")
+        assert len(again) > 5 and again == values(results, cell=f"{kind}/seed1/textbook")
+    scores = [values(results, cell=f"finetune/seed1/{arm}/custom/none/ft1") for arm in ("textbook", AGAIN)]
+    assert len(scores[0]) == 3 and scores[0] == scores[1]
+
+
+def test_all_arms_begin_with_the_same_weights_samples_masks_and_dropout(study):
+    """The clean loss of an arm's first step is standard training's."""
+    plan, results = study
+    losses = {row["arm"]: row["value"] for row in results.of(measure="first-lm-loss") if "arm" in row}
+    assert losses.keys() == {arm.name for arm in plan.arms}
+    assert len(set(losses.values())) == 1
+
+
+def test_equal_time_runs_its_steps_and_metrics_say_which_path_ran(study):
+    _, results = study
+    steps = {row["arm"]: row["value"] for row in results.of(measure="iterations") if "arm" in row}
+    assert steps == {"standard": 10, "textbook": 10, AGAIN: 10, "bert+": 27}
+    assert {row["arm"]: row["value"] for row in results.of(measure="ascent-steps")} == {
+        **dict.fromkeys(("textbook", AGAIN), 1),
+        **dict.fromkeys(("standard", "bert+"), 0),
+    }
+    assert all(0.5 < row["value"] < 1 for row in results.of(measure="fill"))  # real tokens of padded rows
+    assert all(row["value"] in (0, 1) for row in results.of(measure="fused"))
+
+
+def test_an_attack_is_worse_than_noise_of_its_radius(study):
+    plan, results = study
+    for radius in plan.probes.radii:
+        for arm in plan.arms:
+            noise, attacked = (
+                results.of(measure=f"loss-{kind}", radius=radius, arm=arm.name)[0]["value"] for kind in ("noise", "pgd")
+            )
+            assert attacked > noise
+
+
+def test_the_report_is_drawn_from_the_rows_alone(study, tmp_path):
+    plan, results = study
+    paths = write_study(plan, results, tmp_path)
+    assert {path.name for path in paths} == {"smoke.html", "smoke.md", "smoke-steps.svg", "smoke-curve.svg"}
+    page, twin = (next(path for path in paths if path.suffix == end).read_text() for end in (".html", ".md"))
+    for text in ("Held-out loss", "Pilot", "One pair: no difference", "How it was made", results.rows[-1]["commit"]):
+        assert text in page and text in twin
+    clean = results.of(measure="loss-clean", arm="textbook")[0]["value"]
+    assert f"{clean:.4f} (n 1)" in page and f"{clean:.4f} (n 1)" in twin
+    before = [path.read_bytes() for path in paths]
+    assert [path.read_bytes() for path in write_study(plan, results, tmp_path)] == before
+
+
+def test_a_killed_study_goes_on_to_the_same_rows(study, tmp_path):
+    """SIGKILL while the second arm trains, from the pilot's checkpoints and rows on: nothing is lost or twice."""
+    _, straight = study
+    work = tmp_path / "work"
+    shutil.copytree(straight.path.parent, work)  # the shards, and what comes before the second arm
+    kept = []
+    for row in straight.rows:
+        if row["cell"] == "train/seed1/textbook":
+            break
+        kept.append(row)
+    (work / "smoke.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    for name in ("textbook", "textbook-hf", AGAIN, f"{AGAIN}-hf", "bert+", "bert+-hf"):
+        shutil.rmtree(work / "seed1" / name)
+    process = warm.start(run_small, work)
+    first_checkpoint = work / "seed1" / "textbook" / "iter_0000015"
+    deadline = time.monotonic() + 200
+    while not first_checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert read_rows(work / "smoke.jsonl") == kept and not (work / "seed1" / "textbook-hf").exists()
+    again = run_small(work)
+    assert f"  load: {work / 'seed1' / 'textbook'}\n" in (work / "log.txt").read_text()  # not from the common start
+    assert [row["cell"] for row in again.rows] == [row["cell"] for row in straight.rows]
+    assert without_clock(again.rows) == without_clock(straight.rows)
+    assert len(again.of(measure=SECONDS)) == len(straight.of(measure=SECONDS))
