@@ -140,11 +140,7 @@ def sanitize(check: Check, tests: list[str]) -> None:
     answer = answers([tool, sys.executable, "-c", _ONE_KERNEL], seconds=limit)
     if not answer:
         check.unfinished.append("sanitize")
-        why = (
-            f"the sanitizer did not start in {limit:.0f} s"
-            if answer is None
-            else "the sanitizer refuses this device"
-        )
+        why = f"the sanitizer did not start in {limit:.0f} s" if answer is None else "the sanitizer refuses this device"
         print(f"\n=== sanitize: NOT FINISHED, {why}", flush=True)
         return
     for kind in SANITIZERS:

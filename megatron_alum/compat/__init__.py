@@ -1,4 +1,4 @@
-"""Makes megatron-core run here: CPU redirects (`enable_cpu`) and the detection of accelerators (`environment_report`)."""
+"""Makes megatron-core run here: CPU redirects (`enable_cpu`) and detection of accelerators (`environment_report`)."""
 
 from megatron_alum.compat.cpu import enable_cpu, silence_fallback_warnings
 
