@@ -36,6 +36,6 @@ class LayerNorm(torch.nn.LayerNorm):
 
 
 def mark_sequence_parallel(module: torch.nn.Module, sequence_parallel: bool) -> None:
-    """Tells megatron-core whether each rank sees only a part of the tokens, so that it sums the gradients over ranks."""
+    """Tells megatron-core whether each rank sees only a part of the tokens, so that it sums gradients over ranks."""
     for parameter in module.parameters(recurse=False):
         parameter.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]
