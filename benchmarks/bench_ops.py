@@ -10,8 +10,7 @@ KL of N rows, forward and backward: "row losses" is ops.symmetric_kl, "weighted 
 which the training step uses, "one launch" the kernel alone. "overwritten" ones write gradients over the logits (as the
 training step does); the others allocate new gradients, which on a CPU costs more than computing them, since the system
 provides new pages for every call; that favours contestants that allocate less. With --keep-memory the process keeps
-freed memory, and only the work of the ops is compared. "whole" is the unchunked head: the chunked one is compared with
-it.
+freed memory, and only the work of the ops is compared. "whole" is the unchunked head, for comparison.
 """
 
 import argparse
@@ -76,8 +75,7 @@ class Row:
 
 
 def measure(contestants: dict[str, Run], *, device: torch.device, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each contestant, sorted; one call each per round, after one that does not count; a contestant that
-    fails is left out."""
+    """Seconds of each contestant, sorted; one call each per round, after a warm-up; those that fail are left out."""
     seconds: dict[str, list[float]] = {}
     for name, run in contestants.items():
         try:
@@ -139,8 +137,7 @@ def extra_bytes(run: Run, device: torch.device) -> int:
 
 @contextmanager
 def without_profiler_chatter() -> Iterator[None]:
-    """Keeps torch's profiler from reporting its start and stop on stderr, which no log level does; everything else
-    passes."""
+    """Keeps torch's profiler from reporting its start and stop on stderr, which no log level does."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile("w+") as caught:

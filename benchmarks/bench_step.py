@@ -231,6 +231,7 @@ def our_step(arguments: argparse.Namespace, config: RunConfig, groups: Any, batc
         groups=groups,
         dtype=getattr(torch, config.precision.dtype_name),
         recompute=config.compute.recompute_granularity,
+        torch_compile=config.compute.torch_compile,
     ).train()
     model = wrap_data_parallel(network, config)
     state = Trainable(config, model, build_optimizer(model, config), Objective(network, config), Watch(0))

@@ -8,6 +8,7 @@ r"""Everything that needs a GPU, in one command of under eight minutes on a bare
     sync        a training step never waits for the GPU                               (benchmarks/gpu/probes.py)
     graphs      the ops in a CUDA graph
     attention   its backends against each other, with dropout by statistics
+    compile     a compiled layer is one graph
     ops         python -m benchmarks.bench_ops --device cuda          -> benchmarks/results/<gpu>-ops.csv
     sanitize    a few tests under compute-sanitizer's tools, or the reason they cannot run
     promises    each figure that the project promises           -> benchmarks/results/<gpu>.csv
@@ -115,7 +116,8 @@ def parts(check: Check, data: str | None) -> list[tuple[str, list[str], int]]:
     """(name, command, seconds) of each step between the build and the sanitizer, most important first."""
     real = ["--data", data] if data else []
     output = ["--output", str(check.results("-steps"))]
-    probes = [(name, python("-m", "benchmarks.gpu.probes", name), 40) for name in ("sync", "graphs", "attention")]
+    names = ("sync", "graphs", "attention", "compile")
+    probes = [(name, python("-m", "benchmarks.gpu.probes", name), 40) for name in names]
     training = python("-m", "benchmarks.gpu.real_run", *real, "--folder", str(check.folder / "runs"), *TRAINING)
     ops = python("-m", "benchmarks.bench_ops", *OPS, "--output", str(check.results("-ops")))
     return [

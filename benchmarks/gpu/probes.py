@@ -1,8 +1,9 @@
-"""Small checks on a GPU, one per process: python -m benchmarks.gpu.probes sync|graphs|attention [--device cuda].
+"""Small checks on a GPU, one per process: python -m benchmarks.gpu.probes sync|graphs|attention|compile [--device D].
 
     sync        a training step of each phase never waits for the GPU once warmed up
     graphs      the ops captured into a CUDA graph give the same results as without, also for new inputs
     attention   the attention backends agree; with dropout their means and spreads do
+    compile     a compiled layer is one graph, with the real kernel of the attention in it
 
 On the CPU the same code runs without what a CPU lacks: the errors on waiting, and the capture.
 """
@@ -62,6 +63,31 @@ def sync(device: torch.device, words: list[str] | None = None) -> str:
     finally:
         shutdown()
     return "three kinds of steps, none of which waits"
+
+
+def compiled(device: torch.device, words: list[str] | None = None) -> str:
+    """Two adversarial steps with --torch-compile."""
+    from torch._dynamo.utils import counters
+
+    from benchmarks import bench_step
+    from benchmarks.batches import one_micro_batch
+    from megatron_alum.parallel import initialize, seed_everything, shutdown
+
+    arguments = bench_step.parse_arguments(words or [*STEP, *(["--bf16"] if device.type == "cuda" else [])])
+    groups = initialize(tensor_parallel_size=1, timeout_seconds=60)
+    seed_everything(1234, groups)
+    counters.clear()
+    try:
+        config = bench_step.configuration(arguments, bench_step.Variant({"torch_compile": True}))
+        step = bench_step.our_step(arguments, config, groups, one_micro_batch(arguments, config))
+        step(), step()
+    finally:
+        shutdown()
+    breaks, graphs = dict(counters["graph_break"]), counters["stats"]["unique_graphs"]
+    allowed = "PackedAttention.forward" if device.type == "cpu" else "none"
+    assert all(allowed in where for where in breaks), f"a layer is divided: {breaks}"
+    assert 1 <= graphs <= (20 if breaks else 4), f"{graphs} graphs for the layers of one step"
+    return f"compile: {graphs} graphs for all layers, {len(breaks)} places that divide one"
 
 
 def captured(function: Callable[[], list[Tensor]], device: torch.device) -> Callable[[], list[Tensor]]:
@@ -163,7 +189,12 @@ def has_flash() -> bool:
     return importlib.util.find_spec("flash_attn") is not None
 
 
-PROBES: dict[str, Callable[[torch.device], str]] = {"sync": sync, "graphs": graphs, "attention": attention}
+PROBES: dict[str, Callable[[torch.device], str]] = {
+    "sync": sync,
+    "graphs": graphs,
+    "attention": attention,
+    "compile": compiled,
+}
 
 
 def main(words: list[str] | None = None) -> None:

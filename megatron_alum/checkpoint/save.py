@@ -109,6 +109,7 @@ class CheckpointSaver:
         """
         self.wait()
         sharded, common = save_preprocess(content.sharded, validate_access_integrity=not self._validated)
+        common = _to_cpu(common)  # it may be read on a machine without a GPU
         self._validated = True
         self._share_out(sharded)
         tensors = _local_tensors(sharded)
@@ -119,7 +120,6 @@ class CheckpointSaver:
         for tensor in tensors:
             assert tensor.data is not None
             tensor.data = tensor.data.detach().to("cpu", copy=True)
-        common = _to_cpu(common)
         self._thread = threading.Thread(target=self._guarded, args=(iteration, content, sharded, common), daemon=True)
         self._thread.start()
 

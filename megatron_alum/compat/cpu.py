@@ -1,9 +1,9 @@
-"""Runs megatron-core 0.16.1 without CUDA: the whole list of calls that have to be redirected, each with its reason.
+"""Runs megatron-core without CUDA: the whole list of calls that have to be redirected, each with its reason.
 
 megatron-core names the device in its code ("cuda" in factory calls, `torch.cuda.current_device()`), although its
 algorithms need nothing but torch and a process group. `enable_cpu()` points those calls at the CPU, once per process.
-It does nothing where CUDA is present and refuses another version of megatron-core, because the lists below were read
-out of this one.
+It does nothing where CUDA is present and refuses versions of megatron-core that the lists below were not compared with
+(versions.py).
 
 Two kinds of redirect:
   * CALLS: attributes of torch or megatron-core that are replaced;
@@ -14,7 +14,6 @@ The model side of CPU support (no fused softmax, no fused weight gradients, CPU 
 
 import contextlib
 import importlib
-import importlib.metadata
 import inspect
 import logging
 import types
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch
 
-SUPPORTED_VERSION = "0.16.1"
+from megatron_alum.compat.versions import SUPPORTED, is_supported, megatron_version
 
 # What megatron-core and its bundled FSDP say at import when neither apex nor Transformer Engine is there;
 # megatron-alum doctor reports it once, with advice.
@@ -34,6 +33,8 @@ _FALLBACK_WARNINGS = (
     r"Apex is not installed\. Falling back to Torch Norm",
     # Said whenever activations are recomputed selectively; the layers here are not Transformer Engine's.
     r"If you are using transformer_engine as the transformer implementation",
+    # 0.19.2 imports a model that nothing here uses.
+    r"MimoModelConfig is experimental",
 )
 # torch 2.13 renamed the two collectives that megatron-core calls under their old names.
 _RENAMED_COLLECTIVES = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
@@ -66,6 +67,8 @@ class ConstantRedirect:
     module: str
     functions: tuple[str, ...]
     reason: str
+    later: tuple[str, ...] = ()
+    """functions that the oldest version does not have"""
 
 
 def _cpu_device() -> torch.device:
@@ -95,6 +98,7 @@ def _same_tensor(self: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tenso
 CALLS = (
     CallRedirect("torch.cuda", "current_device", _cpu_device, "the device of every buffer megatron-core allocates"),
     CallRedirect("torch.cuda", "synchronize", _nothing, "CPU work is already done when a call returns"),
+    CallRedirect("torch.cuda", "current_stream", _nothing, "0.19.2 asks for it before it looks for CUDA graphs"),
     CallRedirect("torch.cuda", "manual_seed", _cpu_manual_seed, "the RNG tracker seeds its named states through it"),
     CallRedirect("torch.cuda", "get_rng_state", _cpu_rng_state, "the tracker and checkpoints read generator states"),
     CallRedirect("torch.cuda", "set_rng_state", _set_cpu_rng_state, "resuming restores generator states"),
@@ -119,6 +123,7 @@ CONSTANTS = (
             "FP32Optimizer.__init__",
         ),
         "scale factors are made on the device; parameters are sorted by the name of their CUDA tensor type",
+        later=("MegatronOptimizer.has_grad_norm_group",),
     ),
     ConstantRedirect(
         "megatron.core.optimizer.distrib_optimizer",
@@ -183,12 +188,12 @@ def silence_fallback_warnings() -> None:
 
 
 def check_version() -> None:
-    """Raises ValueError unless megatron-core is the version the redirects were written for."""
-    version = importlib.metadata.version("megatron-core")
-    if version != SUPPORTED_VERSION:
+    """Raises ValueError unless megatron-core is of a version that the redirects were compared with."""
+    version = megatron_version()
+    if not is_supported(version):
         raise ValueError(
-            f"megatron-core must be {SUPPORTED_VERSION} to run without CUDA, but is {version} instead. "
-            f"Install it with `pip install megatron-core=={SUPPORTED_VERSION}`, or run on a machine with a GPU."
+            f"megatron-core must be {' or '.join(map(str, SUPPORTED))} to run without CUDA, but is {version} "
+            f"instead. Install it with `pip install megatron-core=={SUPPORTED[0]}`, or run on a machine with a GPU."
         )
 
 
@@ -196,7 +201,7 @@ def enable_cpu() -> bool:
     """Makes megatron-core run on the CPU; returns whether the redirects are in force.
 
     Does nothing and returns False where CUDA is available. May be called any number of times; everything that starts
-    megatron-core (`parallel.initialize`) calls it. Raises ValueError for a megatron-core other than 0.16.1.
+    megatron-core (`parallel.initialize`) calls it. Raises ValueError for another megatron-core than the supported ones.
     """
     global _enabled
     if torch.cuda.is_available():
@@ -209,7 +214,7 @@ def enable_cpu() -> bool:
         setattr(_resolve(call.module), call.attribute, call.replacement)
     for constant in CONSTANTS:
         module = importlib.import_module(constant.module)
-        for name in constant.functions:
+        for name in (*constant.functions, *(name for name in constant.later if _has(module, name))):
             _replace_literals(_function(module, name), f"{constant.module}.{name}")
     logging.getLogger("megatron.core.tensor_parallel.random").addFilter(_DropRngWarning())
     _enabled = True
@@ -222,6 +227,12 @@ def _resolve(dotted: str) -> Any:
         return importlib.import_module(dotted)
     parent, name = dotted.rsplit(".", 1)
     return getattr(importlib.import_module(parent), name)
+
+
+def _has(module: types.ModuleType, qualified_name: str) -> bool:
+    """Whether this version of megatron-core has that method."""
+    owner, method = qualified_name.split(".")
+    return hasattr(getattr(module, owner), method)
 
 
 def _function(module: types.ModuleType, qualified_name: str) -> types.FunctionType:
@@ -238,7 +249,7 @@ def _function(module: types.ModuleType, qualified_name: str) -> types.FunctionTy
 def _replace_literals(function: types.FunctionType, name: str) -> None:
     before = function.__code__
     function.__code__ = _with_cpu_literals(before)
-    assert function.__code__ != before, f"{name} holds no CUDA literal: another megatron-core than {SUPPORTED_VERSION}?"
+    assert function.__code__ != before, f"{name} holds no CUDA literal: is megatron-core {megatron_version()} changed?"
 
 
 def _with_cpu_literals(code: types.CodeType) -> types.CodeType:

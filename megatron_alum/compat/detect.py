@@ -5,7 +5,6 @@ fail or print on import. `megatron-alum doctor` prints the report with advice.
 """
 
 import functools
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from megatron_alum.compat.cpu import SUPPORTED_VERSION
+from megatron_alum.compat.versions import SUPPORTED, is_supported, megatron_version
 
 _APEX_SOURCE = "https://github.com/NVIDIA/apex"
 _APEX_BUILD = f"APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation git+{_APEX_SOURCE}.git"
@@ -32,14 +31,6 @@ class Finding:
     found: str
     advice: str = ""
     required: bool = False
-
-
-def package_version(name: str) -> str | None:
-    """The installed version of a distribution, or None."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def apex_kind() -> str:
@@ -88,11 +79,9 @@ def _torch() -> Finding:
 
 
 def _megatron() -> Finding:
-    version = package_version("megatron-core")
-    if version == SUPPORTED_VERSION:
-        return Finding("megatron-core", version, required=True)
-    advice = f"pip install megatron-core=={SUPPORTED_VERSION} (the CPU redirects refuse other versions)"
-    return Finding("megatron-core", version or "absent", advice, required=True)
+    version = megatron_version()
+    advice = f"pip install megatron-core=={SUPPORTED[0]} (the CPU redirects refuse this version)"
+    return Finding("megatron-core", str(version or "absent"), "" if is_supported(version) else advice, required=True)
 
 
 def _cuda() -> Finding:

@@ -113,6 +113,11 @@ class RunConfig:
         self._check_token_multiple()
         if self.parallel.grad_reduce_in_bf16 and not self.precision.bf16:
             raise ValueError("--grad-reduce-in-bf16 must be false without --bf16, but is true instead. Add --bf16.")
+        if self.parallel.overlap_param_gather and self.compute.torch_compile:
+            raise ValueError(
+                "--overlap-param-gather must be false with --torch-compile, but is true instead: a compiled layer "
+                "cannot wait for its weights. Leave one of them out."
+            )
         if self.checkpoint.save is None and not self.dry_run:
             raise ValueError("--save must be given, but is not. Name the folder of the run, or try --dry-run.")
 

@@ -62,7 +62,8 @@ KINDS: dict[Kind, tuple[str, ...]] = {
         *("data_cache_path", "sampler", "sampler_threads", "prefetch_batches"),
         "model_size",  # its sizes stand for it
         *("token_multiple", "exit_interval", "override_schedule"),
-        *("tensor_model_parallel_size", "pipeline_model_parallel_size", "sequence_parallel", "overlap_grad_reduce"),
+        *("tensor_model_parallel_size", "pipeline_model_parallel_size", "sequence_parallel"),
+        *("overlap_grad_reduce", "overlap_param_gather"),
         *("distributed_timeout_minutes", "recompute_granularity", "torch_compile", "manual_gc_interval"),
         "grad_reduce_in_bf16",
         *("check_weight_hash_across_dp_replicas_interval", "profile_step_start", "profile_step_end"),

@@ -112,6 +112,9 @@ class ParallelConfig:
     """split master weights and Adam's moments over the data-parallel group"""
     overlap_grad_reduce: bool = False
     """reduce gradients over the data-parallel group while backward still runs"""
+    overlap_param_gather: bool = False
+    """gather the distributed optimizer's new weights while the next forward pass begins; with
+    --use-distributed-optimizer and --overlap-grad-reduce, without pipeline stages"""
     grad_reduce_in_bf16: bool = False
     """keep the gradient buffer in bfloat16 and reduce it so: half the memory and traffic, and sums over micro-batches
     and replicas with 8 bits; with --bf16 only"""
@@ -128,6 +131,17 @@ class ParallelConfig:
             raise ValueError(
                 "--sequence-parallel must be false without tensor parallelism, but is true instead. "
                 "Set --tensor-model-parallel-size to 2 or more."
+            )
+        needed = {
+            "--use-distributed-optimizer": self.use_distributed_optimizer,
+            "--overlap-grad-reduce": self.overlap_grad_reduce,
+            "--pipeline-model-parallel-size 1": self.pipeline_model_parallel_size == 1,
+        }
+        missing = [flag for flag, given in needed.items() if not given]
+        if self.overlap_param_gather and missing:
+            raise ValueError(
+                f"--overlap-param-gather must be false without {' and '.join(missing)}, but is true instead. Give "
+                "these, or leave it out."
             )
 
 

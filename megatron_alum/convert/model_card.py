@@ -53,7 +53,7 @@ RECIPE: tuple[tuple[str, tuple[str, ...]], ...] = (
 EVALUATION = "## Evaluation"
 PERTURBATION = (
     ("effective_perturbation", "mean |cast(x + delta) - cast(x)| / mean |delta|: 1 means that no digit was lost"),
-    ("ascent_ratio", "|eta g| / |delta|: size of the gradient step against the random start"),
+    ("ascent_ratio", "length of the gradient step over that of the random start"),
     ("kl_gain", "KL after the ascent less KL at the random start"),
     ("alum_kl", "symmetric KL a masked token, without alpha"),
 )

@@ -10,11 +10,11 @@ flex_attention do not, so BERT cannot be trained with them. Dropout draws from t
 if heads are split over several, so that each rank draws its own masks, and activation recomputation can replay it.
 """
 
-import contextlib
 import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -84,7 +84,6 @@ class PackedAttention(MegatronModule):
         # Under sequence parallelism the encoder has already forked the tracker.
         self.forks = config.tensor_model_parallel_size > 1 and not config.sequence_parallel
 
-    @torch.compiler.disable  # lengths change with each batch; there is nothing here to fuse
     def forward(
         self,
         query: Tensor,
@@ -111,19 +110,39 @@ class PackedAttention(MegatronModule):
         sequences = packed_seq_params
         if not isinstance(sequences, PackedSequences):
             raise ValueError(f"`packed_seq_params` must be PackedSequences, but is {type(sequences)} instead.")
-        shape = (sequences.num_tokens, *query.shape[1:])
-        _refuse_unless(
-            query.shape == key.shape == value.shape == shape, "query, key, value", f"of shape {shape}", query.shape
-        )
+        if not (query.shape == key.shape == value.shape and query.shape[0] == sequences.num_tokens):
+            raise ValueError(
+                f"`query, key, value` must be of {sequences.num_tokens} tokens, but are {tuple(query.shape)}, "
+                f"{tuple(key.shape)}, {tuple(value.shape)} instead."
+            )
         probability = self.probability if self.training else 0.0
-        forks = probability > 0.0 and self.forks
-        with tensor_parallel.get_cuda_rng_tracker().fork() if forks else contextlib.nullcontext():
-            return _BACKENDS[self.backend](query, key, value, sequences, probability).flatten(1)
+        if probability > 0.0 and self.forks:
+            return _in_own_stream(self.backend, query, key, value, sequences, probability).flatten(1)
+        return _BACKENDS[self.backend](query, key, value, sequences, probability).flatten(1)
+
+
+class BlockAttention(PackedAttention):
+    """PackedAttention into which torch.compile does not look: the lengths of a batch decide what the blocks compute."""
+
+    forward = torch.compiler.disable(PackedAttention.forward)
+
+
+def core_attention(backend: AttentionName) -> Callable[..., PackedAttention]:
+    """The entry of a layer's spec."""
+    return partial(BlockAttention if backend == "blocks" else PackedAttention, backend=backend)
 
 
 def _refuse_unless(holds: bool, name: str, expected: str, value: Any) -> None:
     if not holds:
         raise ValueError(f"`{name}` must be {expected}, but is {value} instead.")
+
+
+@torch.compiler.disable  # it swaps the generator's state
+def _in_own_stream(
+    backend: AttentionName, query: Tensor, key: Tensor, value: Tensor, sequences: PackedSequences, probability: float
+) -> Tensor:
+    with tensor_parallel.get_cuda_rng_tracker().fork():
+        return _BACKENDS[backend](query, key, value, sequences, probability)
 
 
 def _in_blocks(query: Tensor, key: Tensor, value: Tensor, sequences: PackedSequences, probability: float) -> Tensor:

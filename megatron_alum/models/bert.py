@@ -25,13 +25,12 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_alum.config.model import ModelConfig
-from megatron_alum.models.attention import AttentionName
 from megatron_alum.models.embedding import SplitEmbedding, at_least_float32
 from megatron_alum.models.encoder import Encoder
 from megatron_alum.models.heads import HeadOutputs, MlmTransform, Pooler, decoder, pick_rows
 from megatron_alum.models.inputs import ModelInputs
 from megatron_alum.models.layers import block_spec
-from megatron_alum.models.linear import linear
+from megatron_alum.models.parts import Parts
 from megatron_alum.parallel.groups import ProcessGroups
 
 Level = Literal["word", "encoder_input"] | int
@@ -60,7 +59,7 @@ class SplitBert(BertModel):
         vocab_size: int,
         padded_vocab_size: int,
         groups: ProcessGroups,
-        attention: AttentionName,
+        parts: Parts,
     ) -> None:
         """`vocab_size` real tokens, `padded_vocab_size` rows of the tables; `config` is megatron-core's own."""
         # BertModel's constructor cannot be used: its MLM head refuses sequence parallelism and its layers their own
@@ -68,6 +67,7 @@ class SplitBert(BertModel):
         super(BertModel, self).__init__(config=config)
         self.model_config = model_config
         self.groups = groups
+        self.parts = parts
         self.real_vocab_size = vocab_size
         self.vocab_size = padded_vocab_size
         self.max_sequence_length = model_config.max_position_embeddings
@@ -77,14 +77,18 @@ class SplitBert(BertModel):
         self.model_type = ModelType.encoder_or_decoder
         if self.pre_process:
             self.embedding = SplitEmbedding(
-                model_config, config=config, padded_vocab_size=padded_vocab_size, groups=groups
+                model_config,
+                config=config,
+                padded_vocab_size=padded_vocab_size,
+                groups=groups,
+                lookup=parts.lookup,
             )
         self.encoder = Encoder(
             config=config,
             spec=block_spec(
                 config.num_layers // groups.pp_size,
                 post_layernorm=model_config.post_layernorm,
-                attention_name=attention,
+                parts=parts,
             ),
             pre_process=self.pre_process,
             post_process=self.post_process,
@@ -135,7 +139,7 @@ class SplitBert(BertModel):
         `masked` chooses among the N masked positions.
         """
         mlm_hidden, nsp_logits = self.heads_before_decoder(hidden, inputs, masked=masked)
-        return HeadOutputs(linear(mlm_hidden, self.decoder_weight(), self.decoder_bias()), nsp_logits)
+        return HeadOutputs(self.parts.linear(mlm_hidden, self.decoder_weight(), self.decoder_bias()), nsp_logits)
 
     def heads_before_decoder(
         self, hidden: Tensor | EncodedRows, inputs: ModelInputs, *, masked: slice = slice(None)

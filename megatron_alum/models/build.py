@@ -9,10 +9,12 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
+from megatron_alum.compat.versions import no_cuda_graphs
 from megatron_alum.config.model import ModelConfig
-from megatron_alum.models.attention import AttentionName, attention_backend
+from megatron_alum.models.attention import AttentionName
 from megatron_alum.models.bert import SplitBert
 from megatron_alum.models.initialize import initialize_weights
+from megatron_alum.models.parts import parts_of
 from megatron_alum.parallel.groups import ProcessGroups
 
 Recompute = Literal["none", "selective", "full"]
@@ -44,11 +46,12 @@ def build_model(
     `vocab_size` counts the tokenizer's entries; the padded size is `SplitBert.vocab_size`. `recompute` trades memory
     for time: "selective" recomputes the attention core, "full" every layer; either one makes `torch.autograd.grad`
     impossible, so the inner pass must call `.backward()`. `torch_compile` compiles each encoder layer on its first use,
-    which takes a minute or two; the attention itself runs as it is. `attention` overrides `attention_backend`. Raises
-    ValueError when a size does not divide by the tensor-parallel size.
+    which takes a minute or two. `attention` overrides the choice of `parts_of`. Raises ValueError when a size does not
+    divide by the tensor-parallel size.
     """
     _check_divisible("--num-attention-heads", model_config.num_attention_heads, groups.tp_size)
     _check_divisible("--ffn-hidden-size", model_config.ffn_hidden_size, groups.tp_size)
+    parts = parts_of(groups.device, dtype)
     with torch.random.fork_rng(devices=[]):  # torch's modules draw weights on construction, to be overwritten below
         model = SplitBert(
             model_config,
@@ -56,7 +59,7 @@ def build_model(
             vocab_size=vocab_size,
             padded_vocab_size=padded_vocab_size(vocab_size, model_config.make_vocab_size_divisible_by, groups.tp_size),
             groups=groups,
-            attention=attention or attention_backend(groups.device, dtype).name,
+            parts=parts if attention is None else parts._replace(attention=attention),
         )
     initialize_weights(model, model_config, vocab_size=vocab_size, seed=seed, groups=groups)
     if torch_compile:
@@ -92,7 +95,7 @@ def transformer_config(
         init_method=_leave,  # initialize_weights fills in all parameters
         output_layer_init_method=_leave,
         embedding_init_method=_leave,
-        cuda_graph_scope=[],  # this version's default triggers a warning
+        **no_cuda_graphs(),
         recompute_granularity=None if recompute == "none" else recompute,
         recompute_method="uniform" if recompute == "full" else None,
         recompute_num_layers=1 if recompute == "full" else None,

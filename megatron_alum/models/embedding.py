@@ -9,18 +9,16 @@ those tokens only, and are marked so that megatron-core sums their gradients ove
 """
 
 import contextlib
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from megatron_alum.config.model import ModelConfig
-from megatron_alum.models.accumulation import gradient_buffer
 from megatron_alum.models.inputs import ModelInputs
 from megatron_alum.models.normalization import LayerNorm, mark_sequence_parallel
 from megatron_alum.ops import dropout
@@ -31,9 +29,17 @@ class SplitEmbedding(LanguageModelEmbedding):
     """Word, position and token-type tables of BERT, with the post-LayerNorm networks' `layer_norm`."""
 
     def __init__(
-        self, model: ModelConfig, *, config: TransformerConfig, padded_vocab_size: int, groups: ProcessGroups
+        self,
+        model: ModelConfig,
+        *,
+        config: TransformerConfig,
+        padded_vocab_size: int,
+        groups: ProcessGroups,
+        lookup: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
-        """Tables of `padded_vocab_size` words (split over the tensor-parallel group), positions and token types."""
+        """Tables of `padded_vocab_size` words (split over the tensor-parallel group), positions and token types, read
+        by `lookup` (parts.py).
+        """
         super().__init__(
             config=config,
             vocab_size=padded_vocab_size,
@@ -42,6 +48,7 @@ class SplitEmbedding(LanguageModelEmbedding):
             tp_group=groups.tp,
         )
         self.groups = groups
+        self.lookup = lookup
         self.first_position = model.first_position
         self.layer_norm = (
             LayerNorm(config, config.hidden_size, config.layernorm_epsilon) if model.post_layernorm else None
@@ -54,7 +61,7 @@ class SplitEmbedding(LanguageModelEmbedding):
         """float32 [T, 1, H] ([T/tp, 1, H] under sequence parallelism)."""
         tokens = inputs.tokens[None]
         whole_table = self.groups.tp_size == 1
-        vectors = lookup(tokens, self.word_embeddings.weight) if whole_table else self.word_embeddings(tokens)
+        vectors = self.lookup(tokens, self.word_embeddings.weight) if whole_table else self.word_embeddings(tokens)
         if not self.groups.sequence_parallel:  # the reduce-scatter has already transposed
             vectors = vectors.transpose(0, 1)
         return at_least_float32(vectors).contiguous()
@@ -62,7 +69,8 @@ class SplitEmbedding(LanguageModelEmbedding):
     def complete(self, words: Tensor, inputs: ModelInputs) -> Tensor:
         """float32 [T(/tp), 1, H] -> float32 encoder input, same shape."""
         rows = self.groups.local_tokens(inputs.position + self.first_position)
-        hidden = words + at_least_float32(lookup(rows, self.position_embeddings.weight))[:, None] + self._types(inputs)
+        positions = at_least_float32(self.lookup(rows, self.position_embeddings.weight))[:, None]
+        hidden = words + positions + self._types(inputs)
         if self.layer_norm is not None:
             weight, bias = at_least_float32(self.layer_norm.weight), at_least_float32(self.layer_norm.bias)
             hidden = F.layer_norm(hidden, self.layer_norm.normalized_shape, weight, bias, self.layer_norm.eps)
@@ -75,35 +83,9 @@ class SplitEmbedding(LanguageModelEmbedding):
         if self.num_tokentypes == 1:
             return at_least_float32(self.tokentype_embeddings.weight)  # [1, H], broadcast
         rows = self.groups.local_tokens(inputs.token_types)
-        return at_least_float32(lookup(rows, self.tokentype_embeddings.weight))[:, None]
+        return at_least_float32(self.lookup(rows, self.tokentype_embeddings.weight))[:, None]
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Cast to the dtype in which x + delta is summed: float32 for 16-bit networks."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def lookup(ids: Tensor, table: Tensor) -> Tensor:
-    """Rows of table [V, H] for int64 ids [...] -> [..., H]."""
-    buffer = gradient_buffer(table, torch.float32)
-    if buffer is None or torch.compiler.is_compiling():
-        return F.embedding(ids, table)
-    return _Lookup.apply(ids, table, buffer)
-
-
-class _Lookup(torch.autograd.Function):
-    """Adds the gradients of the rows to the table's buffer: one pass over these rows, none over the table."""
-
-    @staticmethod
-    def forward(ctx: Any, ids: Tensor, table: Tensor, buffer: Tensor) -> Tensor:
-        ctx.save_for_backward(ids)
-        ctx.buffer = buffer
-        return F.embedding(ids, table)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
-        (ids,) = ctx.saved_tensors
-        if ctx.needs_input_grad[1]:
-            ctx.buffer.index_add_(0, ids.flatten(), gradients[0].flatten(0, -2).to(ctx.buffer.dtype))
-        return None, None, None

@@ -51,8 +51,9 @@ class Encoder(TransformerBlock):
         """Compile each layer on its first use, in place: parameter names do not change.
 
         All layers share the compiled code, for any number of tokens and rows: one version for each combination of
-        training or not, frozen parameters or not, chosen rows or not, and gradients or not. torch.compile ends a graph
-        at the attention, in each of the nested functions around it, so that a version has five graphs.
+        training or not, frozen parameters or not, chosen rows or not, and gradients or not. A version is one graph,
+        except where torch.compile cannot trace the attention (on the CPU, and with its dropout under tensor parallelism
+        without sequence parallelism): there it ends a graph in each of the functions around the attention, five in all.
         """
         from torch._dynamo import config  # takes a second to import
 

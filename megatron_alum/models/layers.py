@@ -10,7 +10,6 @@ called with `rows` returns only these.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,15 +17,16 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
-from megatron_alum.models.attention import AttentionName, PackedAttention
-from megatron_alum.models.linear import ColumnLinear, RowLinear
+from megatron_alum.compat.versions import mlp_submodule
+from megatron_alum.models.attention import core_attention
 from megatron_alum.models.normalization import LayerNorm
+from megatron_alum.models.parts import Parts
 from megatron_alum.ops import dropout
 
 # Distributed checkpoints of Megatron's BERT name the norms after the linear layer that follows (Transformer Engine
@@ -88,13 +88,13 @@ def _chosen(hidden: Tensor, rows: Tensor | None) -> Tensor:
     return hidden if rows is None else hidden.index_select(0, rows)
 
 
-def layer_spec(*, post_layernorm: bool, attention_name: AttentionName) -> ModuleSpec:
-    """The spec of one layer, with the attention backend `attention_name`."""
+def layer_spec(*, post_layernorm: bool, parts: Parts) -> ModuleSpec:
+    """The spec of one layer."""
     norm: type[torch.nn.Module] = IdentityOp if post_layernorm else LayerNorm
     attention = SelfAttentionSubmodules(
-        linear_qkv=ColumnLinear,
-        core_attention=partial(PackedAttention, backend=attention_name),
-        linear_proj=RowLinear,
+        linear_qkv=parts.column,
+        core_attention=core_attention(parts.attention),
+        linear_proj=parts.row,
         q_layernorm=IdentityOp,
         k_layernorm=IdentityOp,
     )
@@ -105,7 +105,7 @@ def layer_spec(*, post_layernorm: bool, attention_name: AttentionName) -> Module
         ),
         self_attn_bda=get_bias_dropout_add,
         pre_mlp_layernorm=norm,
-        mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)),
+        mlp=mlp_submodule(MLPSubmodules(linear_fc1=parts.column, linear_fc2=parts.row)),
         mlp_bda=get_bias_dropout_add,
         sharded_state_dict_keys_map={} if post_layernorm else _STOCK_CHECKPOINT_KEYS,
     )
@@ -114,9 +114,9 @@ def layer_spec(*, post_layernorm: bool, attention_name: AttentionName) -> Module
     )
 
 
-def block_spec(num_layers: int, *, post_layernorm: bool, attention_name: AttentionName) -> TransformerBlockSubmodules:
+def block_spec(num_layers: int, *, post_layernorm: bool, parts: Parts) -> TransformerBlockSubmodules:
     """`num_layers` layers, with a final LayerNorm only in the pre-LayerNorm network."""
     return TransformerBlockSubmodules(
-        layer_specs=[layer_spec(post_layernorm=post_layernorm, attention_name=attention_name)] * num_layers,
+        layer_specs=[layer_spec(post_layernorm=post_layernorm, parts=parts)] * num_layers,
         layer_norm=None if post_layernorm else LayerNorm,
     )

@@ -5,7 +5,7 @@
     optimizer     Adam's two moments, and float32 master weights with 16 bits or the distributed optimizer
     activations   what the layers keep for backward: of the clean pass, and of the adversarial one in the same graph
     head          logits at masked positions and the gradients of the vocabulary table that meet there, unless they go
-                  straight into the buffer (models/accumulation.py)
+                  straight into the buffer (models/cpu.py)
 
 The peak lies at the start of the outer backward: both graphs are alive, the inner pass's is freed by then and was
 smaller (frozen parameters keep no inputs of linear layers). What a save takes: `checkpoint_bytes`. Sizes are those of

@@ -20,23 +20,28 @@ from megatron_alum.reference.noise import NoiseKey, gaussian_noise
 PROJECTIONS = ("clamp", "normalize", "normalized_gradient")
 NORMALIZE_FLOOR = 1e-6  # as in the released code: keeps a zero perturbation finite
 SUMS = 6
-"""sum |delta'|, sum |cast(x + delta') - cast(x)|, sum delta'^2, sum (eta g)^2, sum delta^2, tokens of non-finite
-gradient."""
+"""sum |delta'|, sum |cast(x + delta') - cast(x)|, sum delta'^2, sum step^2, sum delta^2, tokens of non-finite
+gradient. The step is eta g, or eta g / max_h |g| for normalized_gradient."""
 
 
 def ascend_and_project(delta: Tensor, grad: Tensor, step_size: float, epsilon: float, projection: str) -> Tensor:
     """delta' [..., H] in delta's working dtype."""
     dtype = torch.float64 if delta.dtype == torch.float64 else torch.float32
     delta, grad = delta.to(dtype), grad.to(dtype)
-    if projection == "normalized_gradient":
-        norm = grad.abs().amax(-1, keepdim=True)
-        grad = torch.where(norm > 0, grad / norm, grad)
-    stepped = delta + step_size * grad
+    stepped = delta + step_size * scaled_gradient(grad, projection)
     if projection == "normalize":
         result = stepped / (stepped.abs().amax(-1, keepdim=True) + NORMALIZE_FLOOR)
     else:
         result = stepped.clamp(-epsilon, epsilon)
     return torch.where(finite_tokens(grad)[..., None], result, delta)
+
+
+def scaled_gradient(grad: Tensor, projection: str) -> Tensor:
+    """g [..., H] as the step uses it."""
+    if projection != "normalized_gradient":
+        return grad
+    norm = grad.abs().amax(-1, keepdim=True)
+    return torch.where(norm > 0, grad / norm, grad)
 
 
 def finite_tokens(grad: Tensor) -> Tensor:
@@ -70,7 +75,8 @@ def perturb(
         grad = grad.detach()
         finite = finite_tokens(grad)
         nonfinite = (inside & ~finite).sum().to(dtype)
-        step_square = torch.where(keep & finite[..., None], step_size * grad.to(dtype), 0.0).square().sum()
+        step = step_size * scaled_gradient(grad.to(dtype), projection)
+        step_square = torch.where(keep & finite[..., None], step, 0.0).square().sum()
         moved = ascend_and_project(start, grad, step_size, epsilon, projection)
     moved = torch.where(keep, moved, 0.0)
     x_adv = (x.to(dtype) + moved).to(out_dtype or x.dtype)
@@ -93,7 +99,7 @@ class PerturbationStatistics(NamedTuple):
     """sum |cast(x + delta') - cast(x)| / sum |delta'|: 1 when the model's dtype sees all of it, 0 when none; NaN for
     0/0."""
     ascent_ratio: Tensor
-    """||eta g|| / ||delta|| in the Euclidean norm, before projection; 0 without a gradient."""
+    """||step|| / ||delta|| in the Euclidean norm, before projection; 0 without a gradient."""
     nonfinite_tokens: Tensor
     """Tokens whose gradient held a NaN or an infinity; they kept their delta."""
     delta_norm: Tensor

@@ -269,8 +269,7 @@ def cost_sections(plan: StudyPlan, results: Results) -> Iterator[Section]:
     note = (
         f"Rows of the vocabulary and perturbations ran on {path}; batches are rows of real tokens without padding, of "
         "which padded rows would be filled to the share under fill. Medians of step and speed are those of a machine "
-        "that may have had other work. ascent_ratio counts eta times the gradient itself: with a normalised step, "
-        "which has a length of its own, it says nothing."
+        "that may have had other work."
     )
     yield Section("Cost, path and perturbation", (note,), Table(("arm", *(m[0] for m in measures)), tuple(lines)))
 

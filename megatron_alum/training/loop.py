@@ -34,6 +34,7 @@ from megatron_alum.training.metrics import (
     finite,
     metrics_row,
 )
+from megatron_alum.training.parameter_gather import wait_for_all
 from megatron_alum.training.performance import Stopwatch
 from megatron_alum.training.profiler import Profile
 from megatron_alum.training.replicas import check_replicas
@@ -194,6 +195,7 @@ class Run:
         check = config.parallel.check_weight_hash_across_dp_replicas_interval
         if check and iteration % check == 0:
             self.state.watch.enter(f"comparing the replicas after iteration {iteration}")
+            wait_for_all(self.state.model)
             check_replicas(self.state.network, self.state.groups.dp, iteration=iteration)
 
     @contextmanager

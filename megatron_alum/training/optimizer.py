@@ -20,10 +20,12 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
 from megatron_alum.compat.adam import use_torch_adam
+from megatron_alum.compat.versions import gradients_of_norm
 from megatron_alum.config.run import RunConfig
 from megatron_alum.models import SplitBert
-from megatron_alum.models.accumulation import accumulate_in_place
+from megatron_alum.models.cpu import accumulate_in_place
 from megatron_alum.objective.schedule import learning_rate
+from megatron_alum.training.parameter_gather import wait_in_modules
 
 
 def wrap_data_parallel(model: SplitBert, config: RunConfig) -> DistributedDataParallel:
@@ -31,12 +33,15 @@ def wrap_data_parallel(model: SplitBert, config: RunConfig) -> DistributedDataPa
     layout = DistributedDataParallelConfig(
         grad_reduce_in_fp32=not config.parallel.grad_reduce_in_bf16,
         overlap_grad_reduce=config.parallel.overlap_grad_reduce,
+        overlap_param_gather=config.parallel.overlap_param_gather,
         use_distributed_optimizer=config.parallel.use_distributed_optimizer,
     )
     summing = copy.copy(model.config)
     summing.calculate_per_token_loss = True  # megatron-core's name for "do not divide by the data-parallel size"
     wrapped = DistributedDataParallel(config=summing, ddp_config=layout, module=model)
     summing.no_sync_func = wrapped.no_sync  # for the pipeline schedule
+    if layout.overlap_param_gather:
+        wait_in_modules(wrapped, model)
     if not layout.overlap_grad_reduce:
         accumulate_in_place(model)
     return wrapped
@@ -65,6 +70,7 @@ def build_optimizer(model: DistributedDataParallel, config: RunConfig) -> Megatr
             loss_scale_window=precision.loss_scale_window,
             hysteresis=precision.hysteresis,
             use_distributed_optimizer=config.parallel.use_distributed_optimizer,
+            overlap_param_gather=config.parallel.overlap_param_gather,
         ),
         [model],
         use_gloo_process_groups=False,
@@ -104,6 +110,8 @@ def _fit_to_adam(inner: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
     own = {name: value for name, value in inner.param_groups[0].items() if name not in ("params", "step")}
     for group in groups:
         options = {name: group.get(name, value) for name, value in own.items()}
+        # 0.19.2 tells groups by these, too; a run may go on with another rate, which each iteration sets anyway.
+        options |= {name: own[name] for name in ("max_lr", "min_lr") if name in own}
         members = {"params": group["params"]} if "params" in group else {}
         group.clear()
         group.update({**options, **members})
@@ -149,7 +157,7 @@ def global_norm(parts: Sequence[MegatronOptimizer]) -> Tensor:
     adds 0.
     """
     group = parts[0].get_grad_stats_parallel_group()
-    grads = [grad for part in parts for grad in part.get_main_grads_for_grad_norm()]
+    grads = [grad for part in parts for grad in gradients_of_norm(part)]
     square = torch.zeros((), device=parts[0].get_loss_scale().device)
     if grads:
         square = torch.stack(torch._foreach_norm(grads)).square().sum()

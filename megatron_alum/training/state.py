@@ -30,6 +30,7 @@ from megatron_alum.parallel import ProcessGroups, seed_everything
 from megatron_alum.training.control import Watch
 from megatron_alum.training.optimizer import build_optimizer, load_optimizer, wrap_data_parallel
 from megatron_alum.training.optimizer_state import own_tensors, to_save
+from megatron_alum.training.parameter_gather import wait_for_all
 from megatron_alum.training.step import Trainable
 
 
@@ -148,6 +149,7 @@ def data_fingerprint(config: RunConfig, *, weights: Sequence[float] | None) -> s
 
 def checkpoint_content(state: TrainState) -> CheckpointContent:
     """This rank's part of what `load_into` needs."""
+    wait_for_all(state.model)
     model = model_sharded_state(state.network)
     return CheckpointContent(
         sharded={"model": model, "optimizer": to_save(state.optimizer, model)},

@@ -24,6 +24,7 @@ from megatron_alum.objective.micro_batch import MicroBatch
 from megatron_alum.objective.schedule import Phase, phase_of
 from megatron_alum.training.control import Watch
 from megatron_alum.training.optimizer import apply_gradients, set_learning_rate
+from megatron_alum.training.parameter_gather import start, wait_for_tables
 from megatron_alum.training.pipeline import run_over_stages
 
 
@@ -63,12 +64,14 @@ def train_step(state: Trainable, micro_batches: Sequence[MicroBatch], counts: Co
     state.model.zero_grad_buffer()
     state.optimizer.zero_grad()
     rate = set_learning_rate(state.optimizer, iteration, state.config)
+    wait_for_tables(state.model)
     with state.watch.own_work():
         logged = accumulate_gradients(state, micro_batches, counts, iteration)
     state.watch.enter(f"reducing the gradients of iteration {iteration}")
     finalize_model_grads([state.model])
     state.watch.enter(f"clipping and stepping in iteration {iteration}")
     norm = apply_gradients(state.optimizer, clip_grad=state.config.optimizer.clip_grad)
+    start(state.model)
     return StepResult(phase, logged, rate, norm)
 
 

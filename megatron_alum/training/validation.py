@@ -8,6 +8,7 @@ import torch.distributed as dist
 from megatron_alum.data.sampling.loader import draw
 from megatron_alum.data.sampling.placement import BatchPlan, Counts
 from megatron_alum.objective.micro_batch import load_all
+from megatron_alum.training.parameter_gather import wait_for_all
 from megatron_alum.training.pipeline import run_over_stages
 from megatron_alum.training.state import TrainState
 
@@ -30,6 +31,7 @@ def validate(state: TrainState, plan: BatchPlan) -> dict[str, float | None] | No
     device, pairs = state.groups.device, state.objective.has_pairs
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     masked = labelled = 0
+    wait_for_all(state.model)
     state.model.eval()
     for number in range(state.config.training.eval_iters):
         batches = draw(dataset, plan, number * plan.global_batch_size)

@@ -175,7 +175,7 @@ def test_most_important_first_and_tables_as_they_come(stand_ins, tmp_path, capsy
     check.folder.mkdir()
     assert gpu_check.run_all(check, "9.0", {"device": "GPU"}, "shards") == 1
     shown = capsys.readouterr().out
-    assert order(shown) == ["test", "steps", "training", "sync", "graphs", "attention", "ops"]
+    assert order(shown) == ["test", "steps", "training", "sync", "graphs", "attention", "compile", "ops"]
     after_steps = shown.index("standard step, times faster than stock")
     assert shown.index("=== steps: passed") < after_steps < shown.index("=== training:"), "promises as soon as known"
     assert "failed: graphs\n" in shown and "promises not kept: 0, not measured: 5" in shown
@@ -188,7 +188,7 @@ def test_without_shards_or_modules_the_rest_is_run(stand_ins, tmp_path, capsys):
     assert gpu_check.run_all(check, "9.0", {}, None) == 1
     shown = capsys.readouterr().out
     assert (check.failed, check.skipped) == (["steps"], ["training"])
-    assert order(shown) == ["test", "sync", "graphs", "attention", "ops"]
+    assert order(shown) == ["test", "sync", "graphs", "attention", "compile", "ops"]
     assert "=== steps: FAILED, megatron missing; carry the wheels in .whl (see --help)" in shown
 
 

@@ -17,7 +17,7 @@ LOGITS_ATOL = 1e-5
 
 _IN_A_FRESH_PROCESS = """
 import logging, torch
-from megatron_alum.compat import cpu, enable_cpu
+from megatron_alum.compat import cpu, enable_cpu, versions
 original = torch.cuda.current_device
 import megatron_alum.parallel, megatron_alum.models
 assert torch.cuda.current_device is original, "importing must not redirect"
@@ -26,15 +26,15 @@ torch.cuda.is_available, available = (lambda: True), torch.cuda.is_available
 assert enable_cpu() is False and torch.cuda.current_device is original, "never with CUDA"
 torch.cuda.is_available = available
 
-cpu.SUPPORTED_VERSION = "0.17.0"
+cpu.is_supported = lambda version: False
 try:
     enable_cpu()
 except ValueError as error:
-    assert "megatron-core must be 0.17.0 to run without CUDA, but is 0.16.1 instead." in str(error), error
+    assert "megatron-core must be 0.16.1 or 0.19.2 to run without CUDA, but is " in str(error), error
 else:
     raise SystemExit("another version must be refused")
 assert torch.cuda.current_device is original, "a refusal changes nothing"
-cpu.SUPPORTED_VERSION = "0.16.1"
+cpu.is_supported = versions.is_supported
 
 assert enable_cpu() is True and torch.cuda.current_device() == torch.device("cpu")
 from megatron.core.optimizer.optimizer import FP32Optimizer

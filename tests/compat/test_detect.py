@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from packaging.version import Version
 
 from megatron_alum.compat import detect
 
@@ -86,7 +87,7 @@ def test_fused_layer_norm_needs_cuda_and_nvidias_apex(stand_in, monkeypatch):
 
 def test_report_names_a_wrong_megatron_core(monkeypatch):
     assert _advice("megatron-core").advice == ""
-    monkeypatch.setattr(detect, "package_version", lambda name: "0.15.0")
+    monkeypatch.setattr(detect, "megatron_version", lambda: Version("0.15.0"))
     finding = _advice("megatron-core")
     assert finding.required and "pip install megatron-core==0.16.1" in finding.advice
 

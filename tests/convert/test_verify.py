@@ -7,8 +7,7 @@ from megatron_alum.config.model import ModelConfig
 from megatron_alum.convert import commands, load_hf_into_model
 from megatron_alum.convert.verify import MAX_LOGIT_DIFFERENCE, compare, single_rank_model
 from tests.convert.models import SIZES, VOCAB_SIZE, edit_config, save_hf_model
-from tests.helpers.distributed import run_ranks
-from tests.helpers.other_device import OTHER_DEVICE, other_device
+from tests.helpers.other_device import OTHER_DEVICE, on_fresh_rank, other_device
 
 
 def _compare_on_the_other_device(rank, world_size, folder):
@@ -19,9 +18,10 @@ def _compare_on_the_other_device(rank, world_size, folder):
         ffn_hidden_size=SIZES["intermediate_size"],
         seq_length=SIZES["max_position_embeddings"],
     )
-    with single_rank_model(config, VOCAB_SIZE) as model, other_device():
+    with other_device(), single_rank_model(config, VOCAB_SIZE) as model:
+        assert next(model.parameters()).device == OTHER_DEVICE
         load_hf_into_model(folder, model)
-        compared = [compare(folder, model.to(OTHER_DEVICE))]
+        compared = [compare(folder, model)]
         with torch.no_grad():
             next(model.parameters()).add_(0.1)
         return [*compared, compare(folder, model)]
@@ -29,7 +29,7 @@ def _compare_on_the_other_device(rank, world_size, folder):
 
 def test_both_models_and_the_batch_are_where_the_network_is(tmp_path):
     folder = save_hf_model("megatron-bert", tmp_path / "hf")
-    ((same, changed),) = run_ranks(1, _compare_on_the_other_device, folder)
+    same, changed = on_fresh_rank(_compare_on_the_other_device, folder)
     same.check()
     assert 0 < same.mlm < MAX_LOGIT_DIFFERENCE and same.nsp is not None  # computed twice, not one model with itself
     with pytest.raises(ValueError, match=r"must agree within 0\.0001, but differ by"):

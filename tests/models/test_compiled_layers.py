@@ -1,4 +1,6 @@
-"""Compiled layers: a few graphs that all layers share, whatever the batch holds, broken only by the attention."""
+"""Compiled layers: one graph that all layers share, whatever the batch holds; on the CPU the attention divides it."""
+
+from unittest import mock
 
 import pytest
 import torch
@@ -10,11 +12,29 @@ from tests.helpers.distributed import run_ranks
 
 # Lengths of the sequences; every number of tokens, of sequences and of masked positions differs from the ones before.
 BATCHES = [(20, 30, 7), (21, 33, 9, 11), (41, 9), (30, 50, 6, 9, 3)]
+CASES = [pytest.param(0.0, False, id="all tokens"), pytest.param(0.1, True, id="dropout, chosen rows")]
 LAYERS = 12
 """more than torch.compile's own limit of versions, if each layer needed one"""
 
 
-def graphs_after(rank, world_size, dropout, rows):
+def dense_attention(query, key, value, sequences, probability):
+    """A kernel that torch.compile can look into, as it can into the GPU's: each token sees those of its sequence."""
+    boundaries = sequences.cu_seqlens_q.to(torch.int64)
+    sequence = torch.bucketize(torch.arange(query.shape[0]), boundaries, right=True)
+    scores = torch.einsum("qhd,khd->hqk", query, key) / query.shape[-1] ** 0.5
+    weights = scores.masked_fill(sequence[:, None] != sequence, -torch.inf).softmax(-1)
+    return torch.einsum("hqk,khd->qhd", torch.dropout(weights, probability, train=True), value)
+
+
+def graphs_of_kernel_after(rank, world_size, *arguments):
+    """As `graphs_after`, with an attention that is a kernel, as on a GPU."""
+    from megatron_alum.models import attention
+
+    with mock.patch.dict(attention._BACKENDS, jagged=dense_attention):
+        return graphs_after(rank, world_size, *arguments, attention="jagged")
+
+
+def graphs_after(rank, world_size, dropout, rows, attention=None):
     """[graphs compiled so far] after each of BATCHES in training, after frozen parameters, after validation; then the
     graph breaks, and the largest difference from the same network without compiler (dropout 0)."""
     from megatron_alum.alum.ascent import frozen
@@ -25,7 +45,7 @@ def graphs_after(rank, world_size, dropout, rows):
     values = {"data_path": ("none",), "dry_run": True, "num_layers": LAYERS, "hidden_size": 16, "seq_length": 64}
     values |= {"num_attention_heads": 2, "hidden_dropout": dropout, "attention_dropout": dropout}
     config = build_config(RunConfig, [values | {"micro_batch_size": 2, "global_batch_size": 2}])
-    plain, compiled = (build_model(config.model, vocab_size=100, groups=groups) for _ in range(2))
+    plain, compiled = (build_model(config.model, vocab_size=100, groups=groups, attention=attention) for _ in range(2))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled.encoder.compile_layers(backend="aot_eager")
@@ -71,9 +91,17 @@ def through(model, inputs, rows):
     return (model.encode_rows(x, inputs).masked if rows else model.encode(x, inputs)), x
 
 
-@pytest.mark.parametrize("rows", [False, True], ids=["all tokens", "chosen rows"])
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_only_the_attention_breaks_a_layer(dropout, rows):
+@pytest.mark.parametrize(("dropout", "rows"), CASES)
+def test_a_layer_is_one_graph(dropout, rows):
+    """With gradients of everything, of x alone, and without; the last layer has another one for chosen rows."""
+    ((found, breaks, difference),) = run_ranks(1, graphs_of_kernel_after, dropout, rows)
+    each = 2 if rows else 1
+    assert breaks == {} and found == [each] * 4 + [2 * each] * 2 + [3 * each] * 2, "another batch has compiled it again"
+    assert dropout or difference < 1e-5
+
+
+@pytest.mark.parametrize(("dropout", "rows"), CASES)
+def test_the_attention_alone_divides_a_layer_on_the_cpu(dropout, rows):
     ((found, breaks, difference),) = run_ranks(1, graphs_after, dropout, rows)
     assert len(breaks) == 1 and "PackedAttention.forward" in next(iter(breaks)), breaks
     of_training, of_frozen, of_validation = found[:4], found[4:6], found[6:]

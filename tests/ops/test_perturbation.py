@@ -121,13 +121,17 @@ def test_tokens_outside_the_mask_stay_as_they_are(device, impl):
     assert stats.delta_norm.item() == pytest.approx(moved.norm().item(), rel=tolerances.STATISTICS)
 
 
-def test_statistics_by_their_definitions(device, impl):
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_statistics_by_their_definitions(device, impl, projection):
     x, delta, grad = tensors(device, torch.bfloat16)
-    call = {"step_size": 1e-3, "epsilon": 2e-3, "out_dtype": torch.bfloat16, "impl": impl}
+    call = {"step_size": 1e-3, "epsilon": 2e-3, "projection": projection, "out_dtype": torch.bfloat16, "impl": impl}
     x_adv, moved, stats = perturbed(x, delta, grad, **call)
     seen = (x_adv.float() - x.float()).abs().sum() / moved.abs().sum()
     assert stats.effective_perturbation.item() == pytest.approx(seen.item(), rel=tolerances.STATISTICS)
-    ratio = (1e-3 * grad.float()).norm() / delta.float().norm()
+    step = 1e-3 * grad.float()
+    if projection == "normalized_gradient":
+        step /= grad.float().abs().amax(-1, keepdim=True)
+    ratio = step.norm() / delta.float().norm()
     assert stats.ascent_ratio.item() == pytest.approx(ratio.item(), rel=tolerances.STATISTICS)
     assert all(stat.ndim == 0 and stat.dtype == torch.float32 for stat in stats)
 

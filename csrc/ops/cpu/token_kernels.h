@@ -60,12 +60,12 @@ inline int32_t largest_magnitude_bits(const float* values, int64_t count) {
   return largest;
 }
 
-// delta' of one token into `moved`; false when the gradient is not finite (delta' = delta then).
-inline bool step_token(const float* delta, const float* grad, int64_t channels, const AscentStep& step, float* moved) {
+// delta' of one token into `moved`; max |g|, or infinity when the gradient is not finite (delta' = delta then).
+inline float step_token(const float* delta, const float* grad, int64_t channels, const AscentStep& step, float* moved) {
   const int32_t largest = largest_magnitude_bits(grad, channels);
   if (largest >= 0x7F800000) {
     if (moved != delta) __builtin_memmove(moved, delta, static_cast<size_t>(channels) * sizeof(float));
-    return false;
+    return __builtin_inff();
   }
   const float norm = float_of_bits(largest);
   if (step.projection == kClamp) {
@@ -74,18 +74,18 @@ inline bool step_token(const float* delta, const float* grad, int64_t channels, 
       const float value = MA_ADD(delta[i], MA_MUL(step.step_size, grad[i]));
       moved[i] = projected(value, 0.0f, AscentStep{step.step_size, step.epsilon, kClamp});
     }
-    return true;
+    return norm;
   }
 #pragma omp simd
   for (int64_t i = 0; i < channels; ++i) moved[i] = stepped(delta[i], grad[i], norm, step);
   const float stepped_norm = float_of_bits(largest_magnitude_bits(moved, channels));
 #pragma omp simd
   for (int64_t i = 0; i < channels; ++i) moved[i] = projected(moved[i], stepped_norm, step);
-  return true;
+  return norm;
 }
 
-// Sums over the channels of one token; `start` is delta before the step.
-inline void sum_token(const float* start, const float* grad, const float* moved, int64_t channels, float step_size,
+// Sums over the channels of one token; `start` is delta before the step, `factor` that of the gradient in it.
+inline void sum_token(const float* start, const float* grad, const float* moved, int64_t channels, float factor,
                       float* sums) {
   float l1 = 0.0f, square = 0.0f, step_square = 0.0f, start_square = 0.0f;
 #pragma omp simd reduction(+ : l1, square, start_square)
@@ -96,7 +96,7 @@ inline void sum_token(const float* start, const float* grad, const float* moved,
   }
   if (grad != nullptr) {
 #pragma omp simd reduction(+ : step_square)
-    for (int64_t i = 0; i < channels; ++i) step_square += (step_size * grad[i]) * (step_size * grad[i]);
+    for (int64_t i = 0; i < channels; ++i) step_square += (factor * grad[i]) * (factor * grad[i]);
   }
   sums[0] = l1;
   sums[2] = square;
@@ -183,9 +183,12 @@ inline void perturb_token(const TokenTask& task, int64_t token, float* scratch) 
       const void* row = element_at(task.grad, task.grad_element, token * channels);
       grad = as_float(row, task.grad_element, channels, scratch + 2 * room);
     }
-    const bool finite = grad == nullptr || step_token(start, grad, channels, task.step, moved);
+    const float norm = grad == nullptr ? 0.0f : step_token(start, grad, channels, task.step, moved);
+    const bool finite = norm < __builtin_inff();
     if (grad == nullptr) __builtin_memcpy(moved, start, static_cast<size_t>(channels) * sizeof(float));
-    if (task.token_sums != nullptr) sum_token(start, finite ? grad : nullptr, moved, channels, task.step.step_size, sums);
+    if (task.token_sums != nullptr) {
+      sum_token(start, finite ? grad : nullptr, moved, channels, gradient_factor(norm, task.step), sums);
+    }
     sums[5] = finite ? 0.0f : 1.0f;
   } else {
     __builtin_memset(moved, 0, static_cast<size_t>(channels) * sizeof(float));

@@ -117,6 +117,7 @@ MA_DEVICE void move_token(const TokenTask& task, int64_t token, int lane) {
   const bool inside = task.mask == nullptr || task.mask[token];
   const bool ascends = inside && task.grad != nullptr;
   const TokenNorms norms = ascends ? measure_token(task, token, lane) : TokenNorms{0.0f, 0.0f, true};
+  const float factor = gradient_factor(norms.gradient, task.step);
   float sums[kTokenSums] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, norms.finite ? 0.0f : 1.0f};
   for (int64_t channel = 4 * lane; channel < task.channels; channel += 4 * 32) {
     const int count = task.channels - channel < 4 ? static_cast<int>(task.channels - channel) : 4;
@@ -134,7 +135,7 @@ MA_DEVICE void move_token(const TokenTask& task, int64_t token, int lane) {
           const float value = stepped(start.value[i], grad.value[i], norms.gradient, task.step);
           moved.value[i] = projected(value, norms.stepped, task.step);
         }
-        const float step = task.step.step_size * grad.value[i];
+        const float step = factor * grad.value[i];
         sums[0] += fabsf(moved.value[i]);
         sums[2] += moved.value[i] * moved.value[i];
         sums[3] += step * step;

@@ -109,7 +109,7 @@ TEMPLATES = [
     ("{{circa|1500}} {{as of|2010|6|lc=y}} {{As of|2011}}", "c. 1500 as of June 2010 As of 2011"),
     ("{{birth date|1905|2|20|mf=yes}}; {{birth date and age|1950|3|1|df=y}}", "February 20, 1905; 1 March 1950"),
     ("{{OldStyleDate|2 February|1905|20 January}}", "2 February [O.S. 20 January] 1905"),
-    ("{{frac|1|2}} {{frac|3|1|2}} {{val|1.5|e=6|u=km}} {{formatnum:3003}}", "1/2 3 1/2 1.5\xd710^6 km 3003"),
+    ("{{frac|1|2}} {{frac|3|1|2}} {{val|1.5|e=6|u=km}} {{formatnum:3003}}", "1/2 3 1/2 1.5\xd710^6 km 3,003"),
     ("{{chem|H|2|O}} {{carbon|2}}{{hydrogen|6}} a{{snd}}b", "H2O C2H6 a \u2013 b"),
     ("5.98{{e|24}} kg, 1.6{{e|-19}} C, {{val|2|e=-3}}", "5.98\xd710^24 kg, 1.6\xd710^\u221219 C, 2\xd710^\u22123"),
     ("GQ{{'}}s and GQ{{'s}}", "GQ's and GQ's"),

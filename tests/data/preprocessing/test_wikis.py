@@ -1,8 +1,10 @@
 """Wikis of other languages: namespaces and their aliases, redirects, disambiguation pages, templates in sentences.
 
-The right values are those of MediaWiki's own message files and of the templates' documentation on the wikis.
+The right values are those of MediaWiki's own message files and of the templates' documentation on the wikis; sentences
+are mostly those of the articles of DBpedia's minidumps, and of the test suite of wikipoff-tools (French).
 """
 
+import collections
 import html
 import json
 from pathlib import Path
@@ -12,8 +14,9 @@ import pytest
 from megatron_alum.data.preprocessing.readers.base import Document
 from megatron_alum.data.preprocessing.readers.mediawiki import MediawikiReader
 from megatron_alum.data.preprocessing.readers.wikitext import clean_wikitext, wiki_of
+from megatron_alum.data.preprocessing.readers.wikitext.numbers import written
 from megatron_alum.data.preprocessing.readers.wikitext.pages import in_other_namespace, is_disambiguation, is_redirect
-from megatron_alum.data.preprocessing.readers.wikitext.wiki import TABLES, magic, table
+from megatron_alum.data.preprocessing.readers.wikitext.wiki import TABLES, fold, magic, table
 
 CASES = json.loads((Path(__file__).parents[2] / "golden" / "prep" / "wikis.json").read_text(encoding="utf-8"))
 """files: names of the file namespace, of which <siteinfo> gives one; titles: (wiki, title in a dump without <ns> and
@@ -25,9 +28,9 @@ sees), the last ones with templates that no table knows"""
 def test_links_to_files_and_categories_are_no_text(code):
     wiki = wiki_of((code,))
     for name in [*CASES["files"][code], "File", "Image"]:
-        for written in (name, name.lower(), f" {name} "):
-            assert clean_wikitext(f"a [[{written}:x.jpg|thumb|b]]c", wiki).split() == ["a", "c"]
-            assert clean_wikitext(f"a [[:{written}:x.jpg|b]] c", wiki).split() == ["a", "b", "c"]
+        for prefix in (name, name.lower(), f" {name} "):
+            assert clean_wikitext(f"a [[{prefix}:x.jpg|thumb|b]]c", wiki).split() == ["a", "c"]
+            assert clean_wikitext(f"a [[:{prefix}:x.jpg|b]] c", wiki).split() == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(("code", "title", "other"), CASES["titles"])
@@ -94,6 +97,8 @@ def test_what_only_speaks_of_disambiguation_is_an_article():
         assert not is_disambiguation(f"A {{{{{name}|b}}}}", wiki_of(("en",)))
     assert is_disambiguation("A __DISAMBIG__", wiki_of(("en",)))
     assert not is_disambiguation("Een {{dp}}", wiki_of(("en",))) and is_disambiguation("Een {{dp}}", wiki_of(("nl",)))
+    anywhere = wiki_of(())
+    assert not is_disambiguation("Een {{dp}}", anywhere) and is_disambiguation("Een {{Doorverwijspagina}}", anywhere)
 
 
 @pytest.mark.parametrize(("code", "source", "expected"), CASES["sentences"])
@@ -133,3 +138,36 @@ def test_tables_are_well_formed():
         assert any(line.startswith("# Source: ") for line in lines), path.name
         rows = table(path.stem)
         assert rows and all(len(row) == 3 and all(row) for row in rows), path.name
+
+
+def test_no_template_has_two_rows_of_one_wiki():
+    names = collections.Counter(
+        (code, fold(name))
+        for code, values, _pattern in table("templates")
+        if not values.startswith("/")
+        for name in values.split("|")
+    )
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+@pytest.mark.parametrize(
+    ("code", "source", "expected"),
+    [
+        ("en", "1234567.891", "1,234,567.891"),
+        ("en", "1,234", "1,234"),
+        ("en", "123 123456", "123 123,456"),
+        ("de", "1234.5", "1.234,5"),
+        ("fr", "25000 km", "25\u00a0000 km"),
+        ("es", "1234 12345", "1234 12\u00a0345"),
+        ("pl", "1234.5", "1234,5"),
+        ("pt-br", "1234", "1\u00a0234"),
+        ("de-ch", "1234,5", "1'234,5"),
+        ("gsw", "12345", "12.345"),
+        ("ja", "12345", "12,345"),
+        ("xx", "12345", "12,345"),
+        ("de", "007 0.5 1.2.3 1.234.567", "007 0,5 1.2.3 1.234.567"),
+    ],
+)
+def test_numbers_as_each_wiki_writes_them(code, source, expected):
+    """By MediaWiki 1.39's {{formatnum:}}; what is grouped already stays."""
+    assert written(source, code) == expected

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from benchmarks.compare_cleaners import compare
 from megatron_alum.data.preprocessing.readers.wikiextractor import is_record, plain_text
 from megatron_alum.data.preprocessing.readers.wikitext import clean_wikitext, wiki_of
+from megatron_alum.data.preprocessing.readers.wikitext.brackets import MAX_DEPTH
 from megatron_alum.data.preprocessing.readers.wikitext.elements import EXTENSIONS
 
 # One row a rule: markup, and the reader's text (HTML shows it so on MediaWiki 1.39).
@@ -28,6 +29,7 @@ PROTECTED = [
     ("a<!-- never closed\nb", "a"),
     ("a <ref>b</ref><ref name=c/> <ref name='d>e' group=\"/\">f</ref> g", "a g"),
     ("a <ref>not closed", "a not closed"),
+    ("a<references/>b<references group=x />c<references><ref name=d>e</ref></references>f", "a\nb\nc\nf"),
     ("<includeonly>x</includeonly>a<noinclude>b</noinclude><onlyinclude>c</onlyinclude>", "abc"),
     ("a <includeonly>x", "a"),
 ]
@@ -39,6 +41,7 @@ ELEMENTS = [
     ("The <blink> tag, the <marquee behavior> tag", None),
     ('<foo bar="1">a</foo> <span title="x > y">b</span> <span lang=\'en\' title="<i>">c</span>', "a b c"),
     ("a<span style=\"display:none\">x</span><div style='color:red; display : none'>y<div>z</div></div>b", "a\nb"),
+    ('a<div style="display:none">x<div>y</div>z</div>b', "a\nb"),
     ("a<table><tr><td>x</td></tr></table>b", "a\nb"),
     ("a<br clear=all>b<BR/>c<hr />d", "a\nb\nc\nd"),
     ("a</div>b</i>c", "a\nbc"),
@@ -55,9 +58,11 @@ LINKS = [
     ),
     ("a\n[[fr:Chat]]\n[[simple:Cat]] [[zh-min-nan:x]]", "a"),
     ("[[File:a.jpg|thumb|b [from the north]] c [[Image:a.jpg|d [[e]] {{f}} [http://g h]]] i", "c i"),
-    ("[[Media:a.ogg|listen]] [[a|b [c]]] [[d|]] [e] [f", "listen b [c] d [e] [f"),
+    ("[[Media:a.ogg|listen]] [[Media:b.ogg]] [[a|b [c]]] [[d|]] [e] [f", "listen Media:b.ogg b [c] d [e] [f"),
+    ("{{{1|a|b}}} {{{|c}}}", "a c"),
     ("{{{1|x}}} {{{y}}}{{{z|{{{a|b}}}}}} {{lang|fr|{{{1|c}}}}}", "x b c"),
     ("a [[b\nc]] d", "a b\nc d"),
+    ("{{nowrap|[[x|a=b]]}} {{lang|fr|c [[x|d=e]]}} {{nowrap|f {{lang|fr|1=|2=g {{=}} h}}}}", "a=b c d=e f g = h"),
 ]
 UNBALANCED = [
     ("a {{b|c", "a b c"),
@@ -71,6 +76,9 @@ LINES = [
     ("!Kung is spoken.\n'''!''' a", "!Kung is spoken.\n! a"),
     ("{{table start}}\n! head\n|-\n| cell\n! more\n|}\n! text", "! text"),
     ("{|\n! head\n|}\n! text", "! text"),
+    ("[[a\n{|\n! head\n]]\n|}\n! text", "a\n! text"),
+    ("== A ==\n=== B ===\n== C ==\ntext\n=== D ===", "C\ntext"),
+    ("{{table start}}\n! head\n! head\n|-\n| cell\n|}\n! text\n! text", "! text\n! text"),
     ("__NOTOC__ __FORCETOC__ __init__ __BEZ__ a", "__init__ __BEZ__ a"),
     ("''{{PAGENAME}}'' is {{lc:ABC}} {{ucfirst:d}} {{#if:x|e|f}}{{#if:|e|f}}", "Title is abc D ef"),
 ]
@@ -86,6 +94,13 @@ def test_kinds_of_markup(source, expected):
     if expected is None:
         expected = re.sub(r"</?(?:code|tt|kbd|samp|var|section)\b[^>]*>", "", source)
     assert squeezed(clean_wikitext(source, title="Title")) == squeezed(expected)
+
+
+def test_brackets_within_brackets_leave_text_forty_deep():
+    """MediaWiki expands templates within templates 40 deep; what lies deeper leaves nothing."""
+    for start, end in (("{{nowrap|", "}}"), ("[[x|", "]]")):
+        assert clean_wikitext(f"a {start * MAX_DEPTH}b{end * MAX_DEPTH} c") == "a b c"
+        assert "b" not in clean_wikitext(f"a {start * (MAX_DEPTH + 2)}b{end * (MAX_DEPTH + 2)} c")
 
 
 def test_a_page_in_its_own_words_names_no_title_of_another():

@@ -34,6 +34,9 @@ def toy_roberta_tokenizer():
     return roberta_tokenizer({entry: i for i, entry in enumerate(entries)}, [])
 
 
+TOKENIZERS = {"bert": toy_bert_tokenizer, "roberta": toy_roberta_tokenizer}
+
+
 def write_shards(prefix: Path, documents: list[list[list[int]]], tokenizer, *, dtype=np.uint16) -> str:
     """Documents of sentences of ids -> PREFIX.bin, .idx, .json and -tokenizer."""
     prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +56,11 @@ def write_shards(prefix: Path, documents: list[list[list[int]]], tokenizer, *, d
     Path(f"{prefix}.json").write_text(json.dumps(manifest))
     save_tokenizer(tokenizer, Path(f"{prefix}-tokenizer"))
     return str(prefix)
+
+
+def toy_corpus(prefix: Path, num_documents: int, *, kind: str = "bert", seed: int = 0, dtype: type = np.uint16) -> str:
+    """`random_documents` in shards of one of TOKENIZERS."""
+    return write_shards(prefix, random_documents(num_documents, seed=seed), TOKENIZERS[kind](), dtype=dtype)
 
 
 def random_documents(num_documents: int, *, seed: int = 0, vocab: int = WORDS, first_id: int = 5) -> list:

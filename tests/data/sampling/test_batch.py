@@ -7,26 +7,22 @@ import torch
 
 from megatron_alum.data.sampling.batch import rounded_up
 from tests.data.sampling.builders import (
+    TOKENIZERS,
     assert_same_batches,
     open_train,
-    random_documents,
     sequences,
     toy_bert_tokenizer,
-    toy_roberta_tokenizer,
+    toy_corpus,
     write_shards,
 )
-
-TOKENIZERS = {"bert": toy_bert_tokenizer, "roberta": toy_roberta_tokenizer}
 
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("batch")
     return {
-        kind: open_train(
-            write_shards(folder / kind, random_documents(30), tokenizer()), model_type=kind, objective="nsp"
-        )
-        for kind, tokenizer in TOKENIZERS.items()
+        kind: open_train(toy_corpus(folder / kind, 30, kind=kind), model_type=kind, objective="nsp")
+        for kind in TOKENIZERS
     }
 
 

@@ -17,7 +17,7 @@ from tests.data.sampling.builders import (
     random_documents,
     sequences,
     toy_bert_tokenizer,
-    toy_roberta_tokenizer,
+    toy_corpus,
     write_shards,
 )
 
@@ -27,7 +27,7 @@ GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "sampling" / "sample
 
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory):
-    return write_shards(tmp_path_factory.mktemp("dataset") / "corpus", random_documents(60), toy_bert_tokenizer())
+    return toy_corpus(tmp_path_factory.mktemp("dataset") / "corpus", 60)
 
 
 @pytest.mark.parametrize(
@@ -152,12 +152,12 @@ def test_held_out_masks_keep_one_rate_and_differ_from_training(prefix):
 
 
 def test_one_document_cannot_have_a_random_next(tmp_path, caplog):
-    prefix = write_shards(tmp_path / "one", random_documents(1), toy_bert_tokenizer())
+    prefix = toy_corpus(tmp_path / "one", 1)
     with pytest.raises(ValueError, match=r"at least 2 documents.*--objective sop or none"):
         open_train(prefix)
     assert set(open_train(prefix, objective="sop").batch(range(50)).nsp_labels.tolist()) == {0, 1}
     assert set(open_train(prefix, objective="none").batch(range(50)).nsp_labels.tolist()) == {-100}
-    prefix = write_shards(tmp_path / "three", random_documents(3), toy_bert_tokenizer())
+    prefix = toy_corpus(tmp_path / "three", 3)
     opened = open_datasets(
         DataConfig(data_path=(prefix,), split="2,1,0"), model_type="bert", seq_length=64, train_samples=9, seed=1
     )
@@ -234,7 +234,7 @@ def test_blend_refuses_a_weight_it_cannot_hold():
 
 
 def test_unweighted_shards_are_drawn_by_their_tokens(prefix, tmp_path):
-    small = write_shards(tmp_path / "small", random_documents(15, seed=9), toy_bert_tokenizer())
+    small = toy_corpus(tmp_path / "small", 15, seed=9)
     dataset = open_train((prefix, small))
     tokens = [shard.text_tokens() for shard in dataset.shards]
     shares = dataset.blend.counts / dataset.blend.counts.sum()
@@ -244,7 +244,7 @@ def test_unweighted_shards_are_drawn_by_their_tokens(prefix, tmp_path):
 
 
 def test_shards_of_two_tokenizers_do_not_mix(prefix, tmp_path):
-    other = write_shards(tmp_path / "other", random_documents(5), toy_roberta_tokenizer())
+    other = toy_corpus(tmp_path / "other", 5, kind="roberta")
     with pytest.raises(ValueError, match="one tokenizer"):
         open_train((prefix, other))
 
@@ -260,7 +260,7 @@ def test_layout_of_bert_pairs(prefix):
 
 
 def test_layout_of_roberta_pairs_and_full_sentences(tmp_path):
-    prefix = write_shards(tmp_path / "roberta", random_documents(30), toy_roberta_tokenizer())
+    prefix = toy_corpus(tmp_path / "roberta", 30, kind="roberta")
     options = {"model_type": "roberta", "seq_length": 32}
     dataset = open_train(prefix, objective="nsp", **options)
     assert (dataset.special.cls, dataset.special.sep, dataset.special.pad, dataset.special.mask) == (0, 2, 1, 604)
@@ -315,12 +315,8 @@ def test_two_samples_to_read(golden_shards, tmp_path):
 @pytest.fixture(scope="module")
 def golden_shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("golden")
-    bert, roberta = toy_bert_tokenizer(), toy_roberta_tokenizer()
-    return {
-        "bert": write_shards(folder / "bert", random_documents(40, seed=16), bert),
-        "roberta": write_shards(folder / "roberta", random_documents(40, seed=16), roberta),
-        "second": write_shards(folder / "second", random_documents(15, seed=9), bert),
-    }
+    made = {kind: toy_corpus(folder / kind, 40, kind=kind, seed=16) for kind in ("bert", "roberta")}
+    return {**made, "second": toy_corpus(folder / "second", 15, seed=9)}
 
 
 def open_golden(path, folder, **options):

@@ -16,14 +16,14 @@ from megatron_alum.data.sampling.pairs import ROW, WalkSettings, walk_epoch
 from megatron_alum.data.shards.corpus import Corpus
 from megatron_alum.data.shards.files import read_index
 from tests.data.damage import damaged_bytes
-from tests.data.sampling.builders import open_train, random_documents, toy_bert_tokenizer, write_shards
+from tests.data.sampling.builders import open_train, random_documents, toy_bert_tokenizer, toy_corpus, write_shards
 
 WHOLE = (1.0, 0.0, 0.0)
 
 
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory):
-    return write_shards(tmp_path_factory.mktemp("index") / "corpus", random_documents(60), toy_bert_tokenizer())
+    return toy_corpus(tmp_path_factory.mktemp("index") / "corpus", 60)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_mask_rate_and_masking_are_no_part_of_it(prefix, tmp_path):
 
 
 def test_default_folder_is_beside_the_shard(tmp_path):
-    prefix = write_shards(tmp_path / "made" / "corpus", random_documents(5), toy_bert_tokenizer())
+    prefix = toy_corpus(tmp_path / "made" / "corpus", 5)
     open_train(prefix, train_samples=1).batch([0])
     assert [path.suffix for path in sorted((tmp_path / "made" / "index-cache").iterdir())] == [".json", ".lock", ".npy"]
 
@@ -176,7 +176,7 @@ def test_of_many_ranks_one_builds(corpus, tmp_path):
 
 
 def test_sentence_table_is_checked_before_it_is_walked(tmp_path):
-    prefix = write_shards(tmp_path / "corpus", random_documents(5), toy_bert_tokenizer())
+    prefix = toy_corpus(tmp_path / "corpus", 5)
     path = Path(f"{prefix}.idx")
     whole = bytearray(path.read_bytes())
     for value, words in ((0, "at least one token"), (1_000_000, "back to back")):

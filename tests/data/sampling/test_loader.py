@@ -8,18 +8,12 @@ import torch
 
 from megatron_alum.data.sampling.loader import BatchLoader
 from megatron_alum.data.sampling.placement import BatchPlan
-from tests.data.sampling.builders import (
-    assert_same_batches,
-    open_train,
-    random_documents,
-    toy_bert_tokenizer,
-    write_shards,
-)
+from tests.data.sampling.builders import assert_same_batches, open_train, toy_corpus
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    prefix = write_shards(tmp_path_factory.mktemp("loader") / "corpus", random_documents(40), toy_bert_tokenizer())
+    prefix = toy_corpus(tmp_path_factory.mktemp("loader") / "corpus", 40)
     return open_train(prefix, seq_length=32)
 
 
@@ -140,7 +134,7 @@ def test_batches_are_prepared_ahead_and_no_further(dataset, global_batch_size, a
 @pytest.mark.parametrize("sampler", ["cpp", "python"])
 def test_many_threads_deliver_the_same_batches_in_order(tmp_path, sampler):
     """Over several epochs of a small shard, so that epochs are opened while other threads draw."""
-    prefix = write_shards(tmp_path / "corpus", random_documents(8), toy_bert_tokenizer())
+    prefix = toy_corpus(tmp_path / "corpus", 8)
     found = []
     for threads in (1, 4):
         folder = str(tmp_path / f"cache{threads}")

@@ -13,27 +13,26 @@ from megatron_alum.data.sampling.masking import mask_words
 from megatron_alum.data.sampling.native import BatchBuffers, choose_sampler
 from megatron_alum.data.sampling.sample import build_sample
 from tests.data.sampling.builders import (
+    TOKENIZERS,
     assert_same_batches,
     open_train,
     random_documents,
     sequences,
     toy_bert_tokenizer,
-    toy_roberta_tokenizer,
+    toy_corpus,
     write_shards,
 )
-
-TOKENIZERS = {"bert": toy_bert_tokenizer, "roberta": toy_roberta_tokenizer}
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("native")
     made = {
-        (kind, dtype): write_shards(folder / f"{kind}-{dtype.__name__}", random_documents(40), tokenizer(), dtype=dtype)
-        for kind, tokenizer in TOKENIZERS.items()
+        (kind, dtype): toy_corpus(folder / f"{kind}-{dtype.__name__}", 40, kind=kind, dtype=dtype)
+        for kind in TOKENIZERS
         for dtype in (np.uint16, np.int32)
     }
-    made["second"] = write_shards(folder / "second", random_documents(15, seed=9), toy_bert_tokenizer())
+    made["second"] = toy_corpus(folder / "second", 15, seed=9)
     return made
 
 

@@ -8,12 +8,7 @@ import pytest
 from megatron_alum.data.sampling.batch import IGNORED_LABEL
 from megatron_alum.data.sampling.loader import draw
 from megatron_alum.data.sampling.placement import BatchPlan, num_adversarial
-from tests.data.sampling.builders import (
-    open_train,
-    random_documents,
-    toy_bert_tokenizer,
-    write_shards,
-)
+from tests.data.sampling.builders import open_train, toy_corpus
 
 LAYOUTS = [(1, 1), (1, 4), (2, 1), (2, 3), (4, 2), (3, 4), (24, 1), (1, 24), (4, 6)]
 """(data-parallel size, micro-batches a rank) of 24 samples; the last leaves one sample a micro-batch."""
@@ -35,10 +30,7 @@ class Lengths:
 @pytest.fixture(scope="module")
 def prefixes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("placement")
-    return [
-        write_shards(folder / name, random_documents(num, seed=seed), toy_bert_tokenizer())
-        for name, num, seed in (("first", 40, 0), ("second", 12, 9))
-    ]
+    return [toy_corpus(folder / name, num, seed=seed) for name, num, seed in (("first", 40, 0), ("second", 12, 9))]
 
 
 def plans(dp_size, num_micro_batches, size=24, **options):

@@ -9,6 +9,7 @@ Latin-1 text without its umlauts) would go unnoticed in millions of documents.
 import csv
 import json
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterator
 from itertools import chain
@@ -17,7 +18,7 @@ from typing import Any
 
 from megatron_alum.config.extras import require
 from megatron_alum.data.preprocessing.readers.base import Unreadable
-from megatron_alum.data.preprocessing.readers.streams import COMPRESSED, broken_file, compression_of
+from megatron_alum.data.preprocessing.readers.streams import COMPRESSED, broken_file, compression_of, stored_compression
 
 SAMPLE_BYTES = 1 << 20
 """Of a file, decompressed, that are looked at."""
@@ -32,16 +33,16 @@ _MIN_FOREIGN = 8
 _ISO_2022 = re.compile(rb"\x1b(?:\$[@AB]|\$[()][A-G]|\([IJ])")
 """Escapes that switch the characters of Japanese, Chinese and Korean mail, in seven bits."""
 _SAMPLE_LINES = 50
-_UNPACK = "Unpack it ({command}) and give the folder instead"
+_UNPACK = "Unpack it ({command}) and give that folder instead"
 _CONTAINERS: tuple[tuple[bytes, str, str], ...] = (
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK.format(command="7z x {path}")),
-    (b"PK\x03\x04", "a zip archive (or an office document)", _UNPACK.format(command="unzip {path}")),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK.format(command="7z x -o{stem} {path}")),
+    (b"PK\x03\x04", "a zip archive (or an office document)", _UNPACK.format(command="unzip {path} -d {stem}")),
     (b"PK\x05\x06", "an empty zip archive", "Leave it out of --input"),
-    (b"Rar!\x1a\x07", "a rar archive", _UNPACK.format(command="unrar x {path}")),
-    (b"\x04\x22\x4d\x18", "lz4 data", "Decompress it (lz4 -d {path}) first"),
-    (b"LZIP\x01", "lzip data", "Decompress it (lzip -d {path}) first"),
-    (b"\x5d\x00\x00", "data of the old lzma format", "Decompress it (xz --format=lzma -d {path}) first"),
-    (b"\x1f\x9d", "data of the old compress program", "Decompress it (gzip -d {path}) first"),
+    (b"Rar!\x1a\x07", "a rar archive", _UNPACK.format(command="unrar x {path} {stem}/")),
+    (b"\x04\x22\x4d\x18", "lz4 data", "Decompress it (lz4 -dc < {path} > {stem}) first"),
+    (b"LZIP\x01", "lzip data", "Decompress it (lzip -dc < {path} > {stem}) first"),
+    (b"\x5d\x00\x00", "data of the old lzma format", "Decompress it (xz --format=lzma -dc < {path} > {stem}) first"),
+    (b"\x1f\x9d", "data of the old compress program", "Decompress it (gzip -dc < {path} > {stem}) first"),
     (b"\xff\x06\x00\x00sNaPpY", "snappy data", "Decompress it first"),
     (b"ARROW1", "an Arrow file", "Save it as parquet (datasets: to_parquet) instead"),
     (b"Obj\x01", "an Avro file", "Save it as JSON lines or parquet instead"),
@@ -58,34 +59,54 @@ _BYTE_ORDER_MARKS = (
     (b"\xfe\xff", "UTF-16"),
 )
 _MARKUP: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"<!doctype html|<html\b", re.IGNORECASE), "an HTML page"),
+    (re.compile(r"<!doctype html|<(?:html|head|body|p|div|h[1-6]|table|meta)\b[^<>]*>", re.IGNORECASE), "an HTML page"),
     (re.compile(r"<\?xml|<!DOCTYPE "), "XML that is no MediaWiki export"),
     (re.compile(r"WARC/\d"), "a web archive (WARC, WET)"),
     (re.compile(r"-- (?:MySQL|MariaDB|PostgreSQL)|-- +\n-- PostgreSQL"), "an SQL dump"),
     (re.compile(r"\{\\rtf"), "an RTF document"),
     (re.compile(r"version https://git-lfs\."), "a Git LFS pointer instead of the file (git lfs pull fetches it)"),
 )
-_TO_LINES = {
-    "csv": 'python -c "import csv, json; csv.field_size_limit(2**30); [print(json.dumps(row)) for row in '
-    "csv.DictReader(open('{path}', newline='', encoding='utf-8-sig'), delimiter='{delimiter}')]\" > {stem}.jsonl",
-    "array": "jq -c '.[]' {path} > {stem}.jsonl",
-    "objects": "jq -c . {path} > {stem}.jsonl",
+_TABLE_TO_LINES = (
+    "{from}python -c \"import csv, json; csv.field_size_limit(2**30); file = open(0, newline='', "
+    "encoding='utf-8-sig'); [print(json.dumps(row)) for row in {rows}]\"{input} > {stem}.jsonl"
+)
+_CONVERT = "Convert it ({from}iconv -f {encoding} -t UTF-8{input} > {stem}.utf8)"
+_OTHER_ICONV_NAMES = {
+    "euc_jis_2004": "EUC-JISX0213",
+    "shift_jis_2004": "SHIFT_JISX0213",
+    "shift_jisx0213": "SHIFT_JISX0213",
+    "latin_1": "LATIN1",
+    "mac_iceland": "MAC-IS",
+    "mac_latin2": "MAC-CENTRALEUROPE",
+    "mac_roman": "MACINTOSH",
 }
+"""Of Python's codecs whose own names iconv does not know."""
+NOT_IN_ICONV = ["cp1006", "cp720", "hz", "kz1048", "mac_greek", "mac_turkish", "ptcp154"]
+"""Codecs of Python, rare ones, that iconv lacks."""
+_DECOMPRESS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 _TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 _COLUMN = re.compile(r"[A-Za-z_]\w*")
 _TABLE_CHARS = 100_000
+_NAME_CHARS = 40
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _AS_IT_IS = "Give --format text or --format lines to take it as it is"
 _LENIENT = json.JSONDecoder(strict=False)
 
 
 def refuse(path: Path, found: str, remedy: str, *, details: str = "") -> Unreadable:
-    """The sentence for a file that holds `found`; {path} and {stem} in `remedy` stand for its name, and `details` are
-    those of this one file, by which many are not counted apart."""
+    """The sentence for a file that holds `found`, and `details` of this one file, by which many are not counted apart.
+
+    The commands in `remedy` can be given to a shell as they stand: {path} is the file, {stem} a name for what is
+    written, and {from} and {input} bring the file, decompressed, to a program that reads its standard input.
+    """
     stem = base_stem(path)
-    if f"{stem}.jsonl" == path.name:
-        stem += "-lines"  # a shell empties the file it writes to before the command reads it
-    remedy = remedy.replace("{path}", str(path)).replace("{stem}", stem)
+    if path.name in (stem, f"{stem}.jsonl"):
+        stem += "-converted"  # a shell empties the file it writes to before the command reads it
+    quoted = shlex.quote(str(path))
+    packed = stored_compression(path) if path.is_file() else ""
+    begin, source = (f"{_DECOMPRESS[packed]} -dc < {quoted} | ", "") if packed else ("", f" < {quoted}")
+    for name, value in (("path", quoted), ("stem", shlex.quote(stem)), ("from", begin), ("input", source)):
+        remedy = remedy.replace(f"{{{name}}}", value)
     return Unreadable(
         f"`{path}` must be text in a known format (see --format), but holds {found}{details}. {remedy}, or leave it "
         "out of --input.",
@@ -102,8 +123,7 @@ def check_bytes(head: bytes, path: Path) -> None:
         raise refuse(path, "data that was compressed twice", "Decompress it once (to see how: file {path})")
     encoding = unicode_encoding(head)
     if encoding:
-        convert = f"Convert it (iconv -f {encoding} -t UTF-8 {{path}} > {{stem}}.utf8)"
-        raise refuse(path, f"{encoding} text, not UTF-8", convert)
+        raise refuse(path, f"{encoding} text, not UTF-8", _CONVERT.replace("{encoding}", encoding))
     controls = len(head) - len(head.translate(None, _CONTROLS))
     if controls > max(8, len(head) * _MAX_CONTROLS):
         if path.suffix.lower() in COMPRESSED:
@@ -158,7 +178,7 @@ def _check_utf8(head: bytes, path: Path) -> None:
         raise refuse(
             path,
             f"text that is no UTF-8, probably {name}",
-            f"Convert it (iconv -f {name.split()[0]} -t UTF-8 {{path}} > {{stem}}.utf8)",
+            _CONVERT.replace("{encoding}", name.split()[0]),
             details=f" ({stray} stray bytes in the first {len(head)})",
         )
 
@@ -180,8 +200,13 @@ def _probable_encoding(head: bytes, text: str) -> str:
     require("charset_normalizer")
     from charset_normalizer import from_bytes
 
-    best = from_bytes(head[:20_000]).best()
-    return best.encoding.upper().replace("_", "-") if best else "WINDOWS-1252 or another"
+    best = from_bytes(head[:20_000], cp_exclusion=NOT_IN_ICONV).best()
+    return iconv_name(best.encoding) if best else "WINDOWS-1252 or another"
+
+
+def iconv_name(codec: str) -> str:
+    """What iconv calls a codec of Python."""
+    return _OTHER_ICONV_NAMES.get(codec) or codec.upper().replace("_", "-")
 
 
 def check_markup(text: str, path: Path) -> None:
@@ -190,7 +215,7 @@ def check_markup(text: str, path: Path) -> None:
         if pattern.match(text):
             raise refuse(path, found, "Extract its text first, give --format text to take it as it is")
     if "\n" not in text and text.count("\r") > 1:
-        raise refuse(path, "lines that end in CR alone", "Convert them (tr '\\r' '\\n' < {path} > {stem}.lines)")
+        raise refuse(path, "lines that end in CR alone", "Convert them ({from}tr '\\r' '\\n'{input} > {stem}.lines)")
 
 
 def is_json_lines(text: str, path: Path, *, whole: bool, text_key: str) -> bool:
@@ -208,11 +233,15 @@ def is_json_lines(text: str, path: Path, *, whole: bool, text_key: str) -> bool:
         return True  # the first line is longer than what was looked at
     objects = list(_objects(lines[:1])) or _check_json_shape(text, path, whole=whole)
     fields: dict[str, int] = {}
+    ways: list[str] = []
     for record in chain(objects, _objects((lines if whole else lines[:-1])[1:_SAMPLE_LINES])):
         if text_key in record:
             return True
+        ways.append(_filter_of(record))
         for name, value in record.items():
             fields[name] = fields.get(name, 0) + (len(value) if isinstance(value, str) else 0)
+    if len(ways) == 1 and ways[0]:
+        raise refuse(path, f"JSON objects inside of one (at {ways[0]})", _to_lines(ways[0]))
     if fields:
         raise _wrong_key(fields, path, text_key)
     if is_named or text.startswith('{"'):
@@ -230,6 +259,19 @@ def _objects(lines: list[str]) -> Iterator[dict[str, Any]]:
                 continue
 
 
+def _to_lines(way: str) -> str:
+    """The remedy for JSON whose objects jq finds at `way`."""
+    return f"Write one object a line ({{from}}jq -c {shlex.quote(way)}{{input}} > {{stem}}.jsonl)"
+
+
+def _filter_of(record: dict[str, Any]) -> str:
+    """jq's way to the objects inside one object: ".data[]" for a list of them, ".[]" where each field is one."""
+    for name, value in record.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return f".{json.dumps(name, ensure_ascii=False)}[]"
+    return ".[]" if record and all(isinstance(value, dict) for value in record.values()) else ""
+
+
 def _wrong_key(fields: dict[str, int], path: Path, text_key: str) -> Unreadable:
     """The sentence for a file of which no line has `text_key`; `fields` are there, with so many characters of text."""
     best = max(fields, key=lambda name: fields[name])
@@ -244,6 +286,8 @@ def _wrong_key(fields: dict[str, int], path: Path, text_key: str) -> Unreadable:
 
 def _check_json_shape(text: str, path: Path, *, whole: bool) -> list[dict[str, Any]]:
     """Refuse JSON whose first line is no whole object; no objects when `text` is no such JSON, but broken or text."""
+    if re.match(r'\[\s*"(?:[^"\\]|\\.)*"\s*[,\]]', text):
+        raise refuse(path, "one JSON array of strings", _to_lines(".[] | {text: .}"))
     begin = re.match(r"\[\s*(?=\{)", text)
     try:
         value, end = _LENIENT.raw_decode(text, begin.end() if begin else 0)
@@ -254,17 +298,19 @@ def _check_json_shape(text: str, path: Path, *, whole: bool) -> list[dict[str, A
         return []
     fields = f" (fields: {', '.join(list(value)[:20])})" if value else ""
     if begin:
-        raise refuse(path, f"one JSON array{fields}", f"Write one object a line ({_TO_LINES['array']})")
+        raise refuse(path, f"one JSON array{fields}", _to_lines(".[]"))
     rest = text[end : end + 20].lstrip()
     if "\n" in text[:end]:
         found = "JSON over several lines"
     elif rest.startswith(","):
         raise refuse(
-            path, f"JSON objects with commas between them{fields}", "Remove those (sed 's/,$//' {path} > {stem}.jsonl)"
+            path,
+            f"JSON objects with commas between them{fields}",
+            "Remove those ({from}sed 's/,$//'{input} > {stem}.jsonl)",
         )
     else:
         found = "several JSON objects a line" if rest.startswith("{") else "JSON with something behind it"
-    raise refuse(path, f"{found}{fields}", f"Write one object a line ({_TO_LINES['objects']})")
+    raise refuse(path, f"{found}{fields}", _to_lines(_filter_of(value) or "."))
 
 
 def check_table(text: str, path: Path, *, whole: bool, text_key: str) -> None:
@@ -283,16 +329,27 @@ def check_table(text: str, path: Path, *, whole: bool, text_key: str) -> None:
         raise _table(_rows(lines[:1], delimiter)[0], path, delimiter)
 
 
-def _table(columns: list[str], path: Path, delimiter: str) -> Unreadable:
+def _table(first: list[str], path: Path, delimiter: str) -> Unreadable:
     kind = "a TSV table" if delimiter == "\t" else "a CSV table"
-    names = ", ".join(column[:40] for column in columns[:20])
-    command = _TO_LINES["csv"].replace("{delimiter}", "\\t" if delimiter == "\t" else delimiter)
+    names = ", ".join(cell[:40] for cell in first[:20])
+    sign = "\\t" if delimiter == "\t" else delimiter
+    if all(map(_is_name, first[1:])) and not first[0].isdigit():
+        found, keys = f"{kind} (columns: {names})", "name its column by --text-key"
+        rows = f"csv.DictReader(file, delimiter='{sign}')"
+    else:
+        found, keys = f"{kind} without a header (first row: {names})", "name its column by --text-key 0, 1, ..."
+        rows = f"map(dict, map(enumerate, csv.reader(file, delimiter='{sign}')))"
     return refuse(
         path,
-        f"{kind} (columns: {names})",
-        f"Write it as JSON lines ({command}) and name its column by --text-key, give --format lines to take every "
-        "line as a document",
+        found,
+        f"Write it as JSON lines ({_TABLE_TO_LINES.replace('{rows}', rows)}) and {keys}, give --format lines to take "
+        "every line as a document",
     )
+
+
+def _is_name(cell: str) -> bool:
+    """Whether a cell can be the name of a column: neither a number nor a sentence."""
+    return 0 < len(cell) <= _NAME_CHARS and not cell.isdigit() and cell[-1] not in ".!?"
 
 
 def _rows(lines: list[str], delimiter: str) -> list[list[str]]:

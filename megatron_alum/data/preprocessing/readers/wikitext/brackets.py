@@ -28,7 +28,6 @@ _RULE = re.compile(r"^(?:.*=>)?\s*([a-z][a-z-]*)\s*:(.*)$", re.DOTALL)
 _PREFERRED = ("zh-hans", "zh-cn", "zh-sg", "zh-my", "zh")
 _HIDING_FLAGS = frozenset("TH-")
 _FLAG_LETTERS = frozenset("ASTRDNH-+")
-_NAMED = re.compile(r"\s*[\w -]+=")
 
 
 class _Frame:
@@ -124,7 +123,8 @@ class _Stack:
 
 def without_brackets(text: str, wiki: Wiki, title: str) -> str:
     """`text` with templates and links replaced by their text, and tables removed."""
-    text = "\n" + _PLAIN_LINK.sub(lambda match: link_text(match[1], match[2], wiki), text)  # tables begin a line
+    text = _PLAIN_LINK.sub(lambda match: _as_argument(link_text(match[1], match[2], wiki)), text)
+    text = "\n" + text  # tables begin a line
     stack = _Stack(wiki, title)
     variants = "-{" in text and wiki.language.partition("-")[0] in _VARIANT_LANGUAGES
     position = 0
@@ -178,7 +178,7 @@ def _as_argument(text: str) -> str:
     """`text` so that the template around it sees neither a bar nor a named argument in it."""
     if "|" in text:
         text = text.replace("|", "&#124;")
-    return text.replace("=", "&#61;", 1) if _NAMED.match(text) else text
+    return text.replace("=", "&#61;") if "=" in text else text
 
 
 def _parameter(content: str) -> str:
@@ -195,8 +195,6 @@ def link_text(target: str, label: str | None, wiki: Wiki) -> str:
         prefix = fold(target.partition(":")[0])
         if prefix in wiki.dropped:
             return dropped_link(label or "", wiki)
-        if prefix in wiki.media:
-            return label or ""
         if prefix in INTERLANGUAGE:
             return ""
     if label is None:

@@ -71,17 +71,21 @@ def prose_lines(text: str) -> Iterator[str]:
 def _without_rows(raw: list[str]) -> Iterator[str]:
     """Lines but for rules and the rows of tables that templates open or nobody closes.
 
-    A line that begins with "!" is a row inside an open table, or beside one that begins with "|": else it is text.
+    A line that begins with "!" is a row inside an open table, or beside one that begins with "|", other headers between
+    them: else it is text.
     """
     lines = [line.strip(_EDGES) for line in raw]
+    row_follows = [False] * (len(lines) + 1)
+    for i in reversed(range(len(lines))):
+        row_follows[i] = lines[i].startswith("|") or (lines[i].startswith("!") and row_follows[i + 1])
     in_table = row_before = False
     for i, line in enumerate(lines):
         if not line:
             continue
-        next_is_row = lines[i + 1 : i + 2] and lines[i + 1].startswith("|")
+        next_is_row = row_follows[i + 1]
         is_row = line[0] == "|" or line.startswith("{|")
         if line[0] == "!":
-            is_row = in_table or row_before or bool(next_is_row)
+            is_row = in_table or row_before or next_is_row
         if line[0] == OPEN_TEMPLATE and next_is_row:  # the name of a box that is never closed
             is_row = True
         in_table = (in_table or line.startswith("{|")) and not line.startswith("|}")

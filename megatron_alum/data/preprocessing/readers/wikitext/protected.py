@@ -49,7 +49,7 @@ def protect(source: str) -> str:
         elif not name or name in unclosed:
             continue  # an unclosed element: its tag is no text, what follows is
         elif found[0].endswith("/>"):
-            pieces.append(SEAM if name == "nowiki" else HOLE)
+            pieces.append(SEAM if name == "nowiki" else _nothing(name))
         elif closing := _CLOSING[name].search(source, position):
             pieces.append(_element(name, found[0], source[position : closing.start()]))
             position = closing.end()
@@ -69,6 +69,10 @@ def _element(name: str, tag: str, content: str) -> str:
         return escaped(content.strip())
     if name == "includeonly":
         return ""
+    return _nothing(name)
+
+
+def _nothing(name: str) -> str:
     return "\n" if name in _IS_BLOCK else HOLE
 
 

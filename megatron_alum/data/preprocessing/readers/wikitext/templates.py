@@ -12,9 +12,10 @@ be the input of a computation, "{{age|1990|1|1}}".
 
 import re
 
+from megatron_alum.data.preprocessing.readers.wikitext.numbers import Arguments, is_number, positional, written
 from megatron_alum.data.preprocessing.readers.wikitext.protected import HOLE, escaped
 from megatron_alum.data.preprocessing.readers.wikitext.wiki import Wiki, fold, magic
-from megatron_alum.data.preprocessing.readers.wikitext.writers import Arguments, Writer, is_number, nothing, positional
+from megatron_alum.data.preprocessing.readers.wikitext.writers import Writer, nothing
 
 MAYBE, MAYBE_END = "\ufdd2", "\ufdd3"
 """Around the text of a template that no table knows: text inside a sentence, nothing elsewhere."""
@@ -39,17 +40,17 @@ def template_text(content: str, wiki: Wiki, title: str = "") -> str:
     while ":" in name:
         function, _, name = name.partition(":")
         if function.strip() not in _PREFIXES and function.strip() not in wiki.template:
-            return _function(function.strip(), head.partition(":")[2].strip(), rest)
+            return _function(function.strip(), head.partition(":")[2].strip(), rest, wiki.language)
         name = name.strip()
     write = wiki.templates.get(name) or _family(name, wiki)
     if write is nothing:
         return HOLE
     if write is not None:
         return write(arguments(rest)) or HOLE
+    if any(pattern.fullmatch(name) for pattern in wiki.own_text):
+        return " ".join(head.split())
     if not rest:
-        if name in _TITLE:
-            return escaped(title) or HOLE
-        return " ".join(head.split()) if any(pattern.fullmatch(name) for pattern in wiki.own_text) else HOLE
+        return (escaped(title) or HOLE) if name in _TITLE else HOLE
     if len(content) > MAX_UNKNOWN_CHARS or "\n" in content.strip():
         return HOLE
     readable = _readable(arguments(rest))
@@ -62,10 +63,10 @@ def _family(name: str, wiki: Wiki) -> Writer | None:
     return next(write for prefix, write in wiki.families.items() if name.startswith(prefix))
 
 
-def _function(name: str, value: str, rest: list[str]) -> str:
+def _function(name: str, value: str, rest: list[str], language: str) -> str:
     """Parser functions that give text."""
     if name in _FORMAT_NUMBER:
-        return value
+        return value if rest else written(value, language)  # "|R" and "|NOSEP" ask for no signs
     if name in ("lc", "uc", "lcfirst", "ucfirst"):
         change = str.lower if name.startswith("lc") else str.upper
         return change(value) if len(name) == 2 else change(value[:1]) + value[1:]

@@ -15,8 +15,8 @@ from megatron_alum.data.preprocessing.readers.wikitext.writers import Writer, wr
 
 TABLES = Path(__file__).with_name("tables")
 FILE_KEYS = frozenset({"6", "14"})
-"""File and Category: links to them are no text. A link to Media is text by its label, as on the page."""
-_MEDIA, _TEMPLATE, _ARTICLE = "-2", "10", "0"
+"""File and Category: links to them are no text."""
+_TEMPLATE, _ARTICLE = "10", "0"
 _WIKI_CODES = {"simple": "en", "als": "gsw", "no": "nb", "zh-classical": "lzh", "zh-min-nan": "nan", "zh-yue": "yue"}
 _WIKI_CODES |= {"be-x-old": "be-tarask", "bat-smg": "sgs", "fiu-vro": "vro", "roa-rup": "rup"}
 _SHORT_NAME = 4
@@ -35,7 +35,6 @@ class Wiki:
     """of all but the articles: pages of dumps without <ns> are told by their title"""
     dropped: frozenset[str]
     """namespaces whose links are no text (files, categories)"""
-    media: frozenset[str]
     template: frozenset[str]
     """prefixes of the template namespace: {{Vorlage:Name}} is {{Name}}"""
     block_image: frozenset[str]
@@ -73,7 +72,6 @@ def wiki_of(languages: tuple[str, ...], local: tuple[tuple[str, str], ...] = ())
         language=language,
         namespaces=frozenset(name for found in names.values() for name in found if name),
         dropped=frozenset(name for key in FILE_KEYS for name in names[key]),
-        media=frozenset(names[_MEDIA]),
         template=frozenset(names[_TEMPLATE]),
         block_image=frozenset(magic("block", {*codes, "en"} if codes else None)),
         disambiguation=frozenset(

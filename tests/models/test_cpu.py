@@ -8,9 +8,7 @@ from megatron_alum.alum import frozen
 from megatron_alum.config.cli import build_config
 from megatron_alum.config.run import RunConfig
 from megatron_alum.models import build_model
-from megatron_alum.models.accumulation import gradient_buffer
-from megatron_alum.models.embedding import lookup
-from megatron_alum.models.linear import linear
+from megatron_alum.models.cpu import gradient_buffer, linear, lookup
 from megatron_alum.training.optimizer import wrap_data_parallel
 from tests.helpers.distributed import run_ranks
 from tests.models.test_linear import ATOL, leaves
