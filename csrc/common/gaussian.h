@@ -41,7 +41,7 @@ MA_FUNCTION float gaussian_of_word(uint32_t word) {
   return (word >> 31) != 0 ? -z : z;
 }
 
-// What the noise of one token depends on besides the channel.
+// What the noise of one token depends on, besides the channel.
 struct NoiseToken {
   PhiloxKey key;
   uint32_t position;

@@ -1,5 +1,5 @@
-// The token ops: checks the tensors, builds the TokenTask, hands it to the device's kernel, returns tensors. The kernels are found
-// through ops/cpu/kernels.h and in ops/cuda/token_kernel.cu.
+// The token ops: checks the tensors, builds the TokenTask, passes it to the device's kernel, returns tensors. The
+// kernels are reached through ops/cpu/kernels.h and in ops/cuda/token_kernel.cu.
 #include "ops/tokens.h"
 
 #include <ATen/ATen.h>

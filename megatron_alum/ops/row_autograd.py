@@ -1,11 +1,11 @@
-"""How the losses of rows are computed and differentiated, behind the doors of rows.py and rows_from_hidden.py.
+"""How the losses of rows are computed and differentiated, for the public functions in rows.py and rows_from_hidden.py.
 
-Alike for every implementation and at tensor-parallel size 1 (one shard):
-    row_statistics   6 floats a row (7 with labels) of this shard           reads the logits once
+The same for every implementation and at tensor-parallel size 1 (one shard):
+    row_statistics   6 floats per row (7 with labels) of this shard           reads the logits once
     all-gather       of those floats, the only collective; exact merge
     row_losses       the two losses from the merged floats; autograd starts here
-    row_gradients    in backward: p and q again from logits and floats; no collective, nothing kept of size [N, V]
-Where one rank holds whole rows, row_gradients forms the statistics, too (`fused`).
+    row_gradients    in backward: p and q recomputed from logits and floats; no collective, nothing kept of size [N, V]
+Where one rank holds whole rows, row_gradients forms the statistics as well (`fused`).
 """
 
 import functools
@@ -130,8 +130,8 @@ def common_factor(first: Tensor, *others: Tensor) -> Tensor:
 def increment_and_scale(grad: Tensor | None, factor: Tensor, *, in_place: bool) -> Tensor | None:
     """A gradient that forward has formed, times the factor of its loss.
 
-    The CPU looks at the factor. A GPU's kernel does, so that nobody waits, and multiplies in place unless it is 1: the
-    version counter then tells autograd that a second backward would find other numbers.
+    On the CPU the factor is read here. On a GPU the kernel reads it, so that the host need not wait, and multiplies in
+    place unless it is 1; the version counter then tells autograd that a second backward would find other numbers.
     """
     if grad is None:
         return None
@@ -147,7 +147,7 @@ def increment_and_scale(grad: Tensor | None, factor: Tensor, *, in_place: bool) 
 
 
 def refuse_overwriting(**logits: Tensor | None) -> None:
-    """Raises where writing over logits that need a gradient would be seen by others or is not possible."""
+    """Raises where writing over logits that need a gradient would be visible elsewhere or is not possible."""
     for name, tensor in logits.items():
         if tensor is None or not (tensor.requires_grad and torch.is_grad_enabled()):
             continue
@@ -165,8 +165,8 @@ def refuse_overwriting(**logits: Tensor | None) -> None:
 def overwritten(logits: tuple[Tensor, Tensor | None], needed: tuple[bool, ...]) -> list[Tensor | None]:
     """The gradients that a kernel has written over the logits that need them.
 
-    The kernel leaves no trace in the version counters, by which autograd notices that something it still needs (an
-    output that its producer saved, or these logits in a second backward) has been overwritten: raised here.
+    The kernel does not touch the version counters, by which autograd notices that something it still needs (an output
+    that its producer saved, or these logits in a second backward) has been overwritten, so they are incremented here.
     """
     for tensor, need in zip(logits, needed, strict=True):
         if need and tensor is not None:

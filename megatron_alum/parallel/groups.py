@@ -1,6 +1,6 @@
-"""Starts torch.distributed and megatron-core's parallel state, and hands back the groups as one object.
+"""Starts torch.distributed and megatron-core's parallel state, and returns the groups as one object.
 
-Nothing in this project asks megatron-core's global state for a group: functions take a `ProcessGroups`, so that a
+Nothing in this project takes a group from megatron-core's global state: functions take a `ProcessGroups`, so that a
 test can call them with a group of its own. Ranks, world size and rendezvous come from torchrun's environment; without
 it the process is a world of one. The backend is NCCL with CUDA and gloo without, unless --distributed-backend asks for
 gloo on GPUs.
@@ -35,8 +35,8 @@ _STAGE_SEED_STEP = 1_009  # likewise between pipeline stages
 class ProcessGroups:
     """The process groups of this rank, with its place in them.
 
-    `world` holds all ranks, `tp` those that share each layer, `pp` those that hold one after another of the pipeline's
-    stages, `dp` those that hold the same part of the model.
+    `world` holds all ranks, `tp` those that share each layer, `pp` those that hold the successive pipeline stages, `dp`
+    those that hold the same part of the model.
     """
 
     tp: dist.ProcessGroup
@@ -68,7 +68,7 @@ class ProcessGroups:
 
     def local_tokens(self, tensor: torch.Tensor) -> torch.Tensor:
         """This rank's part of something with a row for each token, [T, ...] -> [T/tp, ...] under sequence parallelism;
-        elsewhere the whole.
+        otherwise the whole.
         """
         if not self.sequence_parallel:
             return tensor
@@ -81,7 +81,7 @@ class ProcessGroups:
 
     @property
     def world_rank(self) -> int:
-        """This process among all of them."""
+        """Global rank of this process."""
         return dist.get_rank(self.world)
 
     @property
@@ -138,11 +138,11 @@ def initialize(
 
 @contextmanager
 def joined(config: ParallelConfig) -> Iterator[ProcessGroups]:
-    """Within: the groups of a run laid out as `config` says; left again when the body ends well.
+    """The groups of a run laid out as `config` says, for the body; they are destroyed if it ends normally.
 
-    After an exception they stay as they are. NCCL would wait for the other ranks before it destroys a group, and these
+    After an exception they are left alone. NCCL would wait for the other ranks before it destroys a group, and these
     may be in a collective that this rank never joins: its error would not be seen before their timeout. The process
-    ends without farewell instead (`config.cli.main_guard`), upon which torchrun ends the others.
+    exits at once instead (`config.cli.main_guard`), and torchrun then ends the others.
     """
     _check_gloo_on_gpus(config)
     yield initialize(
@@ -241,11 +241,12 @@ def _join(backend: str, world_size: int, timeout: timedelta) -> None:
 
 
 def _of_this_attempt(store: dist.Store) -> dist.Store:
-    """The store without what workers before a restart (torchrun --max-restarts) left in it.
+    """The store without the entries of workers from before a restart (torchrun --max-restarts).
 
     torchrun's agent keeps one store over all restarts, and torch 2.13 no longer separates them: the new workers would
-    connect to the dead ones' addresses. The restart count tells attempts apart on one node; on several it differs from
-    node to node, so there the launchers ask torchrun for a new store each time (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1).
+    connect to the dead ones' addresses. The restart count identifies the attempt on one node; on several it differs
+    from node to node, so there the launchers ask torchrun for a new store each time
+    (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1).
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("GROUP_WORLD_SIZE") != "1":
         return store

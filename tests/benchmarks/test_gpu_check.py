@@ -1,5 +1,5 @@
-"""gpu-check where there is no GPU: it refuses, knows its own tables, keeps to its time, tells failed from not finished,
-and copies all that it needs of the tree."""
+"""gpu-check without a GPU: it refuses, names rows that its tables have, keeps to its time, distinguishes failed from
+not finished, and copies everything it needs from the tree."""
 
 import csv
 import importlib.util
@@ -66,7 +66,7 @@ def test_promises_from_hand_made_tables():
     assert [promise.met for promise in promises.promises(ops, without_stock)][3:] == ["yes", *["unknown"] * 4]
 
 
-def test_a_command_that_hangs_is_no_answer():
+def test_a_command_that_hangs_gives_no_answer():
     assert budget.answers([sys.executable, "-c", "pass"], seconds=60)
     assert budget.answers([sys.executable, "-c", "raise SystemExit(1)"], seconds=60) is False
     assert budget.answers([sys.executable, "-c", "import time; time.sleep(60)"], seconds=1) is None
@@ -141,7 +141,7 @@ if mode == "fail": sys.exit(1)
 
 @pytest.fixture
 def stand_ins(monkeypatch, tmp_path):
-    """The whole check with small commands in the place of its steps; {name: what its command does}."""
+    """The whole check with small commands in place of its steps; {name: what its command does}."""
     modes: dict[str, str] = {}
     monkeypatch.setattr(Check, "results", lambda self, suffix="": tmp_path / f"{self.label}{suffix}.csv")
     monkeypatch.setattr(Check, "has", lambda self, module: modes.get(module) != "missing")

@@ -1,4 +1,4 @@
-"""The parts of gpu-check run on the CPU at a small size: what a GPU will be asked is asked here of other hardware."""
+"""The parts of gpu-check on the CPU at a small size."""
 
 import json
 import re
@@ -33,7 +33,8 @@ def in_a_process(code):
 
 
 def test_attention_on_the_cpu_and_a_wrong_dropout():
-    """In a process of its own: it makes and ends the process group. The second has the weights scaled up too much."""
+    """In a separate process, since it creates and destroys the process group. The second run scales the weights too
+    much."""
     code = """
 import torch
 from benchmarks.gpu import probes
@@ -85,11 +86,11 @@ def test_rows_of_a_run_that_is_writing(tmp_path):
     assert real_run.rows_of(tmp_path) == [row(1, 2.0)]
 
 
-def test_a_run_that_ends_before_it_is_hurt_is_noticed(tmp_path):
+def test_a_run_that_ends_before_the_kill_is_noticed(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", "pass"])
     process.wait()
-    with pytest.raises(AssertionError, match="over before it could be hurt"):
-        real_run.kill_when_hurting(process, tmp_path)
+    with pytest.raises(AssertionError, match="over before it could be killed"):
+        real_run.kill_when_adversarial(process, tmp_path)
 
 
 def run_part(part, folder, *words):

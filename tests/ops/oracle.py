@@ -1,4 +1,5 @@
-"""The ops once more, written plainly: what float64 autograd says, and what eager torch gives in the logits' own dtype.
+"""The ops written plainly a second time: what float64 autograd gives, and what eager torch gives in the logits' own
+dtype.
 
 Nothing here is shared with megatron_alum.ops. Letters: N rows, V columns; a, b clean and adversarial logits.
 """
@@ -78,7 +79,7 @@ def logits(
 
 
 def worst_row(found: Tensor, truth: Tensor) -> float:
-    """Greatest error of a row relative to its truth: of a number, or of a row's Euclidean norm."""
+    """Greatest error of a row relative to its true value: of a number, or of the row's Euclidean norm."""
     found, truth = found.double(), truth.double()
     if found.ndim == 1:
         return ((found - truth).abs() / truth.abs().clamp(min=1e-300)).max().item()

@@ -51,7 +51,7 @@ def test_as_in_float64(device, impl, dtype, one_way, detach, sizes, places, side
     found, truth = rows.kl[held].double(), kl[held]
     scale = torch.cat((clean, adv), 1).detach().double().abs().nan_to_num(posinf=0.0).amax(1)
     tolerance = 2e-5 if dtype == torch.float32 else 1e-4
-    smallest = 1e-35 + 1e-6 * (scale[held] > 150) * one_way  # of two numbers of 150 and more not even that is left
+    smallest = 1e-35 + 1e-6 * (scale[held] > 150) * one_way  # with two numbers of 150 and more not even that is left
     assert ((found - truth).abs() <= tolerance * truth.abs() + smallest).all()
     known = {"clean": LOG_RATIO, "adv": LOG_RATIO if one_way else tolerances.FLOAT32}
     for every in (grads, fused):
@@ -84,7 +84,7 @@ def test_up_to_the_largest_float32(device, impl, dtype, one_way, side, size):
     sides=st.sampled_from(["clean", "adv", "both"]),
 )
 def test_shards_as_in_float64(device, impl, one_way, sizes, places, sides):
-    """Records of three shards, merged, and the gradients by them.
+    """Records of three shards, merged, and their gradients.
 
     A shard masked by -infinity as a whole on one side alone has no distribution of its own there: such a row is not a
     number, or right.

@@ -123,7 +123,7 @@ def test_labels_beyond_the_vocabulary_are_refused_on_the_cpu(impl, device, label
 
 
 def test_compiles_without_graph_breaks(kernel, device):
-    """The doors inside a compiled function, forward and backward, with the results of eager mode."""
+    """The public functions inside a compiled function, forward and backward, with the results of eager mode."""
     labels = torch.tensor([0, 3, -100, 7, 150], device=device)
 
     def loss(clean, adv, x, delta, grad):

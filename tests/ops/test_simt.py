@@ -1,5 +1,5 @@
 """The real CUDA kernels, run on a CPU by tests/ops/simt: every phase, form and launch plan against float64, in new
-memory and over the logits, with warps and blocks in either order; and broken on purpose, to see it noticed."""
+memory and over the logits, with warps and blocks in either order; and broken on purpose, which must be noticed."""
 
 import itertools
 
@@ -312,7 +312,7 @@ MUTATIONS = {
 
 
 def broken(kernels):
-    """Whether a broken build gives itself away in what the tests above look at: here rows of a cluster."""
+    """Whether a broken build fails the checks of the tests above: here rows of a cluster."""
     clean, adv = (x.bfloat16() for x in oracle.logits(2, 30592, difference=0.1))
     valid, labels = 30522, torch.tensor([30521, 3816])
     exact = exactly(clean, adv, labels, valid)

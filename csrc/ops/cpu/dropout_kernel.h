@@ -11,7 +11,7 @@ namespace {
 // Scales or drops the elements of blocks [begin, end).
 inline void drop_blocks(const DropoutTask& task, int64_t begin, int64_t end) {
   constexpr int64_t words = kDropoutBlock / 4;
-  const uint32_t threshold = task.threshold;  // copies: read through `task` they keep the loop from becoming vectors
+  const uint32_t threshold = task.threshold;  // copies: read through `task` they would prevent vectorisation
   const float scale = task.scale;
   uint64_t drawn[words];
   uint16_t fields[kDropoutBlock];

@@ -1,8 +1,9 @@
 // Gradients of the row role on the CPU, for one instruction set; included after row_kernels.h.
 //     to clean   kl_weight (p - q [+ p (u - E_P[u])]) + mlm_weight (p - one at the label)
 //     to adv     kl_weight (q - p [- q (u - E_Q[u])])                              [..] without detached targets
-// One-sided: to clean 0, or p (h - KL) = p (u - E_P[u]) without detached targets. A row of weight 0 is never multiplied but written as 0.
-// With e and f the clean weight and the difference of a column, Z their clean mass and T = sum f / Z (common/row_statistics.h):
+// One-sided: to clean 0, or p (h - KL) = p (u - E_P[u]) without detached targets. A row of weight 0 is set to 0. With e
+// and f the clean weight and the difference of a column, Z their clean mass and T = sum f / Z
+// (common/row_statistics.h):
 //     p = e / Z          q - p = (f - T e) / (Z (1 + T))
 #pragma once
 
@@ -23,8 +24,8 @@ struct GradientPair {
   Vector clean, adv;
 };
 
-// The record around lse(a) - lse(b), up to rounding, where merged parts have left its level far away: the adversarial weights
-// e^(b - n) would overflow.
+// The record around lse(a) - lse(b), up to rounding, if merging parts has left its level far away: the adversarial
+// weights e^(b - n) would overflow.
 inline RowRecord near_centre(RowRecord record) {
   if (record.log_ratio < 20.0f && record.log_ratio > -20.0f) return record;
   const float level = record.level + record.log_ratio;
@@ -70,7 +71,8 @@ inline int64_t misaligned_elements(const Element* p) {
   return static_cast<int64_t>((bytes - reinterpret_cast<uintptr_t>(p) % bytes) % bytes / sizeof(Element));
 }
 
-// Where the weights of columns i .. i + count - 1 come from: the logits (again), or what the statistics of the same call kept.
+// Where the weights of columns i .. i + count - 1 come from: computed again from the logits, or kept by the statistics
+// of the same call.
 template <Form kForm, bool kExact, typename Element>
 struct FromLogits {
   const Element *a, *b;
@@ -133,7 +135,8 @@ void clear(Element* row, int64_t begin, int64_t end) {
   if (row != nullptr) __builtin_memset(row + begin, 0, static_cast<size_t>(end - begin) * sizeof(Element));
 }
 
-// The label's gradient before rounding to the element type is p - 1: its column once more, from the logits it had.
+// The label's gradient before rounding to the element type is p - 1: its column is computed once more, from its logits
+// before they were overwritten.
 struct Label {
   int64_t column;  // -1 = none here
   float clean, adv, weight;
@@ -164,7 +167,7 @@ void gradients_of_form(const RowPointers<Element>& at, int64_t columns, const Ro
   store_some(at.clean_grad + label.column, gradients_of<kForm>(alone(0, 1), row).clean - broadcast(label.weight), 1);
 }
 
-// `kept`: the weights that the statistics of this very row have left, or null.
+// `kept`: the weights that the statistics of this row have left, or null.
 template <typename Element>
 void gradient_of_row(const RowTask& task, int64_t index, const RowRecord& merged, const KeptWeights& kept) {
   const RowRecord record = near_centre(merged);

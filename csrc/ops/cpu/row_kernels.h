@@ -3,13 +3,14 @@
 //
 // A row of clean and of adversarial logits stays in the second-level cache (2 x 122 KB in float32 at V = 30592) while it is
 //   surveyed   maximum of the clean logits and d near it: the scale m and the centre c, hence the level n = m - c
-//   summed     four sums, one exp and one expm1 an element -> the record; meanwhile the next row is prefetched. The gradients
-//              of the same call (row_fused) get the weights from here instead of forming them again.
-// The centre of the survey serves almost always; where it lies far from the bulk of the row, both log-sum-exps are formed and
-// the row is summed again around their difference, which is always a good centre. So it is where logits beyond 1e18 or infinite
-// ones have made the sums not a number: the second time they count as in float64.
+//   summed     four sums, one exp and one expm1 per element -> the record; meanwhile the next row is prefetched. The gradients
+//              of the same call (row_fused) reuse these weights instead of computing them again.
+// The centre of the survey serves almost always; where it lies far from the bulk of the row, both log-sum-exps are
+// formed and the row is summed again around their difference, which is always a good centre. The same happens when
+// logits beyond 1e18 or infinite ones made the sums NaN: the second time they count as in float64.
 //
-// Adversarial logits that are the clean ones (same memory) ask for the MLM loss alone: half the reads, one exp an element.
+// Adversarial logits that are the clean ones (same memory) request the MLM loss alone: half the reads, one exp per
+// element.
 #pragma once
 
 #include "common/row_statistics.h"
@@ -19,7 +20,7 @@
 
 namespace {
 
-constexpr int64_t kRunColumns = 1024;     // summed on their own first: keeps the rounding of long sums down
+constexpr int64_t kRunColumns = 1024;     // summed separately first: limits the rounding of long sums
 
 struct Survey {
   float maximum, center;
@@ -36,14 +37,14 @@ struct Sums {
   }
 };
 
-// Where the weights of a row are left for its gradients; null where nobody asks for them.
+// Where the weights of a row are left for its gradients; null if they are not needed.
 struct KeptWeights {
   float* clean;
   float* difference;
 };
 
-// The centre: the mean of d over the lanes' own clean maxima, weighted by them; written as a move from the greatest, so that a
-// common shift leaves no rounding error. Nearer to E_P[d] than any single column is.
+// The centre: the mean of d over the lanes' own clean maxima, weighted by them; written as an offset from the greatest,
+// so that a common shift leaves no rounding error. It is nearer to E_P[d] than any single column.
 inline Survey survey_of_lanes(const Vector top[2], const Vector at_top[2]) {
   constexpr int lanes = 2 * Vector::width;
   float clean[lanes], center[lanes];
@@ -69,7 +70,7 @@ inline Survey survey_of_lanes(const Vector top[2], const Vector at_top[2]) {
   return found;
 }
 
-// Calls `look(i, count, lane)` for every vector of columns, lanes 0 and 1 in turn: what they gather does not wait for each other.
+// Calls `look(i, count, lane)` for every vector of columns, lanes 0 and 1 in turn: their accumulations are independent.
 template <typename Look>
 void each_vector(int64_t columns, const Look& look) {
   constexpr int64_t width = Vector::width;
@@ -119,8 +120,8 @@ inline Weights accumulate(Sums& sums, Vector a, Vector b, const Scale& scale, Ve
   return w;
 }
 
-// Calls `add(total, i, count)` for every vector of columns (count < width for the last one alone): runs are summed by
-// themselves, then added up.
+// Calls `add(total, i, count)` for every vector of columns (count < width only for the last one): runs are summed
+// separately, then added up.
 template <typename Total, typename Add>
 Total summed(int64_t columns, const Add& add) {
   Total total{};
@@ -166,8 +167,8 @@ float maximum_of(const Element* a, int64_t columns) {
   return greatest_of(maximum(top[0], top[1]));
 }
 
-// log-sum-exp of b less that of a on its own scale: the best level there is. Two exponentials an element. Also the mass of the clean
-// logits by themselves.
+// log-sum-exp of b less that of a on its own scale: the best possible level. Two exponentials per element. Also the
+// mass of the clean logits alone.
 template <typename Element>
 float level_of(const Element* a, const Element* b, int64_t columns, float maximum_of_a, float* mass) {
   const float maximum_of_b = maximum_of(b, columns);
@@ -217,7 +218,7 @@ RowRecord record_of_block(const Element* a, const Element* b, int64_t columns, c
   return record;
 }
 
-// Of a row that is compared with itself: the clean weights alone.
+// For a row that is compared with itself: the clean weights alone.
 template <typename Element>
 RowRecord record_of_clean(const Element* a, int64_t columns, const KeptWeights& kept, int64_t ahead) {
   RowRecord record = empty_record();

@@ -1,8 +1,8 @@
 // Token role on the CPU, for one instruction set: included after a vector_*.h header, compiled once for each of them.
 //
-// A token at a time: its channels are brought to float32 in scratch that stays in the first-level cache, stepped, projected,
-// added and written. The loops call the scalar functions of common/ and are vectorised by the compiler, so that both
-// devices share one definition; only the conversions of half-width types use the vector headers.
+// One token at a time: its channels are converted to float32 in scratch that stays in the first-level cache, stepped,
+// projected, added and written. The loops call the scalar functions of common/ and are vectorised by the compiler, so
+// that both devices share one definition; only the conversions of half-width types use the vector headers.
 #pragma once
 
 #include "ops/cpu/element_rows.h"
@@ -14,9 +14,9 @@
 namespace {
 
 constexpr int64_t kNoiseBlocks = 32;            // Philox blocks generated together
-constexpr int64_t kStreamedBytes = 8 * 1024 * 1024;  // results larger than this leave the caches before anybody reads them
+constexpr int64_t kStreamedBytes = 8 * 1024 * 1024;  // results larger than this leave the caches before they are read
 
-// The rounds go over all blocks together, and so does the quantile: loops that the compiler turns into vectors.
+// Both the rounds and the quantile run over all blocks at once: loops that the compiler vectorises.
 inline void noise_of_token(const NoiseToken& token, float deviation, int64_t channels, float* out) {
   uint32_t words[4][kNoiseBlocks];
   float z[4][kNoiseBlocks];
@@ -104,7 +104,8 @@ inline void sum_token(const float* start, const float* grad, const float* moved,
   sums[4] = start_square;
 }
 
-// A finished row goes to its tensor: past the caches when the tensor is large, which saves reading what is overwritten.
+// A finished row goes to its tensor: past the caches when the tensor is large, which avoids reading what is
+// overwritten.
 inline void write_out(const void* row, int64_t bytes, int64_t tensor_bytes, void* to) {
   constexpr int64_t step = Vector::width * static_cast<int64_t>(sizeof(float));
   int64_t i = 0;
@@ -117,7 +118,7 @@ inline void write_out(const void* row, int64_t bytes, int64_t tensor_bytes, void
   if (i < bytes) __builtin_memcpy(static_cast<char*>(to) + i, static_cast<const char*>(row) + i, static_cast<size_t>(bytes - i));
 }
 
-// Writes x and returns it as it reads afterwards.
+// Writes x and returns the value as stored.
 inline Vector written(float* to, Vector x) {
   store(to, x);
   return x;

@@ -1,5 +1,5 @@
-// Vectors of floats: what every instruction set writes the same way, in the compiler's own vector arithmetic. Included by the
-// vector_*.h headers, which name `Floats` beforehand and add what only their instructions can say.
+// Vectors of floats: the code common to all instruction sets, in the compiler's own vector arithmetic. Included by the
+// vector_*.h headers, which define `Floats` beforehand and add what needs their own instructions.
 #pragma once
 
 namespace {

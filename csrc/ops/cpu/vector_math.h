@@ -36,7 +36,7 @@ inline Vector exponential(Vector x) {
 struct Growth {
   Vector factor, minus_one, remainder;
 };
-template <bool kBounded>  // else not a number for x below -1e18
+template <bool kBounded>  // else NaN for x below -1e18
 inline Growth growth(Vector x) {
   const Vector bounded = kBounded ? maximum(broadcast(-126.0f), x) : x;  // in this order: NaN stays
   const Vector n = rounded(bounded * broadcast(kLog2E));
