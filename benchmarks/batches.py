@@ -1,4 +1,5 @@
-"""The micro-batches that whole training steps are timed on: real text as placement by length cuts it, or full rows."""
+"""The micro-batches that whole training steps are timed on: real text as placement by length divides it, or full
+rows."""
 
 import argparse
 from dataclasses import replace
@@ -33,12 +34,12 @@ def one_micro_batch(arguments: argparse.Namespace, config: RunConfig) -> Iterati
     """The micro-batch of a row with its counts, as the loader gives them."""
     size, length = arguments.micro_batch_size, arguments.seq_length
     if arguments.data:
-        from megatron_alum.data.sampling.dataset import open_datasets  # and tokenizers, which random tokens do without
+        from megatron_alum.data.sampling.dataset import open_datasets  # random tokens need no tokenizers
 
         datasets = open_datasets(
             config.data, model_type=config.model.model_type, seq_length=length, train_samples=16 * size, seed=1234
         )
-        # One of sixteen micro-batches that placement has made alike.
+        # One of sixteen micro-batches that placement has made nearly equal.
         plan = BatchPlan(size, 16 * size).iteration(datasets.train, 0)
         batch = datasets.train.batch(
             plan.micro_batches[0], num_adversarial=plan.num_adversarial[0], multiple=config.token_multiple
@@ -59,7 +60,7 @@ def one_micro_batch(arguments: argparse.Namespace, config: RunConfig) -> Iterati
 
 
 def _random_batch(arguments: argparse.Namespace) -> PretrainingBatch:
-    """Random tokens in full rows, so many of each masked."""
+    """Random tokens in full rows, with the given number of each masked."""
     generator = torch.Generator().manual_seed(0)
     size, length = arguments.micro_batch_size, arguments.seq_length
     masked = int(arguments.mask_rate * length)

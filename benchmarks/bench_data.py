@@ -1,17 +1,17 @@
-"""Speed of preprocessing beside the ways of its peers, on the same text in the same run.
+"""Speed of preprocessing against its peers' methods, on the same text in the same run.
 
     python -m benchmarks.bench_data --corpus ../shared/data/wiki/extracted --dump DUMP.xml.bz2 --vocab-file vocab.txt \
         --punkt-dir ../shared/data/punkt/nltk_data --mb 100 --output benchmarks/results/data.csv
 
-    punkt, sentence by sentence     nltk's Punkt, then tokenizers one sentence a call: what Megatron's tool does
+    punkt, sentence by sentence     nltk's Punkt, then tokenizers, one sentence per call: what Megatron's tool does
     library, whole documents        tokenizers.encode_batch_fast on documents: no sentences at all
     preprocess_data.py              the whole tool, start-up included, with 1 and 2 workers
-    wikiextractor                   on the dump, --no-templates, if it is installed; beside our reader on the same dump
+    wikiextractor                   on the dump, --no-templates, if installed; against our reader on the same dump
 
-Wall seconds count, and CPU seconds stand beside them: on a machine that does other work they say more. The dump is
+Wall seconds count; CPU seconds are given as well and are more reliable on a machine that does other work. The dump is
 repeated, as a multistream file, until it has --dump-mb: streams of 25 of its long pages have about 0.7 MB of XML, as
-Wikimedia's have with 100 of all sizes. Rows of an existing --output that this run does not measure stay: text and dump
-can be measured one after the other. The promised ratios are printed.
+Wikimedia's have with 100 of all sizes. Rows of an existing --output that this run does not measure are kept: text and
+dump can be measured one after the other. The promised ratios are printed.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def documents_of(path: Path) -> list[str]:
 
 
 def sentence_by_sentence(path: Path, tokenizer: Tokenizer, punkt_dir: str) -> None:
-    """The peer's way: read, split with Punkt, encode each sentence on its own."""
+    """The peer's method: read, split with Punkt, encode each sentence separately."""
     splitter = PunktSplitter(punkt_dir)
     for text in documents_of(path):
         for sentence in splitter.split(text):
@@ -124,7 +124,7 @@ def sentence_by_sentence(path: Path, tokenizer: Tokenizer, punkt_dir: str) -> No
 
 
 def whole_documents(path: Path, tokenizer: Tokenizer) -> None:
-    """The library at its best: batches of documents, one thread."""
+    """The library's fastest use: batches of documents, one thread."""
     texts = documents_of(path)
     for first in range(0, len(texts), 200):
         for encoding in tokenizer.encode_batch_fast(texts[first : first + 200], add_special_tokens=False):
@@ -144,7 +144,7 @@ def count_characters(chunk: Chunk) -> int:
 
 
 def read_dump(path: Path, workers: int) -> int:
-    """Read every article by `workers` processes; returns the characters."""
+    """Read every article with `workers` processes; returns the characters."""
     tasks = ((chunk,) for chunk in MediawikiReader().chunks(path))
     with open_executor("local", workers) as (executor, workers):
         return sum(count for _task, count in map_in_order(executor, workers, count_characters, tasks))
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--corpus", help="Wikipedia text in any format the preprocessor reads")
     parser.add_argument("--dump", help="MediaWiki XML dump (.xml.bz2, one file)")
     parser.add_argument("--vocab-file", help="uncased BERT vocabulary, for --corpus")
-    parser.add_argument("--punkt-dir", help="Punkt parameters for the peer's way")
+    parser.add_argument("--punkt-dir", help="Punkt parameters for the peer's method")
     parser.add_argument("--mb", type=float, default=100.0, help="MB of text (default: 100)")
     parser.add_argument("--dump-mb", type=float, default=60.0, help="MB of XML (default: 60)")
     parser.add_argument("--output", help="CSV file to write")
@@ -214,7 +214,7 @@ def main() -> None:
 
 
 def promises(rows: dict[str, Row]) -> list[str]:
-    """The ratios the project promises, of the rows that were measured."""
+    """The ratios that the project promises, from the rows that were measured."""
     pairs = [
         (f"{TOOL.name}, 1 worker(s)", "punkt, sentence by sentence", "at least 4"),
         (f"{TOOL.name}, 2 worker(s)", f"{TOOL.name}, 1 worker(s)", "at least 1.8"),
@@ -229,7 +229,7 @@ def promises(rows: dict[str, Row]) -> list[str]:
 
 
 def write_table(path: Path, rows: list[Row]) -> None:
-    """Write `rows` to the CSV file, after the rows of other names it has already."""
+    """Write `rows` to the CSV file, after its existing rows of other names."""
     table = [
         {key: f"{value:.3f}" if isinstance(value, float) else value for key, value in asdict(r).items()} for r in rows
     ]

@@ -1,11 +1,11 @@
-"""Time of a fine-tuning step with each method beside the plain Trainer's, in one run on one machine.
+"""Time of a fine-tuning step with each method against the plain Trainer's, in one run on one machine.
 
     python -m benchmarks.bench_finetune                                      BERT-base, 8 sequences of 64 tokens
     python -m benchmarks.bench_finetune --layers 6 --width 384 --batch 16    the size of the six-layer MiniLM
 
 A step is `AlumTrainer.training_step` on random tokens, gradient clipping and fused AdamW included, in float32 with
-dropout 0.1. The methods take turns, so that a busy machine disturbs all alike; a row is the fastest of its steps. The
-column `flops` is the count of torch's FLOP counter against method none.
+dropout 0.1. The methods take turns, so that a busy machine disturbs all of them equally; a row is the fastest of its
+steps. The column `flops` is the count of torch's FLOP counter relative to method none.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line above; `words` in place of this process's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=12, help="of the network (default: 12)")
-    parser.add_argument("--width", type=int, default=768, help="of hidden states, 64 a head (default: 768)")
+    parser.add_argument("--width", type=int, default=768, help="of hidden states, 64 per head (default: 768)")
     parser.add_argument("--vocab", type=int, default=30_522, help="entries of the vocabulary (default: 30522)")
     parser.add_argument("--batch", type=int, default=8, help="sequences (default: 8)")
     parser.add_argument("--length", type=int, default=64, help="tokens of a sequence (default: 64)")

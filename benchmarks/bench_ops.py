@@ -3,15 +3,14 @@
     python -m benchmarks.bench_ops [--device cpu|cuda] [--threads 2] [--rows 1024] [--vocab 30592] [--tokens 8192]
                               [--repeats 15] [--quick] [--output benchmarks/results/ops_cpu.csv]
 
-Every figure is a median over rounds in which all contestants of a table take turns, so that whatever else the machine
-does hits all alike; each ratio is between medians of the same run. The floor is the time that the bytes an op must
-move take at the bandwidth of a plain copy measured in the same rounds. "value and both gradients" is the symmetric KL
-of N rows, forward and backward: "row losses" as one gets them from ops.symmetric_kl, "weighted sum" as from
-ops.row_losses with weights, which the training step uses, "one launch" the kernel by itself. "overwritten" ones write
-gradients over the logits (what the training step does); the others allocate them anew, which on CPU costs more than
-computing them, since the system hands out fresh pages for every call; that favours whatever allocates less. With
---keep-memory the process keeps what is freed, and only the ops' own work is left to compare. "whole" is the unchunked
-head: the chunked one is compared with it.
+Every figure is a median over rounds in which all contestants of a table take turns, so that other load on the machine
+affects all of them equally; each ratio is between medians of the same run. The floor is the time that the bytes an op
+must move take at the bandwidth of a plain copy measured in the same rounds. "value and both gradients" is the symmetric
+KL of N rows, forward and backward: "row losses" is ops.symmetric_kl, "weighted sum" is ops.row_losses with weights,
+which the training step uses, "one launch" the kernel alone. "overwritten" ones write gradients over the logits (as the
+training step does); the others allocate new gradients, which on a CPU costs more than computing them, since the system
+provides new pages for every call; that favours contestants that allocate less. With --keep-memory the process keeps
+freed memory, and only the work of the ops is compared. "whole" is the unchunked head, for comparison.
 """
 
 import argparse
@@ -42,7 +41,7 @@ Run = Callable[[], object]
 
 @dataclass
 class Prepared:
-    """A contestant that spoils its inputs: `prepare` restores them, outside of the measured time."""
+    """A contestant that overwrites its inputs: `prepare` restores them outside the measured time."""
 
     prepare: Run
     run: Run
@@ -76,7 +75,7 @@ class Row:
 
 
 def measure(contestants: dict[str, Run], *, device: torch.device, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each contestant, sorted; one call each a round, after one that does not count; who fails is out."""
+    """Seconds of each contestant, sorted; one call each per round, after a warm-up; those that fail are left out."""
     seconds: dict[str, list[float]] = {}
     for name, run in contestants.items():
         try:
@@ -92,7 +91,7 @@ def measure(contestants: dict[str, Run], *, device: torch.device, repeats: int) 
 
 
 def once(run: Run, device: torch.device) -> float:
-    """Seconds of one call, preparation apart."""
+    """Seconds of one call, without its preparation."""
     if isinstance(run, Prepared):
         run.prepare()
     return gpu_seconds(run) if device.type == "cuda" else host_seconds(run)
@@ -118,7 +117,7 @@ def gpu_seconds(run: Run) -> float:
 
 
 def extra_bytes(run: Run, device: torch.device) -> int:
-    """Peak memory that `run` allocates beyond what lives before it, by torch's own accounts."""
+    """Peak memory that `run` allocates beyond what is allocated before it, as torch counts it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -138,7 +137,7 @@ def extra_bytes(run: Run, device: torch.device) -> int:
 
 @contextmanager
 def without_profiler_chatter() -> Iterator[None]:
-    """Keeps torch's profiler from reporting its start and stop on stderr, which no log level does; all else passes."""
+    """Keeps torch's profiler from reporting its start and stop on stderr, which no log level does."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile("w+") as caught:
@@ -153,7 +152,7 @@ def without_profiler_chatter() -> Iterator[None]:
 
 
 def eager_kl(clean: Tensor, adv: Tensor) -> Tensor:
-    """Symmetric KL as one writes it: targets detached, two softmaxes, sums over the vocabulary."""
+    """Symmetric KL as usually written: targets detached, two softmaxes, sums over the vocabulary."""
     p, q = clean.log_softmax(1), adv.log_softmax(1)
     return ((p.exp() - q.exp()).detach() * (p - q)).sum(1)
 
@@ -179,7 +178,7 @@ def divergence_contestants(
         return lambda: torch.autograd.grad(function(clean, adv).sum(), (clean, adv))
 
     def overwritten(function: Callable[..., Tensor]) -> Run:
-        """Logits that are no leaves: a view of nothing, made by an op that costs nothing beside the kernel."""
+        """Logits that are neither leaves nor views, made by an op whose cost is negligible."""
 
         def run() -> None:
             a, b = (_Handover.apply(x, leaf) for x, leaf in zip(live, (clean, adv), strict=True))
@@ -195,7 +194,7 @@ def divergence_contestants(
         contestants["released"] = both(released_kl)
         contestants["compile"] = both(torch.compile(eager_kl))
 
-    def refresh() -> None:  # gradients of gradients would soon be subnormal numbers, which are slow
+    def refresh() -> None:  # otherwise gradients of gradients would soon be subnormal numbers, which are slow
         live[0].copy_(clean.detach())
         live[1].copy_(adv.detach())
 
@@ -228,7 +227,7 @@ class _Handover(torch.autograd.Function):
 
 
 def mlm_contestants(rows: int, vocab: int, dtype: torch.dtype, device: torch.device) -> dict[str, Run]:
-    """The standard step's loss: MLM alone, value and gradient."""
+    """The standard step's loss: only MLM, value and gradient."""
     leaf = torch.randn(rows, vocab, device=device).to(dtype).requires_grad_()
     copy, source = torch.empty_like(leaf.detach()), leaf.detach()
     live, labels = source.clone(), torch.randint(0, vocab, (rows,), device=device)
@@ -321,7 +320,7 @@ def table(
     size: str,
     floor_copies: float,
 ) -> None:
-    """Measures, prints and adds one table to the CSV; the floor is `floor_copies` times the copy, 0 = there is none."""
+    """Measures, prints and adds one table to the CSV; the floor is `floor_copies` times the copy, 0 = no floor."""
     device = torch.device(arguments.device)
     seconds = measure(contestants, device=device, repeats=arguments.repeats)
 
@@ -343,7 +342,7 @@ def table(
         times = f"{median:10.2f} ms  {against:6.2f} x floor  {speedup:7.2f} x eager"
         print(f"  {name:32s} {times}  {memory / 2**20:9.1f} MiB extra")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.output.open("w", newline="") as file:  # after each table: who stops a slow run keeps what there is
+    with arguments.output.open("w", newline="") as file:  # after each table: a run that is stopped keeps what it has
         writer = csv.writer(file)
         writer.writerow([field.name for field in fields(Row)])
         writer.writerows([[f"{v:.4g}" if isinstance(v, float) else v for v in vars(row).values()] for row in rows])

@@ -1,19 +1,19 @@
-"""Samples a second of the C++ sampler, of its Python reference and of megatron-core's own BERT dataset, in one run.
+"""Samples per second of the C++ sampler, of its Python reference and of megatron-core's own BERT dataset, in one run.
 
     python -m benchmarks.bench_sampler [--data-path PREFIX] [--seq-length 512] [--batch-size 64] [--csv FILE]
 
 All read the same shard with the page cache warm; without --data-path a synthetic shard of Wikipedia's proportions is
 made. Ours writes whole batches into preallocated buffers, index reads included, masking 15 % of single tokens with NSP;
-several threads write several batches, as in `BatchLoader`. `placement` shares one iteration of 4,096 samples out over
-two ranks, index reads included: samples placed a second, which every rank does for the whole global batch.
-`BERTMaskedWordPieceDataset` yields one sample a call (single tokens, 15 %, its sentence-order question),
-and nothing is counted for collating its samples. It packs sentences of A and B up to the same length, so its rows hold
-a different number of tokens: tokens a second are printed beside samples.
+several threads write several batches, as in `BatchLoader`. `placement` distributes one iteration of 4,096 samples over
+two ranks, index reads included: samples placed per second, which every rank does for the whole global batch.
+`BERTMaskedWordPieceDataset` yields one sample per call (single tokens, 15 %, its sentence-order question), and nothing
+is counted for collating its samples. It packs sentences of A and B up to the same length, so its rows hold a different
+number of tokens: tokens per second are printed beside samples.
 
-Timings are the best of several rounds, since other work on the machine can only slow one down. Samples a second are by
-the clock; samples a CPU second count only the time in which each thread ran (the threads' rates added), and the ratio
-to megatron-core is taken of those, since it must not depend on what else the machine does. Idle, both agree.
-The CSV has one line a case, with the processor and the commit.
+Timings are the best of several rounds, since other work on the machine can only slow one down. Samples per second are
+wall time; samples per CPU second count only the time in which each thread ran (the threads' rates added), and the ratio
+to megatron-core is taken from those, since it must not depend on other load. On an idle machine both agree. The CSV has
+one line per case, with the processor and the commit.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from megatron_alum.report.machine import current_commit, processor_name
 
 MASK_RATE = 0.15
 STOCK_SAMPLES = 50_000
-"""Samples of megatron-core's index; it wants a number."""
+"""Samples of megatron-core's index, which needs a number."""
 PERMUTED = 1 << 22
 """Sample indices are drawn from this range: several epochs of a small shard, one of a large."""
 PLACED = 4096
@@ -78,7 +78,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     if args.data_path:
-        open_shards(args.data_path)  # a wrong path is said before anything is measured
+        open_shards(args.data_path)  # a wrong path is reported before anything is measured
     with tempfile.TemporaryDirectory() as folder:
         prefix = args.data_path or write_synthetic(Path(folder) / "synthetic", num_documents=args.documents)
         results = list(_measure_all(prefix, args, folder))
@@ -96,7 +96,7 @@ def _arguments() -> argparse.Namespace:
         "--index-documents", type=int, default=200_000, help="documents of the pair index that is built"
     )
     parser.add_argument("--seq-length", type=int, default=512, help="S, special tokens included")
-    parser.add_argument("--batch-size", type=int, default=64, help="samples a call")
+    parser.add_argument("--batch-size", type=int, default=64, help="samples per call")
     parser.add_argument("--seconds", type=float, default=2.0, help="time spent on each case")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="thread counts of the C++ sampler")
     parser.add_argument("--csv", help="file to write the results to")
@@ -105,12 +105,12 @@ def _arguments() -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Rate:
-    """How fast something went."""
+    """Calls per second, by two clocks."""
 
     by_clock: float
-    """calls (or samples) a second"""
+    """calls (or samples) per second"""
     by_cpu: float
-    """calls (or samples) a second of CPU time, summed over threads"""
+    """calls (or samples) per second of CPU time, summed over threads"""
 
     def times(self, factor: float) -> Rate:
         """The rate of the parts of each call."""
@@ -140,7 +140,7 @@ def _measure_all(prefix: str, args: argparse.Namespace, folder: str) -> Iterator
 
 
 def measure_sampler(prefix: str, args: argparse.Namespace, folder: str, **options: Any) -> tuple[Rate, float]:
-    """(samples a second, real tokens a sample) of our sampler; `options` are fields of DataConfig."""
+    """(samples per second, real tokens per sample) of our sampler; `options` are fields of DataConfig."""
     dataset = _open(prefix, args, folder, **options)
     num_samples = dataset.samples_per_epoch()[0]
     batches = np.random.default_rng(0).integers(0, num_samples, size=(256, args.batch_size))
@@ -166,7 +166,7 @@ def _draw(dataset: PretrainingDataset, batch: np.ndarray, out: BatchBuffers) -> 
 
 
 def measure_placement(prefix: str, args: argparse.Namespace, folder: str) -> tuple[Rate, float]:
-    """(samples placed a second, real tokens a sample) of iterations of PLACED samples on two ranks."""
+    """(samples placed per second, real tokens per sample) of iterations of PLACED samples on two ranks."""
     dataset = _open(prefix, args, folder)
     plan = BatchPlan(16, PLACED, dp_size=2)
     first = plan.iteration(dataset, 0)
@@ -186,7 +186,7 @@ def _open(prefix: str, args: argparse.Namespace, folder: str, **options: Any) ->
 
 
 def measure_index(num_documents: int) -> Rate:
-    """Rows a second of an epoch's pair index at sequence length 512 and one thread; prints documents and seconds."""
+    """Rows per second of an epoch's pair index at sequence length 512 and one thread; prints documents and seconds."""
     sentences = synthetic_sentences(num_documents)
     walk = WalkSettings(objective="nsp", max_tokens=509, short_seq_prob=0.1, seed=1)
     begin, cpu_begin = time.perf_counter(), time.thread_time()
@@ -209,7 +209,7 @@ def synthetic_sentences(num_documents: int) -> Sentences:
 
 
 def measure_megatron_core(prefix: str, seq_length: int, seconds: float, folder: str) -> tuple[Rate, float]:
-    """(samples a second, real tokens a sample) of megatron-core's BERTMaskedWordPieceDataset, item by item."""
+    """(samples per second, real tokens per sample) of megatron-core's BERTMaskedWordPieceDataset, item by item."""
     dataset = megatron_core_dataset(prefix, seq_length, folder)
     order = np.random.default_rng(0).permutation(len(dataset))
     real = np.mean([int((dataset[int(i)]["padding_mask"] != 0).sum()) for i in order[:64]])

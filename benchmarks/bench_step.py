@@ -1,16 +1,16 @@
-"""Time of whole training steps beside stock megatron-core's BertModel, in one run on one machine.
+"""Time of whole training steps against stock megatron-core's BertModel, in one run on one machine.
 
     python -m benchmarks.bench_step --data PREFIX                     4 layers of 256 on real text, rows of 128
     python -m benchmarks.bench_step --data PREFIX --seq-length 512    benchmarks/results/step_text_512.csv
     python -m benchmarks.bench_step --model-size base --seq-length 512 --micro-batch-size 64 --bf16 --only "K=1"
 
-Every row is a forward, backward and optimizer step on one micro-batch a process, in a process of its own: with --data
+Every row is a forward, backward and optimizer step on one micro-batch per process, in a separate process: with --data
 the first one that placement by length makes of a global batch of real text, else random tokens in full rows. Stock is
 BertModel with its local layer spec, as megatron-core ships it, on the same samples as padded rows: logits on all
-positions, its own attention, dropout and cross-entropy, on a GPU with its compiled fusions; wrapped and stepped as
+positions, its own attention, dropout and cross-entropy, on a GPU with its compiled fusions; wrapped and stepped like
 ours. The rows take turns --rounds times, since a machine may be slow for minutes, and the fastest counts. The two rows
-of data parallelism take one thread a process. Memory is the peak above that before the model was built; tflops are
-those of our matrix products, by the formula of megatron_alum/planning/flops.py.
+of data parallelism use one thread per process. Memory is the peak above that before the model was built; tflops counts
+our matrix products, by the formula of megatron_alum/planning/flops.py.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Variant:
     is_stock: bool = False
     processes: int = 1
     threads: int | None = None
-    """of a process; None = as many as torch takes by itself"""
+    """of a process; None = torch's default"""
 
 
 STANDARD = {"alum_start_fraction": 1.0}
@@ -73,7 +73,7 @@ COLUMNS = (
 
 
 class Measured(NamedTuple):
-    """One row's figures; the faster one is the smaller."""
+    """One row's figures; the faster row compares as smaller."""
 
     seconds: float
     bytes: float
@@ -95,13 +95,13 @@ def main() -> None:
             continue
         try:
             row = run_variant(arguments, VARIANTS[name])
-        except Exception as error:  # the other rows are worth having
+        except Exception as error:  # the other rows are still useful
             print(f"{name}: failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             failed.add(name)
             continue
         rows[name] = min(rows.get(name, row), row)
         print(f"{name:44}{row.seconds:8.3f} s {row.bytes / 1e6:8.0f} MB", flush=True)
-        if arguments.output:  # after each row: whoever stops a slow run keeps what there is
+        if arguments.output:  # after each row: a run that is stopped keeps what it has
             with open(arguments.output, "w", newline="", encoding="utf-8") as stream:
                 write(rows, arguments, stream)
     write(rows, arguments, sys.stdout)
@@ -110,8 +110,8 @@ def main() -> None:
 
 
 def chosen(words: list[str]) -> list[str]:
-    """Stock, and the variants that are called, or whose name holds, one of `words`; without words all."""
-    one_process_only = torch.cuda.is_available()  # the rows of data parallelism need a device a process
+    """Stock, and the variants whose name is, or contains, one of `words`; all if there are no words."""
+    one_process_only = torch.cuda.is_available()  # the rows of data parallelism need a device per process
     possible = [name for name, variant in VARIANTS.items() if variant.threads is None or not one_process_only]
 
     def is_meant(name: str) -> bool:
@@ -187,14 +187,14 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         "--only",
         nargs="*",
         default=[],
-        help="stock, and variants that are called, or whose name holds, one of these words",
+        help="stock, and the variants whose name is, or contains, one of these words",
     )
     parser.add_argument("--output", help="CSV file to write")
     return parser.parse_args(words)
 
 
 def configuration(arguments: argparse.Namespace, variant: Variant) -> RunConfig:
-    """The run whose step a row is."""
+    """The configuration of the run whose step is measured."""
     values = {
         "data_path": (arguments.data or "random tokens",),
         "dry_run": True,
@@ -250,7 +250,7 @@ def _stock_step(arguments: argparse.Namespace, config: RunConfig, groups: Any, b
 
     dtype = getattr(torch, config.precision.dtype_name)
     stock_config = transformer_config(config.model, groups=groups, dtype=dtype)
-    if groups.device.type == "cuda":  # as Megatron-LM's own scripts have it; the softmax kernel is a package of its own
+    if groups.device.type == "cuda":  # as in Megatron-LM's own scripts; the softmax kernel is a separate package
         stock_config.bias_activation_fusion = stock_config.bias_dropout_fusion = True
         stock_config.masked_softmax_fusion = importlib.util.find_spec("scaled_masked_softmax_cuda") is not None
     network = BertModel(
@@ -280,7 +280,7 @@ def _stock_step(arguments: argparse.Namespace, config: RunConfig, groups: Any, b
 
 @torch.no_grad()
 def _draw_weights(network: torch.nn.Module) -> None:
-    """The configuration leaves drawing to `build_model`, which this network has not gone through."""
+    """The configuration leaves drawing to `build_model`, which did not build this network."""
     for name, parameter in network.named_parameters():
         if parameter.dim() > 1:
             parameter.normal_(0.0, 0.02)
@@ -291,7 +291,7 @@ def _draw_weights(network: torch.nn.Module) -> None:
 def measure(build: Callable[[], Callable[[], object]], steps: int) -> tuple[float, float]:
     """(seconds of a step, peak memory above that before `build`).
 
-    Seconds are the fastest of `steps` on a CPU, whose other users only ever slow a step down; on a GPU `steps` are
+    Seconds are the fastest of `steps` on a CPU, where other load only slows a step down; on a GPU `steps` are
     queued after each other, as training does, and their mean is the fastest of three such series. Two steps warm up.
     """
     gc.collect()
@@ -314,7 +314,7 @@ def _series(step: Callable[[], object], count: int) -> float:
 
 
 class _PeakMemory:
-    """Largest memory above that at the start: allocated on the GPU, or resident, asked every 5 ms."""
+    """Largest memory above that at the start: allocated on the GPU, or resident, sampled every 5 ms."""
 
     def __enter__(self) -> "_PeakMemory":
         self.bytes, self._done = 0.0, threading.Event()

@@ -1,4 +1,4 @@
-"""What our cleaner of wikitext loses: words that both of its peers find in an article and ours does not.
+"""What our cleaner of wikitext loses: words that both peers find in an article and ours does not.
 
     pip install wikiextractor
     python -m benchmarks.compare_cleaners --dump DUMP.xml.bz2 --show 30
@@ -6,8 +6,8 @@
     wikiextractor       its JSON output with --no-templates, entities resolved
     mwparserfromhell    strip_code() of the same wikitext
 
-Words are runs of letters and digits, as often as they stand in an article. Only articles that both peers and we keep
-are counted. What one peer alone finds is often markup, so it is no measure of loss; both together seldom err alike.
+Words are runs of letters and digits, counted with multiplicity. Only articles that both peers and we keep are counted.
+What only one peer finds is often markup, so it does not measure loss; both seldom make the same error.
 """
 
 import argparse
@@ -36,14 +36,14 @@ TARGET = 0.0005
 
 
 def words(text: str) -> collections.Counter[str]:
-    """How often each word stands in `text`."""
+    """How often each word occurs in `text`."""
     return collections.Counter(WORD.findall(text))
 
 
 def by_wikiextractor(dump: Path) -> dict[str, str]:
     """{page id: text} of wikiextractor. ValueError when it is not installed."""
     if not importlib.util.find_spec("wikiextractor"):
-        raise ValueError("wikiextractor must be installed, but is not. Install it by `pip install wikiextractor`.")
+        raise ValueError("wikiextractor must be installed, but is not. Install it with `pip install wikiextractor`.")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "wikiextractor.WikiExtractor", str(dump), "-o", folder, "--json", "-q"]
         subprocess.run([*command, "--no-templates", "--processes", "1"], check=True)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.compare_splitters --input wiki/ --punkt-dir nltk_data --max-mb 5 --show 20
 
-Line ends, which both take for sentence ends, are not counted: only cuts inside lines.
+Line ends, which both treat as sentence ends, are not counted: only cuts inside lines.
 """
 
 import argparse

@@ -2,31 +2,32 @@ r"""Everything that needs a GPU, in one command of under eight minutes on a bare
 
     build       the extension with CUDA, in a temporary copy of the tree (nothing is installed or left behind)
     test        tests/ops with --device cuda
-    steps       BERT-base at 512 in bfloat16 on real lengths, beside padded stock megatron-core: samples and tokens a
-                second, share of the peak, memory               -> benchmarks/results/<gpu>-steps.csv
+    steps       BERT-base at 512 in bfloat16 on real lengths, beside padded stock megatron-core: samples and tokens
+                per second, share of the peak, memory           -> benchmarks/results/<gpu>-steps.csv
     training    30 iterations through both phases, saved, killed, resumed, exported     (benchmarks/gpu/real_run.py)
-    sync        a training step waits for the GPU nowhere                               (benchmarks/gpu/probes.py)
+    sync        a training step never waits for the GPU                               (benchmarks/gpu/probes.py)
     graphs      the ops in a CUDA graph
-    attention   the ways to compute it, against each other, with dropout by statistics
+    attention   its backends against each other, with dropout by statistics
     compile     a compiled layer is one graph
     ops         python -m benchmarks.bench_ops --device cuda          -> benchmarks/results/<gpu>-ops.csv
+    shared      two ranks on the one GPU, by samples and by vocabulary, against one     (benchmarks/gpu/shared_gpu.py)
     sanitize    a few tests under compute-sanitizer's tools, or the reason why not
     promises    each figure that the project promises           -> benchmarks/results/<gpu>.csv
 
-Most important first: what no time is left for is skipped and named at the end. Figures are written as they come.
-Needs nvcc and a python that has a CUDA build of torch, setuptools, numpy, packaging, pyyaml and psutil; no network.
-What that python lacks is taken from wheels in the folder .whl of the project, which somebody with a network fills
-beforehand (here for Python 3.12); without ninja the build takes minutes longer:
+Most important first: steps for which no time is left are skipped and named at the end. Figures are written as they
+come. Needs nvcc and a Python with a CUDA build of torch, setuptools, numpy, packaging, pyyaml and psutil; no network.
+What that Python lacks is taken from wheels in the folder .whl of the project, to be filled beforehand on a machine with
+a network (here for Python 3.12); without ninja the build takes minutes longer:
 
     pip download --only-binary=:all: --no-deps --python-version 3.12 --platform manylinux_2_28_x86_64 -d .whl \
         megatron-core==0.16.1 pytest pluggy iniconfig pygments hypothesis sortedcontainers ninja tokenizers \
         transformers safetensors huggingface-hub regex tqdm filelock requests
 
 Real text are the shards that `make bench-text` leaves in build/bench, or those of --data PREFIX; without any, steps are
-measured on full rows of random tokens and there is no training run.
+measured on full rows of random tokens and there are no training runs.
 
-Exit code: 0 where all was shown; 1 where a step failed or a promise is not kept; 3 where nothing is known to be wrong,
-but a step was not finished or skipped. Where the variable OUT names a folder, it gets a copy of the tables.
+Exit code: 0 if everything passed; 1 if a step failed or a promise is not kept; 3 if nothing failed, but a step was not
+finished or skipped. If the variable OUT names a folder, it gets a copy of the tables.
 """
 
 import argparse
@@ -42,22 +43,23 @@ from benchmarks.gpu.budget import ROOT, Check, answers, python, unpack_wheels
 from benchmarks.gpu.promises import Promise, promises, read_table, report
 
 CARRIED = ("csrc", "megatron_alum", "tests", "tools", "benchmarks", "setup.py", "README.md", "pretrain_bert_alum.py")
-# Rows of one block, of a cluster of blocks, and tokens: what runs on the GPU, which test_simt.py runs on a CPU.
+# Rows of one block, of a cluster of blocks, and tokens: on the GPU itself, what test_simt.py runs on a CPU.
 SANITIZED = (
     "(test_identical_logits_give_exactly_zero or test_padded_columns or test_wide_rows or test_tokens_outside_the_mask)"
     " and not simt and not reference"
 )
 SANITIZERS = ("memcheck", "racecheck", "synccheck")  # bounds, shared memory, barriers
-# Our kernel alone, else torch's are instrumented, too; torch probes the driver with calls that may fail.
+# Only our kernel, else torch's are instrumented, too; torch probes the driver with calls that may fail.
 SANITIZER_FLAGS = ("--kernel-name", "kns=alum_kernel", "--report-api-errors", "no", "--error-exitcode", "9")
 TESTS = "-m pytest -q -p no:cacheprovider tests/ops --device cuda".split()
 OPS = ("--device", "cuda", "--rows", "8192", "--tokens", "65536", "--repeats", "20")
 STEPS = "--model-size base --seq-length 512 --micro-batch-size 64 --bf16 --steps 10 --rounds 1".split()
 ROWS_OF_STEPS = ("--only", "standard", "alum K=1", "alum late layer")
-TRAINING = "--model-size mini --seq-length 128 --micro-batch-size 16 --global-batch-size 32 --bf16".split()
+TRAINING = "--model-size mini --seq-length 128 --micro-batch-size 16 --global-batch-size 32".split()
 WHEELS = {
     "steps": ("megatron",),
     "training": ("megatron", "tokenizers", "transformers"),
+    "shared": ("megatron", "tokenizers"),
     "test": ("pytest", "hypothesis"),
 }
 _ONE_KERNEL = "import torch; assert torch.ones(8, device='cuda').sum().item() == 8"
@@ -77,7 +79,7 @@ def refusal() -> str | None:
 
 
 def copy_tree(folder: Path) -> None:
-    """The files the check needs, without what was built for another python or machine, and without the sampler."""
+    """The files that the check needs, without anything built for another Python or machine, and without the sampler."""
     unwanted = shutil.ignore_patterns("*.so", "__pycache__", "data")
     for name in CARRIED:
         source = ROOT / name
@@ -92,7 +94,7 @@ def copy_tree(folder: Path) -> None:
 
 
 def build(check: Check, capability: str) -> bool:
-    """The extension for this GPU alone. pyproject.toml comes after: an older setuptools refuses its metadata."""
+    """The extension for this GPU only. pyproject.toml is copied later: an older setuptools refuses its metadata."""
     settings = {"USE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": capability, "MAX_JOBS": str(os.cpu_count())}
     has_ninja = shutil.which("ninja", path=check.environment()["PATH"]) is not None
     if not has_ninja:
@@ -105,7 +107,7 @@ def build(check: Check, capability: str) -> bool:
 
 
 def possible(check: Check, name: str) -> bool:
-    """Whether the modules of a step are there; a step without them has failed."""
+    """Whether the modules of a step are available; a step without them has failed."""
     missing = [module for module in WHEELS.get(name, ()) if not check.has(module)]
     if missing:
         check.fail(name, f"{' and '.join(missing)} missing; carry the wheels in .whl (see --help)")
@@ -118,19 +120,22 @@ def parts(check: Check, data: str | None) -> list[tuple[str, list[str], int]]:
     output = ["--output", str(check.results("-steps"))]
     names = ("sync", "graphs", "attention", "compile")
     probes = [(name, python("-m", "benchmarks.gpu.probes", name), 40) for name in names]
-    training = python("-m", "benchmarks.gpu.real_run", *real, "--folder", str(check.folder / "runs"), *TRAINING)
+    runs = [*real, "--folder", str(check.folder / "runs"), *TRAINING]
+    training = ("training", python("-m", "benchmarks.gpu.real_run", *runs, "--bf16"), 120)
+    shared = ("shared", python("-m", "benchmarks.gpu.shared_gpu", *runs), 90)
     ops = python("-m", "benchmarks.bench_ops", *OPS, "--output", str(check.results("-ops")))
     return [
         ("test", python(*TESTS, "-k", "not nvcc"), 150),
         ("steps", python("-m", "benchmarks.bench_step", *STEPS, *real, *ROWS_OF_STEPS, *output), 150),
-        *([("training", training, 120)] if data else []),
+        *([training] if data else []),
         *probes,
         ("ops", ops, 90),
+        *([shared] if data else []),
     ]
 
 
 def sanitize(check: Check, tests: list[str]) -> None:
-    """The command `tests`, of a few of them, under each of the sanitizer's tools."""
+    """A few of the tests, under each of the sanitizer's tools."""
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         check.skipped.append("sanitize")
@@ -142,7 +147,7 @@ def sanitize(check: Check, tests: list[str]) -> None:
     answer = answers([tool, sys.executable, "-c", _ONE_KERNEL], seconds=limit)
     if not answer:
         check.unfinished.append("sanitize")
-        why = f"the sanitizer is not up in {limit:.0f} s" if answer is None else "the sanitizer refuses this device"
+        why = f"the sanitizer did not start in {limit:.0f} s" if answer is None else "the sanitizer refuses this device"
         print(f"\n=== sanitize: NOT FINISHED, {why}", flush=True)
         return
     for kind in SANITIZERS:
@@ -151,7 +156,7 @@ def sanitize(check: Check, tests: list[str]) -> None:
 
 
 def measured(check: Check, since: float, machine: dict[str, str]) -> list[Promise]:
-    """The promises by the tables as they stand, written and shown."""
+    """The promises checked against the tables so far, written and shown."""
     found = promises(*(read_table(check.results(suffix), since=since) for suffix in ("-ops", "-steps")))
     report(check.results(), found, machine)
     copy_tables(check, since=since)
@@ -159,7 +164,7 @@ def measured(check: Check, since: float, machine: dict[str, str]) -> list[Promis
 
 
 def copy_tables(check: Check, *, since: float) -> None:
-    """The tables of this run to the folder OUT, where there is one."""
+    """Copy the tables of this run to the folder OUT, if it is set."""
     tables = [check.results(suffix) for suffix in ("-ops", "-steps", "")]
     for table in tables if os.path.isdir(os.environ.get("OUT", "")) else ():
         if read_table(table, since=since):
@@ -172,8 +177,8 @@ def run_all(check: Check, capability: str, machine: dict[str, str], data: str | 
     copy_tree(check.folder)
     unpack_wheels(ROOT / ".whl", check.folder / "site")
     if data is None:
-        check.skipped.append("training")
-        print("\n=== training: skipped, no shards (see --help); steps are measured on full rows", flush=True)
+        check.skipped += ["training", "shared"]
+        print("\n=== training, shared: skipped, no shards (see --help); steps are measured on full rows", flush=True)
     if not build(check, capability):
         return check.exit_code(unmet=0, unknown=1)
     for name, command, seconds in parts(check, data):

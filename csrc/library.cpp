@@ -1,6 +1,7 @@
 // Schemas of the fused ops (torch.ops.megatron_alum.*); the text here is the contract, the code is found by path:
-// ops/{rows,tokens,dropout}.cpp build the tasks, ops/cpu and ops/cuda run them. Autograd, fake kernels and the public doors are in
-// Python (megatron_alum/ops). `first_column` and `valid_columns` place a vocabulary shard: see ops/rows.h.
+// ops/{rows,tokens,dropout}.cpp build the tasks, ops/cpu and ops/cuda run them. Autograd, fake kernels and the public
+// functions are in Python (megatron_alum/ops). `first_column` and `valid_columns` place a vocabulary shard: see
+// ops/rows.h.
 #include <torch/library.h>
 
 #include "common/large_pages.h"
@@ -32,11 +33,11 @@ TORCH_LIBRARY(megatron_alum, m) {
       "row_gradients_(Tensor(a!) clean, Tensor(b!)? adv, Tensor? records, Tensor? labels, Tensor? mlm_weight, "
       "Tensor kl_weight, int first_column, int valid_columns, bool one_sided, bool detach_targets, bool need_clean, "
       "bool need_adv) -> Tensor");
-  // values *= factor, by a kernel that reads the factor where it is and stops where it is 1.
+  // values *= factor, by a kernel that reads the factor on its device and stops if it is 1.
   m.def("scale_(Tensor(a!) values, Tensor factor) -> ()");
 
-  // (x + delta', delta', sums [6]). Without delta it is noise [T, num_channels] or of x's shape, from one sample index and one
-  // position a token. Without x: (empty, delta', zeros).
+  // (x + delta', delta', sums [6]). Without delta it is noise [T, num_channels] or of x's shape, from one sample index
+  // and one position per token. Without x: (empty, delta', zeros).
   m.def(
       "perturb(Tensor? x, Tensor? delta, Tensor? sample_index, Tensor? position, float std, int seed, int iteration, "
       "int num_channels, Tensor? grad, float step_size, float epsilon, int projection, Tensor? mask, ScalarType out_dtype) "
@@ -44,6 +45,6 @@ TORCH_LIBRARY(megatron_alum, m) {
 
   // x with elements dropped with probability threshold / 2^16 and the rest scaled up. CPU only.
   m.def("dropout(Tensor x, Tensor seed, int threshold) -> Tensor");
-  // Has no effect but on time: common/large_pages.h.
+  // Affects only the time: common/large_pages.h.
   m.def("prefer_large_pages(Tensor(a!) fresh) -> ()", [](at::Tensor fresh) { prefer_large_pages(fresh); });
 }

@@ -1,4 +1,4 @@
-"""What setup.py can compile with on this machine: the compiler and headers, CUDA's toolkit."""
+"""What setup.py can compile with on this machine: compiler, headers and CUDA toolkit."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def lacking() -> list[str]:
-    """What a compilation needs and this machine does not have, each with its remedy."""
+    """What a compilation needs and this machine lacks, each with its remedy."""
     compiler, include = os.environ.get("CXX", "c++").split()[0], Path(sysconfig.get_paths()["include"])
     found = []
     if not shutil.which(compiler):

@@ -1,7 +1,7 @@
-"""Runs the steps of gpu_check.py one after the other within a budget of time, and keeps account of how they went.
+"""Runs the steps of gpu_check.py one after the other within a time budget, and records how they ended.
 
-A step ends in one of four ways: passed; failed; not finished (it took longer than it was given: a slow or hung step has
-shown nothing, neither way); skipped, since no time was left. What it printed is shown at once and never held back.
+A step ends in one of four ways: passed; failed; not finished (it exceeded its time: a slow or hung step proves nothing
+either way); skipped for lack of time. Its output is shown at once and in full.
 """
 
 import importlib.util
@@ -30,12 +30,12 @@ class Check:
     began: float = field(default_factory=time.monotonic)
     failed: list[str] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)
-    """took longer than they were given"""
+    """exceeded their time"""
     skipped: list[str] = field(default_factory=list)
-    """for want of time"""
+    """for lack of time"""
 
     def results(self, suffix: str = "") -> Path:
-        """CSV file of this GPU in the project."""
+        """This GPU's CSV file in the project."""
         return ROOT / "benchmarks" / "results" / f"{self.label}{suffix}.csv"
 
     def environment(self, **more: str) -> dict[str, str]:
@@ -46,7 +46,7 @@ class Check:
         return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PATH": programs, **git, **more}
 
     def seconds_for(self, name: str, wanted: int) -> float | None:
-        """How long a step may take that would like `wanted`; None, and a note, where the time is spent."""
+        """How long a step that needs `wanted` seconds may take; None, and a note, if no time is left."""
         left = SECONDS_IN_ALL - (time.monotonic() - self.began)
         if left >= LEAST_SECONDS:
             return min(wanted, left)
@@ -88,7 +88,7 @@ class Check:
         return None
 
     def fail(self, name: str, why: str) -> None:
-        """Note a step that cannot be run."""
+        """Record a step that cannot be run."""
         self.failed.append(name)
         print(f"\n=== {name}: FAILED, {why}", flush=True)
 
@@ -97,21 +97,22 @@ class Check:
         return importlib.util.find_spec(module) is not None or (self.folder / "site" / module).is_dir()
 
     def exit_code(self, unmet: int, unknown: int) -> int:
-        """0: all was shown; 1: a step failed or a promise is not kept; 3: nothing is wrong, but not all was seen."""
+        """0: everything passed; 1: a step failed or a promise is not kept; 3: nothing failed, but not everything
+        ran."""
         if self.failed or unmet:
             return 1
         return 3 if self.unfinished or self.skipped or unknown else 0
 
 
 def first_error(output: str) -> str:
-    """Once more, where whoever sees the end alone will find it: what a compiler complained about first."""
+    """The first error of a compiler, repeated at the end for readers who only see the end."""
     found = re.search(r"^.*(error:|FAILED:)", output, re.MULTILINE)
     return "" if found is None else f"=== from its first error on:\n{output[found.start() :][:SHOWN].rstrip()}\n"
 
 
 def unpack_wheels(wheels: Path, site: Path) -> None:
-    """Makes the carried wheels importable; a wheel is an archive of what lies in site-packages. Its programs (ninja is
-    one) go to `site`/bin."""
+    """Makes the wheels of the copy importable; a wheel is an archive of files for site-packages. Its programs (such as
+    ninja) go to `site`/bin."""
     for wheel in sorted(wheels.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(site)
@@ -121,7 +122,7 @@ def unpack_wheels(wheels: Path, site: Path) -> None:
 
 
 def answers(command: list[str], *, seconds: float) -> bool | None:
-    """Whether a command succeeds; None where it gives no answer in time."""
+    """Whether a command succeeds; None if it does not end in time."""
     try:
         return subprocess.run(command, capture_output=True, timeout=seconds).returncode == 0
     except subprocess.TimeoutExpired:
@@ -129,5 +130,5 @@ def answers(command: list[str], *, seconds: float) -> bool | None:
 
 
 def python(*words: str) -> list[str]:
-    """A command of this python."""
+    """A command run by this Python."""
     return [sys.executable, *words]

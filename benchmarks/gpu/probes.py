@@ -1,8 +1,8 @@
-"""Small questions to a GPU, one a process: python -m benchmarks.gpu.probes sync|graphs|attention|compile [--device D].
+"""Small checks on a GPU, one per process: python -m benchmarks.gpu.probes sync|graphs|attention|compile [--device D].
 
-    sync        a training step of each phase in its steady state waits for the GPU nowhere
-    graphs      the ops captured into a CUDA graph give what they give without one, for inputs that change afterwards
-    attention   the ways to compute attention within sequences agree; with dropout their means and spreads do
+    sync        a training step of each phase never waits for the GPU once warmed up
+    graphs      the ops captured into a CUDA graph give the same results as without, also for new inputs
+    attention   the attention backends agree; with dropout their means and spreads do
     compile     a compiled layer is one graph, with the real kernel of the attention in it
 
 On the CPU the same code runs without what a CPU lacks: the errors on waiting, and the capture.
@@ -29,7 +29,7 @@ DRAWS = 400
 
 @contextmanager
 def waiting_is_an_error(device: torch.device) -> Iterator[None]:
-    """Whatever makes the host wait for the GPU raises a RuntimeError that names it."""
+    """In the body whatever makes the host wait for the GPU raises a RuntimeError that names it."""
     if device.type != "cuda":
         yield
         return
@@ -42,7 +42,7 @@ def waiting_is_an_error(device: torch.device) -> Iterator[None]:
 
 
 def sync(device: torch.device, words: list[str] | None = None) -> str:
-    """Three steps of each phase as usual, then one under watch."""
+    """Three ordinary steps of each phase, then one in which waiting is an error."""
     from benchmarks import bench_step
     from benchmarks.batches import one_micro_batch
     from megatron_alum.parallel import initialize, seed_everything, shutdown
@@ -91,12 +91,13 @@ def compiled(device: torch.device, words: list[str] | None = None) -> str:
 
 
 def captured(function: Callable[[], list[Tensor]], device: torch.device) -> Callable[[], list[Tensor]]:
-    """The function as a CUDA graph, which reads its inputs where they lay at the capture; itself on the CPU."""
+    """The function as a CUDA graph, which reads its inputs at their addresses at capture; on the CPU the function
+    itself."""
     if device.type != "cuda":
         return function
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # as torch's notes on graphs ask: what is set up once must not be captured
+    with torch.cuda.stream(stream):  # as torch's notes on graphs require: one-time set-up must not be captured
         for _ in range(3):
             function()
     torch.cuda.current_stream().wait_stream(stream)
@@ -112,7 +113,7 @@ def captured(function: Callable[[], list[Tensor]], device: torch.device) -> Call
 
 
 def graphs(device: torch.device) -> str:
-    """Every fused op, forward and backward, in one graph; the inputs are overwritten before it is played."""
+    """Every fused op, forward and backward, in one graph; the inputs are overwritten before it is replayed."""
     count = 0
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
@@ -184,7 +185,7 @@ def attention(device: torch.device, draws: int = DRAWS) -> str:
 
 
 def has_flash() -> bool:
-    """Whether the flash-attn package is there."""
+    """Whether the flash-attn package is installed."""
     return importlib.util.find_spec("flash_attn") is not None
 
 
@@ -197,7 +198,7 @@ PROBES: dict[str, Callable[[torch.device], str]] = {
 
 
 def main(words: list[str] | None = None) -> None:
-    """Ask one question and print the answer; what is not as it must be is raised."""
+    """Run one check and print its result; a failed check raises."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("probe", choices=sorted(PROBES), help="the question")
     parser.add_argument("--device", default="cuda", help="where (default: cuda)")

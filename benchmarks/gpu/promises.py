@@ -1,4 +1,4 @@
-"""What the project promises for an H100 or H200 beside what a run has measured: printed, and written to <gpu>.csv."""
+"""The project's promises for an H100 or H200 and what a run has measured: printed, and written to <gpu>.csv."""
 
 import csv
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def promises(ops: Table, steps: Table) -> list[Promise]:
 
     def step(name: str, column: str) -> float | None:
         found = (row[column] for row in steps if row["step"] == name)
-        return next((float(value) for value in found if value), None)  # empty where stock or the standard step failed
+        return next((float(value) for value in found if value), None)  # empty if stock or the standard step failed
 
     def inverse(value: float | None) -> float | None:
         return None if value is None else 1.0 / value
@@ -60,7 +60,7 @@ def promises(ops: Table, steps: Table) -> list[Promise]:
 
 
 def read_table(path: Path, *, since: float) -> Table:
-    """Rows of a CSV file written after `since` (seconds of the epoch); none of an older run's."""
+    """Rows of a CSV file written after `since` (seconds since the epoch); none from an older run."""
     if not path.is_file() or path.stat().st_mtime < since:
         return []
     with path.open(newline="", encoding="utf-8") as stream:

@@ -1,14 +1,14 @@
-"""A real training run on one device, hurt and healed.
+"""A real training run on one device, killed and resumed.
 
     python -m benchmarks.gpu.real_run --data PREFIX --folder NEW_FOLDER
 
-    straight   ITERATIONS iterations, the second half adversarial, nobody interferes
-    killed     the same, by SIGKILL once the first adversarial iteration is behind a checkpoint
-    resumed    goes on from that checkpoint to the end: its losses are those of the straight run
+    straight   ITERATIONS iterations, the second half adversarial, undisturbed
+    killed     the same, killed by SIGKILL once a checkpoint holds the first adversarial iteration
+    resumed    continues from that checkpoint to the end: its losses are those of the straight run
     exported   its last checkpoint as a Hugging Face folder, whose predictions are compared with the run's own
 
-All through the commands that a user has. The device is the GPU where there is one; an environment without
-(CUDA_VISIBLE_DEVICES empty) gives the same on the CPU.
+All through the commands of a user. The device is the GPU if there is one; with CUDA_VISIBLE_DEVICES empty the same runs
+on the CPU.
 """
 
 import argparse
@@ -31,7 +31,7 @@ OPTIONS = {
     "lr": 1e-3,
 }
 TOLERANCE = 0.02
-"""of a loss: a GPU adds up gradients of the embedding table in an order of its own each time"""
+"""of a loss: a GPU adds up gradients of the embedding table in a different order each time"""
 START_SECONDS = 120
 
 
@@ -43,18 +43,18 @@ def command(data: str, run: Path, options: list[str], *, load: bool = False) -> 
 
 
 def rows_of(run: Path) -> list[dict[str, float]]:
-    """What the run has logged so far, whole lines alone."""
+    """The rows that the run has logged so far, complete lines only."""
     path = run / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def kill_when_hurting(process: subprocess.Popen, run: Path) -> int:
+def kill_when_adversarial(process: subprocess.Popen, run: Path) -> int:
     """SIGKILL once the run is past a checkpoint of its adversarial half; the iterations it had logged."""
     deadline = time.monotonic() + START_SECONDS
     try:
         while not (run / f"iter_{SAVED:07d}").is_dir():
-            assert process.poll() is None, "the run was over before it could be hurt"
+            assert process.poll() is None, "the run was over before it could be killed"
             assert time.monotonic() < deadline, f"no checkpoint of iteration {SAVED} after {START_SECONDS} s"
             time.sleep(0.01)
     finally:
@@ -64,7 +64,8 @@ def kill_when_hurting(process: subprocess.Popen, run: Path) -> int:
 
 
 def check_losses(straight: list[dict[str, float]], resumed: list[dict[str, float]], tolerance: float) -> float:
-    """The largest relative difference of a loss; both must be whole, finite, and adversarial in their second half."""
+    """The largest relative difference of a loss; both runs must be complete, finite, and adversarial in their second
+    half."""
     worst = 0.0
     for one, other in zip(straight, resumed, strict=True):
         assert one["iteration"] == other["iteration"], "the runs must log the same iterations"
@@ -77,7 +78,7 @@ def check_losses(straight: list[dict[str, float]], resumed: list[dict[str, float
 
 
 def main(words: list[str] | None = None) -> None:
-    """All four, one after the other; raises at the first that is not as it must be."""
+    """All four, one after the other; raises at the first failure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="prefix of preprocessed shards")
     parser.add_argument("--folder", type=Path, required=True, help="new folder for the runs")
@@ -87,7 +88,7 @@ def main(words: list[str] | None = None) -> None:
     subprocess.run(command(arguments.data, straight, options), cwd=ROOT, check=True)
     print("straight: done", flush=True)
     process = subprocess.Popen(command(arguments.data, hurt, options), cwd=ROOT)
-    print(f"killed: after {kill_when_hurting(process, hurt)} iterations", flush=True)
+    print(f"killed: after {kill_when_adversarial(process, hurt)} iterations", flush=True)
     subprocess.run(command(arguments.data, hurt, options, load=True), cwd=ROOT, check=True)
     worst = check_losses(rows_of(straight), rows_of(hurt), arguments.tolerance)
     print(f"resumed: losses differ by {worst:.2g} at most", flush=True)

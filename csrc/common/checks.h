@@ -1,5 +1,5 @@
-// What the glue of all ops needs: checks of tensors handed over from Python, in the project's sentence (what must be, what is
-// instead), and the way to a GPU.
+// What the glue of all ops needs: checks of tensors passed from Python, in the project's error form (what must be, what
+// is instead), and the launch on a GPU.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -42,7 +42,7 @@ inline void check_like(const at::Tensor& tensor, const at::Tensor& model, const 
                     " instead.");
 }
 
-// One number a row or token: dtype, length and device.
+// One number per row or token: dtype, length and device.
 inline void check_vector(const at::Tensor& tensor, at::ScalarType type, int64_t length, const at::Device& device,
                          const char* name) {
   TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.size(0) == length && tensor.scalar_type() == type &&

@@ -5,18 +5,6 @@
 
 #include "common/philox.h"
 
-MA_FUNCTION float float_of_bits(int32_t bits) {
-  float value;
-  __builtin_memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-MA_FUNCTION int32_t bits_of_float(float value) {
-  int32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-
 // Coefficients from the highest power down; every product and every sum is rounded.
 template <int kCount>
 MA_FUNCTION float polynomial(const float (&coefficient)[kCount], float x) {
@@ -31,9 +19,9 @@ MA_FUNCTION float ordered_log(float y) {
   constexpr float kLog[] = {0.08808367f, -0.14351936f, 0.1491018f,   -0.16563112f,
                             0.1996212f,  -0.25002128f, 0.33333957f, -0.49999985f};
   const int32_t sqrt_half = 0x3F3504F3;
-  const int32_t bits = bits_of_float(y) - sqrt_half;
+  const int32_t bits = bits_as<int32_t>(y) - sqrt_half;
   const float exponent = static_cast<float>(bits >> 23);
-  const float f = MA_ADD(float_of_bits((bits & 0x7FFFFF) + sqrt_half), -1.0f);
+  const float f = MA_ADD(bits_as<float>((bits & 0x7FFFFF) + sqrt_half), -1.0f);
   return MA_ADD(MA_ADD(f, MA_MUL(MA_MUL(f, f), polynomial(kLog, f))), MA_MUL(exponent, 0.693147182f));
 }
 
@@ -53,7 +41,7 @@ MA_FUNCTION float gaussian_of_word(uint32_t word) {
   return (word >> 31) != 0 ? -z : z;
 }
 
-// What the noise of one token depends on besides the channel.
+// What the noise of one token depends on, besides the channel.
 struct NoiseToken {
   PhiloxKey key;
   uint32_t position;

@@ -32,3 +32,12 @@
 #define MA_INFINITY __builtin_huge_valf()
 
 constexpr float kLog2E = 1.44269504f;
+
+// The bits of a number as another type of its size.
+template <typename To, typename From>
+MA_FUNCTION To bits_as(From from) {
+  To to;
+  static_assert(sizeof(to) == sizeof(from), "");
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}

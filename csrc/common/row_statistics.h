@@ -26,7 +26,7 @@ MA_FUNCTION float two_difference(float a, float b, float* rest) {
   return difference;
 }
 
-// The same; an infinite difference, of which nothing else is lost, stays one.
+// The same; an infinite difference, which has no rounding error, stays infinite.
 MA_FUNCTION float finite_two_difference(float a, float b, float* rest) {
   const float difference = two_difference(a, b, rest);
   *rest = MA_MATH(fmaxf)(*rest, -3.4028234e38f);  // not a number: the other argument
@@ -63,7 +63,7 @@ MA_FUNCTION PartShare share_of(const RowRecord& part, float top, float level, fl
   return share;
 }
 
-// What a part adds to the divergence of the row: its own one, and that of its share.
+// What a part adds to the divergence of the row: its own divergence, and that of its share.
 MA_FUNCTION float divergence_of_part(const RowRecord& part, const PartShare& share, float ratio, bool one_sided) {
   const float h = share.u + ratio, p = MA_MATH(expf)(share.log_clean), q = MA_MATH(expf)(share.log_adv - ratio);
   const float moved = h >= 0.0f ? -p * MA_MATH(expm1f)(-h) : q * MA_MATH(expm1f)(h);  // p - q, without overflow
@@ -80,7 +80,8 @@ MA_FUNCTION RowRecord merge(const RowRecord& x, const RowRecord& y, bool one_sid
   if (x.mass == 0.0f) return y;
   if (y.mass == 0.0f) return x;
   const bool x_leads = !(y.maximum > x.maximum);
-  // Where one part has all adversarial mass its level is taken, else the ratio would be as large as the logits and without digits.
+  // If one part has all adversarial mass, its level is used: else the ratio would be as large as the logits and lose
+  // its digits.
   const float adv_x = x.level + (x.log_ratio + MA_MATH(logf)(x.mass)), adv_y = y.level + (y.log_ratio + MA_MATH(logf)(y.mass));
   const bool level_of_x = adv_x > adv_y + 20.0f || (x_leads && !(adv_y > adv_x + 20.0f));
   const float top = x_leads ? x.maximum : y.maximum, level = level_of_x ? x.level : y.level;
@@ -120,7 +121,7 @@ MA_FUNCTION void merge_shards(const float* parts, int64_t shards, int64_t step, 
   if (width > fields) to[fields] = label;
 }
 
-// Infinite as it may be exactly, a divergence that is no finite float32 is reported as not a number.
+// A divergence that is not a finite float32, even if it is exactly infinite, is reported as NaN.
 MA_FUNCTION float reported(float divergence) { return divergence - divergence == 0.0f ? divergence : divergence - divergence; }
 
 // From the four sums of a part, relative to m and n: A = sum e^(a - m), D = sum e^(b - n) - A, U = sum e^(a - m) u,

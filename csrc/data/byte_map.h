@@ -1,7 +1,6 @@
 // A hash table from byte strings to numbers: the memory behind the words and the vocabulary of word_table.h.
-//
-// Keys lie one after another in one block; a slot holds the hash, so a key is compared about once a look-up. Open
-// addressing, at most half full. Nothing is ever removed but everything.
+// Keys are stored one after another in one block; a slot holds the hash, so a key is compared about once per look-up.
+// Open addressing, at most half full. Single keys are never removed, only all at once.
 #pragma once
 
 #include <cstdint>
@@ -56,7 +55,7 @@ class ByteMap {
     uint32_t value = 0;
   };
 
-  // Eight bytes a step, multiplied and folded; the high half of a product depends on every bit before it.
+  // Eight bytes per step, multiplied and folded; the high half of a product depends on every bit before it.
   static uint32_t hash(std::string_view key) {
     constexpr uint64_t kFactor = 0x9E3779B97F4A7C15u;  // 2^64 / golden ratio
     uint64_t state = key.size() * kFactor;

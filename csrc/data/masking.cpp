@@ -21,7 +21,7 @@ inline int position_of(const std::vector<TextRange>& texts, int candidate) {
   __builtin_unreachable();
 }
 
-// Floyd's method: a uniform subset of `num` candidates, one word an element. Bits are set at positions.
+// Floyd's method: a uniform subset of `num` candidates, one word per element. Bits are set at positions.
 void select_tokens(MaskWords& words, int num, int num_candidates, const std::vector<TextRange>& texts,
                    std::vector<uint64_t>& bits) {
   for (int j = num_candidates - num; j < num_candidates; ++j) {

@@ -1,7 +1,7 @@
-// Which tokens of a sample are masked, and what stands in their place.
+// Which tokens of a sample are masked, and what replaces them.
 //
-// Python twin: megatron_alum/data/sampling/masking.py, where the rules and their sources stand; the random words are taken in the
-// same order.
+// Python twin: megatron_alum/data/sampling/masking.py, which gives the rules and their sources; the random words are
+// taken in the same order.
 #pragma once
 
 #include <cstdint>
@@ -44,10 +44,11 @@ struct TextRange {
 struct MaskScratch {
   std::vector<int> order, sizes, begins;
   std::vector<uint8_t> taken, text_first;
-  std::vector<uint64_t> bits;  // one bit a position of the sample
+  std::vector<uint64_t> bits;  // one bit per position of the sample
 };
 
-// Where the masked positions of a sample are written: ascending, counted from `first`; room for the whole sample each.
+// Where the masked positions of a sample are written: ascending, counted from `first`; each has room for the whole
+// sample.
 struct MaskedOut {
   int64_t first;
   int64_t *positions, *labels;

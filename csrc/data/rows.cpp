@@ -26,7 +26,7 @@ int64_t target_length(const WalkSettings& walk, int64_t document) {
 }
 
 // Takes single tokens off the longer side (B when equal) until both fit, from front or back by a fair coin. The number
-// each side loses follows from the lengths, so the coins are counted and not tossed in turn.
+// each side loses follows from the lengths, so the coins are counted instead of tossed in turn.
 Row truncated(const Pair& pair, const WalkSettings& walk, int64_t document, uint32_t ordinal) {
   Pair p = pair;
   const int64_t excess = p.a_length + p.b_length - walk.max_tokens;

@@ -1,6 +1,6 @@
 // The rows of an epoch: which two stretches of text make each sample, and its sentence-pair label.
 //
-// Python twin: megatron_alum/data/sampling/pairs.py, where the rules and their sources stand.
+// Python twin: megatron_alum/data/sampling/pairs.py, which gives the rules and their sources.
 #pragma once
 
 #include <cstdint>

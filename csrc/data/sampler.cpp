@@ -16,7 +16,7 @@ constexpr int64_t kIgnoredLabel = -100;
 
 void prefetch_text(const Shard& shard, int64_t start, int64_t length) {
   const uint8_t* begin = shard.tokens + (start << shard.sentences.token_shift);
-  // The processor's own prefetcher follows after the first lines.
+  // After the first lines the processor's own prefetcher takes over.
   const int64_t bytes = std::min<int64_t>(length << shard.sentences.token_shift, 256);
   for (int64_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(begin + offset);
 }
@@ -81,7 +81,7 @@ int64_t Sampler::length_of(const Row& row) const {
 }
 
 // A mapped index can be damaged on disk while a run reads it; what a row points at must lie in the shard and fit the
-// sample. Differences, since a sum with a damaged start may overflow.
+// sample. Checked by differences, since a sum with a damaged start may overflow.
 bool Sampler::row_is_sound(const Place& place) const {
   const Row& row = *place.row;
   const bool paired = settings_.objective != Objective::kNone;

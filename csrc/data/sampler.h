@@ -43,7 +43,7 @@ struct BatchBuffers {
   int64_t *masked_counts, *nsp_labels;                  // [B]
 };
 
-// How much of the buffers is meant.
+// How much of the buffers is filled.
 struct BatchExtent {
   int64_t num_tokens;  // T, tail included
   int64_t num_masked;  // N
@@ -58,7 +58,7 @@ struct SamplerSettings {
 };
 
 // Safe to use from many threads at once: a batch is the work of one thread, and several threads prepare several batches.
-// (Sharing out the 70 microseconds of one batch would spend a tenth of them on the rendezvous.)
+// (Dividing the 70 microseconds of one batch among threads would spend a tenth of them on synchronisation.)
 class Sampler {
  public:
   explicit Sampler(SamplerSettings settings) : settings_(std::move(settings)) {}

@@ -1,7 +1,7 @@
 // Token ids of sentences, word by word: known words from a table, plain ASCII words of a BERT tokenizer by WordPiece here.
 //
-// Used by megatron_alum/data/tokenizers/word_cache.py, which says why words can be taken one by one and learns the missing ones
-// from the tokenizers library. Its tests compare every id with that library.
+// Used by megatron_alum/data/tokenizers/word_cache.py, which explains why words can be handled one by one and learns
+// the missing ones from the tokenizers library. Its tests compare every id with that library.
 #pragma once
 
 #include <cstdint>

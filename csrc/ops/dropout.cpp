@@ -17,8 +17,7 @@ Tensor dropout(const Tensor& x_any, const Tensor& seed, int64_t threshold) {
                     "`seed` must be one int64 on the CPU, but is ", seed.scalar_type(), " ", seed.sizes(), " on ",
                     seed.device(), " instead.");
   const Tensor x = x_any.contiguous();
-  Tensor out = at::empty(x.sizes(), x.options());
-  prefer_large_pages(out);
+  const Tensor out = prefer_large_pages(at::empty(x.sizes(), x.options()));
   DropoutTask task{};
   task.x = x.const_data_ptr();
   task.out = out.mutable_data_ptr();

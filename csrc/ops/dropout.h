@@ -1,9 +1,9 @@
-// Dropout, the plain-C contract between the torch glue and the CPU kernels: out = x * (0 or 1 / keep probability). A GPU takes
-// torch's own kernel.
+// Dropout, the plain-C contract between the torch glue and the CPU kernels: out = x * (0 or 1 / keep probability). On a
+// GPU torch's own kernel is used.
 //
-// The mask is a pure function of the seed and of the element's place, so that backward draws it again instead of keeping it:
-// element i takes the 16-bit field i % 4 (lowest first) of the word splitmix64(seed, i / 4) and stays if field >= threshold.
-// Python twin: megatron_alum/reference/dropout.py.
+// The mask is a pure function of the seed and of the element's position, so that backward draws it again instead of
+// keeping it: element i takes the 16-bit field i % 4 (lowest first) of the word splitmix64(seed, i / 4) and stays if
+// field >= threshold. Python twin: megatron_alum/reference/dropout.py.
 #pragma once
 
 #include "common/portability.h"

@@ -1,5 +1,5 @@
-// The row ops: checks the tensors, builds the RowTask, hands it to the device's kernel, returns tensors. The kernels are found
-// through ops/cpu/kernels.h and in ops/cuda/row_kernel.cu.
+// The row ops: checks the tensors, builds the RowTask, passes it to the device's kernel, returns tensors. The kernels
+// are reached through ops/cpu/kernels.h and in ops/cuda/row_kernel.cu.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -72,7 +72,7 @@ struct Rows {
     return records;
   }
 
-  // Given ones, which are final, or new ones: what is left to do to have the gradients.
+  // Given records, which are final, or new ones; returns the phase that is left to get the gradients.
   RowPhase records_of(const OptionalTensor& given) {
     if (!given.has_value()) return new_records(), kFused;
     TORCH_CHECK_VALUE(given->dim() == 2 && given->size(0) == task.rows && given->size(1) == task.record_width &&
@@ -83,7 +83,7 @@ struct Rows {
     return kGradients;
   }
 
-  // Leaves the gradients in two tensors, an empty one being unwanted; returns the new records or an empty tensor.
+  // Leaves the gradients in two tensors, an empty one if not wanted; returns the new records or an empty tensor.
   Tensor gradients(const OptionalTensor& given, const Tensor& to_clean, const Tensor& to_adv) {
     const RowPhase phase = records_of(given);
     const auto place = [](const Tensor& grad, void** pointer, int64_t* stride) {
@@ -117,9 +117,8 @@ std::tuple<Tensor, Tensor, Tensor> row_gradients(const Tensor& clean, const Opti
   Rows rows(clean, adv, labels, {first_column, valid_columns, one_sided, detach_targets});
   rows.weigh(mlm_weight, kl_weight);
   const auto fresh = [&](bool wanted) {
-    Tensor grad = wanted ? at::empty(rows.clean.sizes(), rows.clean.options()) : at::empty({0}, rows.clean.options());
-    prefer_large_pages(grad);
-    return grad;
+    const auto options = rows.clean.options();
+    return wanted ? prefer_large_pages(at::empty(rows.clean.sizes(), options)) : at::empty({0}, options);
   };
   const Tensor to_clean = fresh(need_clean), to_adv = fresh(need_adv && adv.has_value());
   return {rows.gradients(records, to_clean, to_adv), to_clean, to_adv};
@@ -158,7 +157,7 @@ Tensor merge_statistics(const Tensor& records, bool one_sided) {
   return merged;
 }
 
-// The CPU looks at the factor; a GPU's kernel does, so that nobody waits for it.
+// On the CPU the factor is read here; on a GPU by the kernel, so that the host need not wait for it.
 void scale_(const Tensor& values, const Tensor& factor) {
   TORCH_CHECK_VALUE(values.is_contiguous() && factor.dim() == 0 && factor.scalar_type() == at::kFloat &&
                         factor.device() == values.device(),

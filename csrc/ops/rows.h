@@ -15,7 +15,7 @@
 
 enum Element : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
-// What a launch does with a row: its record; its gradients from a record that is final; both, where no shard is missing.
+// What a launch does with a row: its record; its gradients from a final record; both, if the shard is the whole row.
 enum RowPhase : int { kStatistics, kGradients, kFused };
 
 constexpr int kRecordFloats = 6;
@@ -67,12 +67,13 @@ MA_FUNCTION int64_t label_column(const RowTask& task, int64_t row) {
   return column < task.valid_columns ? column : -1;
 }
 
-// Adversarial logits that are the clean ones (one pointer) ask for the MLM loss alone.
+// Adversarial logits that are the clean ones (the same pointer) request the MLM loss alone.
 void run_rows_cpu(const RowTask& task, RowPhase phase);
 
-// The GPU's doors queue their work on `stream` (a cudaStream_t), wait for nothing and return the cudaError_t of the launch.
+// The GPU's entry points queue their work on `stream` (a cudaStream_t), wait for nothing and return the cudaError_t of
+// the launch.
 int launch_rows(const RowTask& task, RowPhase phase, void* stream);
 // records [shards, rows, width] -> merged [rows, width].
 int launch_merge(const float* records, float* merged, int64_t shards, int64_t rows, int width, bool one_sided, void* stream);
-// values[i] *= *factor; the device reads the factor and leaves the values alone where it is 1.
+// values[i] *= *factor; the device reads the factor and leaves the values alone if it is 1.
 int launch_scale(void* values, int element, int64_t count, const float* factor, void* stream);

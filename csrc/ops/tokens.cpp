@@ -1,5 +1,5 @@
-// The token ops: checks the tensors, builds the TokenTask, hands it to the device's kernel, returns tensors. The kernels are found
-// through ops/cpu/kernels.h and in ops/cuda/token_kernel.cu.
+// The token ops: checks the tensors, builds the TokenTask, passes it to the device's kernel, returns tensors. The
+// kernels are reached through ops/cpu/kernels.h and in ops/cuda/token_kernel.cu.
 #include "ops/tokens.h"
 
 #include <ATen/ATen.h>
@@ -45,9 +45,7 @@ std::tuple<Tensor, Tensor, Tensor> perturb(const OptionalTensor& x_any, const Op
   TORCH_CHECK_VALUE(delta_any.has_value() || (sample_index.has_value() && position.has_value()),
                     "`delta`, or the noise's `sample_index` and `position`, must be given, but are not.");
   const auto fresh = [](at::IntArrayRef sizes, const at::TensorOptions& options) {
-    Tensor tensor = at::empty(sizes, options);
-    prefer_large_pages(tensor);
-    return tensor;
+    return prefer_large_pages(at::empty(sizes, options));
   };
   const auto options = (delta_any.has_value() ? *delta_any : *sample_index).options().dtype(at::kFloat);
   Tensor moved = x_any.has_value()       ? fresh(x_any->sizes(), options)

@@ -8,7 +8,7 @@
 // | grad            | [tokens, channels], element or null  | in; null = no step                                      |
 // | mask            | [tokens] bool or null                | in; false = delta' is 0 there                           |
 // | x_adv           | [tokens, channels], element or null  | out                                                     |
-// | delta_out       | [tokens, channels] float             | out; null = not wanted                                  |
+// | delta_out       | [tokens, channels] float             | out                                                     |
 // | token_sums      | [tokens, kTokenSums] float or null   | out; summed over tokens by the caller, in order         |
 #pragma once
 

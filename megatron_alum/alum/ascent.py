@@ -1,6 +1,6 @@
 """Algorithm 1 of ALUM (Liu et al. 2020), lines 3 to 6, as one function that reads like the paper.
 
-The caller owns the model: it hands in x and the function from x + delta to the loss that is climbed.
+The caller owns the model: it hands in x and the function from x + delta to the loss that is maximised.
 
     for (x, y) in batches:                                              line 2
         delta ~ N(0, sigma^2 I)                                         line 3   perturb, from the start
@@ -9,11 +9,11 @@ The caller owns the model: it hands in x and the function from x + delta to the 
             delta = project(delta + eta g)                              line 6   perturb, along g
         minimise l(f(x), y) + alpha l(f(x), f(x + delta))               line 8   the caller, or regularizer.py
 
-Line 2 means one example: l is its own loss, and g its gradient. Samples do not see each other, so the gradient of the
-SUM of their losses holds each one's own g; a caller whose inner loss divides by the batch climbs slower instead.
+Line 2 refers to one example: l is its own loss, and g its gradient. Samples do not interact, so the gradient of the SUM
+of their losses holds each sample's own g; a caller that divides its inner loss by the batch size takes smaller steps.
 
 The parameters are frozen on lines 4 to 6: g needs none of their gradients, and fused weight-gradient accumulation would
-write them all the same. Nothing here waits for the device, prints or keeps state between calls.
+write them anyway. Nothing here waits for the device, prints or keeps state between calls.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class Perturb(Protocol):
         mask: Tensor | None,
         out_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(x + delta', delta', raw sums [6]); without `grad` neither step nor projection. A token whose gradient is not
-        finite keeps its delta."""
+        """(x + delta', delta', raw sums [6]); without `grad` there is neither a step nor a projection. A token whose
+        gradient is not finite keeps its delta."""
 
 
 @dataclass(frozen=True)
 class Ascent:
-    """What lines 3 to 6 found."""
+    """The result of lines 3 to 6."""
 
     delta: Tensor
     """the perturbation, x's shape, float32 (float64 for float64 x): zero where the mask is False, the random start in
@@ -64,8 +64,8 @@ class Ascent:
     finite: Tensor
     """bool [num_segments]: False for samples with a gradient that was not finite; their divergence must not count"""
     sums: Tensor
-    """[6] raw sums of the last perturbation, for `reference.tokens.perturbation_statistics`; add those of ranks and
-    micro-batches first"""
+    """[6] raw sums of the last perturbation, for `reference.tokens.perturbation_statistics`; add up the sums of all
+    ranks and micro-batches first"""
     inner_start: Tensor | None
     """0-dim: the inner loss at the random start; None for K = 0, which evaluates none"""
     inner_last: Tensor | None
@@ -75,7 +75,7 @@ class Ascent:
 
 
 def identity(finite: Tensor) -> Tensor:
-    """The `agree` of a process that holds its samples whole."""
+    """`agree` for a process that holds whole samples."""
     return finite
 
 
@@ -99,10 +99,10 @@ def ascend(
     `inner_loss` takes x + delta and returns a 0-dim loss; it closes over clean outputs, labels and dropout masks.
     `start` is a tensor like x, or a NoiseKey. `segments` (int64, x's leading shape) says which of the `num_segments`
     samples a token belongs to, None for one sample; `num_segments` itself marks tokens that belong to none. `mask`
-    (bool, x's leading shape) is False where nothing may be perturbed. No gradient reaches x, nor `parameters`, which
-    are those of the model. `plain_backward` differentiates by `.backward()`, which reentrant activation recomputation
-    needs; then every trained parameter must be in `parameters`, or it collects gradients. `gradient_scale` multiplies
-    the loss before its backward and is divided out of g: a power of two that keeps float16 gradients from vanishing.
+    (bool, x's leading shape) is False where nothing may be perturbed. No gradient reaches x or `parameters`, those of
+    the model. `plain_backward` differentiates by `.backward()`, which reentrant activation recomputation needs; then
+    every trained parameter must be in `parameters`, or it would accumulate gradients. `gradient_scale` multiplies the
+    loss before backward and is divided out of g: a power of two that keeps float16 gradients from vanishing.
     """
     assert (segments is None and num_segments == 1) or (segments is not None and segments.shape == x.shape[:-1])
     x = x.detach()
@@ -131,7 +131,7 @@ def ascend(
 def gradient_in_delta(
     inner_loss: InnerLoss, x_adv: Tensor, plain_backward: bool, scale: float | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(inner loss, its gradient in x + delta, which is that in delta, in float32 or float64)."""
+    """(inner loss, its gradient with respect to x + delta, which is that with respect to delta, float32 or float64)."""
     leaf = x_adv.detach().requires_grad_(True)
     loss = inner_loss(leaf)
     if plain_backward:
@@ -145,7 +145,7 @@ def gradient_in_delta(
 
 @contextmanager
 def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Turn `requires_grad` off for `parameters` in the body; restore each one's own value, errors included."""
+    """Turn `requires_grad` off for `parameters` in the body; restore each value afterwards, even after an error."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

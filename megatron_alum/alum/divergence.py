@@ -2,8 +2,8 @@
 
 Outputs are logits [..., C], or a tuple, list or mapping of them (a masked-token head and a next-sentence head, the
 start and the end of an answer); None entries are skipped. A row divergence compares two tensors row by row, and
-`Samples` says which sample each row belongs to: the ascent climbs the loss of each sample by itself, the outer loss is
-a mean over all rows.
+`Samples` says which sample each row belongs to: the ascent maximises the loss of each sample separately, the outer loss
+is a mean over all rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RowDivergence(Protocol):
 
 @dataclass(frozen=True)
 class Samples:
-    """Which sample every token and every compared row belongs to; the number of samples itself stands for none."""
+    """Which sample every token and every compared row belongs to; the index `count` stands for no sample."""
 
     count: int
     """number of samples"""
@@ -38,9 +38,10 @@ class Samples:
 
     @classmethod
     def batch_first(cls, x: Tensor, outputs: Outputs) -> Samples:
-        """Of x [B, S, H] and outputs whose first dimension is the batch's.
+        """For x [B, S, H] and outputs whose first dimension is the batch size.
 
-        With several sequences a sample (multiple choice) x is [B * choices, S, H] and the outputs' batch counts.
+        With several sequences per sample (multiple choice) x is [B * choices, S, H], and the batch size is that of the
+        outputs.
         Raises: ValueError when the outputs' first dimensions differ, or do not divide x's.
         """
         rows = tensors(outputs)
@@ -48,7 +49,7 @@ class Samples:
         found = [part.shape[0] for part in rows]
         if any(size != count for size in found) or count == 0 or x.shape[0] % count:
             raise ValueError(
-                f"`samples` must be given unless the first dimension of every output is the batch's ({x.shape[0]}), "
+                f"`samples` must be given unless the first dimension of every output is the batch size ({x.shape[0]}), "
                 f"but they are {found} instead."
             )
         sequence = torch.arange(x.shape[0], device=x.device) // (x.shape[0] // count)
@@ -63,7 +64,7 @@ def reference_divergence(clean: Tensor, adversarial: Tensor, *, symmetric: bool,
 
     One-way: KL(clean || adversarial), gradient to `clean` only without `detach_targets`. Symmetric: that plus
     KL(adversarial || clean), where `detach_targets` stops the gradient of each left-hand side. Computed in float64:
-    the logits of clean and adversarial pass differ in their last digits, which cancel in float32.
+    the logits of the two passes differ only in their last digits, which float32 would lose.
     """
     log_p, log_q = clean.double().log_softmax(-1), adversarial.double().log_softmax(-1)
     stop: Callable[[Tensor], Tensor] = torch.Tensor.detach if detach_targets else lambda t: t
@@ -75,7 +76,7 @@ def reference_divergence(clean: Tensor, adversarial: Tensor, *, symmetric: bool,
 
 
 def mean_of_rows(rows: Tensor, samples: Tensor, count: int, *, finite: Tensor | None = None) -> Tensor:
-    """Mean over the rows that belong to a sample, 0-dim; those of samples that are not `finite` (bool [count]) add 0.
+    """Mean over the rows that belong to a sample, 0-dim; rows of samples that are not `finite` (bool [count]) add 0.
 
     `rows` and `samples` have the same shape. 0 where no row belongs to a sample.
     """
@@ -85,7 +86,7 @@ def mean_of_rows(rows: Tensor, samples: Tensor, count: int, *, finite: Tensor | 
 
 
 def sum_of_samples(rows: Tensor, samples: Tensor, count: int) -> Tensor:
-    """Sum over the samples of the mean over each one's own rows, 0-dim: its gradient holds each sample's own."""
+    """Sum over the samples of the mean over each sample's rows, 0-dim: its gradient holds that of every sample."""
     flat = samples.flatten()
     sizes = torch.zeros(count + 1, dtype=rows.dtype, device=rows.device)
     sizes = sizes.index_add(0, flat, torch.ones_like(flat, dtype=rows.dtype)).clamp(min=1)

@@ -6,8 +6,8 @@
     out = regularizer(x, clean, model.encode, mask=is_no_pad, parameters=model.parameters())
     (labels_loss(clean) + config.alpha * out.loss).backward()            line 8
 
-Thin: the ascent is `ascend`, the comparison `divergence.py`. A caller with another inner loss, another reduction or
-several ranks calls `ascend` itself, as pre-training does.
+It is thin: the ascent is in `ascent.py`, the comparison in `divergence.py`. A caller with another inner loss, another
+reduction or several ranks calls `ascend` itself, as pre-training does.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Kernels:
     perturb: Perturb
     """random start or ascent step, projection, and the sum with the embeddings"""
     agree: Agree = identity
-    """finite flags of the samples over the ranks that share them"""
+    """combines the finite flags of samples over the ranks that share them"""
 
 
 def reference_kernels() -> Kernels:
-    """Torch-only kernels for one process; the oracle of the fused ones."""
+    """Torch-only kernels for one process; the oracle for the fused ones."""
     return Kernels(perturb=reference.perturb)
 
 
@@ -88,7 +88,7 @@ class AlumRegularizer:
         for name, only in (("ascent", "virtual"), ("nsp", True), ("batch_fraction", 1.0), ("head_chunk_rows", 0)):
             if (value := getattr(config, name)) != only:
                 raise ValueError(
-                    f"`{name}` must be {only!r} for AlumRegularizer, which compares what it is handed, "
+                    f"`{name}` must be {only!r} for AlumRegularizer, which compares the outputs it is given, "
                     f"but is {value!r} instead. It is a setting of pre-training."
                 )
         self.config = config
@@ -99,7 +99,8 @@ class AlumRegularizer:
         self.gradient_scale = gradient_scale
 
     def dropout_snapshot(self) -> Any | None:
-        """Call right before the clean `forward_from_embeddings` and pass the result on; None unless shared."""
+        """Call right before the clean `forward_from_embeddings` and pass the result on; None unless dropout is
+        shared."""
         return self.dropout_state.snapshot() if self.config.dropout == "shared" else None
 
     def __call__(
@@ -119,8 +120,8 @@ class AlumRegularizer:
         `embeddings` [B, S, H] (other shapes with `samples`) with their graph; `mask` bool, their leading dimensions,
         False = never perturbed; `noise_key` names the random start, a tensor gives it, None draws it from torch's
         default generator; `parameters` are those to freeze during the ascent.
-        Raises: ValueError when dropout is shared and `dropout_snapshot` is missing, or `samples` is where the outputs
-        do not begin with the batch.
+        Raises: ValueError when dropout is shared and `dropout_snapshot` is missing, or `samples` is missing although
+        the outputs' first dimension is not the batch size.
         """
         self._check_snapshot(dropout_snapshot)
         samples = samples or Samples.batch_first(embeddings, clean_outputs)
@@ -167,7 +168,7 @@ class AlumRegularizer:
         return torch.stack(means).sum()
 
     def _inner(self, clean: list[Tensor], adversarial: list[Tensor], samples: Samples) -> Tensor:
-        """What the ascent climbs; `clean` is a constant, so its targets need no further stop of gradients."""
+        """What the ascent maximises; `clean` is a constant, so its targets need no further detaching."""
         symmetric = self.config.inner_divergence == "symmetric"
         reduce = sum_of_samples if self.config.inner_reduction == "sample" else mean_of_rows
         terms = []

@@ -1,4 +1,4 @@
-"""Ranks agree on success: a failure of one becomes the same error on all, so that none waits in a collective."""
+"""Ranks agree on success: a failure on one becomes the same error on all, so that none waits in a collective."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ T = TypeVar("T")
 
 
 def reason(error: OSError) -> str:
-    """What the operating system or a caller said, without the number: `Input/output error (/runs/a/config.json)`."""
+    """The message of the operating system or a caller, without the error number: `Input/output error
+    (/runs/a/config.json)`."""
     if error.strerror is None:
         return str(error)
     return error.strerror if error.filename is None else f"{error.strerror} ({error.filename})"
@@ -21,7 +22,7 @@ def together(group: dist.ProcessGroup, action: Callable[[], T], *, only_leader: 
     """Run `action` on every rank of `group` (or on rank 0 alone) and return its result.
 
     Raises: OSError on every rank if any rank's action raised OSError, ValueError likewise; the message is that of the
-    lowest failing rank. `action` must hold no collective of its own.
+    lowest failing rank. `action` must not call a collective itself.
     """
     result: T | None = None
     failure: tuple[str, str] | None = None

@@ -1,6 +1,6 @@
-"""The folder of a run and of one checkpoint in it, and what tells a whole checkpoint from a damaged one.
+"""The folder of a run and of one checkpoint in it, and how an intact checkpoint is told from a damaged one.
 
-    DIR/iter_0000020/            appears by a rename, so it is whole or absent
+    DIR/iter_0000020/            appears by a rename, so it is complete or absent
         .metadata *.distcp       tensors in megatron-core's torch_dist format (any layout can read them)
         common.pt metadata.json  the rest of dist_checkpointing's format
         rng_00000.pt             random states of one rank each, for a resume on the same layout
@@ -9,7 +9,7 @@
         COMPLETE                 JSON {"files": {name: SHA-256}}; written last
     DIR/latest_checkpointed_iteration.txt
     DIR/metrics.jsonl
-    DIR/run.lock                 while a run is at work on the folder (lock.py)
+    DIR/run.lock                 while a run uses the folder (lock.py)
     DIR/rolled_back_0001/        newer checkpoints and rows than the one that --load named (origin.py)
 
 Nothing here needs megatron-core or a process group.
@@ -54,7 +54,7 @@ def replaced_folder(root: Path, iteration: int) -> Path:
 
 
 def list_iterations(root: Path) -> list[int]:
-    """Iterations that have a folder below `root`, valid or not, ascending; empty where there is no `root`."""
+    """Iterations that have a folder below `root`, valid or not, ascending; empty if `root` does not exist."""
     if not root.is_dir():
         return []
     return sorted(
@@ -63,7 +63,7 @@ def list_iterations(root: Path) -> list[int]:
 
 
 def named_iteration(path: Path) -> int | None:
-    """The iteration that `path` names as one checkpoint's folder; None for any other path."""
+    """The iteration of the checkpoint folder `path`; None for any other path."""
     match = _ITERATION.match(path.name)
     return int(match[1]) if match else None
 
@@ -74,7 +74,7 @@ def leftovers(root: Path) -> list[Path]:
 
 
 def content_files(folder: Path) -> list[str]:
-    """Relative names of all files of a checkpoint but COMPLETE, sorted, so that every rank sees the same order."""
+    """Relative names of all files of a checkpoint except COMPLETE, sorted, so that every rank sees the same order."""
     files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(name for name in files if name != COMPLETE_FILE)
 
@@ -86,7 +86,7 @@ def hash_file(path: Path) -> str:
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write a small file so that it is whole or absent even after a power cut: temporary name, fsync, rename."""
+    """Write a small file so that it is complete or absent even after a power cut: temporary name, fsync, rename."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as stream:
@@ -158,8 +158,9 @@ def find_checkpoint(folder: str | Path) -> Path:
 def read_run_config(folder: str | Path) -> dict[str, Any]:
     """config.json of a checkpoint: `run` (flag name -> value), `iteration`, `vocab_size`, `padded_vocab_size`, ...
 
-    The options of a run that an older version wrote are completed and translated; names that have no meaning any more
-    stand in `unknown_options`. Raises: ValueError when it is missing, no JSON object, or of an unknown format version.
+    The options of a run that an older version wrote are completed and translated; names that no longer have a meaning
+    are listed in `unknown_options`. Raises: ValueError when the file is missing, not a JSON object, or of an unknown
+    format version.
     """
     path = Path(folder) / CONFIG_FILE
     try:
@@ -175,7 +176,7 @@ def read_run_config(folder: str | Path) -> dict[str, Any]:
             f"`format_version` in {path} must be {readable}, but is {version!r} instead. Read it with the version of "
             "this project that wrote it."
         )
-    if "layout" in config:  # of a run; an import has the options of its network alone
+    if "layout" in config:  # of a run; an imported checkpoint has only the options of its network
         run = config["run"]
         return {**config, "run": upgraded(run, version=version), "unknown_options": unknown_names(run)}
     return config

@@ -1,7 +1,8 @@
 """Finds the newest valid checkpoint together with all ranks and loads it, on the layout it was saved with or another.
 
-Order of checks, each before the next may read anything: COMPLETE and SHA-256 of every file (shared by the ranks) ->
-`.metadata` through the restricted unpickler -> megatron-core. Other files are read with weights_only or as JSON.
+Order of the checks, each completed before the next reads anything: COMPLETE and SHA-256 of every file (shared by the
+ranks) -> `.metadata` through the restricted unpickler -> megatron-core. Other files are read with weights_only or as
+JSON.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from megatron_alum.checkpoint.metadata import read_metadata
 
 
 def newest_valid(root: str | Path, group: dist.ProcessGroup) -> Path | None:
-    """The newest checkpoint below `root` whose files are all whole, None where there is none; the same on every rank.
+    """The newest checkpoint below `root` whose files are all intact, None if there is none; the same on every rank.
 
     A damaged one is reported on stderr and the one before it is tried. Collective over `group`.
-    Raises: ValueError when there are checkpoints but all are damaged: a fresh start would bury them.
+    Raises: ValueError when there are checkpoints but all are damaged: a fresh start would eventually delete them.
     """
     path = Path(root)
     iterations: list[Any] = [sorted(layout.list_iterations(path), reverse=True)]
@@ -53,7 +54,8 @@ def newest_valid(root: str | Path, group: dist.ProcessGroup) -> Path | None:
 
 
 def verify(candidate: Path, group: dist.ProcessGroup) -> None:
-    """Check marker and SHA-256 of one checkpoint, files shared among the ranks. Raises: ValueError on all alike."""
+    """Check marker and SHA-256 of one checkpoint, its files divided among the ranks. Raises: ValueError on all
+    ranks."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
 
     def check_share() -> None:
@@ -68,9 +70,9 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """The stored values for a nested dict of megatron-core ShardedTensors, plus the plain values of common.pt.
 
-    Tensors are loaded into the parts of this rank whatever the layout of the saving run. Ranks of `copies` ask for the
-    same tensors: each reads a share and sends it to the others. Without it every rank reads all of its own, into the
-    tensors of `sharded` themselves. Collective.
+    Tensors are loaded into this rank's parts whatever the layout of the saving run. Ranks of `copies` need the same
+    tensors: each reads a share and sends it to the others. Without `copies` every rank reads all its tensors, directly
+    into those of `sharded`. Collective.
     Raises: ValueError when the folder is unsafe, damaged or of another model.
     """
     together(group, lambda: read_metadata(folder))
@@ -103,7 +105,7 @@ def model_sharded_state(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def whole_sharded_state(tensors: Mapping[str, Tensor]) -> dict[str, ShardedTensor]:
-    """ShardedTensors of tensors that every rank holds whole and no network asks for, by name."""
+    """ShardedTensors, by name, of tensors that every rank holds whole and that belong to no network."""
     return {name: ShardedTensor.from_rank_offsets(name, tensor) for name, tensor in tensors.items()}
 
 

@@ -1,12 +1,12 @@
-"""One run at a time works on a folder: a lock file that names who does, taken by the leader of the run.
+"""One run at a time works on a folder: a lock file that names the run, taken by its leader.
 
     RUN/run.lock    {"host": "node7", "process": 4711, "started": "2026-01-31 12:00:00", ...}, its mtime the heartbeat
 
 It is created by O_EXCL, which network file systems keep atomic, and never relies on flock. A thread touches the file
 every HEARTBEAT_SECONDS. A holder on this machine is stale as soon as its process is gone; one elsewhere when its
-heartbeat has stood still for STALE_SECONDS, watched for by its change and not by comparing two machines' clocks. A
-stale lock is taken over with one line. A leader whose lock was taken over, since it was suspended or cut off for that
-long, saves nothing any more.
+heartbeat has not changed for STALE_SECONDS, which is observed here and needs no comparison of two machines' clocks.
+Taking over a stale lock prints one line. A leader whose lock was taken over, because it was suspended or cut off for
+that long, saves nothing more.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Holder:
     process: int
     """its id there"""
     created: float
-    """when the process began, in seconds since 1970: process ids are used again"""
+    """when the process started, in seconds since 1970: process ids are reused"""
     started: str
     """when the lock was taken, local time"""
     token: str
@@ -59,7 +59,8 @@ class Holder:
 
     @classmethod
     def read(cls, path: Path) -> Holder | None:
-        """The holder that the file names; None without a file. One that is being written or cut short has no names."""
+        """The holder that the file names; None without a file. A file that is being written or is truncated gives
+        placeholders."""
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{field.name: stored[field.name] for field in fields(cls)})
@@ -80,14 +81,14 @@ class Holder:
             return True
 
     def __str__(self) -> str:
-        """For a sentence."""
+        """As used in messages."""
         return f"process {self.process} on {self.host} (since {self.started})"
 
 
 class RunLock:
     """The lock of a run's folder; `take` it before anything in the folder is read or written.
 
-    As a context it gives the lock up at the end, if it was taken meanwhile.
+    As a context manager it releases the lock at the end, if it was taken meanwhile.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -108,7 +109,7 @@ class RunLock:
         self.release()
 
     def take(self) -> None:
-        """Make the folder and the lock. Raises: ValueError naming the run that holds it; OSError of the disk."""
+        """Create the folder and the lock. Raises: ValueError naming the run that holds it; OSError from the disk."""
         self._made_folder = not self.root.exists()
         self.root.mkdir(parents=True, exist_ok=True)
         while not self._create():
@@ -121,14 +122,14 @@ class RunLock:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises: OSError where another run has taken the lock over meanwhile."""
+        """Raises: OSError if another run has taken over the lock meanwhile."""
         holder = Holder.read(self.path)
         if holder is None or holder.token != self._own.token:
             by = "removed" if holder is None else f"taken over by {holder}"
-            raise OSError(f"the lock of this run, {self.path}, was {by}, so that the folder is not this run's any more")
+            raise OSError(f"the lock of this run, {self.path}, was {by}, so the folder no longer belongs to this run")
 
     def release(self) -> None:
-        """Give the lock up; safe to call twice, and without having taken it."""
+        """Release the lock; safe to call twice, and without having taken it."""
         self._done.set()
         if self._thread is None:
             return
@@ -137,7 +138,7 @@ class RunLock:
         with contextlib.suppress(OSError):
             self._remove(self._own)
             if self._made_folder:
-                self.root.rmdir()  # where nothing came into it
+                self.root.rmdir()  # if it is still empty
 
     def _create(self) -> bool:
         """Whether the lock is ours now."""
@@ -152,7 +153,7 @@ class RunLock:
         return True
 
     def _why_stale(self, holder: Holder) -> str | None:
-        """Why the holder's lock may be taken over; None when it was given up meanwhile. Raises: ValueError."""
+        """Why the holder's lock may be taken over; None when it was released meanwhile. Raises: ValueError."""
         gone = holder.is_gone
         if gone:
             return "that process has ended"
@@ -163,22 +164,23 @@ class RunLock:
                     break
                 time.sleep(_POLL_SECONDS)
             else:
-                return None if beat is None else f"it has given no sign of life for {STALE_SECONDS:.0f} s"
+                return None if beat is None else f"it has shown no sign of life for {STALE_SECONDS:.0f} s"
             now = Holder.read(self.path)
             if now is None:
                 return None
             holder = now
         raise ValueError(
             f"--save must be a folder that no other run works on, but {self.root} is taken by {holder}. "
-            "Wait for its end or stop it, or choose another folder."
+            "Wait until it ends or stop it, or choose another folder."
         )
 
     def _heartbeat(self) -> int | None:
-        """Time stamp of the lock, None without one."""
+        """Time stamp of the lock file, None without one."""
         return _time_stamp(self.path)
 
     def _remove(self, holder: Holder) -> bool:
-        """Remove the lock of `holder`, and only that: of two that take a stale one over, the second finds another's."""
+        """Remove the lock of `holder`, and only that: of two that take over a stale lock, the second finds the first
+        one's."""
         with self._guard():
             found = Holder.read(self.path)
             if found == holder:
@@ -187,7 +189,8 @@ class RunLock:
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
-        """Within, no other process removes a lock. Held for milliseconds: one that stays was left by a crash."""
+        """In the body no other process removes a lock. Held for milliseconds: a guard that stays was left by a
+        crash."""
         guard = self.root / f".{LOCK_FILE}.guard"
         seen, since = None, time.monotonic()
         while True:
@@ -216,14 +219,14 @@ class RunLock:
 def _time_stamp(path: Path) -> int | None:
     """Time stamp of a file in nanoseconds, None without one."""
     try:
-        with path.open("rb") as stream:  # an open asks the server, where a stat may be answered from memory
+        with path.open("rb") as stream:  # opening asks the server, while a stat may be answered from a cache
             return os.fstat(stream.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None
 
 
 def _machine() -> str:
-    """What tells boots and containers apart that share a host name; "" where the system does not say."""
+    """What distinguishes boots and containers that share a host name; "" if the system does not tell."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"

@@ -1,7 +1,7 @@
 """The table of contents of a torch_dist checkpoint, read without trusting it.
 
 `.metadata` is a pickle, and a pickle can run code. It is read here, before megatron-core sees the folder, by an
-unpickler that knows the few classes such a table is made of and refuses every other name. Entries of kind "bytes" are
+unpickler that admits the few classes such a table consists of and refuses every other name. Entries of kind "bytes" are
 refused too: PyTorch would unpickle them without restrictions, and this project stores tensors only.
 """
 

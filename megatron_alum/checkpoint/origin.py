@@ -1,12 +1,12 @@
-"""What --load names: a run, one of its checkpoints to go back to, or an empty folder that a run is yet to fill.
+"""What --load names: a run, one of its checkpoints to go back to, or an empty folder for a new run.
 
-    --load RUN                  the newest whole checkpoint; a fresh start where RUN is an empty folder
-    --load RUN/iter_0000040     that one and no other. Where RUN is --save too, the run is rolled back: newer
+    --load RUN                  the newest intact checkpoint; a fresh start if RUN is an empty folder
+    --load RUN/iter_0000040     exactly this one. If RUN is also --save, the run is rolled back: newer
                                 checkpoints and a copy of the metrics move to RUN/rolled_back_0001/, so that a later
-                                --load RUN finds the new branch alone
+                                --load RUN finds only the new branch
 
-A job that a scheduler or torchrun restarts with an unchanged command line must not roll back what it has done since:
-on a restart a named checkpoint of --save stands for the newest one. Nothing here needs a process group.
+A job that a scheduler or torchrun restarts with an unchanged command line must not roll back its own progress: on a
+restart a named checkpoint of --save means the newest one. Nothing here needs a process group.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Origin:
 
     @classmethod
     def of(cls, load: str) -> Origin:
-        """Raises: ValueError for a path that does not exist, or that holds something else than a run."""
+        """Raises: ValueError for a path that does not exist, or that does not hold a run."""
         path = Path(load)
         if not path.is_dir():
             found = "is a file" if path.exists() else "does not exist"
@@ -62,7 +62,7 @@ class Origin:
         return Path(save).resolve() == self.root.resolve()
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
-        """{option: value} that a resume takes from the run where `given` says nothing else; None for a fresh start.
+        """{option: value} that a resume takes from the run unless `given` overrides it; None for a fresh start.
 
         Raises: ValueError as `newest_readable` and `kept_options`.
         """
@@ -75,8 +75,8 @@ class Origin:
     def newest_readable(self) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint that will probably be loaded and its config.json; None for a fresh start.
 
-        Asked before the ranks have met, so files are listed but not compared with their SHA-256.
-        Raises: ValueError when a named one cannot be read.
+        Called before the ranks have joined, so files are listed but not compared with their SHA-256. Raises: ValueError
+        when a named checkpoint cannot be read.
         """
         if self.iteration is not None:
             folder = layout.iteration_folder(self.root, self.iteration)
@@ -92,7 +92,7 @@ class Origin:
 
 
 def was_rolled_back_by_this_job(root: Path, iteration: int) -> bool:
-    """Whether an attempt of this very job, which torchrun or Slurm has restarted, went back to `iteration` before."""
+    """Whether an earlier attempt of this job, since restarted by torchrun or Slurm, went back to `iteration`."""
     if not any(os.environ.get(name, "0") not in ("", "0") for name in _RESTARTS):
         return False
     try:
@@ -102,7 +102,7 @@ def was_rolled_back_by_this_job(root: Path, iteration: int) -> bool:
 
 
 def _rolled_back(iteration: int) -> dict[str, Any]:
-    """What a job notes when it goes back to `iteration`."""
+    """The note that a job leaves when it goes back to `iteration`."""
     job = (
         os.environ.get("SLURM_JOB_ID") or f"{socket.gethostname()} {os.getppid()}"
     )  # torchrun's agent outlives workers
@@ -110,7 +110,7 @@ def _rolled_back(iteration: int) -> dict[str, Any]:
 
 
 def set_aside_newer(root: Path, iteration: int) -> str | None:
-    """Move what a run left after `iteration` into a folder of its own; what was done, None where there was nothing.
+    """Move what a run left after `iteration` into a folder of its own; returns what was done, None if nothing.
 
     Newest first, so that a crash in the middle leaves a folder whose remaining checkpoints are older.
     """
@@ -125,7 +125,7 @@ def set_aside_newer(root: Path, iteration: int) -> str | None:
     for name in ROWS_FILES:
         if (root / name).is_file():
             shutil.copyfile(root / name, aside / name)
-    if (root / WANDB_FILE).is_file():  # its curves cannot go back either: the branch gets a run of its own there
+    if (root / WANDB_FILE).is_file():  # its curves cannot be rolled back: the branch gets its own run there
         (root / WANDB_FILE).rename(aside / WANDB_FILE)
     layout.write_durably(root / layout.LATEST_FILE, f"{iteration}\n")
     for later in newer:
@@ -141,7 +141,7 @@ def set_aside_newer(root: Path, iteration: int) -> str | None:
 
 
 def _check_empty(path: Path) -> None:
-    """Raise unless `path` is empty but for hidden files, or holds a run that has not saved yet."""
+    """Raise unless `path` is empty except for hidden files, or holds a run that has not saved yet."""
     entries = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
     if not entries or METRICS_FILE in entries or layout.LOCK_FILE in entries:
         return

@@ -1,4 +1,4 @@
-"""The rows of a run's .jsonl files, with what does not belong in them told apart.
+"""The rows of a run's .jsonl files, separated from lines that do not belong in them.
 
 A line is a row if it is a JSON object with a whole number as `iteration`, and the first with that number. A last line
 without its end is one that a kill cut short, or that is being written; any other line is foreign or damaged.
@@ -17,11 +17,11 @@ class Rows:
     """What a file holds."""
 
     lines: list[str]
-    """the rows as they are written, each with its end"""
+    """the rows as written, each with its newline"""
     values: list[dict[str, Any]]
     """the rows, parsed"""
     foreign: list[int]
-    """numbers of the lines, from 1, that are no rows"""
+    """numbers of the lines, from 1, that are not rows"""
 
     @classmethod
     def read(cls, path: Path) -> Rows:
@@ -39,7 +39,7 @@ class Rows:
         return rows
 
     def up_to(self, iteration: int) -> Rows:
-        """Those of the first `iteration` iterations."""
+        """The rows of the first `iteration` iterations."""
         places = [i for i, row in enumerate(self.values) if row["iteration"] <= iteration]
         return Rows([self.lines[i] for i in places], [self.values[i] for i in places], self.foreign)
 
@@ -49,14 +49,14 @@ class Rows:
             return None
         shown = ", ".join(map(str, self.foreign[:5])) + (", ..." if len(self.foreign) > 5 else "")
         number = len(self.foreign)
-        return f"WARNING: {path} had {number} line(s) that are no rows of a run (line {shown}); they are left out."
+        return f"WARNING: {path} had {number} line(s) that are not rows of a run (line {shown}); they are left out."
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     """The row that a line holds, None for anything else."""
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError):  # neither JSON nor UTF-8, or nested beyond all reason
+    except (ValueError, RecursionError):  # neither JSON nor UTF-8, or nested too deeply
         return None
     if not isinstance(row, dict) or type(row.get("iteration")) is not int:
         return None

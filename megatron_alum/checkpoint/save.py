@@ -1,12 +1,12 @@
-"""Saves checkpoints that are whole or absent, in the foreground or behind the training.
+"""Saves checkpoints that are complete or absent, in the foreground or in a background thread.
 
-A save is: stage (copy tensors when training goes on meanwhile) -> write into a temporary folder -> SHA-256 of every
-file -> COMPLETE -> fsync -> rename -> note as latest -> delete older ones. Every stage is agreed upon by all ranks: an
-error on one (disk full, quota, I/O) becomes the same OSError on all, and the temporary folder is removed.
+A save is: stage (copy tensors if training continues meanwhile) -> write into a temporary folder -> SHA-256 of every
+file -> COMPLETE -> fsync -> rename -> record as latest -> delete older ones. All ranks agree on the outcome of every
+stage: an error on one (disk full, quota, I/O) becomes the same OSError on all, and the temporary folder is removed.
 
 Tensors go through PyTorch's distributed checkpoint writer in megatron-core's torch_dist layout; megatron-core's own
 writer forks a process per file and cannot report a full disk on every rank, so it is not used. All coordination runs
-over a gloo group of its own, which lets a background thread use it while training uses the others.
+over a gloo group of its own, so that a background thread can use it while training uses the others.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from megatron_alum.checkpoint.agreement import reason, together
 from megatron_alum.checkpoint.metadata import METADATA_FILE
 
 SPACE_MARGIN = 1.02
-"""bytes asked of the disk per byte of tensors: headers, index and small files"""
+"""bytes required on disk per byte of tensors: headers, index and small files"""
 
 
 @dataclass(frozen=True)
 class CheckpointContent:
-    """Everything one checkpoint holds, as this rank sees it."""
+    """This rank's part of everything that one checkpoint holds."""
 
     sharded: dict[str, Any]
     """nested state dict of megatron-core ShardedTensors and plain values; the plain ones go to common.pt"""
@@ -76,10 +76,10 @@ class CheckpointSaver:
         copies: dist.ProcessGroup | None = None,
         confirm: Callable[[], None] = lambda: None,
     ) -> None:
-        """Must be called by all ranks at the same point: it makes a process group.
+        """Must be called by all ranks at the same point: it creates a process group.
 
         The ranks of `copies` hold the same tensors and share the work of writing them. Rank 0 calls `confirm` before a
-        checkpoint appears; an OSError of it gives the checkpoint up.
+        checkpoint appears; if it raises OSError, the checkpoint is abandoned.
         """
         self._confirm = confirm
         self.root = Path(root)
@@ -93,7 +93,7 @@ class CheckpointSaver:
         self._shares: ShardDistribution | None = None
 
     def prepare(self) -> None:
-        """Create the folder and remove what interrupted saves left. Raises: OSError on all ranks alike."""
+        """Create the folder and remove what interrupted saves left. Raises: OSError on all ranks."""
 
         def make() -> None:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -103,9 +103,9 @@ class CheckpointSaver:
         together(self._group, make, only_leader=True)
 
     def save(self, iteration: int, content: CheckpointContent) -> None:
-        """Write the checkpoint of `iteration`; with `in_background` return once the tensors are copied.
+        """Write the checkpoint of `iteration`; with `in_background` returns once the tensors are copied.
 
-        Raises: OSError on all ranks alike when this save, or the one before in the background, could not be written.
+        Raises: OSError on all ranks when this save, or the previous one in the background, could not be written.
         """
         self.wait()
         sharded, common = save_preprocess(content.sharded, validate_access_integrity=not self._validated)
@@ -124,7 +124,7 @@ class CheckpointSaver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Return when no save is in flight. Raises: the OSError of the one that was."""
+        """Return when no save is in flight. Raises: the OSError of the save that was."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -138,7 +138,7 @@ class CheckpointSaver:
         return self._failure is not None
 
     def close(self) -> None:
-        """Wait for the save in flight and give up the process group."""
+        """Wait for the save in flight and destroy the process group."""
         try:
             self.wait()
         finally:
@@ -151,7 +151,7 @@ class CheckpointSaver:
             self._failure = error
 
     def _share_out(self, sharded: Any) -> None:
-        """Mark which of the tensors that several ranks hold this one writes: shares of equal size, agreed upon once."""
+        """Mark which of the tensors held by several ranks this rank writes: shares of equal size, agreed upon once."""
         if self._copies is None:
             return
         if self._shares is None:
@@ -204,7 +204,7 @@ class CheckpointSaver:
         state = mcore_to_pyt_state_dict(renamed, False)
         planner = MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False)
         writer = _Writer(temporary, single_file_per_rank=True, sync_files=True, thread_count=1)
-        if self.in_background:  # its tensors are on the CPU; copying ahead would wait for GPU 0, a new thread's, on all
+        if self.in_background:  # its tensors are on the CPU; copying ahead would wait, on all ranks, for GPU 0
             writer.per_thread_copy_ahead = 0
         try:
             dcp.save(state, storage_writer=writer, planner=planner, process_group=self._group)
@@ -213,8 +213,8 @@ class CheckpointSaver:
         return sorted(writer.names)
 
     def _seal(self, temporary: Path, names: list[str]) -> None:
-        """Flush all files to the disk and write their SHA-256 into COMPLETE; each rank those `names` that it has
-        written itself. No listing of the folder is asked: on a network file system it may lag.
+        """Flush all files to the disk and write their SHA-256 into COMPLETE; each rank hashes the files `names` that it
+        has written. The folder is not listed: on a network file system the listing may lag.
         """
 
         def hash_share() -> dict[str, str]:
@@ -242,14 +242,14 @@ class CheckpointSaver:
         temporary.rename(final)
 
     def _tidy(self, iteration: int) -> None:
-        """What follows the rename that made a checkpoint: note it as the latest, delete what it replaces."""
+        """What follows the rename that made a checkpoint: record it as the latest, delete what it replaces."""
         layout.sync(self.root)
         layout.write_durably(self.root / layout.LATEST_FILE, f"{iteration}\n")
         shutil.rmtree(layout.replaced_folder(self.root, iteration), ignore_errors=True)
         self._prune(newest=iteration)
 
     def _prune(self, *, newest: int) -> None:
-        """Delete all but the newest `keep_last` whole checkpoints; the one just written is among those kept."""
+        """Delete all but the newest `keep_last` complete checkpoints; the one just written is among those kept."""
         if not self.keep_last:
             return
         whole = [i for i in layout.list_iterations(self.root) if (self._folder(i) / layout.COMPLETE_FILE).is_file()]
@@ -296,7 +296,7 @@ def _write_shared_files(temporary: Path, content: CheckpointContent, common: dic
     if content.tokenizer is not None:
         copies = temporary / layout.TOKENIZER_FOLDER
         copies.mkdir()
-        for path in content.tokenizer.iterdir():  # shutil.copytree hides what the disk said in a list
+        for path in content.tokenizer.iterdir():  # shutil.copytree hides the disk's error in a list
             shutil.copyfile(path, copies / path.name)
             names.append(f"{layout.TOKENIZER_FOLDER}/{path.name}")
     return names
@@ -314,7 +314,7 @@ class _Writer(dcp.FileSystemWriter):
         try:
             written = super().write_data(plan, planner)
             self.names = frozenset(result.storage_data.relative_path for result in written.value())
-            if not self.names:  # a rank with nothing to write makes its file all the same, which nothing would list
+            if not self.names:  # a rank with nothing to write still creates its file, which nothing would list
                 (Path(self.path) / f"{plan.storage_data.prefix}0.distcp").unlink(missing_ok=True)
             return written
         except RuntimeError as error:
@@ -333,7 +333,7 @@ def _save(value: Any, path: Path) -> None:
 
 
 def _system_error(error: BaseException) -> OSError:
-    """What the disk said: torch's zip writer puts its own complaint on top of the stream's OSError."""
+    """The disk's error: torch's zip writer wraps its own around the stream's OSError."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):

@@ -1,14 +1,14 @@
-"""Makes megatron-core take torch's fused Adam, although it prefers Transformer Engine's or apex's where there is one.
+"""Makes megatron-core use torch's fused Adam, although it prefers that of Transformer Engine or apex if installed.
 
-These decide on the host whether a step with a gradient that is not finite is left out, so that it would wait for the
-device in each iteration; torch's kernel reads a flag there. It also divides by the clipping factor as it reads.
+Those decide on the host whether to skip a step whose gradient is not finite, so the host would wait for the device in
+each iteration; torch's kernel reads a flag on the device. It also divides by the clipping factor as it reads.
 """
 
 import torch
 
 
 def use_torch_adam() -> None:
-    """Redirect megatron-core's choice, which it has made at its import; may be called any number of times."""
+    """Redirect the choice that megatron-core makes at import; may be called any number of times."""
     from megatron.core import optimizer
     from megatron.core.optimizer import distrib_optimizer
 

@@ -1,7 +1,7 @@
 """Runs megatron-core without CUDA: the whole list of calls that have to be redirected, each with its reason.
 
 megatron-core names the device in its code ("cuda" in factory calls, `torch.cuda.current_device()`), although its
-algorithms need nothing but torch and a process group. `enable_cpu()` points those calls at the CPU, once a process.
+algorithms need nothing but torch and a process group. `enable_cpu()` points those calls at the CPU, once per process.
 It does nothing where CUDA is present and refuses versions of megatron-core that the lists below were not compared with
 (versions.py).
 
@@ -27,7 +27,7 @@ import torch
 from megatron_alum.compat.versions import SUPPORTED, is_supported, megatron_version
 
 # What megatron-core and its bundled FSDP say at import when neither apex nor Transformer Engine is there;
-# megatron-alum doctor says it once, and better.
+# megatron-alum doctor reports it once, with advice.
 _FALLBACK_WARNINGS = (
     r"Transformer Engine and Apex are not installed\. Falling back to .*",
     r"Apex is not installed\. Falling back to Torch Norm",
@@ -38,7 +38,7 @@ _FALLBACK_WARNINGS = (
 )
 # torch 2.13 renamed the two collectives that megatron-core calls under their old names.
 _RENAMED_COLLECTIVES = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
-# What torch says of the distributed optimizer's shards, which are views of a buffer.
+# What torch says about the distributed optimizer's shards, which are views of a buffer.
 _SHARDS = r"The \.grad attribute of a Tensor that is not a leaf Tensor is being accessed"
 _RNG_WARNING = "CPU RNG state changed within GPU RNG context"
 
@@ -172,7 +172,7 @@ CONSTANTS = (
 
 
 class _DropRngWarning(logging.Filter):
-    """Drops the tracker's complaint that the CPU generator moved: here it is the device generator."""
+    """Drops the tracker's warning that the CPU generator changed: here it is the device generator."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.getMessage() != _RNG_WARNING
@@ -182,8 +182,8 @@ _enabled = False
 
 
 def silence_fallback_warnings() -> None:
-    """Keeps megatron-core quiet about apex and Transformer Engine, which nothing here needs, about the old names of
-    two collectives and about its optimizer's views; about nothing else.
+    """Silences megatron-core's warnings about apex and Transformer Engine, which nothing here needs, about the old
+    names of two collectives and about its optimizer's views, and no others.
     """
     for message in _FALLBACK_WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=UserWarning)
@@ -226,7 +226,7 @@ def enable_cpu() -> bool:
 
 
 def _resolve(dotted: str) -> Any:
-    """The module or class of that name (`torch.Tensor` is a class)."""
+    """The module or class of this name (`torch.Tensor` is a class)."""
     with contextlib.suppress(ModuleNotFoundError):
         return importlib.import_module(dotted)
     parent, name = dotted.rsplit(".", 1)

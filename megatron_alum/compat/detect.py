@@ -20,7 +20,7 @@ from megatron_alum.compat.versions import SUPPORTED, is_supported, megatron_vers
 _APEX_SOURCE = "https://github.com/NVIDIA/apex"
 _APEX_BUILD = f"APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation git+{_APEX_SOURCE}.git"
 _APEX_EXTENSIONS = ("amp_C", "fused_layer_norm_cuda")
-"""what tells a built apex from one without kernels, and is left out unless the variables above ask for it"""
+"""extensions that distinguish a built apex from one without kernels; only built if the variables above are set"""
 
 
 @dataclass(frozen=True)

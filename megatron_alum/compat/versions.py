@@ -1,17 +1,17 @@
-"""Versions of megatron-core that run here, and all that differs between them for this project.
+"""Versions of megatron-core that run here, and everything in which they differ for this project.
 
 | | 0.16.1 | 0.19.2 |
 |---|---|---|
 | Python | 3.10 and later | 3.12 and later |
 | MLP in a layer's spec (`mlp_submodule`) | ModuleSpec | MLP.as_mlp_submodule; a ModuleSpec is warned about |
-| layers inside a spec | classes or specs | anything that can be called: classes alone suit both |
+| layers inside a spec | classes or specs | anything that can be called: only classes suit both |
 | gradients that count for the norm (`gradients_of_norm`) | get_main_grads_for_grad_norm | get_grads_for_grad_norm |
 | how a stored parameter group is found (`training/optimizer.py`) | by decay and kind | by its learning rates, too |
 | option of CUDA graphs (`no_cuda_graphs`) | cuda_graph_scope | cuda_graph_modules |
 
-What is asked is the package's own names, never its version, so that another release need not mean another entry. The
-list of what the CPU needs redirected (cpu.py) is longer by two entries for 0.19.2. docs/scale.md tells what was run
-with which version.
+The code checks for the package's own names, never its version, so that a new release need not mean a new entry. The
+list of redirects for the CPU (cpu.py) has two more entries for 0.19.2. docs/scale.md lists what was run with which
+version.
 """
 
 import importlib.metadata

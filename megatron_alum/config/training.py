@@ -20,6 +20,8 @@ from megatron_alum.config.checks import (
     check_fields,
 )
 
+Backend = Literal["nccl", "gloo"]
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -122,6 +124,10 @@ class ParallelConfig:
     check_weight_hash_across_dp_replicas_interval: CountOrZero = 0
     """iterations between two checks that all data-parallel replicas hold the same weights, bit for bit; 0 never checks.
     Each check is one pass over the weights, for which the host waits"""
+    distributed_backend: Backend | None = None
+    """what carries tensors between processes: by default nccl on GPUs and gloo on CPUs. gloo on GPUs goes through the
+    memory of the host and lets the processes of a node share its GPUs: a trial of several ranks where there is one GPU
+    """
     distributed_timeout_minutes: Positive = 10.0
     """minutes after which a collective that some process has not joined is abandoned"""
 

@@ -1,13 +1,13 @@
-"""Core attention over sequences that stand back to back, in the place of megatron-core's DotProductAttention.
+"""Core attention over sequences stored back to back, in place of megatron-core's DotProductAttention.
 
     blocks   the CPU: sequences of equal length in one product (blocks.py)
-    jagged   CUDA: torch's scaled_dot_product_attention on nested tensors, which takes its flash or memory-efficient
+    jagged   CUDA: torch's scaled_dot_product_attention on nested tensors, which runs its flash or memory-efficient
              kernel for them
     flash    CUDA with the flash-attn package, 16-bit numbers: its kernel for sequences of different lengths
 
 All three drop attention weights; torch's own function for packed sequences (torch.nn.attention.varlen) and
 flex_attention do not, so BERT cannot be trained with them. Dropout draws from the stream of this tensor-parallel rank
-where heads are split over several, so that each draws masks of its own, and activation recomputation can replay it.
+if heads are split over several, so that each rank draws its own masks, and activation recomputation can replay it.
 """
 
 import functools
@@ -35,14 +35,14 @@ _WITHIN_SEQUENCES = (AttnMaskType.padding, AttnMaskType.no_mask)
 
 
 class AttentionBackend(NamedTuple):
-    """How attention is computed here, and why so."""
+    """How attention is computed here, and why."""
 
     name: AttentionName
     reason: str
 
 
 def attention_backend(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> AttentionBackend:
-    """The fastest way there is on `device` for queries of `dtype`."""
+    """The fastest backend available on `device` for queries of `dtype`."""
     if device.type == "cpu":
         return AttentionBackend("blocks", "torch has no kernel for packed sequences on the CPU")
     function, problem = _flash_attention()
@@ -70,9 +70,8 @@ class PackedAttention(MegatronModule):
         *,
         backend: AttentionName,
     ) -> None:
-        """The arguments are megatron-core's, but for `backend`. Number of the layer and groups have no bearing here.
-
-        Raises ValueError for what cannot be honoured.
+        """The arguments are megatron-core's, except `backend`. The layer number and the groups are ignored. Raises
+        ValueError for arguments that cannot be honoured.
         """
         super().__init__(config=config)
         _refuse_unless(attn_mask_type in _WITHIN_SEQUENCES, "attn_mask_type", "padding or no_mask", attn_mask_type)
@@ -82,7 +81,7 @@ class PackedAttention(MegatronModule):
         _refuse_unless(config.window_size is None, "window_size", "None", config.window_size)
         self.backend: AttentionName = backend
         self.probability: float = config.attention_dropout
-        # Under sequence parallelism the encoder has forked the tracker already.
+        # Under sequence parallelism the encoder has already forked the tracker.
         self.forks = config.tensor_model_parallel_size > 1 and not config.sequence_parallel
 
     def forward(
@@ -96,7 +95,7 @@ class PackedAttention(MegatronModule):
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
-        """query, key, value [T, heads, D] -> [T, heads x D]. Tokens of the tail get what nothing may read.
+        """query, key, value [T, heads, D] -> [T, heads x D]. Values for tokens of the tail are undefined.
 
         Raises ValueError for what cannot be honoured: masks, biases, other layouts than PackedSequences.
         """
@@ -154,7 +153,7 @@ def _jagged(query: Tensor, key: Tensor, value: Tensor, sequences: PackedSequence
     def nested(tensor: Tensor) -> Tensor:
         """[T, heads, D] -> [sequences, heads, lengths, D]."""
         rows = torch.nested.nested_tensor_from_jagged(
-            tensor.contiguous(),  # it comes as a slice of the QKV product, which these kernels do not take
+            tensor.contiguous(),  # it is a slice of the QKV product, which these kernels do not accept
             offsets=sequences.cu_seqlens_q,
             min_seqlen=sequences.shortest,
             max_seqlen=sequences.max_seqlen_q,

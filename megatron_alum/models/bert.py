@@ -4,10 +4,10 @@
     hidden = model.encode(x + delta, inputs)                     [T, 1, H]
     mlm_logits, nsp_logits = model.heads(hidden, inputs)         [N, V/tp], [B, 2]
 
-`level` says where x lies: "word" (word vectors, the paper's choice), "encoder_input" (after positions, LayerNorm and
-dropout, the released code's), or a number of layers (their hidden state). Both calls must name the same one. A
+`level` says what x is: "word" (word vectors, the paper's choice), "encoder_input" (after positions, LayerNorm and
+dropout, the released code's), or a number of layers (their hidden state). Both calls must use the same level. A
 micro-batch is one row of tokens, megatron-core's `thd` layout, whose batch dimension is 1. Under sequence parallelism
-x, delta and hidden hold this rank's part of the tokens, [T/tp, 1, H]. Dimensions: T tokens of B sequences, H hidden,
+x, delta and hidden are this rank's part of the tokens, [T/tp, 1, H]. Dimensions: T tokens of B sequences, H hidden,
 N masked positions, V padded vocabulary.
 """
 
@@ -37,7 +37,7 @@ Level = Literal["word", "encoder_input"] | int
 
 
 class EncodedRows(NamedTuple):
-    """The rows of the encoder's output that the heads read, where the last MLP was run on no others."""
+    """The rows of the encoder's output that the heads read, when the last MLP ran on no others."""
 
     masked: Tensor
     """[N, H], at the masked positions"""
@@ -48,7 +48,7 @@ class EncodedRows(NamedTuple):
 class SplitBert(BertModel):
     """BERT or RoBERTa whose forward pass can be entered after the embedding and whose heads run on chosen positions.
 
-    Module names are BertModel's, so that Megatron's checkpoints and tools find what they know. Built by `build_model`.
+    Module names are BertModel's, so that Megatron's checkpoints and tools find them. Built by `build_model`.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class SplitBert(BertModel):
         groups: ProcessGroups,
         parts: Parts,
     ) -> None:
-        """`vocab_size` real words, `padded_vocab_size` rows of the tables; `config` is megatron-core's own."""
+        """`vocab_size` real tokens, `padded_vocab_size` rows of the tables; `config` is megatron-core's own."""
         # BertModel's constructor cannot be used: its MLM head refuses sequence parallelism and its layers their own
         # attention.
         super(BertModel, self).__init__(config=config)
@@ -117,16 +117,16 @@ class SplitBert(BertModel):
     def encode(self, x: Tensor | None, inputs: ModelInputs, *, level: Level = "word") -> Tensor:
         """x (+ delta) float32 [T(/tp), 1, H] -> hidden [T(/tp), 1, H] in the model's dtype: the part above x.
 
-        On a later pipeline stage `x` is None: the schedule has set what the stage before sent (`set_input_tensor`),
-        which has the shape of this one's answer.
+        On a later pipeline stage `x` is None: the schedule has set what the previous stage sent (`set_input_tensor`),
+        which has the shape of this stage's output.
         """
         return self._above(x, inputs, level, None)
 
     def encode_rows(self, x: Tensor, inputs: ModelInputs, *, level: Level = "word") -> EncodedRows:
-        """As `encode`, for heads that read masked positions and first tokens alone.
+        """As `encode`, for heads that read only masked positions and first tokens.
 
-        The same values, for 8 / 12 of a layer's products less on all other tokens. Not under sequence parallelism, nor
-        on pipeline stages.
+        The same values; saves 8 / 12 of a layer's products on all other tokens. Not for sequence parallelism or
+        pipeline stages.
         """
         assert not self.groups.sequence_parallel and self.pre_process and self.post_process
         hidden = self._above(x, inputs, level, self._read_positions(inputs, slice(None))).squeeze(1)
@@ -144,13 +144,13 @@ class SplitBert(BertModel):
     def heads_before_decoder(
         self, hidden: Tensor | EncodedRows, inputs: ModelInputs, *, masked: slice = slice(None)
     ) -> tuple[Tensor, Tensor | None]:
-        """As `heads`, with what the decoder multiplies, [N, H], for losses that take the MLM logits in chunks.
+        """As `heads`, with the decoder's input [N, H] instead of MLM logits, for losses that compute them in chunks.
 
-        Its gradient from this rank's vocabulary rows alone is enough: it is summed over the tensor-parallel group here.
+        Its gradient need only come from this rank's vocabulary rows: it is summed over the tensor-parallel group here.
         """
         if isinstance(hidden, EncodedRows):
             masked_rows, first_rows = hidden.masked[masked], hidden.first
-        else:  # one gathering for both heads
+        else:  # one gather for both heads
             positions = self._read_positions(inputs, masked)
             num_first = inputs.first_tokens.numel() if self.add_binary_head else 0
             masked_rows, first_rows = pick_rows(hidden, positions, self.groups).split(
@@ -162,7 +162,7 @@ class SplitBert(BertModel):
     def leading(self, x: Tensor, num_tokens: int) -> Tensor:
         """The first `num_tokens` of all T tokens of x [T(/tp), 1, H], as this rank's part of a shorter row.
 
-        Under sequence parallelism tokens move between ranks, there and in the backward pass back again.
+        Under sequence parallelism tokens move between ranks, and back again in the backward pass.
         """
         if not self.groups.sequence_parallel:
             return x[:num_tokens]
@@ -192,7 +192,7 @@ class SplitBert(BertModel):
         return self.heads(self.encode(self.embed(inputs), inputs), inputs)
 
     def _above(self, x: Tensor | None, inputs: ModelInputs, level: Level, rows: Tensor | None) -> Tensor:
-        """The layers above x, the last of them for `rows` alone where there are any."""
+        """The layers above x, the last of them only for `rows` if given."""
         if level == "word" and x is not None:
             x = self.embedding.complete(x, inputs)
         begin = level if isinstance(level, int) else 0
@@ -200,6 +200,6 @@ class SplitBert(BertModel):
         return hidden
 
     def _read_positions(self, inputs: ModelInputs, masked: slice) -> Tensor:
-        """int64, what the heads read: masked positions, then first tokens where there is a head for them."""
+        """int64, what the heads read: masked positions, then first tokens if there is a head for them."""
         masked_positions = inputs.masked_positions[masked]
         return torch.cat((masked_positions, inputs.first_tokens)) if self.add_binary_head else masked_positions

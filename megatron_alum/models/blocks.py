@@ -1,9 +1,9 @@
-"""Attention within sequences on the CPU, for which torch has no kernel: sequences of one length side by side.
+"""Attention within sequences on the CPU, for which torch has no kernel: sequences of equal length are batched.
 
 Sequences of equal length form a block [b x heads, L, D], whose attention is two batched products, a softmax and a
-dropout; others stand alone, since on the CPU another block costs less than any padding (measured with 16 and 64
-sequences of real lengths up to 128 and 512). Nothing is padded, so the numbers of a sequence are the same to the bit
-whatever else is in the batch, and one that is not finite reaches no other.
+dropout; others form a block alone, since on the CPU another block costs less than any padding (measured with 16 and 64
+sequences of real lengths up to 128 and 512). Nothing is padded, so the results for a sequence are the same to the bit
+whatever else is in the batch, and a value that is not finite reaches no other sequence.
 """
 
 import math
@@ -17,13 +17,13 @@ from torch.autograd.function import once_differentiable
 
 from megatron_alum.ops import draw_seed, seeded_dropout
 
-# Queries x keys of a block, so that the weights of its heads stay in the processor's cache: 16 sequences of 512 in one
-# block take twice the time of 16 blocks.
+# Queries x keys of a block, chosen so that the weights of its heads stay in the cache: 16 sequences of 512 in one block
+# take twice the time of 16 blocks.
 _LARGEST_BLOCK = 128 * 1024
 
 
 class Block(NamedTuple):
-    """Sequences that share their products."""
+    """Sequences that share batched products."""
 
     length: int
     """of each"""
@@ -32,7 +32,7 @@ class Block(NamedTuple):
 
 
 def cut_into_blocks(lengths: Sequence[int]) -> tuple[Block, ...]:
-    """Blocks of sequences of these lengths, which stand back to back; longest first."""
+    """Blocks of sequences of these lengths, which are stored back to back; longest first."""
     starts_of: dict[int, list[int]] = {}
     for length, start in zip(lengths, accumulate(lengths, initial=0), strict=False):
         starts_of.setdefault(length, []).append(start)
@@ -54,13 +54,13 @@ def block_attention(
 
 
 class _BlockAttention(torch.autograd.Function):
-    """By hand, because autograd would keep the scores, the weights before and after dropout and copies of q, k and v.
-    Here the weights of long sequences, which grow with L squared, are computed again by the backward pass (a sixth of
-    its products); those of short ones, smaller than their q, k and v, are kept. Dropout masks are drawn again from
-    their seeds.
+    """Written by hand, because autograd would keep the scores, the weights before and after dropout and copies of q, k
+    and v. Here the weights of long sequences, which grow with L squared, are recomputed by the backward pass (a
+    sixth of its products); those of short ones, smaller than their q, k and v, are kept. Dropout masks are regenerated
+    from their seeds.
 
     With P the weights, M the mask (0 or 1 / keep), G the gradient of the output O = (M P) V, the gradient of the scores
-    is P (M G V^T - d), d the row sums of M P G V^T. These are the row sums of G O, so no second mask is drawn.
+    is P (M G V^T - d), d the row sums of M P G V^T. These equal the row sums of G O, so no second mask is needed.
     """
 
     @staticmethod
@@ -118,7 +118,7 @@ def _empty_but_for_the_tail(like: Tensor, blocks: Sequence[Block]) -> Tensor:
 
 
 def _gathered(tensor: Tensor, block: Block) -> Tensor:
-    """[T, heads, D] -> the block's sequences [b x heads, L, D]; a view of a sequence that stands alone."""
+    """[T, heads, D] -> the block's sequences [b x heads, L, D]; a view if the block has a single sequence."""
     parts = [tensor[start : start + block.length].transpose(0, 1) for start in block.starts]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -5,9 +5,9 @@
     both       add the gradient of their weight to the gradient buffer where it is formed
 
 megatron-core's data-parallel wrapper takes each gradient from autograd and adds it to the parameter's float32 buffer.
-For the word table, which has two users or three in a step, that is three tensors of V x H that are allocated, filled,
-read and dropped. Here the product is added to the buffer instead (Megatron's own gradient accumulation fusion, for
-which it needs a GPU and apex), and a lookup touches only the rows of its words.
+For the word table, which is used two or three times in a step, that means three tensors of V x H that are allocated,
+filled, read and freed. Here the product is added to the buffer instead (Megatron's own gradient accumulation fusion
+needs a GPU and apex), and a lookup touches only the rows of its tokens.
 
 `parts.py` chooses: nothing of this is part of the network on a GPU.
 """
@@ -51,19 +51,19 @@ class CpuRowLinear(RowLinear):
 
 
 def accumulate_in_place(model: torch.nn.Module) -> None:
-    """Let the parameters of `model` on the CPU, which megatron-core's wrapper has given a `main_grad`, take gradients
-    directly.
+    """Let those parameters of `model` that are on the CPU and have a `main_grad` from megatron-core's wrapper take
+    gradients directly.
 
-    Only without --overlap-grad-reduce: the wrapper then wants to see every gradient before it starts to reduce. Every
-    backward pass through such a parameter adds to its buffer, also one that is asked for other gradients only; freeze
-    the parameters where that is not meant (`alum.frozen`).
+    Only without --overlap-grad-reduce: there the wrapper must see every gradient before it starts to reduce. Every
+    backward pass through such a parameter adds to its buffer, even one that needs only other gradients; freeze the
+    parameters where that is not intended (`alum.frozen`).
     """
     for parameter in model.parameters():
         parameter.accumulates_in_place = not parameter.is_cuda  # type: ignore[attr-defined]
 
 
 def gradient_buffer(parameter: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """`main_grad` if gradients of `dtype` may be added to it; None where they go through autograd."""
+    """`main_grad` if gradients of `dtype` may be added to it; None if they go through autograd."""
     if not getattr(parameter, "accumulates_in_place", False):
         return None
     buffer: Tensor = parameter.main_grad  # type: ignore[attr-defined]
@@ -71,10 +71,10 @@ def gradient_buffer(parameter: Tensor, dtype: torch.dtype) -> Tensor | None:
 
 
 class _Linear(torch.autograd.Function):
-    """float32 products with the bias added in place, where torch copies it over the whole result first.
+    """float32 products with the bias added in place, while torch first copies it over the whole result.
 
     Measured (2 threads of an AVX-512 machine): [3440, 256] by [1024, 256] 6.2 ms against 7.4, and as fast as oneDNN's
-    fused bias or faster. A decoder's logits come from the system anew in each step, so they ask for large pages: 36 ms
+    fused bias or faster. A decoder's logits are new memory from the system in each step, so they use large pages: 36 ms
     against 66 for [516, 256] by [30592, 256]. The gradient of the weight goes straight into the gradient buffer where
     there is one.
     """

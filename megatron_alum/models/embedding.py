@@ -3,7 +3,7 @@
     words(inputs)               word vectors, x of the paper ("sub-word embedding")
     complete(words, inputs)     + positions + token types [, LayerNorm], dropout: the encoder's input
 
-Everything here is summed in float32, also when the parameters have 16 bits: a perturbation of 1e-5 survives only there.
+Everything here is summed in float32, even with 16-bit parameters: a perturbation of 1e-5 only survives there.
 Under sequence parallelism both halves hold this rank's tokens [T/tp, 1, H]; the tables of positions and types then see
 those tokens only, and are marked so that megatron-core sums their gradients over the tensor-parallel group.
 """
@@ -62,7 +62,7 @@ class SplitEmbedding(LanguageModelEmbedding):
         tokens = inputs.tokens[None]
         whole_table = self.groups.tp_size == 1
         vectors = self.lookup(tokens, self.word_embeddings.weight) if whole_table else self.word_embeddings(tokens)
-        if not self.groups.sequence_parallel:  # the reduce-scatter has transposed already
+        if not self.groups.sequence_parallel:  # the reduce-scatter has already transposed
             vectors = vectors.transpose(0, 1)
         return at_least_float32(vectors).contiguous()
 
@@ -79,7 +79,7 @@ class SplitEmbedding(LanguageModelEmbedding):
             return dropout(hidden, self.config.hidden_dropout, training=self.training)
 
     def _types(self, inputs: ModelInputs) -> Tensor:
-        """float32 [T(/tp), 1, H]; a network with a single type adds it everywhere, whatever the batch says."""
+        """float32 [T(/tp), 1, H]; a network with a single type adds it everywhere, whatever types the batch has."""
         if self.num_tokentypes == 1:
             return at_least_float32(self.tokentype_embeddings.weight)  # [1, H], broadcast
         rows = self.groups.local_tokens(inputs.token_types)
@@ -87,5 +87,5 @@ class SplitEmbedding(LanguageModelEmbedding):
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """In the dtype that x + delta is summed in: float32 for 16-bit networks."""
+    """Cast to the dtype in which x + delta is summed: float32 for 16-bit networks."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

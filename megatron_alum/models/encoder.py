@@ -1,4 +1,4 @@
-"""The stack of layers, megatron-core's TransformerBlock called by what BERT needs of it: a part of the layers, packed
+"""The stack of layers: megatron-core's TransformerBlock with what BERT needs: running a part of the layers, packed
 sequences, and a last MLP on chosen rows.
 
 Parameters, their names and sharded checkpoints are TransformerBlock's; so is what a pipeline stage receives
@@ -14,7 +14,7 @@ from torch import Tensor
 from megatron_alum.models.sequences import PackedSequences
 
 _COMPILED_VERSIONS = 64
-"""torch.compile gives up on a function after 8 of its own accord; sizes of 1 and dtypes multiply the combinations"""
+"""torch.compile gives up on a function after 8 by default; sizes of 1 and dtypes multiply the combinations"""
 
 
 class Encoder(TransformerBlock):
@@ -31,14 +31,14 @@ class Encoder(TransformerBlock):
     ) -> Tensor:
         """hidden [T(/tp), 1, H] through the layers [begin, end) of this stage; None means to the last.
 
-        `rows` (int64 [R]) asks the last layer for these tokens alone: [R, 1, H]. On a later pipeline stage `hidden` is
-        None: the schedule has set what the stage before sent.
+        `rows` (int64 [R]) makes the last layer compute these tokens only: [R, 1, H]. On a later pipeline stage `hidden`
+        is None: the schedule has set what the previous stage sent.
         """
         num_layers = len(self.layers)
         end = num_layers if end is None else end
         hidden = hidden if self.pre_process else self.input_tensor
         assert hidden is not None and 0 <= begin < end <= num_layers and (rows is None or end == num_layers)
-        # Under sequence parallelism every dropout of the layers is of this rank's tokens.
+        # Under sequence parallelism every dropout of the layers is on this rank's tokens.
         forks = self.config.sequence_parallel and self.training
         with tensor_parallel.get_cuda_rng_tracker().fork() if forks else contextlib.nullcontext():
             for index in range(begin, end):
@@ -48,12 +48,12 @@ class Encoder(TransformerBlock):
         return hidden
 
     def compile_layers(self, *, backend: str = "inductor") -> None:
-        """Compile each layer on its first use, in place: parameter names stay.
+        """Compile each layer on its first use, in place: parameter names do not change.
 
-        All layers share what is compiled, for any number of tokens and rows: a version for each combination of training
-        or not, frozen parameters or not, chosen rows or not, and gradients or not. A version is one graph, but where
-        torch.compile cannot look into the attention (on the CPU, and with its dropout under tensor parallelism without
-        sequence parallelism): there it ends a graph in each of the functions that the attention lies in, five in all.
+        All layers share the compiled code, for any number of tokens and rows: one version for each combination of
+        training or not, frozen parameters or not, chosen rows or not, and gradients or not. A version is one graph,
+        except where torch.compile cannot trace the attention (on the CPU, and with its dropout under tensor parallelism
+        without sequence parallelism): there it ends a graph in each of the functions around the attention, five in all.
         """
         from torch._dynamo import config  # takes a second to import
 
@@ -62,7 +62,7 @@ class Encoder(TransformerBlock):
             layer.compile(dynamic=True, backend=backend)
 
     def _run(self, index: int, hidden: Tensor, sequences: PackedSequences, rows: Tensor | None) -> Tensor:
-        """One layer, with recomputation where it is asked for."""
+        """One layer, with recomputation if configured."""
 
         def layer(hidden: Tensor) -> Tensor:
             output: Tensor = self.layers[index](hidden, packed_seq_params=sequences, rows=rows)[0]

@@ -1,7 +1,7 @@
 """The two heads of BERT, computed where the loss needs them: masked positions and the first token.
 
 Rows are picked out of the encoder's output first (about a seventh of the tokens), so logits never exist for the others.
-Under sequence parallelism each rank holds a part of the tokens: it fills in the rows it has, the sum over the group
+Under sequence parallelism each rank holds a part of the tokens: it fills in the rows it holds, the sum over the group
 completes them on every rank, and from there on all ranks compute the same. That makes the gradients of the head's
 parameters complete on each rank, so none of them is marked for megatron-core's sequence-parallel all-reduce, and the
 decoder works as without sequence parallelism.
@@ -41,7 +41,7 @@ def pick_rows(hidden: Tensor, positions: Tensor, groups: ProcessGroups) -> Tenso
 
 
 class MlmTransform(MegatronModule):
-    """dense, exact GELU, LayerNorm: what stands between a masked position and the decoder."""
+    """dense, exact GELU, LayerNorm: the layers between a masked position and the decoder."""
 
     def __init__(self, config: TransformerConfig) -> None:
         """Parameters `dense` and `layer_norm`, equal on all tensor-parallel ranks."""
@@ -72,8 +72,8 @@ class Pooler(MegatronModule):
 def decoder(config: TransformerConfig, padded_vocab_size: int, groups: ProcessGroups) -> ColumnParallelLinear:
     """Holds the bias of this rank's vocabulary rows under BertModel's name; the weight is that of the word embeddings.
 
-    Where another pipeline stage holds these, it gets a copy of them, which megatron-core keeps equal.
-    `SplitBert.heads` multiplies by itself, with the bias in the product.
+    If another pipeline stage holds these, this one gets a copy of them, which megatron-core keeps equal. This module
+    does not multiply: `SplitBert.heads` does, with the bias in the product.
     """
     return ColumnParallelLinear(
         config.hidden_size,

@@ -1,10 +1,10 @@
-"""Initial weights that depend on the seed and the parameter's name alone.
+"""Initial weights that depend only on the seed and the parameter's name.
 
 Every matrix is drawn whole, from a generator of its own, and each rank keeps its part: networks built with different
-tensor-parallel sizes or vocabulary padding start from the same weights, bit for bit, and drawing leaves the dropout
-streams alone. Normal with standard deviation `init_method_std`; in the pre-LayerNorm network the two projections that
-write to the residual stream get std / sqrt(2 x layers) (Megatron-LM, GPT-2), in the post-LayerNorm ones the same as
-all (BERT).
+tensor-parallel sizes or vocabulary padding start from the same weights, bit for bit, and drawing does not touch the
+dropout streams. Normal with standard deviation `init_method_std`; in the pre-LayerNorm network the two projections that
+write to the residual stream get std / sqrt(2 x layers) (Megatron-LM, GPT-2), in the post-LayerNorm ones the same as all
+others (BERT).
 """
 
 import hashlib

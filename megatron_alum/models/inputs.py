@@ -15,20 +15,20 @@ from megatron_alum.models.sequences import PackedSequences
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """Integers only; the same on every rank of a model."""
+    """Only integers; the same on every rank of a model."""
 
     tokens: Tensor
     """int64 [T]"""
     token_types: Tensor
     """int64 [T]"""
     position: Tensor
-    """int64 [T], place in the own sequence, from 0"""
+    """int64 [T], position in its sequence, from 0"""
     sequences: PackedSequences
     """where the sequences lie"""
     masked_positions: Tensor
-    """int64 [N], places in T whose words are predicted"""
+    """int64 [N], positions in T whose tokens are predicted"""
     first_tokens: Tensor
-    """int64 [B], places in T of the sequences' first tokens"""
+    """int64 [B], positions in T of the sequences' first tokens"""
 
     @classmethod
     def of(
@@ -43,7 +43,7 @@ class ModelInputs:
     ) -> ModelInputs:
         """Tensors as in the fields, on any device, and the `lengths` of the sequences, which the host must know.
 
-        Sequences stand back to back; tokens beyond the last one are read by nothing.
+        Sequences are stored back to back; nothing reads the tokens beyond the last one.
         """
         sequences = PackedSequences(lengths, tokens.numel(), device)
         return cls(

@@ -1,12 +1,12 @@
 """Transformer layers: the pre-LayerNorm one of Megatron's BERT and the post-LayerNorm one of Google's BERT and RoBERTa.
 
-Both are megatron-core's TransformerLayer with parts put in through its layer spec: LayerNorm that allows sequence
+Both are megatron-core's TransformerLayer with parts replaced through its layer spec: LayerNorm that allows sequence
 parallelism, attention within packed sequences, and a bias-dropout-add whose residual may be float32. The
 post-LayerNorm layer leaves megatron-core's two norm slots empty and normalises after each sum:
     pre-LN   h = x + attention(LN(x));   y = h + MLP(LN(h));   one more LN after the last layer
     post-LN  h = LN(x + attention(x));   y = LN(h + MLP(h))
-After the last attention positions do not see each other any more, so the last MLP can do with the rows that the heads
-read: a layer called with `rows` answers for these alone.
+After the last attention positions no longer interact, so the last MLP only needs the rows that the heads read: a layer
+called with `rows` returns only these.
 """
 
 from collections.abc import Callable
@@ -51,12 +51,12 @@ def get_bias_dropout_add(training: bool, _fused: bool) -> BiasDropoutAdd:
 
 
 class PreLayerNormTransformerLayer(TransformerLayer):
-    """TransformerLayer, on chosen rows if asked."""
+    """TransformerLayer, on chosen rows if given."""
 
     def forward(
         self, hidden_states: Tensor, *, packed_seq_params: PackedSeqParams, rows: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """hidden_states [T(/tp), 1, H] -> the same shape, or [R, 1, H] for `rows` (int64 [R]); None in the place of
+        """hidden_states [T(/tp), 1, H] -> the same shape, or [R, 1, H] for `rows` (int64 [R]); None in place of
         megatron-core's context.
         """
         summed, _ = self._forward_attention(hidden_states, packed_seq_params=packed_seq_params)

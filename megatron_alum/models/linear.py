@@ -1,8 +1,8 @@
-"""Tensor-parallel linear layers that leave nothing beside the matrix product where there is nothing to share.
+"""Tensor-parallel linear layers that are a single matrix product when the group has one rank.
 
 megatron-core adds the bias after the product, or hands it on, because a row-parallel product must be summed over the
-group first. On a group of one the bias belongs into the product: one pass over the activations less for each linear
-layer (on the GPU it is the product's epilogue), forward and backward. Larger groups take megatron-core's way.
+group first. On a group of one the bias belongs in the product: one pass over the activations less for each linear
+layer (on the GPU it is the product's epilogue), forward and backward. Larger groups do as megatron-core does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 
 class ColumnLinear(ColumnParallelLinear):
-    """Multiplies in the dtype of its input and answers in the dtype of its weight.
+    """Multiplies in the dtype of its input and returns the dtype of its weight.
 
     In a 16-bit post-LayerNorm model the first QKV product is what reads the float32 sum of embedding and perturbation.
     """

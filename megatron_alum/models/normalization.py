@@ -1,9 +1,9 @@
-"""LayerNorm that sequence parallelism and mixed precision allow.
+"""LayerNorm that works with sequence parallelism and mixed precision.
 
 megatron-core's torch wrapper refuses sequence parallelism, and torch's CPU kernel refuses float32 input with bfloat16
-weights. This one marks its parameters for the gradient all-reduce that sequence parallelism needs, and computes in
-float32 whatever arrives in float32: in a 16-bit model that is the embedding sum, whose perturbation of 1e-5 a 16-bit
-LayerNorm would not see. With NVIDIA's apex on CUDA its fused kernel does the 16-bit case.
+weights. This one marks its parameters for the gradient all-reduce that sequence parallelism needs, and computes float32
+input in float32: in a 16-bit model that is the embedding sum, whose perturbation of 1e-5 a 16-bit LayerNorm would lose.
+With NVIDIA's apex on CUDA its fused kernel handles the 16-bit case.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ class LayerNorm(torch.nn.LayerNorm):
     """LayerNorm over the hidden dimension, in the constructor form of a megatron-core layer spec."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_unused: Any) -> None:
-        """`eps` is added to the variance; other arguments of the spec have no bearing here."""
+        """`eps` is added to the variance; other arguments of the spec are ignored."""
         super().__init__(hidden_size, eps=eps)
         mark_sequence_parallel(self, config.sequence_parallel)
         self._fused = fused_layer_norm_function()
@@ -36,8 +36,6 @@ class LayerNorm(torch.nn.LayerNorm):
 
 
 def mark_sequence_parallel(module: torch.nn.Module, sequence_parallel: bool) -> None:
-    """Tells megatron-core whether each rank sees a part of the tokens only, so that it sums these gradients over
-    ranks.
-    """
+    """Tells megatron-core whether each rank sees only a part of the tokens, so that it sums gradients over ranks."""
     for parameter in module.parameters(recurse=False):
         parameter.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What the network is put together from, chosen once by the device: plain torch on a GPU, `cpu.py` on the CPU."""
+"""The parts that a network is built from, chosen once by the device: plain torch on a GPU, `cpu.py` on the CPU."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from megatron_alum.models.linear import ColumnLinear, RowLinear
 
 
 class Parts(NamedTuple):
-    """The choice."""
+    """The chosen parts."""
 
     column: type[ColumnLinear]
     """tensor-parallel layer split by its output"""

@@ -1,8 +1,8 @@
-"""Where the sequences of a micro-batch lie in its row of T tokens, in the form that megatron-core hands to attention.
+"""Where the sequences of a micro-batch lie in its row of T tokens, in the form that megatron-core passes to attention.
 
-Sequences stand back to back from the first token on. What is left behind them, so that T is a multiple that ranks can
-share, is the tail: tokens that nothing reads. Kernels for packed sequences need every token to belong to one, so the
-tail counts as sequences of its own there, none longer than the longest real one.
+Sequences are stored back to back from the first token on. After them comes the tail, tokens that nothing reads, so that
+T is a multiple that the ranks can share. Kernels for packed sequences need every token to belong to one, so for them
+the tail counts as further sequences, none longer than the longest real one.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from megatron_alum.models.blocks import Block, cut_into_blocks
 
 
 class PackedSequences(PackedSeqParams):
-    """megatron-core's parameters of the `thd` layout, with what the host knows of the sequences."""
+    """megatron-core's parameters of the `thd` layout, with what the host knows about the sequences."""
 
     def __init__(self, lengths: Sequence[int], num_tokens: int, device: torch.device) -> None:
         """`lengths` of the B sequences in their order, each at least 1, and T = `num_tokens` in all.
@@ -49,5 +49,5 @@ class PackedSequences(PackedSeqParams):
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """The real sequences, each side by side with others of its length."""
+        """The real sequences, grouped by length."""
         return cut_into_blocks(self.lengths)

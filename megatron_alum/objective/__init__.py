@@ -1,1 +1,2 @@
-"""What a step of pre-training minimises: the standard and the adversarial losses of a micro-batch, and when which."""
+"""What a step of pre-training minimises: the standard and the adversarial losses of a micro-batch, and which of them
+applies when."""

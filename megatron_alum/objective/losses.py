@@ -1,11 +1,11 @@
 """The losses of one micro-batch on the Megatron model: MLM, next sentence, and the adversarial divergence.
 
 Every term is a sum over the micro-batch's rows divided by a count over the whole global batch (`Counts`), so that
-adding up micro-batches and data-parallel ranks gives the mean of the global batch, however it is cut. What the ascent
-climbs is a sum over samples, each of which moves its own delta only: with --alum-inner-reduction sample every sample
+adding up micro-batches and data-parallel ranks gives the mean of the global batch, however it is split. The ascent
+maximises a sum over samples, each of which moves only its own delta: with --alum-inner-reduction sample every sample
 counts as if it stood alone, with batch by its share of the global batch.
 
-Letters: T tokens of the micro-batch, H hidden, A sequences that take the adversarial branch (they stand first), M
+Letters: T tokens of the micro-batch, H hidden, A sequences that take the adversarial branch (they come first), M
 masked positions in them, tp tensor-parallel size.
 """
 
@@ -25,7 +25,7 @@ from megatron_alum.config.run import RunConfig
 from megatron_alum.data.sampling.batch import IGNORED_LABEL
 from megatron_alum.data.sampling.placement import Counts
 from megatron_alum.models import EncodedRows, Level, ModelInputs, SplitBert
-from megatron_alum.objective.head_losses import Outputs, VocabularyHead
+from megatron_alum.objective.head_losses import HeadRows, LossHead
 from megatron_alum.objective.micro_batch import MicroBatch, Part
 from megatron_alum.objective.rng import TrainingRng
 from megatron_alum.ops import NoiseKey, RowLosses, kl_divergence, perturb_embeddings, symmetric_kl, weighted_sum
@@ -41,7 +41,7 @@ class MicroLoss(NamedTuple):
 
 
 class InnerWeights(NamedTuple):
-    """What the ascent's loss multiplies its terms by."""
+    """Factors of the terms of the ascent's loss."""
 
     rows: Tensor
     """float32 [M], of the masked positions"""
@@ -58,8 +58,8 @@ class Objective:
         """`model` is the bare network, not its data-parallel wrapper."""
         self.model, self.config, self.alum = model, config, config.alum
         self.parameters = list(model.parameters())
-        self.whole_logits = VocabularyHead(model, config.alum)
-        self.head = VocabularyHead(model, config.alum, chunk_rows=config.alum.head_chunk_rows)
+        self.whole_logits = LossHead(model, config.alum)
+        self.head = LossHead(model, config.alum, chunk_rows=config.alum.head_chunk_rows)
         model_type = config.model.model_type
         self.has_pairs = config.model.has_nsp_head and config.data.objective_for(model_type) != "none"
         self.compares_pairs = self.has_pairs and config.alum.nsp
@@ -71,7 +71,7 @@ class Objective:
         return self.standard_losses(self.encoded(micro), micro, counts)
 
     def encoded(self, micro: MicroBatch) -> Tensor | EncodedRows:
-        """Output of the encoder, or of this pipeline stage's part of it."""
+        """Output of the encoder, or of this pipeline stage's layers."""
         inputs = micro.whole.inputs
         return self._encode(self.model.embed(inputs) if self.model.pre_process else None, inputs, level="word")
 
@@ -130,7 +130,7 @@ class Objective:
         return MicroLoss(lm_loss + nsp_loss + alum_kl + alum_nsp_kl, logged | _statistics(ascent))
 
     def _label(self, micro: MicroBatch, part: Part, counts: Counts, iteration: int, loss_scale: Tensor) -> MicroLoss:
-        """Conventional adversarial training (the paper's Eq. 2): delta climbs the loss of the labels, which is then
+        """Conventional adversarial training (the paper's Eq. 2): delta maximises the loss of the labels, which is then
         minimised at x + delta; no clean forward, no divergence.
         """
         x = self.model.embed(micro.whole.inputs, level=self.alum.level)
@@ -200,21 +200,22 @@ class Objective:
     # Terms.
 
     def _mlm(self, logits: Tensor, labels: Tensor, counts: Counts) -> Tensor:
-        """MLM loss of these rows, a share of the global batch; gives up the logits."""
+        """MLM loss of these rows, a share of the global batch; may overwrite the logits."""
         return self.whole_logits.mlm(logits, labels, weights=_same(1 / counts.masked, labels))
 
     def _row_losses(
         self,
-        clean: Outputs,
-        adversarial: Outputs,
+        clean: HeadRows,
+        adversarial: HeadRows,
         ascent: Ascent,
         part: Part,
         counts: Counts,
         log_weight: Tensor,
         loss_scale: Tensor,
     ) -> RowLosses:
-        """MLM loss of the M clean rows and alpha x their symmetric KL: shares of the global batch, x loss_scale."""
-        # The chunked head writes its gradients before the loss is scaled, so the row weights bring the scale along.
+        """MLM loss of the M clean rows and alpha times their symmetric KL: shares of the global batch, times
+        loss_scale."""
+        # The chunked head writes its gradients before the loss is scaled, so the row weights include the scale.
         is_finite, weight = ascent.finite[part.row_sequence], self.alum.alpha / counts.adversarial_masked
         return self.head.outer(
             clean.rows,
@@ -233,13 +234,13 @@ class Objective:
         return InnerWeights(rows, 1 / counts.adversarial_sequences, 1.0)
 
     def _inner_divergence(
-        self, clean: Outputs, adversarial: Outputs, weights: InnerWeights, loss_scale: Tensor
+        self, clean: HeadRows, adversarial: HeadRows, weights: InnerWeights, loss_scale: Tensor
     ) -> Tensor:
-        """What a virtual ascent climbs, summed over the micro-batch."""
+        """What a virtual ascent maximises, summed over the micro-batch."""
         total = self.head.inner(clean.rows, adversarial.rows, weights=weights.rows * loss_scale)
         return total / loss_scale + self._inner_nsp(clean, adversarial, weights)
 
-    def _inner_nsp(self, clean: Outputs, adversarial: Outputs, weights: InnerWeights) -> Tensor | float:
+    def _inner_nsp(self, clean: HeadRows, adversarial: HeadRows, weights: InnerWeights) -> Tensor | float:
         """The part of the next-sentence logits in that sum."""
         if not self.compares_pairs:
             return 0.0
@@ -254,8 +255,8 @@ class Objective:
             return torch.zeros((), device=labels.device)
         return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum")
 
-    def _nsp_divergence(self, clean: Outputs, adversarial: Outputs, ascent: Ascent, counts: Counts) -> Tensor:
-        """alpha x the symmetric KL of the next-sentence logits, as a share of the global batch."""
+    def _nsp_divergence(self, clean: HeadRows, adversarial: HeadRows, ascent: Ascent, counts: Counts) -> Tensor:
+        """alpha times the symmetric KL of the next-sentence logits, as a share of the global batch."""
         if not self.compares_pairs:
             return torch.zeros((), device=ascent.delta.device)
         assert clean.nsp_logits is not None and adversarial.nsp_logits is not None
@@ -271,16 +272,16 @@ class Objective:
     # Passes through the network.
 
     def _encode(self, x: Tensor | None, inputs: ModelInputs, *, level: Level | None = None) -> Tensor | EncodedRows:
-        """The part of the network above x, as far as the heads read it where the run allows that."""
+        """The part of the network above x; only the rows that the heads read, where the run allows it."""
         level = self.alum.level if level is None else level
         if x is not None and self.config.encodes_rows:
             return self.model.encode_rows(x, inputs, level=level)
         return self.model.encode(x, inputs, level=level)
 
-    def _forward_on(self, part: Part, masks: Any | None) -> Callable[[Tensor], Outputs]:
+    def _forward_on(self, part: Part, masks: Any | None) -> Callable[[Tensor], HeadRows]:
         """f of Algorithm 1 from the part's x, with the clean pass's dropout masks where there are any."""
 
-        def forward(x: Tensor) -> Outputs:
+        def forward(x: Tensor) -> HeadRows:
             with replayed(TrainingRng(), masks):
                 return self.head.heads(self._encode(x, part.inputs), part.inputs)
 

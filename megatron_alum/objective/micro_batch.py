@@ -1,7 +1,8 @@
 """A micro-batch on the device: all of its sequences, and the leading ones that take the adversarial branch.
 
-Everything that the host must know (numbers of tokens, sequences and rows) is known before the move, so that no step
-waits for the device. Letters: T tokens, A sequences of the part, M masked positions in them, tp tensor-parallel size.
+Everything that the host must know (numbers of tokens, sequences and rows) is computed before the move to the device, so
+that no step waits for it. Letters: T tokens, A sequences of the part, M masked positions in them, tp tensor-parallel
+size.
 """
 
 from __future__ import annotations
@@ -52,13 +53,13 @@ class Part:
 
     @property
     def is_real(self) -> Tensor | None:
-        """bool [T]: False in the tail that fills T up; None without a tail."""
+        """bool [T]: False in the tail that pads T; None without a tail."""
         batch = self.batch
         return None if batch.num_tokens == batch.tokens.numel() else batch.sequence < batch.num_sequences
 
     @property
     def sample_of_token(self) -> Tensor:
-        """int64 [T]: global index of each token's sample (in the tail that of the last one)."""
+        """int64 [T]: global index of each token's sample (in the tail, that of the last one)."""
         return self.batch.sample_index[self.batch.sequence.clamp(max=self.batch.num_sequences - 1)]
 
 
@@ -73,7 +74,7 @@ class MicroBatch:
 
     @classmethod
     def load(cls, batch: PretrainingBatch, device: torch.device, *, multiple: int, is_adversarial: bool) -> MicroBatch:
-        """`multiple` is that of T; without `is_adversarial` (the standard phase) there is no part."""
+        """T becomes a multiple of `multiple`; without `is_adversarial` (the standard phase) there is no part."""
         whole = Part.load(batch, device)
         num_adversarial = batch.num_adversarial if is_adversarial else 0
         if num_adversarial == batch.num_sequences:
@@ -88,7 +89,7 @@ def load_all(
 ) -> list[MicroBatch]:
     """The micro-batches of an iteration on `device`.
 
-    Pipeline stages hand each other tensors of one shape, so there all of them are filled up to the longest.
+    Pipeline stages exchange tensors of one shape, so with them all micro-batches are padded to the longest.
     """
     multiple = config.token_multiple
     if config.parallel.pipeline_model_parallel_size > 1:

@@ -23,7 +23,7 @@ class TrainingRng:
         }
 
     def fits(self, state: dict[str, Any]) -> bool:
-        """Whether `state` is of this kind of device: generators of CPU and GPU do not read each other's states."""
+        """Whether `state` fits this kind of device: generators of CPU and GPU cannot load each other's states."""
         return (state["cuda"] is not None) == torch.cuda.is_initialized()
 
     def restore(self, state: dict[str, Any]) -> None:

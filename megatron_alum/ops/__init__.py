@@ -1,13 +1,12 @@
-"""Public doors of the fused operators: perturbation step and divergence of logits, with a pure-torch reference
-(megatron_alum/reference) behind each.
+"""Public functions of the fused operators: perturbation step and divergence of logits, each with a pure-torch reference
+in megatron_alum/reference.
 
-Read in this order: rows.py, rows_from_hidden.py, perturbation.py, noise.py, cpu_dropout.py; row_autograd.py stands
-behind the first two, dispatch.py chooses the implementation;
-large_pages.py is about time alone.
-Importing this needs neither a GPU nor the compiled extension; the kernels are in csrc/ (csrc/README.md).
+Read in this order: rows.py, rows_from_hidden.py, perturbation.py, noise.py, cpu_dropout.py; row_autograd.py serves the
+first two, dispatch.py chooses the implementation; large_pages.py only saves time. Importing this needs neither a GPU
+nor the compiled extension; the kernels are in csrc/ (csrc/README.md).
 """
 
-from megatron_alum.ops import registration  # noqa: F401  (hooks itself into the loading of the extension)
+from megatron_alum.ops import registration  # noqa: F401  (runs when the extension is loaded)
 from megatron_alum.ops.cpu_dropout import attention_with_dropout, draw_seed, dropout, seeded_dropout
 from megatron_alum.ops.dispatch import build_info
 from megatron_alum.ops.large_pages import empty_in_large_pages

@@ -1,12 +1,13 @@
 """Dropout that does not dominate a step on the CPU, and attention with it.
 
-torch's CPU dropout draws one Bernoulli variable an element, one after the other: about 8 ns forward, a seventh of a
-small BERT's step. Here one draw from torch's default generator seeds a mask that is a function of the element's place
-(csrc/ops/dropout.h): 0.3 ns, on all threads, and nothing is kept for backward but the seed. The dropping probability
-is a multiple of 2^-16, and the scale is that of the probability really used. Other devices take torch's own kernels.
+torch's CPU dropout draws one Bernoulli variable per element, one after the other: about 8 ns forward, a seventh of a
+small BERT's step. Here one draw from torch's default generator seeds a mask that is a function of the element's
+position (csrc/ops/dropout.h): 0.3 ns, on all threads, and nothing is kept for backward but the seed. The dropping
+probability is a multiple of 2^-16, and the scale matches the probability actually used. Other devices use torch's own
+kernels.
 
-megatron-core's RNG tracker and activation recomputation swap the default generator's state and so decide the masks,
-as they do torch's own.
+megatron-core's RNG tracker and activation recomputation swap the default generator's state and so determine these masks
+just as they do torch's own.
 """
 
 import math
@@ -38,7 +39,7 @@ def draw_seed() -> Tensor:
 
 def seeded_dropout(x: Tensor, seed: Tensor, probability: float, *, impl: str = "auto") -> Tensor:
     """`dropout` on the CPU with the mask of `seed`, for derivatives written by hand: linear in x, so the derivative of
-    a call is the same call. 0 < probability < 1; autograd does not see it.
+    a call is the same call. 0 < probability < 1; autograd does not record it.
     """
     threshold = min(max(1, round(probability * reference.LEVELS)), reference.LEVELS - 1)
     run = reference.dropout if dispatch.select(impl, x) == "reference" else torch.ops.megatron_alum.dropout
@@ -64,7 +65,8 @@ def attention_with_dropout(
 
 
 class _Dropout(torch.autograd.Function):
-    """Its own derivative. (A derivative registered with the operator would cost more than the operator itself.)"""
+    """Linear, so it is its own derivative. (A derivative registered with the operator would cost more than the operator
+    itself.)"""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, seed: Tensor, probability: float, impl: str) -> Tensor:

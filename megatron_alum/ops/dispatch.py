@@ -1,9 +1,10 @@
 """Finds and loads the compiled extension (megatron_alum._C) and chooses an implementation for a call.
 
 The extension belongs to one minor version of torch. The version it was built with stands as text inside the file and is
-read before loading, so that another torch gives the reference and one log line, never an undefined symbol.
-`impl="auto"` takes the kernel for the tensor's device if there is one for its dtype, else the reference, and logs each
-reason once; `impl="cpu" | "cuda"` raises that reason. MEGATRON_ALUM_NO_EXTENSION=1 makes every call use the reference.
+read before loading, so that under another torch the reference is used and one line logged, and no symbol is ever
+undefined. `impl="auto"` takes the kernel for the tensor's device if there is one for its dtype, else the reference, and
+logs each reason once; `impl="cpu" | "cuda"` raises that reason. MEGATRON_ALUM_NO_EXTENSION=1 makes every call use the
+reference.
 """
 
 import importlib.util
@@ -65,7 +66,7 @@ def load_extension() -> str | None:
 
 
 def after_loading(action: Callable[[], None]) -> None:
-    """Have `action` run once the extension is loaded: what registers derivatives stands above this file, not below."""
+    """Have `action` run once the extension is loaded: the module that registers derivatives imports this one."""
     _after_loading.append(action)
 
 
@@ -138,7 +139,7 @@ def runs_on(architectures: str, capability: tuple[int, int]) -> bool:
     """Whether a build for `architectures` (as in TORCH_CUDA_ARCH_LIST) has code for a device of `capability`.
 
     Machine code runs on later minor versions of its major one, intermediate code (+PTX) on everything later. Names
-    ("Hopper") are believed.
+    ("Hopper") are taken on trust.
     """
     for entry in architectures.replace(";", " ").split():
         found = re.fullmatch(r"(\d+)\.(\d+)a?(\+PTX)?", entry)

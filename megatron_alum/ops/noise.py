@@ -29,8 +29,8 @@ def gaussian_noise(
 ) -> Tensor:
     """Noise [n, num_channels]; bit-equal for every `impl`.
 
-    sample_index (global) and position int64 [n], one of each a token; key = (seed, iteration), each in [0, 2^32).
-    `device` is the index tensors' by default. The numbers are float32, rounded to `dtype` at the end.
+    sample_index (global) and position int64 [n], one of each per token; key = (seed, iteration), each in [0, 2^32).
+    `device` defaults to that of the index tensors. The numbers are float32, rounded to `dtype` at the end.
     """
     check_key(key)
     check_indices(sample_index, position)

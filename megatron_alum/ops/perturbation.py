@@ -49,9 +49,9 @@ def perturb_embeddings(
 
     x [..., H]; delta of the same shape, or a NoiseKey with an entry for each token in the row-major order of x's
     leading dimensions: noise generated in the kernel. grad None skips the step (delta' = delta). mask bool of x's
-    leading shape, True = may be perturbed; elsewhere delta' = 0. out_dtype is x's by default. The gradient of
+    leading shape, True = may be perturbed; elsewhere delta' = 0. out_dtype defaults to that of x. The gradient of
     x + delta' flows to x alone, unchanged but for its dtype. The sums are raw, over the tokens inside the mask:
-    `perturbation_statistics` makes ratios of them, after those of micro-batches and ranks have been added.
+    `perturbation_statistics` turns them into ratios, once those of all micro-batches and ranks have been added.
     """
     _check(x, delta, grad, step_size, epsilon, projection)
     if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:-1]):
@@ -103,6 +103,8 @@ def _check(
         raise ValueError(
             f"`projection` must be one of {', '.join(reference.PROJECTIONS)}, but is {projection!r} instead."
         )
+    if not x.is_floating_point():
+        raise ValueError(f"`x` must be floating point, but is {x.dtype} instead.")
     if not epsilon >= 0:
         raise ValueError(f"`epsilon` must be >= 0, but is {epsilon} instead.")
     if not isinstance(delta, Tensor):

@@ -16,7 +16,7 @@ from megatron_alum.reference.tokens import SUMS
 
 
 def register() -> None:
-    """Attaches fake kernels and autograd formulas; called once a process."""
+    """Attaches fake kernels and autograd formulas; called once per process."""
     for name, fake in _FAKES.items():
         torch.library.register_fake(f"megatron_alum::{name}", fake)
     torch.library.impl("megatron_alum::row_losses", ("cpu", "cuda"), _row_losses_of_records)

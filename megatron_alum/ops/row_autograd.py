@@ -1,16 +1,19 @@
-"""How the losses of rows are computed and differentiated, behind the doors of rows.py and rows_from_hidden.py.
+"""How the losses of rows are computed and differentiated, for the public functions in rows.py and rows_from_hidden.py.
 
-Alike for every implementation and at tensor-parallel size 1 (one shard):
-    row_statistics   6 floats a row (7 with labels) of this shard           reads the logits once
+The same for every implementation and at tensor-parallel size 1 (one shard):
+    row_statistics   6 floats per row (7 with labels) of this shard           reads the logits once
     all-gather       of those floats, the only collective; exact merge
     row_losses       the two losses from the merged floats; autograd starts here
-    row_gradients    in backward: p and q again from logits and floats; no collective, nothing kept of size [N, V]
-Where one rank holds whole rows, row_gradients forms the statistics, too (`fused`).
+    row_gradients    in backward: p and q recomputed from logits and floats; no collective, nothing kept of size [N, V]
+Where one rank holds whole rows, row_gradients forms the statistics as well (`fused`).
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 import torch.distributed as dist
 from torch import Tensor
 
@@ -28,34 +31,49 @@ def row_options(
     one_sided: bool,
 ) -> RowOptions:
     """Checks the arguments and works out which columns of the vocabulary these are."""
+    if adv is None and labels is None:
+        raise ValueError("`adv_logits` or `labels` must be given, but neither is.")
     adv = clean if adv is None else adv
     if clean.ndim != 2 or adv.shape != clean.shape or adv.dtype != clean.dtype or adv.device != clean.device:
         found = f"{clean.dtype} {list(clean.shape)} on {clean.device} and {adv.dtype} {list(adv.shape)} on {adv.device}"
         raise ValueError(f"the logits must be two [N, V] tensors alike, but are {found} instead.")
-    if not clean.is_floating_point():
-        raise ValueError(f"the logits must be floating point, but are {clean.dtype} instead.")
-    check_labels(labels, clean.shape[0])
-    return shard_options(clean.shape[1], valid_vocab_size, group, detach_targets, one_sided)
-
-
-def check_labels(labels: Tensor | None, rows: int) -> None:
-    """None, or int64 [rows]; the values are not read (no host sync)."""
-    if labels is not None and (labels.dtype != torch.int64 or labels.shape != (rows,)):
-        found = f"{labels.dtype} {list(labels.shape)}"
-        raise ValueError(f"`labels` must be int64 of shape [{rows}], but is {found} instead.")
+    if not clean.is_floating_point() or clean.layout != torch.strided:
+        raise ValueError(f"the logits must be dense and floating point, but are {clean.dtype} {clean.layout} instead.")
+    if not torch.compiler.is_compiling() and any(forward_ad.unpack_dual(x).tangent is not None for x in (clean, adv)):
+        raise RuntimeError("the losses of rows have no forward-mode derivative; write them with torch.log_softmax.")
+    rows, columns = clean.shape
+    return shard_options(rows, columns, labels, valid_vocab_size, group, detach_targets, one_sided)
 
 
 def shard_options(
-    columns: int, valid_vocab_size: int | None, group: dist.ProcessGroup | None, detach_targets: bool, one_sided: bool
+    rows: int,
+    columns: int,
+    labels: Tensor | None,
+    valid_vocab_size: int | None,
+    group: dist.ProcessGroup | None,
+    detach_targets: bool,
+    one_sided: bool,
 ) -> RowOptions:
-    """Which columns of the global vocabulary the `columns` of this rank are."""
+    """Which columns of the global vocabulary the `columns` of this rank are, and whether the labels of the rows fit."""
     rank, size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
     total = columns * size
     valid = total if valid_vocab_size is None else valid_vocab_size
     if not 0 < valid <= total:
         raise ValueError(f"`valid_vocab_size` must be in [1, {total}], but is {valid} instead.")
+    if labels is not None:
+        _check_labels(labels, rows, valid)
     first = rank * columns
     return RowOptions(first, min(max(valid - first, 0), columns), one_sided, detach_targets)
+
+
+def _check_labels(labels: Tensor, rows: int, valid: int) -> None:
+    """Their values are looked at on the CPU alone: nobody waits for a GPU."""
+    if labels.dtype != torch.int64 or labels.shape != (rows,):
+        found = f"{labels.dtype} {list(labels.shape)}"
+        raise ValueError(f"`labels` must be int64 of shape [{rows}], but is {found} instead.")
+    if labels.device.type == "cpu":
+        known = (labels >= 0) & (labels < valid) | (labels == reference.IGNORED_LABEL)
+        torch._assert_async(known.all(), f"`labels` must be {reference.IGNORED_LABEL} or below {valid}, but are not.")
 
 
 def has_one_shard(group: dist.ProcessGroup | None) -> bool:
@@ -112,8 +130,8 @@ def common_factor(first: Tensor, *others: Tensor) -> Tensor:
 def increment_and_scale(grad: Tensor | None, factor: Tensor, *, in_place: bool) -> Tensor | None:
     """A gradient that forward has formed, times the factor of its loss.
 
-    The CPU looks at the factor. A GPU's kernel does, so that nobody waits, and multiplies in place unless it is 1: the
-    version counter then tells autograd that a second backward would find other numbers.
+    On the CPU the factor is read here. On a GPU the kernel reads it, so that the host need not wait, and multiplies in
+    place unless it is 1; the version counter then tells autograd that a second backward would find other numbers.
     """
     if grad is None:
         return None
@@ -129,7 +147,7 @@ def increment_and_scale(grad: Tensor | None, factor: Tensor, *, in_place: bool) 
 
 
 def refuse_overwriting(**logits: Tensor | None) -> None:
-    """Raises where writing over logits that need a gradient would be seen by others or is not possible."""
+    """Raises where writing over logits that need a gradient would be visible elsewhere or is not possible."""
     for name, tensor in logits.items():
         if tensor is None or not (tensor.requires_grad and torch.is_grad_enabled()):
             continue
@@ -147,8 +165,8 @@ def refuse_overwriting(**logits: Tensor | None) -> None:
 def overwritten(logits: tuple[Tensor, Tensor | None], needed: tuple[bool, ...]) -> list[Tensor | None]:
     """The gradients that a kernel has written over the logits that need them.
 
-    The kernel leaves no trace in the version counters, by which autograd notices that something it still needs (an
-    output that its producer saved, or these logits in a second backward) has been overwritten: raised here.
+    The kernel does not touch the version counters, by which autograd notices that something it still needs (an output
+    that its producer saved, or these logits in a second backward) has been overwritten, so they are incremented here.
     """
     for tensor, need in zip(logits, needed, strict=True):
         if need and tensor is not None:
@@ -221,6 +239,34 @@ def backward(ctx: Any, mlm_grad: Tensor | None, kl_grad: Tensor | None) -> tuple
 def refuse_double_backward(*_: Any) -> None:
     """Stands in for the derivative of the gradients."""
     raise RuntimeError("symmetric_kl has no double backward; write the divergence with torch.log_softmax for that.")
+
+
+def formed_in_forward(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """Marks the backward of a function whose gradients are ready: to differentiate them again raises. torch's
+    `once_differentiable` lets them pass for constants where the loss has a constant factor.
+    """
+
+    @functools.wraps(backward)
+    def wrapped(ctx: Any, *sum_grads: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            grads = backward(ctx, *sum_grads)
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return grads
+        return _Final.apply(*(None if grad is None else grad.detach().requires_grad_() for grad in grads))
+
+    return wrapped
+
+
+class _Final(torch.autograd.Function):
+    """The gradients as they are, opaque to autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return grads
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> None:
+        refuse_double_backward()
 
 
 class _ReferenceLosses(torch.autograd.Function):

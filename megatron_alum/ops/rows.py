@@ -4,16 +4,16 @@
     mlm[n]     = -log P[label[n]]
     one_way[n] = KL(P||Q)
 
-`row_losses` is the door; `symmetric_kl`, `kl_divergence` and `mlm_symmetric_kl` are short names for what it does
-without weights. The numbers keep their digits when clean and adversarial logits are nearly equal: reference/rows.py.
+`row_losses` is the main function; `symmetric_kl`, `kl_divergence` and `mlm_symmetric_kl` are shorthands for it without
+weights. Precision is kept when clean and adversarial logits are nearly equal: reference/rows.py.
 
 With weights, gradients are known as soon as the statistics of a row are. So where one rank holds whole rows, on a CPU
 and on a GPU, they are formed in forward, while the row is in the cache or in registers: each logit is read once and
-its gradient written once, over the logit with `overwrite_logits`. Backward hands them out. The price is one
+its gradient written once, over the logit with `overwrite_logits`. Backward returns them. The price is one
 restriction: the sums of one call must enter the loss with the same factor. What is known beforehand (1 / count, alpha)
-belongs into the weights. Elsewhere (a vocabulary split over ranks, float16, whose loss scale must be in before the
-rounding, torch.compile, the reference) forward forms the statistics and backward the gradients, by whatever factors
-they get.
+belongs in the weights. Elsewhere (a vocabulary split over ranks, float16, whose loss scale must be in before the
+rounding, torch.compile, the reference) forward forms the statistics and backward the gradients, with whatever factor
+each loss has.
 """
 
 from typing import Any, NamedTuple
@@ -62,9 +62,9 @@ def row_losses(
 
     clean_logits, adv_logits [N, V], or [N, V / tp] with `group` the tensor-parallel process group (rank r holds the
     columns from r * V / tp on); no adversarial logits = the MLM loss alone, at half the price. labels int64 [N] are
-    global token ids below `valid_vocab_size`; -100 gives 0 in all losses and zero gradients. `valid_vocab_size` counts
-    the global vocabulary without padding; later columns are ignored and get zero gradient, as are columns that are -inf
-    on both sides. Finite logits of any size count; a row whose divergence is not a finite float32 gives NaN, never 0.
+    global token ids below `valid_vocab_size`, checked on the CPU alone; -100 gives 0 in all losses and zero gradients.
+    `valid_vocab_size` counts the global vocabulary without padding; later columns are ignored and get zero gradient, as
+    are columns that are -inf on both sides. Finite logits of any size count; a divergence beyond float32 gives NaN.
 
     mlm_weight, kl_weight float [N], constants: the results are sums over rows, and a row of weight 0 contributes
     nothing, not even a NaN. Both sums must enter the loss with the same factor. log_weight float [N] weighs the rows of
@@ -80,7 +80,7 @@ def row_losses(
     | "one_way", False           | p (h - KL)                    | q - p                            |
 
     `overwrite_logits=True` gives up the logits that require a gradient: it may be written over them, by the call itself
-    or by backward. Raises: ValueError for arguments that do not fit.
+    or by backward. Raises: ValueError for arguments that do not fit, RuntimeError for labels that no column has.
     """
     if divergence not in DIVERGENCES:
         raise ValueError(f"`divergence` must be symmetric or one_way, but is {divergence!r} instead.")
@@ -125,14 +125,14 @@ def weights_of(
 ) -> tuple[Tensor | None, Tensor | None] | None:
     """The row weights as constants; None where there are none at all.
 
-    Raises: ValueError where a loss that is asked for has no weight, or a weight no loss or another shape.
+    Raises: ValueError when a requested loss has no weight, or a weight has no loss or the wrong shape.
     """
     if mlm is None and kl is None:
         return None
     for name, weight, loss in (("mlm_weight", mlm, labels), ("kl_weight", kl, adv)):
         if (weight is None) != (loss is None):
             source = "labels" if name == "mlm_weight" else "adversarial logits"
-            found = "missing beside them" if weight is None else "given without them"
+            found = "missing" if weight is None else "given without them"
             raise ValueError(f"`{name}` must come with {source}, but is {found} instead.")
         check_weight(name, weight, rows)
     return tuple(None if weight is None else weight.detach() for weight in (mlm, kl))  # type: ignore[return-value]
@@ -160,7 +160,7 @@ def _sum(loss: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def logged(rows: Tensor, adv: Tensor | None, weight: Tensor | None) -> Tensor:
-    """The sum of rows' divergences that goes into a log; 0 where there is nothing to diverge from."""
+    """The sum of rows' divergences that goes into a log; 0 without adversarial logits."""
     if adv is None:
         return rows.new_zeros(())
     return rows.sum() if weight is None else weighted_sum(rows, weight.to(rows.dtype))
@@ -175,7 +175,7 @@ def _one_pass(clean: Tensor, adv: Tensor | None, group: dist.ProcessGroup | None
 
 
 class _OnePass(torch.autograd.Function):
-    """Losses and gradients in forward; backward hands the gradients out."""
+    """Losses and gradients in forward; backward returns the gradients."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
@@ -194,7 +194,7 @@ class _OnePass(torch.autograd.Function):
         return (*sums, *constants)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @row_autograd.formed_in_forward
     def backward(ctx: Any, *sum_grads: Tensor) -> tuple[Tensor | None, ...]:
         factor = common_factor(*(grad for grad, there in zip(sum_grads[:2], ctx.present, strict=True) if there))
         grads = ctx.saved_tensors

@@ -4,9 +4,9 @@ Never more than `chunk_rows` rows of clean logits and as many adversarial ones e
 every matrix product serves both. The gradients to hidden states, weight and bias are computed in the same loop, right
 after the losses of a chunk, while its logits are still there; backward only scales them. A chunk costs one product
 forward and, where they are needed, one to the hidden states and one to the weight. Hence one restriction: all sums of a
-call must enter the loss with the same factor (loss scaling included), so what tells them apart, such as alpha, belongs
-into the row weights. Backward asserts it. Float16 needs the loss scale there, too: the gradients are rounded in
-forward.
+call must enter the loss with the same factor (loss scaling included), so anything that distinguishes them, such as
+alpha, belongs in the row weights. Backward asserts this. With float16 the loss scale belongs there, too, because the
+gradients are rounded in forward.
 """
 
 from dataclasses import dataclass
@@ -43,9 +43,10 @@ def row_losses_from_hidden(
     """The weighted sums of `row_losses`, with logits = hidden @ weight.T + bias.
 
     clean_hidden, adv_hidden [N, H]; weight [V, H] or its shard [V / tp, H]; bias [V] or shard or None; labels int64
-    [N] or None; the row weights [N] float. One collective a chunk. The gradients to the hidden states are this shard's
-    part, as those of any column-parallel layer: the caller's copy-to-tensor-parallel-region sums them. Three products
-    in all where the adversarial hidden states alone need a gradient, as in the inner pass. The rest: `row_losses`.
+    [N] or None; the row weights [N] float. One collective per chunk. The gradients to the hidden states are this
+    shard's part, as those of any column-parallel layer: the caller's copy-to-tensor-parallel-region sums them. Three
+    products in all where the adversarial hidden states alone need a gradient, as in the inner pass. The rest:
+    `row_losses`.
     """
     if divergence not in DIVERGENCES:
         raise ValueError(f"`divergence` must be symmetric or one_way, but is {divergence!r} instead.")
@@ -55,10 +56,12 @@ def row_losses_from_hidden(
     if not alike or weight.ndim != 2 or weight.shape[1] != clean_hidden.shape[1]:
         found = ", ".join(f"{x.dtype} {list(x.shape)}" for x in (clean_hidden, adv_hidden, weight))
         raise ValueError(f"hidden states must be two [N, H] alike and `weight` [V, H], but are {found} instead.")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"`bias` must have shape [{weight.shape[0]}], but is {list(bias.shape)} instead.")
     rows = clean_hidden.shape[0]
-    row_autograd.check_labels(labels, rows)
-    one_sided = divergence == "one_way"
-    options = row_autograd.shard_options(weight.shape[0], valid_vocab_size, group, detach_targets, one_sided)
+    options = row_autograd.shard_options(
+        rows, weight.shape[0], labels, valid_vocab_size, group, detach_targets, divergence == "one_way"
+    )
     weights = weights_of(rows, labels, adv_hidden, mlm_weight, kl_weight)
     assert weights is not None
     labels = None if labels is None else labels.contiguous()
@@ -182,7 +185,7 @@ class _ChunkedHead(torch.autograd.Function):
         return mlm, kl, *constants
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @row_autograd.formed_in_forward
     def backward(ctx: Any, *sum_grads: Tensor) -> tuple[Tensor | None, ...]:
         factor = common_factor(*sum_grads[0 if ctx.has_mlm else 1 : 2])
         scaled = (increment_and_scale(grad, factor, in_place=False) for grad in ctx.saved_tensors)
@@ -201,7 +204,8 @@ def _sums_of(
 
 
 def _project(states: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    """Logits of the states in memory that the next chunk uses again: fresh pages would cost more than the losses."""
+    """Logits of the hidden states, in memory that the next chunk reuses: fresh pages would cost more than the
+    losses."""
     return torch.mm(states, weight.T, out=out) if bias is None else torch.addmm(bias, states, weight.T, out=out)
 
 

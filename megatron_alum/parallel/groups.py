@@ -1,8 +1,9 @@
-"""Starts torch.distributed and megatron-core's parallel state, and hands back the groups as one object.
+"""Starts torch.distributed and megatron-core's parallel state, and returns the groups as one object.
 
-Nothing in this project asks megatron-core's global state for a group: functions take a `ProcessGroups`, so that a
+Nothing in this project takes a group from megatron-core's global state: functions take a `ProcessGroups`, so that a
 test can call them with a group of its own. Ranks, world size and rendezvous come from torchrun's environment; without
-it the process is a world of one. The backend is NCCL with CUDA and gloo without.
+it the process is a world of one. The backend is NCCL with CUDA and gloo without, unless --distributed-backend asks for
+gloo on GPUs.
 """
 
 import os
@@ -16,8 +17,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from megatron_alum.compat import enable_cpu, silence_fallback_warnings
-from megatron_alum.config.training import ParallelConfig
+from megatron_alum.compat import enable_cpu, reduce_one_bucket_at_a_time, silence_fallback_warnings
+from megatron_alum.config.training import Backend, ParallelConfig
 from megatron_alum.parallel.network import Node, check_addresses, raise_file_limit
 
 silence_fallback_warnings()
@@ -34,8 +35,8 @@ _STAGE_SEED_STEP = 1_009  # likewise between pipeline stages
 class ProcessGroups:
     """The process groups of this rank, with its place in them.
 
-    `world` holds all ranks, `tp` those that share each layer, `pp` those that hold one after another of the pipeline's
-    stages, `dp` those that hold the same part of the model.
+    `world` holds all ranks, `tp` those that share each layer, `pp` those that hold the successive pipeline stages, `dp`
+    those that hold the same part of the model.
     """
 
     tp: dist.ProcessGroup
@@ -67,7 +68,7 @@ class ProcessGroups:
 
     def local_tokens(self, tensor: torch.Tensor) -> torch.Tensor:
         """This rank's part of something with a row for each token, [T, ...] -> [T/tp, ...] under sequence parallelism;
-        elsewhere the whole.
+        otherwise the whole.
         """
         if not self.sequence_parallel:
             return tensor
@@ -80,7 +81,7 @@ class ProcessGroups:
 
     @property
     def world_rank(self) -> int:
-        """This process among all of them."""
+        """Global rank of this process."""
         return dist.get_rank(self.world)
 
     @property
@@ -94,23 +95,26 @@ def initialize(
     tensor_parallel_size: int,
     pipeline_parallel_size: int = 1,
     sequence_parallel: bool = False,
+    backend: Backend | None = None,
     timeout_seconds: float = 1800.0,
 ) -> ProcessGroups:
     """Joins the ranks of a torchrun job and lays them out as tensor-parallel x data-parallel x pipeline stages.
 
     `timeout_seconds` ends a collective that a dead or stuck rank never joins. A default process group that already
-    exists is used as it is. Raises ValueError when the world size is not a multiple of the ranks of one model, when
-    this machine has fewer GPUs than processes, and for limits and addresses that the job cannot run with (network.py).
+    exists is used as it is. Raises ValueError when the world size is not a multiple of the ranks of one model, for NCCL
+    on a machine without GPUs or with fewer than processes, and for limits and addresses that the job cannot run with
+    (network.py).
     """
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron-core overlaps by stream order
     enable_cpu()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     _check_sizes(world_size, tensor_parallel_size, pipeline_parallel_size)
     raise_file_limit(world_size)
+    chosen = dist.get_backend() if dist.is_initialized() else _chosen_backend(backend)
     if torch.cuda.is_available():
-        _take_gpu(int(os.environ.get("LOCAL_RANK", "0")))
+        _take_gpu(int(os.environ.get("LOCAL_RANK", "0")), shared=chosen == "gloo")
     if not dist.is_initialized():
-        _join(world_size, timedelta(seconds=timeout_seconds))
+        _join(chosen, world_size, timedelta(seconds=timeout_seconds))
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_parallel_size,
         pipeline_model_parallel_size=pipeline_parallel_size,
@@ -134,16 +138,18 @@ def initialize(
 
 @contextmanager
 def joined(config: ParallelConfig) -> Iterator[ProcessGroups]:
-    """Within: the groups of a run laid out as `config` says; left again when the body ends well.
+    """The groups of a run laid out as `config` says, for the body; they are destroyed if it ends normally.
 
-    After an exception they stay as they are. NCCL would wait for the other ranks before it destroys a group, and these
+    After an exception they are left alone. NCCL would wait for the other ranks before it destroys a group, and these
     may be in a collective that this rank never joins: its error would not be seen before their timeout. The process
-    ends without farewell instead (`config.cli.main_guard`), upon which torchrun ends the others.
+    exits at once instead (`config.cli.main_guard`), and torchrun then ends the others.
     """
+    _check_gloo_on_gpus(config)
     yield initialize(
         tensor_parallel_size=config.tensor_model_parallel_size,
         pipeline_parallel_size=config.pipeline_model_parallel_size,
         sequence_parallel=config.sequence_parallel,
+        backend=config.distributed_backend,
         timeout_seconds=60.0 * config.distributed_timeout_minutes,
     )
     shutdown()
@@ -180,18 +186,44 @@ def _check_sizes(world_size: int, tensor_parallel_size: int, pipeline_parallel_s
         )
 
 
-def _take_gpu(local_rank: int) -> None:
-    if local_rank >= torch.cuda.device_count():
+def _check_gloo_on_gpus(config: ParallelConfig) -> None:
+    if config.distributed_backend != "gloo" or not torch.cuda.is_available():
+        return
+    stages = config.pipeline_model_parallel_size
+    for flag, given, only, why in (
+        ("overlap-grad-reduce", config.overlap_grad_reduce, False, "sums tensors of a GPU one at a time"),
+        ("pipeline-model-parallel-size", stages, 1, "sends no tensor from one GPU to another"),
+    ):
+        if given != only:
+            raise ValueError(
+                f"--{flag} must be {str(only).lower()} with --distributed-backend gloo on a GPU, but is "
+                f"{str(given).lower()} instead: gloo {why}."
+            )
+
+
+def _chosen_backend(wanted: Backend | None) -> Backend:
+    if wanted == "nccl" and not torch.cuda.is_available():
         raise ValueError(
-            f"torchrun's --nproc-per-node must be at most the number of GPUs, {torch.cuda.device_count()} here, but is "
-            f"{os.environ.get('LOCAL_WORLD_SIZE', local_rank + 1)} instead. Lower it, or hide the GPUs with "
-            "CUDA_VISIBLE_DEVICES= to run on the CPU."
+            "--distributed-backend must be gloo where there is no GPU, but is nccl instead. Leave the flag out."
         )
-    torch.cuda.set_device(local_rank)
+    return wanted or ("nccl" if torch.cuda.is_available() else "gloo")
 
 
-def _join(world_size: int, timeout: timedelta) -> None:
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+def _take_gpu(local_rank: int, *, shared: bool) -> None:
+    """The GPU of this rank. NCCL refuses two ranks on one; with gloo (`shared`) they are dealt out in turn."""
+    number = torch.cuda.device_count()
+    if local_rank >= number and not shared:
+        raise ValueError(
+            f"torchrun's --nproc-per-node must be at most the number of GPUs, {number} here, but is "
+            f"{os.environ.get('LOCAL_WORLD_SIZE', local_rank + 1)} instead. Lower it, let processes share GPUs by "
+            "--distributed-backend gloo, or hide the GPUs with CUDA_VISIBLE_DEVICES= to run on the CPU."
+        )
+    torch.cuda.set_device(local_rank % number)
+    if shared:
+        reduce_one_bucket_at_a_time()
+
+
+def _join(backend: str, world_size: int, timeout: timedelta) -> None:
     if "MASTER_ADDR" in os.environ:
         store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
         store = _of_this_attempt(store)
@@ -209,11 +241,12 @@ def _join(world_size: int, timeout: timedelta) -> None:
 
 
 def _of_this_attempt(store: dist.Store) -> dist.Store:
-    """The store without what workers before a restart (torchrun --max-restarts) left in it.
+    """The store without the entries of workers from before a restart (torchrun --max-restarts).
 
     torchrun's agent keeps one store over all restarts, and torch 2.13 no longer separates them: the new workers would
-    connect to the dead ones' addresses. The restart count tells attempts apart on one node; on several it differs from
-    node to node, so there the launchers ask torchrun for a new store each time (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1).
+    connect to the dead ones' addresses. The restart count identifies the attempt on one node; on several it differs
+    from node to node, so there the launchers ask torchrun for a new store each time
+    (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1).
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("GROUP_WORLD_SIZE") != "1":
         return store

@@ -1,6 +1,6 @@
 """What a job of many processes needs of the machines: enough open files, and addresses that other nodes can reach.
 
-gloo connects every rank of a group with every other one, one open file each: the group of `training.control` and that
+gloo connects every rank of a group with every other one, with one open file each: the groups of `training.control` and
 of the checkpoints hold all ranks. It offers the address that the host's own name resolves to, which Debian's installer
 makes 127.0.1.1; NCCL chooses an interface by itself.
 """
@@ -22,7 +22,8 @@ _OTHER_FILES = 1024
 
 
 def raise_file_limit(world_size: int) -> None:
-    """Allow this process the open files that `world_size` processes take. Raises: ValueError where it may not."""
+    """Allow this process the open files that `world_size` processes need. Raises: ValueError if the limit forbids
+    it."""
     needed = _FULL_MESHES * (world_size - 1) + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if resource.RLIM_INFINITY in (soft, hard):
@@ -39,12 +40,12 @@ def raise_file_limit(world_size: int) -> None:
 
 @dataclass(frozen=True)
 class Node:
-    """One machine of a job, as the others must know it."""
+    """One machine of a job, as the others need to know it."""
 
     host: str
     """its name"""
     machine: str
-    """unlike on every machine"""
+    """different on every machine"""
     address: str
     """where gloo can be reached there; "" if its interface is set by GLOO_SOCKET_IFNAME"""
 
@@ -54,15 +55,16 @@ class Node:
         host, boot = socket.gethostname(), Path("/proc/sys/kernel/random/boot_id")
         try:
             address = "" if os.environ.get("GLOO_SOCKET_IFNAME") else socket.gethostbyname(host)
-        except OSError:  # gloo finds another way, or complains
+        except OSError:  # gloo finds another address, or fails
             address = ""
         return cls(host, boot.read_text().strip() if boot.is_file() else host, address)
 
 
 def check_addresses(store: dist.Store, node: Node, *, rank: int, number: int) -> None:
-    """Collective over one process each of `number` nodes or several, through `store`; this one is on node `rank`.
+    """Collective over the processes of `number` nodes, one or more on each, through `store`; this one is on node
+    `rank`.
 
-    Raises: ValueError on all alike where one offers the others an address that means themselves.
+    Raises: ValueError on all nodes if one offers the others a loopback address.
     """
     store.set(f"node_{rank}", json.dumps(asdict(node)))
     nodes = [Node(**json.loads(store.get(f"node_{other}"))) for other in range(number)]

@@ -1,1 +1,1 @@
-"""Arithmetic of a run that has not begun: operations and memory of a step, on any number of devices."""
+"""Arithmetic for a run before it starts: operations and memory of a step, on any number of devices."""

@@ -1,7 +1,7 @@
 """Floating-point operations of an iteration, by formula, and how much of a device's peak they use.
 
 F is one forward pass over the real tokens. A backward pass to inputs and weights costs 2 F, to inputs alone (parameters
-frozen) 1 F. U is the part of F above the perturbed hidden state: all of it, but for --alum-perturb layer.
+frozen) 1 F. U is the part of F above the perturbed hidden state: all of it, except with --alum-perturb layer.
 
     standard   3 F                            forward, backward
     ALUM       3 F + rho (2 K + 3) U          + K ascent steps (forward, input gradient) + adversarial forward, backward
@@ -41,12 +41,12 @@ class TextSize:
     """masked tokens"""
 
     def scaled(self, factor: float) -> TextSize:
-        """So many times as much text."""
+        """`factor` times as much text."""
         return TextSize(*(factor * value for value in astuple(self)))
 
     @classmethod
     def of(cls, counts: Counts, *, sequences: int) -> TextSize:
-        """A global batch of so many sequences."""
+        """A global batch of `sequences` sequences."""
         return cls(sequences, counts.tokens, counts.squared_lengths, counts.masked)
 
     @classmethod
@@ -62,7 +62,7 @@ class TextSize:
 def forward_flops(config: RunConfig, text: TextSize, *, vocab_size: int, first_layer: int = 0) -> float:
     """F: layers beyond the first `first_layer` on every token, vocabulary head on masked tokens only.
 
-    The last MLP, too, runs on no more than the heads read, where the run allows it (`RunConfig.encodes_rows`).
+    The last MLP, too, runs only on the tokens that the heads read, where the run allows it (`RunConfig.encodes_rows`).
     """
     model = config.model
     hidden, layers = model.hidden_size, model.num_layers - first_layer
@@ -109,7 +109,7 @@ def run_iterations(config: RunConfig) -> dict[Phase, int]:
 
 
 def peak_flops(config: RunConfig, device: torch.device) -> float | None:
-    """Operations a second that one device could do at best; None where it is not known (give --peak-tflops)."""
+    """Peak operations per second of one device; None where it is unknown (give --peak-tflops)."""
     if config.logging.peak_tflops is not None:
         return 1e12 * config.logging.peak_tflops
     if device.type != "cuda":

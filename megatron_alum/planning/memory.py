@@ -2,7 +2,7 @@
 
     weights       parameters of this rank, in the compute dtype
     gradients     float32 or bfloat16 buffer of the data-parallel wrapper
-    optimizer     Adam's two moments, and float32 master weights under 16 bits or the distributed optimizer
+    optimizer     Adam's two moments, and float32 master weights with 16 bits or the distributed optimizer
     activations   what the layers keep for backward: of the clean pass, and of the adversarial one in the same graph
     head          logits at masked positions and the gradients of the vocabulary table that meet there, unless they go
                   straight into the buffer (models/cpu.py)
@@ -87,7 +87,7 @@ def estimate_memory(
 
     def of_stage(stage: int) -> MemoryEstimate:
         parameters = _stage_parameters(config, stage, stages, padded_vocab_size=padded, tp=tp)
-        in_flight = min(stages - stage, micro_batches)  # forward passes whose backward has not come
+        in_flight = min(stages - stage, micro_batches)  # forward passes whose backward is still to come
         return MemoryEstimate(
             weights=parameters * bytes_each,
             gradients=parameters * (2 if config.parallel.grad_reduce_in_bf16 else 4),
@@ -102,8 +102,8 @@ def estimate_memory(
 def checkpoint_bytes(config: RunConfig, *, vocab_size: int) -> float:
     """Size of a checkpoint: weights, and float32 moments and master weights where they are not the weights themselves.
 
-    Every process writes an equal share of it; with --async-save it holds a copy of that share in host memory until that
-    is written. The device needs no memory for a save: shares are parts of the tensors that are there.
+    Every process writes an equal share of it; with --async-save it holds a copy of that share in host memory until it
+    is written. A save needs no device memory: the shares are views of existing tensors.
     """
     divisor = config.model.make_vocab_size_divisible_by
     parameters = num_parameters(config, padded_vocab_size=-(-vocab_size // divisor) * divisor)
@@ -114,7 +114,7 @@ def checkpoint_bytes(config: RunConfig, *, vocab_size: int) -> float:
 
 
 def _activations(config: RunConfig, phase: Phase, micro: TextSize, bytes_each: int, on_gpu: bool) -> float:
-    """Of embedding and layers, both passes."""
+    """Of embedding and layers, for both passes."""
     model, tp = config.model, config.parallel.tensor_model_parallel_size
     tokens, layers = micro.tokens, model.num_layers
     # The residual stream and LayerNorm are split by tokens under sequence parallelism only.
@@ -125,7 +125,7 @@ def _activations(config: RunConfig, phase: Phase, micro: TextSize, bytes_each: i
     layer_passes = layers + rho * (layers - (config.alum.perturb_layer or 0))  # late layers: the upper ones twice
     if config.compute.recompute_granularity == "full":
         kept = tokens * model.hidden_size * bytes_each / around
-        # One layer at a time is computed again, whichever pass it belongs to, and has its widest gradients beside it.
+        # One layer at a time is computed again, whichever pass it belongs to, and its widest gradients exist beside it.
         gradients = tokens * (2 * model.ffn_hidden_size / tp + 2 * model.hidden_size / around) * bytes_each
         return (1 + rho) * embedding + layer_passes * kept + layer + gradients
     spared = _spared_by_the_last_mlp(config, micro, bytes_each, on_gpu)
@@ -133,7 +133,7 @@ def _activations(config: RunConfig, phase: Phase, micro: TextSize, bytes_each: i
 
 
 def _adversarial_share(config: RunConfig) -> float:
-    """Of the sequences of the micro-batch that has most adversarial ones; they are spread evenly."""
+    """Share of adversarial sequences in the micro-batch that has most of them; they are spread evenly."""
     training = config.training
     number = num_adversarial(training.global_batch_size, config.alum.batch_fraction)
     micro_batches = training.global_batch_size // training.micro_batch_size  # of all ranks
@@ -151,7 +151,7 @@ def _spared_by_the_last_mlp(config: RunConfig, micro: TextSize, bytes_each: int,
 
 
 def _keeps_masks(config: RunConfig, on_gpu: bool) -> bool:
-    """Whether dropout keeps a byte an element; on the CPU a seed is enough."""
+    """Whether dropout keeps a byte per element; on the CPU a seed is enough."""
     return on_gpu and config.model.hidden_dropout > 0
 
 

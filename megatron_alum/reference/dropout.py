@@ -1,4 +1,4 @@
-"""Dropout in plain torch, bit-equal to csrc/ops/dropout.h, which says how the mask follows from seed and place."""
+"""Dropout in plain torch, bit-equal to csrc/ops/dropout.h, which says how the mask follows from seed and position."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def dropout(x: Tensor, seed: Tensor, threshold: int) -> Tensor:
     fields = torch.stack([words >> 16 * field & LEVELS - 1 for field in range(_FIELDS)], dim=1).view(-1)
     keep = (fields[: x.numel()] >= threshold).view(x.shape)
     work = torch.promote_types(x.dtype, torch.float32)
-    # As float32, as the kernel has it.
+    # In float32, like the kernel.
     scale = torch.tensor(LEVELS / (LEVELS - threshold), dtype=torch.float32).to(work)
     return (x.to(work) * (keep * scale)).to(x.dtype)
 

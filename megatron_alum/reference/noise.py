@@ -56,7 +56,7 @@ _TAIL = (
 class NoiseKey:
     """A random start that is generated where it is used and never stored.
 
-    Its n tokens stand in the row-major order of the leading dimensions of what it is added to.
+    Its n tokens are in row-major order of the leading dimensions of the tensor it is added to.
     """
 
     seed: int
@@ -66,7 +66,7 @@ class NoiseKey:
     sample_index: Tensor
     """int64 [n]: global index of each token's sample."""
     position: Tensor
-    """int64 [n]: place of each token in its sequence, 0 <= position < 2^32."""
+    """int64 [n]: position of each token in its sequence, 0 <= position < 2^32."""
     std: float
     """Standard deviation."""
 
@@ -100,14 +100,14 @@ def check_key(key: tuple[int, int]) -> None:
 
 
 def check_indices(sample_index: Tensor, position: Tensor) -> None:
-    """Both one-dimensional int64 of one length."""
+    """Both must be one-dimensional int64 of equal length."""
     for name, tensor in (("sample_index", sample_index), ("position", position)):
         if tensor.dtype != torch.int64 or tensor.ndim != 1:
             found = f"{tensor.dtype} of shape {list(tensor.shape)}"
             raise ValueError(f"`{name}` must be an int64 tensor with one dimension, but is {found} instead.")
     if sample_index.shape != position.shape:
         found = f"{len(sample_index)} and {len(position)}"
-        raise ValueError(f"`sample_index` and `position` must be of one length, but have {found} elements instead.")
+        raise ValueError(f"`sample_index` and `position` must be of equal length, but have {found} elements instead.")
 
 
 def philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
@@ -126,8 +126,8 @@ def gaussian(words: Tensor) -> Tensor:
     v = ((words & 0x7FFFFFFF).to(torch.float32) + 0.5) * 2.0**-32
     x = 1.0 - 2.0 * v
     w = -_log((4.0 * v) * (1.0 - v))
-    # Through float64, whose root rounds to the correct float32: torch's own float32 root may be one of a library that
-    # is not correctly rounded (MKL's is off by one unit in a thousandth of the cases).
+    # Through float64, whose root rounds to the correct float32: torch's own float32 root may come from a library that
+    # does not round correctly (MKL's is off by one unit in one case of a thousand).
     root = torch.sqrt(w.double()).float()
     z = torch.where(w < 5.0, _horner(_CENTRAL, w - 2.5), _horner(_TAIL, root - 3.0)) * x * _SQRT_2
     return torch.where(words >> 31 == 1, -z, z)

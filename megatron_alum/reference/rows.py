@@ -1,12 +1,12 @@
 """Row role in plain torch: statistics of a row of clean and adversarial logits, their merge over shards, the gradients.
 
 Letters: N rows, C columns held here, R shards. a, b: clean and adversarial logits; P, Q: their softmax; d = a - b;
-h = log(p / q), so that KL(P||Q) + KL(Q||P) = sum (p - q) h. Where ALUM works d is 1e-6 to 1e-3 and lse(a) - lse(b),
+h = log(p / q), so that KL(P||Q) + KL(Q||P) = sum (p - q) h. In ALUM d is 1e-6 to 1e-3, and lse(a) - lse(b),
 known to 1e-6 only, would drown h. So every row is centred on some c near E_P[d]: u = d - c is formed without rounding
-error beyond its own, t = log E_P[exp(-u)] is as small as u, and h = u + t. A record keeps c as m - n, taken exactly, of
-the greatest clean logit m and a level n of the adversarial ones: unlike c both tell where a shard stands that lies far
-below the others. Here n is the rounded lse(b) - log Z, for which another pass is spent; the kernels take it from logits
-near the maximum (csrc/README.md).
+error beyond its own, t = log E_P[exp(-u)] is as small as u, and h = u + t. A record stores c exactly, as the difference
+m - n of the greatest clean logit m and a level n of the adversarial ones: unlike c, these two show where a shard lies
+that is far below the others. Here n is the rounded lse(b) - log Z, which costs another pass; the kernels take it from
+logits near the maximum (csrc/README.md).
 
 A record (one row of one shard) is STATISTICS floats, the same in C++ (csrc/common/row_statistics.h):
     0 maximum    m  = max a                            3 log_ratio  t = log E_P[exp(-u)] = lse(b) - log Z - n
@@ -24,8 +24,8 @@ from torch import Tensor
 STATISTICS = 6
 """Floats of a record; one more with labels."""
 IGNORED_LABEL = -100
-_EMPTY = torch.tensor([-torch.inf, 0, 0, 0, 0, 0])  # of a shard in which no column counts
-_SERIES_LIMIT = 0.25  # below it h + expm1(-h) is summed as a series, its terms cancel; eight terms reach 1e-16 there
+_EMPTY = torch.tensor([-torch.inf, 0, 0, 0, 0, 0])  # of a shard without valid columns
+_SERIES_LIMIT = 0.25  # below it h + expm1(-h) is a series because its terms cancel; eight terms reach 1e-16 there
 
 
 class RowOptions(NamedTuple):
@@ -53,10 +53,10 @@ def row_statistics(clean: Tensor, adv: Tensor, labels: Tensor | None, options: R
     a, b = (x[:, : options.valid_columns].to(dtype) for x in (clean, adv))
     if rows > 0:
         maximum = a.amax(1)
-        # Of the clean logits alone: the MLM loss survives bad adversarial ones.
+        # From the clean logits alone, so that the MLM loss survives bad adversarial ones.
         mass = torch.exp(a - maximum[:, None]).sum(1)
         center = torch.logsumexp(a, dim=1) - torch.logsumexp(b, dim=1)
-        # Equal rows get the level m itself, and with it exactly 0; of a large centre the level must keep its digits.
+        # Equal rows get the level m itself and so exactly 0; with a large centre the level must keep its digits.
         level = torch.where(center.abs() < 1, maximum - center, torch.logsumexp(b, dim=1) - torch.log(mass))
         u = centred_difference(a, b, maximum, level)
         weight, difference = _weights(a, b, u, maximum, level, torch.zeros_like(level))
@@ -76,15 +76,15 @@ def row_statistics(clean: Tensor, adv: Tensor, labels: Tensor | None, options: R
 
 
 def merge_statistics(records: Tensor, one_sided: bool) -> Tensor:
-    """One record a row [N, 6 or 7] from those of R shards [R, N, 6 or 7]; exact, in any order."""
+    """One record per row [N, 6 or 7] from those of R shards [R, N, 6 or 7]; exact, in any order."""
     if records.shape[0] == 1:
         return records[0]
     maximum, mass, level, log_ratio, mean, divergence = (records[..., i] for i in range(STATISTICS))
     top, owner = maximum.max(dim=0)
     total = (mass * torch.exp(maximum - top)).sum(0)
     empty = mass == 0
-    # Where another shard has all adversarial mass its level is taken: else the ratio would be as large as the logits,
-    # and without digits.
+    # Where another shard has all adversarial mass, its level is used: otherwise the ratio would be as large as the
+    # logits and lose its digits.
     of_adv = torch.where(empty, -torch.inf, level + (log_ratio + torch.log(mass)))
     highest, holder = of_adv.max(dim=0)
     owner = torch.where(highest > of_adv.gather(0, owner[None])[0] + 20, holder, owner)
@@ -94,7 +94,8 @@ def merge_statistics(records: Tensor, one_sided: bool) -> Tensor:
     log_clean = (maximum - top) + log_mass
     log_adv = torch.where(empty, -torch.inf, (level - chosen) + (log_ratio + log_mass))
     share = torch.exp(log_clean)
-    # Shard-level twins of u and t: u_i = shift_i - t_i is the log of the shard's clean over its adversarial mass.
+    # Shard-level counterparts of u and t: u_i = shift_i - t_i is the log of the shard's clean over its adversarial
+    # mass.
     u = shift - log_ratio
     small = torch.log1p((share * torch.expm1(torch.where(empty, 0.0, -u).clamp(-1, 1))).sum(0))
     ratio = torch.where(((u.abs() < 1) | empty).all(0), small, torch.logsumexp(log_adv, dim=0))
@@ -115,7 +116,7 @@ def merge_statistics(records: Tensor, one_sided: bool) -> Tensor:
 def row_losses(records: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     """(MLM loss [N], divergence [N]) from merged records; zero where the label is ignored, MLM loss zero without
     labels."""
-    divergence = torch.where(records[:, 1] == 0, torch.nan, records[:, 5])  # no column counts: no distribution
+    divergence = torch.where(records[:, 1] == 0, torch.nan, records[:, 5])  # no valid column: no distribution
     if labels is None:
         return torch.zeros_like(divergence), divergence
     kept = labels != IGNORED_LABEL
@@ -185,14 +186,14 @@ def centred_difference(a: Tensor, b: Tensor, maximum: Tensor, level: Tensor) -> 
 
 
 def _difference_of_differences(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """(a - b) - (c - d), rounded once; of an infinite difference nothing else is lost."""
+    """(a - b) - (c - d), rounded once; an infinite difference has no rounding error."""
     (left, left_error), (right, right_error) = two_difference(a, b), two_difference(c, d)
     errors = (torch.where(torch.isfinite(error), error, 0.0) for error in (left_error, right_error))
     return (left - right) + (next(errors) - next(errors))
 
 
 def _product(weight: Tensor, value: Tensor, *, less: Tensor | float = 0.0) -> Tensor:
-    """weight * (value - less); a weight of 0 counts nothing, however far away the value is."""
+    """weight * (value - less); a weight of 0 gives 0, however large the value is."""
     return weight * (torch.where(weight == 0, 0.0, value) - less)
 
 

@@ -60,9 +60,9 @@ def perturb(
     mask: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(x + delta', delta', sums [SUMS]), as `megatron_alum.ops.perturb_embeddings`, which says what the arguments are.
+    """(x + delta', delta', sums [SUMS]), as `megatron_alum.ops.perturb_embeddings`, which documents the arguments.
 
-    Tokens outside `mask` get delta' = 0 and count nowhere. Without grad delta' = delta. The gradient of x + delta'
+    Tokens outside `mask` get delta' = 0 and are not counted. Without grad delta' = delta. The gradient of x + delta'
     flows to x alone.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -107,7 +107,7 @@ class PerturbationStatistics(NamedTuple):
 
 
 def perturbation_statistics(sums: Tensor) -> PerturbationStatistics:
-    """From the raw sums [SUMS] of `perturb`; those of several calls or ranks are added first, then come the ratios."""
+    """From the raw sums [SUMS] of `perturb`; add up those of several calls or ranks before."""
     l1, moved, square, step_square, start_square, nonfinite = sums.unbind()
     ratio = torch.where(step_square > 0, (step_square / start_square).sqrt(), torch.zeros_like(step_square))
     return PerturbationStatistics(moved / l1, ratio, nonfinite, square.sqrt())

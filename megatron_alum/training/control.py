@@ -1,7 +1,7 @@
 """What the ranks must agree on once an iteration, in one small all-reduce over a CPU group of its own.
 
 Any rank may ask for a save or a stop, or report that a save failed, and all act upon it at the same step boundary. The
-collective is started before a step and read after it, so that no rank waits for it, and no rank asks its GPU. Where a
+collective is started before a step and read after it, so that no rank waits for it or for its GPU. Where a
 failure must become the same error on all ranks at once, there is `checkpoint.agreement.together`, which blocks.
 """
 
@@ -33,14 +33,14 @@ class Requests:
 
 
 class PendingRequests:
-    """The requests of all ranks, on their way."""
+    """The requests of all ranks, in flight."""
 
     def __init__(self, values: torch.Tensor, work: dist.Work) -> None:
         """`values` int64 [3], filled in when `work` is done."""
         self._values, self._work = values, work
 
     def result(self) -> Requests:
-        """Wait for the slowest rank's part. Raises: what the collective raises for a lost rank."""
+        """Wait for the slowest rank. Raises: what the collective raises for a lost rank."""
         self._work.wait()
         save, stop, failed = (bool(value) for value in self._values.tolist())
         return Requests(save, stop, failed)
@@ -50,12 +50,12 @@ class Control:
     """The control group and the signals of this process."""
 
     def __init__(self, *, timeout_seconds: float) -> None:
-        """Collective. `timeout_seconds` bounds the wait for a rank that never comes."""
+        """Collective. `timeout_seconds` bounds the wait for a rank that never joins."""
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
         self._save = self._stop = False
 
     def collect(self, *, save_failed: bool) -> PendingRequests:
-        """Start to collect the requests of all ranks, this one's as they stand now. Collective."""
+        """Start collecting the requests of all ranks, this one's as of now. Collective."""
         values = torch.tensor([self._save, self._stop, save_failed], dtype=torch.int64)
         self._save = False
         work = dist.all_reduce(values, group=self._group, async_op=True)
@@ -64,7 +64,7 @@ class Control:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Within: SIGTERM asks for a save and a clean end, SIGUSR1 for a save. The handlers only take note."""
+        """In the body SIGTERM asks for a save and a clean end, SIGUSR1 for a save. The handlers only take note."""
         before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1)}
         try:
             yield
@@ -78,10 +78,10 @@ class Control:
 
 
 class Watch:
-    """Names what this rank is doing, so that the error of a hung or broken collective can say it."""
+    """Names what this rank is doing, so that the error of a hung or broken collective can report it."""
 
     def __init__(self, rank: int) -> None:
-        """`rank` is this process among all."""
+        """`rank` is the global rank of this process."""
         self.rank = rank
         self.operation = "starting"
         self.since = time.monotonic()
@@ -93,13 +93,13 @@ class Watch:
 
     @contextmanager
     def own_work(self) -> Iterator[None]:
-        """Within, this rank works by itself or with those of its model, and waits for no replica."""
+        """In the body this rank works alone or with the ranks of its model, and waits for no replica."""
         began = _moment()
         yield
         self._own_work.append((began, _moment()))
 
     def take_own_work(self) -> float:
-        """Seconds of own work since the last call, on the device; the host waits for the last of it."""
+        """Seconds of own work since the last call, on the device; the host waits until it has ended."""
         pairs, self._own_work = self._own_work, []
         return sum(_seconds(began, ended) for began, ended in pairs)
 

@@ -1,8 +1,9 @@
-"""--dry-run: build everything, run 2 steps of each phase on one micro-batch a process, and say what the run would take.
+"""--dry-run: build everything, run 2 steps of each phase on one micro-batch per process, and report what the run would
+take.
 
 Nothing is saved. The time of an iteration is that of a micro-batch (second of two steps, the first one warms up) times
 the number of micro-batches; in the adversarial phase those with adversarial sequences and those without are timed
-apart. It is measured on the run's first samples, which the curriculum masks least.
+separately. It is measured on the run's first samples, which the curriculum masks least.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SUSTAINED = 0.4
 """share of a device's peak that the projection assumes, beside the measured speed"""
 SECONDS_PER_DAY = 86_400
 LOOKED_AT = 4096
-"""samples whose lengths are taken"""
+"""samples whose lengths are measured"""
 
 
 def dry_run(config: RunConfig) -> None:
@@ -48,14 +49,14 @@ def dry_run(config: RunConfig) -> None:
 
 
 def sample_iterations(state: TrainState, plan: BatchPlan) -> list[IterationPlan]:
-    """The first iterations of the run, of which lengths and imbalance are taken; at least LOOKED_AT samples."""
+    """The first iterations of the run, for measuring lengths and imbalance; at least LOOKED_AT samples."""
     number = -(-LOOKED_AT // plan.global_batch_size)
     number = min(number, state.config.training.train_iters)
     return [plan.iteration(state.datasets.train, i * plan.global_batch_size) for i in range(number)]
 
 
 def average_text(samples: list[IterationPlan], config: RunConfig) -> TextSize:
-    """An iteration of `samples` on average, masked at the mean rate of the run: the first ones are masked least."""
+    """An average iteration of `samples`, masked at the mean rate of the run: the first ones are masked least."""
     batch, rates = config.training.global_batch_size, config.data.mask_rates
     tokens = sum(plan.counts.tokens for plan in samples) / len(samples)
     squared = sum(plan.counts.squared_lengths for plan in samples) / len(samples)
@@ -63,7 +64,7 @@ def average_text(samples: list[IterationPlan], config: RunConfig) -> TextSize:
 
 
 def report(state: TrainState, plan: BatchPlan, samples: list[IterationPlan], seconds: dict[Phase, float]) -> list[str]:
-    """Lines on batches, network, operations, memory and time; `seconds` an iteration of each phase."""
+    """Lines on batches, network, operations, memory and time; `seconds` per iteration of each phase."""
     config, groups = state.config, state.groups
     world, vocab = groups.ranks_per_model * groups.dp_size, state.network.real_vocab_size
     text = average_text(samples, config)
@@ -116,7 +117,7 @@ def report(state: TrainState, plan: BatchPlan, samples: list[IterationPlan], sec
 
 
 def time_iteration(state: TrainState, plan: BatchPlan, phase: Phase) -> float:
-    """Seconds of an iteration of `phase` on this rank, an optimizer step a micro-batch included. Collective."""
+    """Seconds of an iteration of `phase` on this rank, including one optimizer step per micro-batch. Collective."""
     batches = draw(state.datasets.train, plan, 0)  # the last ones would need the index of every epoch before them
     is_adversarial = phase == "alum"
     takes_part = [is_adversarial and batch.num_adversarial > 0 for batch in batches.micro_batches]

@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 pretrain_bert_alum.py --data-path OUT --save DIR ...
 
-`train` is the whole story in order; one iteration's mathematics is in `step.py`.
+`train` shows a run in order; the mathematics of one iteration is in `step.py`.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from megatron_alum.training.validation import validate
 def train(config: RunConfig) -> None:
     """Run `config` to its end, its --exit-interval or a SIGTERM. Called on every rank of a torchrun job.
 
-    Raises: ValueError for what the user must change, OSError for disks and lost ranks.
+    Raises: ValueError for what the user must change, OSError for failing disks and lost ranks.
     """
     assert config.checkpoint.save is not None
     if config.checkpoint.load is not None:
-        origin_of(config.checkpoint.load)  # before the lock makes the folder that it may name, too
+        origin_of(config.checkpoint.load)  # before the lock creates the folder, which --load may name, too
     with joined(config.parallel) as groups, RunLock(config.checkpoint.save) as lock:
         together(groups.world, lock.take, only_leader=True)
         check_save_folder(config)
@@ -91,7 +91,7 @@ class Run:
             print(format_config(config), flush=True)
         self.stopwatch = Stopwatch(config, groups, vocab_size=state.network.real_vocab_size)
         self.interval = Interval(groups, skipped=state.skipped)
-        # Rank 0's trouble with its outputs is every rank's: none may wait for it in the first step.
+        # If rank 0 cannot open its outputs, all ranks stop: none may wait for it in the first step.
         writers = together(
             groups.world, lambda: Writers(config, rank=groups.world_rank, resumed_iteration=state.iteration)
         )
@@ -142,7 +142,7 @@ class Run:
                 self._iteration(next(loader), bar, loader)
 
     def _iteration(self, batches: IterationBatches, bar: Any, loader: BatchLoader) -> None:
-        """One step of the optimizer, and what is due after it."""
+        """One step of the optimizer, and whatever is due after it."""
         state, iteration = self.state, self.state.iteration + 1
         self.profile.begin(iteration)
         is_adversarial = phase_of(iteration, self.config) == "alum"
@@ -188,7 +188,7 @@ class Run:
             self._look_after(iteration)
 
     def _look_after(self, iteration: int) -> None:
-        """What is done on all ranks at once, and seldom: garbage, and whether the replicas still agree."""
+        """Rare work that all ranks do at once: garbage collection and the comparison of the replicas."""
         config, collect = self.config, self.config.compute.manual_gc_interval
         if collect and iteration % collect == 0:
             gc.collect()
@@ -200,7 +200,7 @@ class Run:
 
     @contextmanager
     def _garbage_collected_by_hand(self) -> Iterator[None]:
-        """Within: Python collects no garbage by itself, if the run does."""
+        """In the body Python's automatic garbage collection is off if the run collects by itself."""
         by_hand = self.config.compute.manual_gc_interval > 0
         if by_hand:
             gc.disable()
@@ -251,7 +251,7 @@ class Run:
         )
 
     def _check_skips(self) -> None:
-        """Raises: ValueError once too many iterations in a row were skipped; asked where a row is due, not before."""
+        """Raises: ValueError once too many iterations in a row were skipped; checked only when a row is due."""
         limit, run = self.config.training.max_consecutive_skips, self.interval.count_skips()
         if limit and run >= limit:
             scale = float(self.state.optimizer.get_loss_scale())

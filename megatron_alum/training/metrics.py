@@ -1,8 +1,8 @@
-"""From device tensors to one row of metrics.jsonl, TensorBoard and Weights & Biases; values are fetched once a row.
+"""From device tensors to one row of metrics.jsonl, TensorBoard and Weights & Biases; values are fetched once per row.
 
-metrics.jsonl holds one JSON object a row with exactly the keys of COLUMNS, null where a value does not exist (the
-adversarial ones in the standard phase, those of sentence pairs without such an objective) or is not finite. What
-concerns speed and memory alone goes to performance.jsonl, validation losses to validation.jsonl.
+metrics.jsonl holds one JSON object per row with exactly the keys of COLUMNS, null where a value does not exist (the
+adversarial ones in the standard phase, those of sentence pairs without such an objective) or is not finite. Speed and
+memory go to performance.jsonl, validation losses to validation.jsonl.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ class Interval:
         self._phases: list[Phase] = []
 
     def add(self, result: StepResult) -> None:
-        """Take in one iteration; no value is fetched."""
+        """Add one iteration; no value is fetched."""
         self._norms.append(result.grad_norm)
         self._phases.append(result.phase)
         self._logged.append({name: value.double() for name, value in result.logged.items()})
 
     def count_skips(self) -> int:
-        """Fetch how the iterations since the last call went into `skipped`, `consecutive_skips` and `grad_norm` (of the
-        last one); returns the longest run of skipped ones that they were part of.
+        """Update `skipped`, `consecutive_skips` and `grad_norm` (of the last one) from the iterations since the last
+        call; returns the longest run of skipped iterations that any of them was part of.
         """
         longest = self.consecutive_skips
         for norm in torch.stack(self._norms).tolist() if self._norms else []:
@@ -87,10 +87,10 @@ class Interval:
         return longest
 
     def means(self) -> dict[str, float | None]:
-        """Means over the interval's iterations and all ranks of what these logged, then start anew. Collective.
+        """Means over the interval's iterations and all ranks of what these logged, then reset. Collective.
 
-        An iteration in which a value is not finite on some rank has no part in that value's mean, which is None where
-        no iteration has.
+        An iteration in which a value is not finite on some rank is left out of that value's mean; a mean over no
+        iteration is None.
         """
         zeros = torch.zeros(_NUM_SUMS, dtype=torch.float64, device=self._groups.device)
         names = (*_LOSSES, _SUMS)
@@ -113,11 +113,12 @@ class Interval:
                     if name in _OF_BOTH_PHASES or phase == "alum"
                 ]
                 kept = [value for value in values if math.isfinite(value)]
-                # Tensor-parallel ranks hold equal losses, so the sum over all ranks counts each tp times; of the
-                # pipeline's stages only the last one's are not 0.
+                # Tensor-parallel ranks hold equal losses, so the sum over all ranks counts each tp times; on all
+                # pipeline stages but the last they are 0.
                 means[name] = math.fsum(kept) / len(kept) / self._groups.tp_size if kept else None
         if exists[_SUMS]:
-            # Sums over tokens are equal on tensor-parallel ranks, too, unless the tokens are split; ratios do not mind.
+            # Sums over tokens are equal on tensor-parallel ranks, too, unless the tokens are split; ratios are
+            # unaffected.
             sums = table[:, len(_LOSSES) :]
             statistics = perturbation_statistics(sums[sums.isfinite().all(1)].sum(0))
             for name in ("effective_perturbation", "ascent_ratio"):
@@ -127,7 +128,7 @@ class Interval:
 
 
 def finite(value: float | None) -> float | None:
-    """The value, or None (JSON null) for NaN and infinities, which JSON cannot write."""
+    """The value, or None (JSON null) for NaN and infinities, which JSON cannot represent."""
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -152,10 +153,11 @@ def metrics_row(
 
 
 class JsonLines:
-    """One .jsonl file, appended to and flushed a row at a time; a resume drops the rows after its iteration."""
+    """One .jsonl file, appended to and flushed row by row; a resume drops the rows after its iteration."""
 
     def __init__(self, path: Path, *, resumed_iteration: int) -> None:
-        """Keep the rows up to `resumed_iteration` (none for 0) and open for appending; foreign lines are named."""
+        """Keep the rows up to `resumed_iteration` (none for 0) and open for appending; lines that are no rows are
+        reported."""
         self._path = path
         with self._naming_the_file():
             found = Rows.read(path)
@@ -170,7 +172,7 @@ class JsonLines:
         """Append one row. Raises: OSError naming the file."""
         data = json.dumps(row).encode() + b"\n"
         with self._naming_the_file():
-            while data:  # a disk that is nearly full takes a part
+            while data:  # a nearly full disk accepts only a part
                 data = data[self._stream.write(data) :]
 
     def close(self) -> None:
@@ -207,7 +209,7 @@ class Writers:
     """All outputs of rank 0; on other ranks every call does nothing."""
 
     def __init__(self, config: RunConfig, *, rank: int, resumed_iteration: int) -> None:
-        """Open the files below --save and, by option, TensorBoard and Weights & Biases."""
+        """Open the files below --save and, if configured, TensorBoard and Weights & Biases."""
         self._files: dict[str, JsonLines] = {}
         self._tensorboard: Any = None
         self._wandb: Any = None
@@ -251,7 +253,7 @@ class Writers:
 def _start_wandb(config: RunConfig, root: Path, *, is_resumed: bool) -> Any:
     """The Weights & Biases run of this folder, continued on a resume.
 
-    Raises: ValueError without the package, or where it refuses (nobody is logged in).
+    Raises: ValueError without the package, or where it refuses (not logged in).
     """
     from megatron_alum.config.cli import config_to_dict
 

@@ -81,8 +81,8 @@ def build_optimizer(model: DistributedDataParallel, config: RunConfig) -> Megatr
 
 
 def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
-    """Take over what a checkpoint stores of the optimizer, but for the tensors of a distributed one's shard: these get
-    their place only and are read afterwards (`optimizer_state.own_tensors`).
+    """Load what a checkpoint stores of the optimizer, except the tensors of a distributed optimizer's shard: these are
+    only allocated here and read afterwards (`optimizer_state.own_tensors`).
     """
     (part,) = optimizer.chained_optimizers
     _fit_to_adam(part.optimizer, loaded.get("optimizer", loaded))
@@ -91,16 +91,17 @@ def load_optimizer(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None
         return
     optimizer.load_state_dict({name: value for name, value in loaded.items() if name != "param_state"})
     for state in part.optimizer.state.values():
-        # megatron-core gives all parameters one step tensor, which torch's fused kernel would count up for each.
+        # megatron-core gives all parameters one step tensor, which torch's fused kernel would increment for each of
+        # them.
         if "step" in state:
             state["step"] = state["step"].clone()
 
 
 def _fit_to_adam(inner: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
-    """Change groups and step count in place to what torch's Adam keeps, where another library's has stored them.
+    """Change groups and step count in place to those of torch's Adam, where another library's Adam stored them.
 
-    Each has options in its groups that the others lack. torch's counts steps beside the moments of every parameter, of
-    which megatron-core stores one count for all; the others count in the groups.
+    The groups of each library have options that the others lack. torch counts steps beside the moments of every
+    parameter, and megatron-core stores one such count for all; the others count in the groups.
     """
     groups, moments = stored["param_groups"], stored.get("state")  # the distributed optimizer's moments are elsewhere
     counts = [group.pop("step") for group in groups if group.get("step") is not None]
@@ -122,7 +123,7 @@ def _fit_to_adam(inner: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, iteration: int, config: RunConfig) -> float:
-    """Set rate and weight decay of `iteration` in every parameter group; returns the rate."""
+    """Set the learning rate and weight decay of `iteration` in every parameter group; returns the learning rate."""
     rate = learning_rate(iteration, config)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -132,11 +133,12 @@ def set_learning_rate(optimizer: MegatronOptimizer, iteration: int, config: RunC
 
 @torch.no_grad()
 def apply_gradients(optimizer: MegatronOptimizer, *, clip_grad: float) -> Tensor:
-    """Clip and step, or leave everything as it is where the gradient is not finite; the host does not wait for it.
+    """Clip and step, or leave everything as it is where the gradient is not finite; the host does not wait.
 
     Returns the gradient's L2 norm over all parameters before clipping, 0-dim float32 on the device: not finite means
     that the step was skipped. Every rank gets the same answer: the gradients were summed over the data-parallel group
-    and the norm over the tensor-parallel one. (float16 asks the device once: megatron-core's loss scale is the host's.)
+    and the norm over the tensor-parallel one. (With float16 the host waits once: megatron-core keeps the loss scale
+    there.)
     """
     parts = optimizer.chained_optimizers
     if optimizer.prepare_grads():
@@ -151,8 +153,8 @@ def apply_gradients(optimizer: MegatronOptimizer, *, clip_grad: float) -> Tensor
 def global_norm(parts: Sequence[MegatronOptimizer]) -> Tensor:
     """L2 norm of the gradients of all parameters, each counted once, 0-dim float32 on the device.
 
-    A rank's shard of the distributed optimizer may hold nothing but parameters that another tensor-parallel rank
-    counts; it adds 0.
+    A rank's shard of the distributed optimizer may hold only parameters that another tensor-parallel rank counts; it
+    adds 0.
     """
     group = parts[0].get_grad_stats_parallel_group()
     grads = [grad for part in parts for grad in gradients_of_norm(part)]
@@ -165,7 +167,7 @@ def global_norm(parts: Sequence[MegatronOptimizer]) -> Tensor:
 
 def _step(part: MegatronOptimizer, norm: Tensor, excess: Tensor) -> None:
     """One optimizer's step with gradients divided by `excess`, unless `norm` is not finite."""
-    # The fused kernel divides as it reads, and does nothing where the flag is set: no pass over the gradients more.
+    # The fused kernel divides as it reads, and does nothing where the flag is set: no further pass over the gradients.
     kernel: Any = part.optimizer  # its class does not declare what torch.amp sets on it
     kernel.grad_scale, kernel.found_inf = excess, torch.isfinite(norm).logical_not().float()
     part.step_with_ready_grads()

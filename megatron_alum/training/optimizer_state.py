@@ -3,10 +3,10 @@ moment, whatever layout wrote them.
 
 The distributed optimizer cuts a flat buffer into one shard for each data-parallel rank, without regard to parameters.
 megatron-core turns that into the stored form by gathering the whole state on the host of every rank. Here each rank
-describes its own shard: a range of a parameter's numbers, row after row, is at most one rectangle for every dimension
-before the last and two more for the ends (`rectangles`), and the checkpoint format stores rectangles. They are views of
-the optimizer's own tensors, so a save copies nothing, every rank writes its share, and a load reads that share into
-place. The names and shapes are megatron-core's `fully_reshardable` ones.
+describes its own shard: a range of a parameter's elements in row-major order is at most one rectangle for every
+dimension before the last and two more for the ends (`rectangles`), and the checkpoint format stores rectangles. They
+are views of the optimizer's own tensors, so a save copies nothing, every rank writes its share, and a load reads that
+share into place. The names and shapes are megatron-core's `fully_reshardable` ones.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def _in_row(
 
 
 def _pieces(flat: Tensor, entry: ShardedTensor, state: str, span: range) -> Iterator[ShardedTensor]:
-    """`flat` [len(span)], the numbers `span` of the parameter that `entry` describes, as parts of the stored tensor."""
+    """`flat` [len(span)], the numbers `span` of the parameter that `entry` describes, as pieces of the stored
+    tensor."""
     assert flat.numel() == len(span), (entry.key, flat.shape, span)
     done, (copy_id, tensor_rank, _) = 0, entry.replica_id
     stacked = entry.prepend_axis_num  # megatron-core stores the same parameter of all layers as one tensor
@@ -93,7 +94,7 @@ def _pieces(flat: Tensor, entry: ShardedTensor, state: str, span: range) -> Iter
             global_offset=tuple(a + b for a, b in zip(entry.global_offset, offset, strict=True)),
             axis_fragmentations=None,  # no regular grid
             prepend_axis_num=0,
-            replica_id=(copy_id, tensor_rank, 0),  # no other data-parallel rank has it
+            replica_id=(copy_id, tensor_rank, 0),  # no other data-parallel rank holds it
         )
         done += count
 

@@ -1,4 +1,4 @@
-"""How fast the run goes and how much memory it takes: one row of performance.jsonl an interval."""
+"""How fast the run goes and how much memory it takes: one row of performance.jsonl per interval."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from megatron_alum.training.metrics import finite
 
 
 class Stopwatch:
-    """Time since the last row, without what lies between steps (validation, saving)."""
+    """Time since the last row, excluding what happens between steps (validation, saving)."""
 
     def __init__(self, config: RunConfig, groups: ProcessGroups, *, vocab_size: int) -> None:
         """`vocab_size` is the tokenizer's, unpadded."""
@@ -32,14 +32,14 @@ class Stopwatch:
         self.restart()
 
     def restart(self) -> None:
-        """Begin to measure now; nothing is counted yet."""
+        """Start measuring now, with nothing counted yet."""
         self._since = time.perf_counter()
         self._iterations = self._tokens = 0
         self._flops = self._imbalance = 0.0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time within does not count."""
+        """Time spent in the body does not count."""
         began = time.perf_counter()
         yield
         self._since += time.perf_counter() - began
@@ -55,13 +55,13 @@ class Stopwatch:
     def row(
         self, iteration: int, *, loader_wait_seconds: float, own_work_seconds: float, **others: Any
     ) -> dict[str, Any]:
-        """Speeds since the last row, then begin anew. Collective.
+        """Speeds since the last row, then restart. Collective.
 
         samples_per_second and tokens_per_second (real tokens) over all processes; tflops_per_device on real tokens, by
         formula; mfu its share of the device's peak; fill the share of real tokens that rows of --seq-length would have;
         imbalance the largest excess of a rank's tokens over the mean; loader_wait the share of the time spent waiting
-        for samples; slowest_rank the one whose forward and backward passes took longest, slowest_excess by how much of
-        the median rank's; memory_gb the largest so far on this process.
+        for samples; slowest_rank the one whose forward and backward passes took longest, slowest_excess by what
+        fraction of the median rank's time; memory_gb this process's largest so far.
         """
         seconds = time.perf_counter() - self._since
         tflops = self._flops / seconds / self._world_size / 1e12
@@ -86,7 +86,7 @@ class Stopwatch:
 
 
 def slowest(seconds: float, groups: ProcessGroups) -> dict[str, Any]:
-    """Which rank's `seconds` are most, and their excess over the median; the same on every rank. Collective."""
+    """The rank with the most `seconds`, and its excess over the median; the same on every rank. Collective."""
     own = torch.tensor([seconds], dtype=torch.float64, device=groups.device)
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(groups.world))]
     dist.all_gather(gathered, own, group=groups.world)

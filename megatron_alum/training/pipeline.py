@@ -1,6 +1,6 @@
 """The standard objective over pipeline stages, by megatron-core's 1F1B schedule.
 
-Every stage holds some consecutive layers, the first one the embedding, the last one the heads. Hidden states
+Every stage holds consecutive layers, the first one also the embedding, the last one also the heads. Hidden states
 [T(/tp), 1, H] travel forward and their gradients back; a stage runs as many forward passes ahead as there are stages
 after it. All stages load all micro-batches (each layer needs the lengths), and only the last one has losses.
 
@@ -53,7 +53,7 @@ def run_over_stages(
         data_iterator=iter(micro_batches),
         model=model,
         num_microbatches=len(micro_batches),
-        seq_length=micro_batches[0].whole.batch.tokens.numel(),  # of all of them: `load_all`
+        seq_length=micro_batches[0].whole.batch.tokens.numel(),  # the same for all: see `load_all`
         micro_batch_size=1,
         forward_only=scale is None,
     )

@@ -14,7 +14,7 @@ from megatron_alum.config.run import LoggingConfig
 
 
 class Profile:
-    """Told of each iteration's beginning; on other ranks and without the options it does nothing."""
+    """Profiles on rank 0 if the options are given; otherwise every call does nothing."""
 
     def __init__(self, options: LoggingConfig, root: Path, *, is_leader: bool) -> None:
         """Nothing is recorded yet. `root` is the folder of the run."""
@@ -36,7 +36,7 @@ class Profile:
             self._profiler.start()
 
     def close(self) -> None:
-        """Write what was recorded, also of a run that ends before the last iteration to profile."""
+        """Write what was recorded, even if the run ends before the last iteration to profile."""
         if self._profiler is None:
             return
         self._profiler.stop()

@@ -31,7 +31,7 @@ class Resume(NamedTuple):
     stored: dict[str, Any]
     """its config.json"""
     rolls_back: bool
-    """whether --load named it in the folder of --save, so that what is newer there has to go"""
+    """whether --load named it in the folder of --save, so that newer checkpoints there must be set aside"""
 
     @property
     def iteration(self) -> int:
@@ -40,7 +40,7 @@ class Resume(NamedTuple):
 
 
 def origin_of(load: str) -> Origin:
-    """What --load names. Raises: ValueError for a path that does not exist or holds something else than a run."""
+    """What --load names. Raises: ValueError for a path that does not exist or does not hold a run."""
     path = Path(load)
     is_known = bool(list_iterations(path)) or (path / COMPLETE_FILE).is_file()
     if path.exists() and not is_known and (reason := instead_of_a_run(path)):
@@ -72,7 +72,7 @@ def find_resume(config: RunConfig, groups: ProcessGroups) -> Resume | None:
     assert config.checkpoint.save is not None
     in_place = origin.is_folder(config.checkpoint.save)
     rolls_back = in_place and origin.iteration is not None and not _was_rolled_back(origin, groups)
-    if origin.iteration is None or (in_place and not rolls_back):  # a restarted job goes on where it was
+    if origin.iteration is None or (in_place and not rolls_back):  # a restarted job continues where it stopped
         folder = newest_valid(origin.root, groups.world)
     else:
         folder = iteration_folder(origin.root, origin.iteration)
@@ -87,7 +87,7 @@ def find_resume(config: RunConfig, groups: ProcessGroups) -> Resume | None:
 
 
 def _was_rolled_back(origin: Origin, groups: ProcessGroups) -> bool:
-    """Whether this is a restart of the job that has rolled back already and gone on since. Collective."""
+    """Whether this is a restart of a job that has already rolled back and trained on since. Collective."""
     assert origin.iteration is not None
     answer = [groups.world_rank == 0 and was_rolled_back_by_this_job(origin.root, origin.iteration)]
     dist.broadcast_object_list(answer, src=0, group=groups.world)
@@ -114,13 +114,13 @@ def finished_note(config: RunConfig, resume: Resume | None) -> str | None:
 
 
 def check_compatible(config: RunConfig, stored: dict[str, Any], folder: Path) -> list[str]:
-    """What differs from the checkpoint and may, one line each.
+    """The permitted differences from the checkpoint, one line each.
 
-    Raises: ValueError naming the first option in which the run must equal the checkpoint but does not.
+    Raises: ValueError naming the first option that must equal the checkpoint's but does not.
     """
     if "layout" not in stored:
         raise ValueError(
-            f"--load must name a run to continue, but {folder} holds weights alone (of megatron-alum convert). "
+            f"--load must name a run to continue, but {folder} holds weights alone (from megatron-alum convert). "
             "Start a run from them with --init-from instead."
         )
     notes = []
@@ -136,7 +136,7 @@ def check_compatible(config: RunConfig, stored: dict[str, Any], folder: Path) ->
 
 
 def check_corpus(config: RunConfig, stored: Mapping[str, Any], folder: Path) -> list[str]:
-    """The shards and their weights against those of the checkpoint; what differs and may. Raises: ValueError."""
+    """Compare shards and weights with the checkpoint's; returns the permitted differences. Raises: ValueError."""
     before, now = list(stored["run"]["data_path"]), list(config.data.data_path)
     (old_prefixes, old_weights), (prefixes, weights) = parse_data_path(before), parse_data_path(now)
     if len(prefixes) != len(old_prefixes):
@@ -163,7 +163,7 @@ def check_corpus(config: RunConfig, stored: Mapping[str, Any], folder: Path) -> 
 
 
 def _same_blend(old: list[float] | None, new: list[float] | None) -> bool:
-    """Whether two lists of weights, of any scale, give the same proportions."""
+    """Whether two lists of weights, whatever their scale, give the same proportions."""
     if old is None or new is None:
         return old is new
     pairs = zip(old, new, strict=True)

@@ -45,11 +45,12 @@ class TrainState(Trainable):
     iteration: int = 0
     """iterations done"""
     consumed_samples: int = 0
-    """samples they took, which is the global index of the next one: the global batch may have changed on a resume"""
+    """samples trained on, the global index of the next one: the global batch size may have changed on a resume"""
     skipped: int = 0
-    """of those, skipped for a gradient that was not finite"""
+    """iterations skipped because the gradient was not finite"""
     hf_config: dict[str, Any] = field(default_factory=dict)
-    """config.json of the Hugging Face model the weights came from, for the export; empty for a run from scratch"""
+    """config.json of the Hugging Face model the weights came from, for the export; empty for a run started from
+    scratch"""
 
     @property
     def network(self) -> SplitBert:
@@ -60,7 +61,7 @@ class TrainState(Trainable):
 def open_run_data(config: RunConfig, stored: Mapping[str, Any] | None = None) -> Datasets:
     """The samples of a run, fresh or continued from a checkpoint whose config.json is `stored`.
 
-    The mask rate rises over the samples of the whole run: those of the checkpoint, then the global batch of today.
+    The mask rate rises over the samples of the whole run: those of the checkpoint, then the present global batches.
     Raises: ValueError for unusable shards.
     """
     iterations, samples = (0, 0) if stored is None else (stored["iteration"], stored["consumed_samples"])
@@ -110,9 +111,9 @@ def build_state(config: RunConfig, groups: ProcessGroups, *, stored: Mapping[str
 
 
 def _network_vocab_size(config: RunConfig, datasets: Datasets, stored: Mapping[str, Any] | None) -> int:
-    """Words of the network: the tokenizer's, or as many as the model has that the weights come from.
+    """Vocabulary size of the network: the tokenizer's, or that of the model the weights come from.
 
-    Many published models have more rows than words, for speed or for words to come; they are kept and exported again.
+    Many published models have more rows than tokens, for speed or for later additions; the rows are kept and exported.
     """
     if stored is not None:
         return int(stored["vocab_size"])
@@ -121,7 +122,7 @@ def _network_vocab_size(config: RunConfig, datasets: Datasets, stored: Mapping[s
     rows = hf_vocab_size(config.checkpoint.init_from)
     if rows < datasets.vocab_size:
         raise ValueError(
-            f"--init-from must name a model of at least the {datasets.vocab_size} words of the shards' tokenizer, but "
+            f"--init-from must name a model of at least the {datasets.vocab_size} tokens of the shards' tokenizer, but "
             f"{config.checkpoint.init_from} has {rows}. Preprocess the corpus with the tokenizer of that model."
         )
     return rows
@@ -130,8 +131,8 @@ def _network_vocab_size(config: RunConfig, datasets: Datasets, stored: Mapping[s
 def data_fingerprint(config: RunConfig, *, weights: Sequence[float] | None) -> str:
     """SHA-256 over the manifests of all shards in order: it changes when the corpus does, not when it moves.
 
-    The `weights` of the blend, the run's own or those of a checkpoint to compare with, are hashed along.
-    Raises: ValueError for shards that are not there.
+    The `weights` of the blend, the run's own or those of a checkpoint to compare with, are hashed as well.
+    Raises: ValueError for missing shards.
     """
     prefixes, _ = parse_data_path(config.data.data_path)
     digest = hashlib.sha256(json.dumps(weights).encode())
@@ -139,15 +140,15 @@ def data_fingerprint(config: RunConfig, *, weights: Sequence[float] | None) -> s
         path = shard_paths(prefix)["json"]
         if not path.is_file():
             raise ValueError(
-                f"--data-path must name shards of megatron-alum preprocess, but `{path}` does not exist. A corpus that "
-                "was moved is recognised by its fingerprint: give its new place with --data-path."
+                f"--data-path must name shards from megatron-alum preprocess, but `{path}` does not exist. A corpus "
+                "that was moved is recognised by its fingerprint: give its new location with --data-path."
             )
         digest.update(json.dumps(read_manifest(path)["files"], sort_keys=True).encode())
     return digest.hexdigest()
 
 
 def checkpoint_content(state: TrainState) -> CheckpointContent:
-    """What `load_into` needs, as this rank sees it."""
+    """This rank's part of what `load_into` needs."""
     wait_for_all(state.model)
     model = model_sharded_state(state.network)
     return CheckpointContent(
@@ -192,8 +193,8 @@ def describe(state: TrainState) -> dict[str, Any]:
 def load_into(state: TrainState, folder: Path, stored: dict[str, Any]) -> None:
     """Continue from a checkpoint whose config.json is `stored`, saved on this layout or another. Collective.
 
-    On the same layout and kind of device the random states continue, so that the run goes on bit for bit; on another
-    one they start anew from the seed and the iteration.
+    On the same layout and kind of device the random states continue, so that the run continues bit for bit; otherwise
+    they are seeded again from the seed and the iteration.
     """
     state.hf_config = stored.get(HF_CONFIG_KEY, {})
     model, groups = model_sharded_state(state.network), state.groups

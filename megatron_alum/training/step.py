@@ -41,7 +41,7 @@ class Trainable:
     objective: Objective
     """the losses"""
     watch: Watch
-    """notes what is going on"""
+    """records the current operation"""
 
 
 @dataclass(frozen=True)

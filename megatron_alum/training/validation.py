@@ -22,7 +22,7 @@ def validate(state: TrainState, plan: BatchPlan) -> dict[str, float | None] | No
 
     nsp_loss is None where the objective has no sentence pairs.
 
-    Collective over all ranks. Draws nothing from any generator, so that it leaves no trace in the training.
+    Collective over all ranks. Draws nothing from any generator, so that it does not affect the training.
     """
     dataset = state.datasets.valid
     if dataset is None:

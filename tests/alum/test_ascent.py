@@ -1,7 +1,7 @@
-"""`ascend` on models whose gradients are known by hand, and one named test for each way it silently goes wrong.
+"""`ascend` on models whose gradients are worked out by hand, and one named test for each way it can silently go wrong.
 
-The sign, the KL's direction, the freeze and the pads are checked by a function each; every check is also run on a
-mutant with exactly that mistake and must fail there, so that no test can go blind.
+The sign, the KL's direction, the freeze and the pads each have a check function; every check is also run on a mutant
+with exactly that mistake and must fail there, so that no check can be vacuous.
 """
 
 import pytest
@@ -25,7 +25,7 @@ def pads_perturbed(x, delta, grad, **options):
 
 
 def climbed(model, x, divergence=kl_rows):
-    """The inner loss of a batch [B, S, H]: the sum over samples of the mean over each one's tokens."""
+    """The inner loss of a batch [B, S, H]: the sum over samples of the mean over each sample's tokens."""
     clean = model(x).detach()
     return lambda x_adv: divergence(clean, model(x_adv)).mean(-1).sum()
 
@@ -156,7 +156,7 @@ def test_parameters_are_frozen_in_the_ascent_and_restored(model, plain_backward)
 
 
 def test_missing_freeze_is_noticed(model):
-    """Without `parameters` the plain backward writes weight gradients: what the freeze is there to prevent."""
+    """Without `parameters` the plain backward writes weight gradients, which the freeze is meant to prevent."""
     x, start, _ = inputs()
     run(model, x, start, AlumConfig(), plain_backward=True)
     assert model.head.weight.grad is not None and model.head.weight.grad.abs().max() > 0
@@ -205,7 +205,7 @@ def test_gradient_scale_cancels(model, scale):
 
 
 def test_float16_gradients_survive_by_the_scale():
-    """A gradient of 1e-9 is below float16's least number, 6e-8; times 2^14 it is not."""
+    """A gradient of 1e-9 is below float16's smallest number, 6e-8; times 2^14 it is not."""
     x, start = torch.ones(1, 2, 3, dtype=torch.float16), torch.zeros(1, 2, 3)
     inner = lambda e: (e * torch.full_like(e, 2.0**-14)).sum() * 2.0**-16  # noqa: E731
     options = {"start": start, "config": AlumConfig(epsilon=1.0, step_size=1.0), "perturb": perturb}
@@ -228,13 +228,13 @@ def test_noise_key_names_the_start_by_token(model):
     assert torch.equal(alone[0], first[1])
 
 
-# Packed tokens: sequences of 3, 1 and 4 tokens back to back, then a tail of 2 that belongs to none.
+# Packed tokens: sequences of 3, 1 and 4 tokens back to back, then a tail of 2 that belongs to no sequence.
 LENGTHS = (3, 1, 4)
 TAIL = 2
 
 
 def packed(depth=2):
-    """(model, x [T, 1, H], start, segments, mask) of sequences without padding; the model mixes tokens of none."""
+    """(model, x [T, 1, H], start, segments, mask) of sequences without padding; the model does not mix tokens."""
     torch.manual_seed(8)
     model = TokenModel(depth=depth).double()
     total = sum(LENGTHS) + TAIL
@@ -249,7 +249,7 @@ def packed_loss(model, x, segments):
     return lambda x_adv: sum_of_samples(kl_rows(clean, model(x_adv)), segments, len(LENGTHS))
 
 
-def test_packed_sequences_climb_as_each_does_alone():
+def test_packed_sequences_ascend_as_each_does_alone():
     model, x, start, segments, mask = packed()
     config = AlumConfig(epsilon=0.3, step_size=3.0, num_ascent_steps=2)
     options = {"config": config, "perturb": perturb}
@@ -268,8 +268,8 @@ def test_packed_sequences_climb_as_each_does_alone():
 
 
 @pytest.mark.parametrize("poisoned_step", [1, 2])
-def test_a_nonfinite_gradient_costs_its_own_sample_alone(poisoned_step):
-    """NaN at a token of the third sequence, in the first step or the second: it keeps its start, the others climb."""
+def test_a_nonfinite_gradient_costs_only_its_own_sample(poisoned_step):
+    """NaN at a token of the third sequence, in the first step or the second: it keeps its start, the others ascend."""
     model, x, start, segments, mask = packed()
     where = torch.zeros(x.shape[:-1], dtype=torch.bool)
     where[5] = True

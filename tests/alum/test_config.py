@@ -1,4 +1,4 @@
-"""AlumConfig: the paper's presets and an error that names the flag for every bad value."""
+"""AlumConfig: the paper's presets and, for every bad value, an error that names the flag."""
 
 import pytest
 
@@ -83,7 +83,7 @@ def test_a_setting_without_effect_is_an_error_that_says_why(changes, message):
         AlumConfig(**changes)
 
 
-def test_what_works_together_is_taken():
+def test_compatible_options_are_accepted():
     AlumConfig(num_ascent_steps=0, noise_std=0.1, perturb="encoder_input", dropout="shared", detach_embeddings=True)
     AlumConfig(num_ascent_steps=0, ascent="label", perturb="layer", perturb_layer=3)
     AlumConfig(ascent="label", alpha=0.0, nsp=False, inner_reduction="batch", batch_fraction=0.5)

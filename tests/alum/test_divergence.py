@@ -1,4 +1,4 @@
-"""The reference divergence against cases worked out by hand and textbook formulas; what its rows are reduced to."""
+"""The reference divergence against cases worked out by hand and textbook formulas; how its rows are reduced."""
 
 import math
 
@@ -48,7 +48,7 @@ def test_outputs_may_be_tensors_tuples_and_mappings():
         assert all(x is y for x, y in zip(tensors(outputs), expected, strict=True))
 
 
-ROWS, OWNER = torch.tensor([1.0, 2.0, 6.0, 10.0, 100.0]), torch.tensor([0, 0, 0, 2, 3])  # of three samples; one of none
+ROWS, OWNER = torch.tensor([1.0, 2.0, 6.0, 10.0, 100.0]), torch.tensor([0, 0, 0, 2, 3])  # the last row: no sample
 
 
 def test_reductions_by_hand():

@@ -1,4 +1,5 @@
-"""`AlumRegularizer`, the library's door: its loss, its statistics, and what each sample's ascent must not depend on."""
+"""`AlumRegularizer`, the library's entry point: its loss, its statistics, and what a sample's ascent must not depend
+on."""
 
 import pytest
 import torch
@@ -49,8 +50,8 @@ def test_more_steps_climb_higher():
     assert 0 < gains[0] < gains[1] < gains[2]
 
 
-def test_no_step_perturbs_at_random_alone(model):
-    """K = 0: one forward, the divergence at the start, no statistics of an ascent that there was not."""
+def test_without_steps_the_perturbation_is_the_random_start(model):
+    """K = 0: one forward, the divergence at the start, no statistics of an ascent that did not happen."""
     x, start, mask = inputs()
     calls = []
     forward = lambda e: (calls.append(1), model(e))[1]  # noqa: E731
@@ -63,7 +64,7 @@ def test_no_step_perturbs_at_random_alone(model):
 
 
 class Mixer(torch.nn.Module):
-    """Tokens of one sequence see each other through their mean; no operation's rounding depends on the batch."""
+    """Tokens of one sequence interact through their mean; no operation's rounding depends on the batch."""
 
     def __init__(self):
         super().__init__()
@@ -104,7 +105,8 @@ def test_reduction_over_the_batch_is_noticed():
 
 
 def test_masked_rows_are_a_mean_over_each_samples_own():
-    """Sample 0 has three rows, sample 1 one, sample 2 none; two more rows count nowhere; NSP rows add one term each."""
+    """Sample 0 has three rows, sample 1 one, sample 2 none; two more rows are not counted; NSP rows add one term
+    each."""
     torch.manual_seed(5)
     model, pairs = TokenModel(depth=2).double(), torch.nn.Linear(H, 2).double()
     x, start, _ = inputs()
@@ -138,7 +140,7 @@ def test_rows_without_their_samples_are_refused(model):
 
 
 def test_candidates_of_a_choice_are_one_sample():
-    """Four sequences, two samples of two candidates: the logits' batch counts."""
+    """Four sequences, two samples of two candidates: the batch size is that of the logits."""
     x, logits = torch.zeros(4, S, H), torch.zeros(2, 2)
     samples = Samples.batch_first(x, logits)
     assert samples.count == 2 and samples.of_rows[0].tolist() == [0, 1]
@@ -146,7 +148,7 @@ def test_candidates_of_a_choice_are_one_sample():
 
 
 def test_a_nonfinite_sample_leaves_the_loss_and_the_others_stay(model):
-    """Its rows add an exact 0 to the divergence and its gradient, although a NaN was met: 0 * NaN would not."""
+    """Its rows add exactly 0 to the divergence and its gradient despite a NaN: 0 * NaN would not."""
     x, start, _ = inputs()
     where, calls = torch.zeros(B, S, dtype=torch.bool), []
     where[1, 0] = True
@@ -159,7 +161,7 @@ def test_a_nonfinite_sample_leaves_the_loss_and_the_others_stay(model):
     assert out.stats["nonfinite"] == 1 and torch.equal(out.delta[1], start[1])
     others = [0, 2]
     rows = reference_divergence(model(x[others]), model((x + out.delta)[others]), symmetric=True, detach_targets=True)
-    expected = rows.sum() / (B * S)  # the mean is one over all rows
+    expected = rows.sum() / (B * S)  # the mean is over all rows
     torch.testing.assert_close(out.loss, expected, **EXACT)
     found, wanted = (torch.autograd.grad(loss, model.head.weight)[0] for loss in (out.loss, expected))
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
@@ -186,7 +188,7 @@ def test_loss_gradient_equals_finite_differences(model):
         assert analytic[index].item() == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-6)
 
 
-def test_the_divergence_of_the_caller_is_the_one_that_counts(model):
+def test_the_callers_divergence_is_used(model):
     x, start, _ = inputs()
     doubled = lambda a, b, **options: 2 * reference_divergence(a, b, **options)  # noqa: E731
     losses = [

@@ -1,4 +1,4 @@
-"""The benchmarks of preprocessing on very little text: every row, every line, and how they refuse."""
+"""The benchmarks of preprocessing on very little text: every row, every line, and their errors."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def test_compare_splitters(shared_data):
 @pytest.mark.slow
 @pytest.mark.requires_shared_data
 def test_every_row_is_measured(tmp_path, shared_data):
-    """The rows are there and the table is written. Speeds are looked at in `make bench`."""
+    """All rows exist and the table is written. Speeds are examined in `make bench`."""
     dump = next((shared_data / "wiki" / "dump").glob("enwiki-table*.bz2"))
     words = [
         "--corpus",

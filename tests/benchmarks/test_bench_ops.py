@@ -1,4 +1,4 @@
-"""The benchmark of the ops at toy size: all contestants in its CSV, a quiet profiler, memory as promised."""
+"""The benchmark of the ops at toy size: all contestants in its CSV, no output from the profiler, memory as promised."""
 
 import csv
 

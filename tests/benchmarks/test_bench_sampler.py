@@ -1,4 +1,4 @@
-"""The benchmark of the sampler: its table and CSV on a small shard. Speeds are looked at in `make bench`."""
+"""The benchmark of the sampler: its table and CSV on a small shard. Speeds are examined in `make bench`."""
 
 import csv
 

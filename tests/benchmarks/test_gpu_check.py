@@ -1,5 +1,5 @@
-"""gpu-check where there is no GPU: it refuses, knows its own tables, keeps to its time, tells failed from not finished,
-and copies all that it needs of the tree."""
+"""gpu-check without a GPU: it refuses, names rows that its tables have, keeps to its time, distinguishes failed from
+not finished, and copies everything it needs from the tree."""
 
 import csv
 import importlib.util
@@ -66,7 +66,7 @@ def test_promises_from_hand_made_tables():
     assert [promise.met for promise in promises.promises(ops, without_stock)][3:] == ["yes", *["unknown"] * 4]
 
 
-def test_a_command_that_hangs_is_no_answer():
+def test_a_command_that_hangs_gives_no_answer():
     assert budget.answers([sys.executable, "-c", "pass"], seconds=60)
     assert budget.answers([sys.executable, "-c", "raise SystemExit(1)"], seconds=60) is False
     assert budget.answers([sys.executable, "-c", "import time; time.sleep(60)"], seconds=1) is None
@@ -141,7 +141,7 @@ if mode == "fail": sys.exit(1)
 
 @pytest.fixture
 def stand_ins(monkeypatch, tmp_path):
-    """The whole check with small commands in the place of its steps; {name: what its command does}."""
+    """The whole check with small commands in place of its steps; {name: what its command does}."""
     modes: dict[str, str] = {}
     monkeypatch.setattr(Check, "results", lambda self, suffix="": tmp_path / f"{self.label}{suffix}.csv")
     monkeypatch.setattr(Check, "has", lambda self, module: modes.get(module) != "missing")
@@ -175,7 +175,7 @@ def test_most_important_first_and_tables_as_they_come(stand_ins, tmp_path, capsy
     check.folder.mkdir()
     assert gpu_check.run_all(check, "9.0", {"device": "GPU"}, "shards") == 1
     shown = capsys.readouterr().out
-    assert order(shown) == ["test", "steps", "training", "sync", "graphs", "attention", "compile", "ops"]
+    assert order(shown) == ["test", "steps", "training", "sync", "graphs", "attention", "compile", "ops", "shared"]
     after_steps = shown.index("standard step, times faster than stock")
     assert shown.index("=== steps: passed") < after_steps < shown.index("=== training:"), "promises as soon as known"
     assert "failed: graphs\n" in shown and "promises not kept: 0, not measured: 5" in shown
@@ -187,7 +187,7 @@ def test_without_shards_or_modules_the_rest_is_run(stand_ins, tmp_path, capsys):
     check.folder.mkdir()
     assert gpu_check.run_all(check, "9.0", {}, None) == 1
     shown = capsys.readouterr().out
-    assert (check.failed, check.skipped) == (["steps"], ["training"])
+    assert (check.failed, check.skipped) == (["steps"], ["training", "shared"])
     assert order(shown) == ["test", "sync", "graphs", "attention", "compile", "ops"]
     assert "=== steps: FAILED, megatron missing; carry the wheels in .whl (see --help)" in shown
 

@@ -1,13 +1,14 @@
-"""The parts of gpu-check run on the CPU at a small size: what a GPU will be asked is asked here of other hardware."""
+"""The parts of gpu-check on the CPU at a small size."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from benchmarks.gpu import probes, real_run
+from benchmarks.gpu import probes, real_run, shared_gpu
 from tests.training.runs import TINY, build_corpus
 
 CPU = torch.device("cpu")
@@ -32,7 +33,8 @@ def in_a_process(code):
 
 
 def test_attention_on_the_cpu_and_a_wrong_dropout():
-    """In a process of its own: it makes and ends the process group. The second has the weights scaled up too much."""
+    """In a separate process, since it creates and destroys the process group. The second run scales the weights too
+    much."""
     code = """
 import torch
 from benchmarks.gpu import probes
@@ -84,21 +86,33 @@ def test_rows_of_a_run_that_is_writing(tmp_path):
     assert real_run.rows_of(tmp_path) == [row(1, 2.0)]
 
 
-def test_a_run_that_ends_before_it_is_hurt_is_noticed(tmp_path):
+def test_a_run_that_ends_before_the_kill_is_noticed(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", "pass"])
     process.wait()
-    with pytest.raises(AssertionError, match="over before it could be hurt"):
-        real_run.kill_when_hurting(process, tmp_path)
+    with pytest.raises(AssertionError, match="over before it could be killed"):
+        real_run.kill_when_adversarial(process, tmp_path)
+
+
+def run_part(part, folder, *words):
+    """A part of gpu-check that trains, with a tiny network on the CPU; what it printed."""
+    names = ("num-layers", "hidden-size", "num-attention-heads", "seq-length")
+    options = [word for name in names for word in (f"--{name}", str(TINY[name]))]
+    command = [sys.executable, "-m", part.__name__, "--data", build_corpus(folder), "--folder", str(folder / "runs")]
+    command += [*words, *options, "--micro-batch-size", "2", "--global-batch-size", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.mark.slow
 def test_a_real_run_on_the_cpu(tmp_path):
     """Straight, killed, resumed and exported: on the CPU to the bit."""
-    prefix = build_corpus(tmp_path)
-    small = {name: TINY[name] for name in ("num-layers", "hidden-size", "num-attention-heads", "seq-length")}
-    options = [word for name, value in small.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "benchmarks.gpu.real_run", "--data", prefix, "--folder", str(tmp_path / "runs")]
-    command += ["--tolerance", "0", *options, "--micro-batch-size", "2", "--global-batch-size", "8"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "resumed: losses differ by 0 at most" in done.stdout and "exported: predictions are the same" in done.stdout
+    shown = run_part(real_run, tmp_path, "--tolerance", "0")
+    assert "resumed: losses differ by 0 at most" in shown and "exported: predictions are the same" in shown
+
+
+@pytest.mark.slow
+def test_two_ranks_on_the_cpu(tmp_path):
+    """In the place of two on one GPU."""
+    shown = run_part(shared_gpu, tmp_path)
+    assert re.findall(r"^(.*): losses differ by .* at most$", shown, re.MULTILINE) == list(shared_gpu.LAYOUTS)

@@ -1,4 +1,4 @@
-"""One finished run with three checkpoints, copied by every test that damages it."""
+"""A finished run with three checkpoints, copied by every test that damages it."""
 
 import shutil
 

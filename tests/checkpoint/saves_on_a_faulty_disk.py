@@ -1,7 +1,7 @@
-"""Saves of one run, each with another fault of the disk: python -m tests.checkpoint.saves_on_a_faulty_disk FOLDER ARGS.
+"""Saves of one run, each with a different disk fault: python -m tests.checkpoint.saves_on_a_faulty_disk FOLDER ARGS.
 
 Must be started with the library of disk_faults.c preloaded; ARGS are those of a run without --save. Prints, as JSON,
-what each save said and what it left.
+what each save reported and left behind.
 """
 
 import errno
@@ -27,7 +27,7 @@ FAULTS = [
 
 
 def train(folder, argv, last, fault=None):
-    """Continue the run to iteration `last`; returns what it refused."""
+    """Continue the run to iteration `last`; returns its error."""
     if fault is not None:
         part, call, error = fault
         os.environ.update(FAULT_PATH=part, FAULT_CALL=call, FAULT_ERRNO=str(getattr(errno, error)))
@@ -39,7 +39,7 @@ def train(folder, argv, last, fault=None):
 
 
 def main():
-    """One run goes on under every fault; after each, without it."""
+    """One run continues under every fault, and after each without it."""
     folder, argv = sys.argv[1], sys.argv[2:]
     run, found = Path(folder), {}
     run.mkdir()

@@ -1,4 +1,4 @@
-"""Saving behind the training: the same checkpoints, the same run, and failures that are not lost."""
+"""Saving in the background: the same checkpoints, the same run, and failures that are not lost."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +27,8 @@ OPTIONS = {"tensor_model_parallel_size": 2, "train_iters": 8}
 
 
 def test_checkpoints_are_those_of_a_foreground_save(finished, prefix, tmp_path):
-    """Training goes on and changes the weights while a save is in flight; what is stored must be the earlier ones."""
+    """Training continues and changes the weights while a save is in flight; the stored ones must be the earlier
+    ones."""
     run = tmp_path / "run"
     rows = launch(2, prefix, run, async_save=True, save_interval=2, exit_interval=6, **OPTIONS)
     assert without_timing(rows) == without_timing(read_rows(finished))
@@ -50,8 +51,8 @@ def test_an_earlier_checkpoint_of_a_background_save_continues_bit_for_bit(finish
 
 
 def test_a_background_save_of_a_split_optimizer_continues_bit_for_bit(prefix, tmp_path):
-    """What is written are parts of tensors that the training goes on to change: with the combination of bert_large.yaml
-    on four ranks, each with a quarter of the optimizer."""
+    """What is written are parts of tensors that training then changes: the options of bert_large.yaml on four ranks,
+    each with a quarter of the optimizer."""
     options = {"train_iters": 8, "bf16": True, "use_distributed_optimizer": True, "overlap_grad_reduce": True}
     recipe = yaml.safe_load((EXAMPLES / "bert_large.yaml").read_text())
     assert all(recipe[name.replace("_", "-")] for name in (*options, "async_save") if name != "train_iters")
@@ -75,7 +76,8 @@ def test_a_failure_in_the_background_ends_the_run_on_all_ranks(prefix, tmp_path)
 
 
 def save_beside_an_accelerator(rank, world_size, root, in_background):
-    """One save where torch believes in an accelerator; an error if its writer prepares to copy over a stream of it."""
+    """One save where torch believes it has an accelerator; an error if the writer prepares to copy on one of its
+    streams."""
     import torch.distributed.checkpoint.filesystem as writer
 
     def refuse(*_args, **_kwargs):
@@ -95,7 +97,7 @@ def save_beside_an_accelerator(rank, world_size, root, in_background):
 
 
 def test_a_background_thread_asks_nothing_of_the_accelerator(tmp_path):
-    """Its current device is the first one whatever the rank's is, and there is nothing left to copy from it."""
+    """Its current device is the first one, whichever is the rank's, and there is nothing left to copy from it."""
     with pytest.raises(OSError, match="a stream was asked for"):
         run_ranks(1, save_beside_an_accelerator, tmp_path / "foreground", False)
     run_ranks(1, save_beside_an_accelerator, tmp_path / "background", True)

@@ -1,4 +1,4 @@
-"""Damaged checkpoints: found before they are read, reported, and passed over for the one before."""
+"""Damaged checkpoints: found before they are read, reported, and skipped in favour of the previous one."""
 
 import os
 from pathlib import Path
@@ -43,7 +43,7 @@ DAMAGES = (flip_a_bit, truncate, remove_the_marker, cut_the_marker_short, remove
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_the_one_before_is_found(run, damage):
+def test_the_previous_checkpoint_is_found(run, damage):
     assert find_checkpoint(run).name == "iter_0000006"
     damage(run / "iter_0000006")
     assert find_checkpoint(run).name == "iter_0000004"

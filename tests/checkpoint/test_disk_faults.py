@@ -1,6 +1,7 @@
-"""A disk that refuses writes and flushes amid a save (EIO, ENOSPC): said in one line, the checkpoint before it stays.
+"""A disk that refuses writes and flushes during a save (EIO, ENOSPC): reported in one line, the previous checkpoint
+stays.
 
-The faults are real: disk_faults.c, compiled here, stands between the process and the C library.
+The faults are real: disk_faults.c, compiled here, sits between the process and the C library.
 """
 
 import errno
@@ -35,7 +36,7 @@ def faulty(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def saves(faulty, prefix, tmp_path_factory):
-    """What every fault led to, and the rows of a run that met none."""
+    """The outcome of every fault, and the rows of a run without faults."""
     folder = tmp_path_factory.mktemp("saves")
     options = {"train_iters": len(FAULTS) + 1, "keep_last": 0}
     command = [sys.executable, "-m", "tests.checkpoint.saves_on_a_faulty_disk", str(folder / "run")]
@@ -61,7 +62,7 @@ def test_a_save_is_whole_or_absent(saves, fault):
     assert found["latest"] == f"{found['before']}\n"
     assert "--load" in sentence or "checkpoints before it are untouched" in sentence
     assert [name for name in found["leftovers"] if "iter" in name] == []
-    assert found["after"] is None, "the run must go on once the disk does"
+    assert found["after"] is None, "the run must continue once the disk works"
 
 
 def test_the_run_that_met_all_faults_equals_the_one_that_met_none(saves):
@@ -73,7 +74,7 @@ def test_the_run_that_met_all_faults_equals_the_one_that_met_none(saves):
     ("part", "call", "error"), [("__1_0.distcp", "write", "EIO"), ("rng_00001.pt", "fsync", "EIO")]
 )
 def test_a_fault_of_one_rank_ends_all_of_them(faulty, prefix, tmp_path, part, call, error):
-    """The command as a user runs it: status, a sentence, the checkpoint before."""
+    """The command as a user runs it: exit status, a sentence, the previous checkpoint."""
     run, options = tmp_path / "run", {"tensor_model_parallel_size": 2, "train_iters": 4}
     launch(2, prefix, run, exit_interval=2, **options)
     disk = {**faulty, "FAULT_PATH": part, "FAULT_CALL": call, "FAULT_ERRNO": str(getattr(errno, error))}
@@ -81,6 +82,6 @@ def test_a_fault_of_one_rank_ends_all_of_them(faulty, prefix, tmp_path, part, ca
         process = torchrun(2, arguments(prefix, run, load=run, **options), stdout=log, stderr=log, environment=disk)
         assert process.wait(timeout=240) == 1  # torchrun's own
     errors = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("error: ")]
-    assert errors, "torchrun may end the other rank before it has spoken, but not both"
+    assert errors, "torchrun may end the other rank before it has reported, but not both"
     assert all(f"iteration 4 could not be written to {run}: " in line and REASONS[error] in line for line in errors)
     assert list_iterations(run) == [2] and find_checkpoint(run) and not list(run.glob(".*iter*"))

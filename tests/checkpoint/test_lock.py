@@ -1,4 +1,4 @@
-"""The lock of a run's folder: one holder, named to others; taken over from the dead and from nobody else."""
+"""The lock of a run's folder: one holder, named to others; taken over only from a dead process."""
 
 import json
 import os
@@ -21,14 +21,14 @@ SECONDS = 0.6
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Heartbeats of a tenth of a second."""
+    """Heartbeats every tenth of a second."""
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(module, "STALE_SECONDS", SECONDS)
     monkeypatch.setattr(module, "_POLL_SECONDS", 0.05)
 
 
 def plant(root, **changes):
-    """The lock of another run: this process's names with changes."""
+    """The lock of another run: this process's fields with changes."""
     root.mkdir(exist_ok=True)
     names = {name: getattr(Holder.here(), name) for name in Holder.__dataclass_fields__}
     (root / LOCK_FILE).write_text(json.dumps({**names, **changes}))
@@ -41,7 +41,7 @@ def dead_process():
     return child.pid
 
 
-def test_the_second_is_told_who_the_first_is_and_can_start_after_it(tmp_path):
+def test_the_second_run_learns_the_holder_and_can_start_after_it(tmp_path):
     first, second = RunLock(tmp_path), RunLock(tmp_path)
     first.take()
     written = (tmp_path / LOCK_FILE).read_text()
@@ -60,7 +60,7 @@ def test_the_second_is_told_who_the_first_is_and_can_start_after_it(tmp_path):
     second.release()
 
 
-def test_a_folder_made_for_the_lock_alone_goes_with_it(tmp_path):
+def test_a_folder_created_only_for_the_lock_is_removed_with_it(tmp_path):
     lock = RunLock(tmp_path / "a" / "run")
     lock.take()
     lock.release()
@@ -142,7 +142,7 @@ def test_the_heartbeat_moves_on(tmp_path, quick):
     lock.release()
 
 
-def test_of_many_that_take_a_stale_lock_over_one_succeeds(tmp_path):
+def test_of_many_takers_of_a_stale_lock_one_succeeds(tmp_path):
     dead = dead_process()
     for number in range(20):
         root = tmp_path / str(number)
@@ -168,7 +168,7 @@ def test_of_many_that_take_a_stale_lock_over_one_succeeds(tmp_path):
         assert os.listdir(root) == []
 
 
-def test_who_was_taken_over_finds_out_and_leaves_the_others_lock(tmp_path):
+def test_a_lock_taken_over_is_noticed_and_left_to_its_new_holder(tmp_path):
     lock = RunLock(tmp_path)
     lock.take()
     plant(tmp_path, host="node7", process=4711)
@@ -195,7 +195,7 @@ def test_two_runs_on_one_folder(prefix, tmp_path):
 
 
 def train_taken_over(rank, world_size, argv):
-    """A leader that was away for so long that another run took its folder after iteration 2."""
+    """A leader that was suspended for so long that another run took its folder after iteration 2."""
     from pathlib import Path
 
     from megatron_alum.training.loop import Run

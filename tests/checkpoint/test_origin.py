@@ -1,4 +1,4 @@
-"""What --load may name, and going back to a named checkpoint: nothing is lost, nothing of two branches is mixed."""
+"""What --load may name, and going back to a named checkpoint: nothing is lost, and two branches are never mixed."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.training.runs import launch, launch_prepared, read_rows, train_and_ke
 OPTIONS = {"tensor_model_parallel_size": 2, "train_iters": 8}
 
 
-def test_a_fresh_start_is_an_existing_empty_folder_alone(tmp_path):
+def test_only_an_existing_empty_folder_is_a_fresh_start(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "hidden").mkdir()
     (tmp_path / "hidden" / ".nfs0001").touch()
@@ -62,7 +62,7 @@ def test_going_back_continues_the_named_iteration_and_sets_the_rest_aside(run, p
     printed = Path(f"{run}-stderr-0").read_text()
     assert "--lr: 0.001 in " in printed and "Rolled back to iteration 2: the checkpoint(s) of iteration 4, 6" in printed
     assert [row["iteration"] for row in launch(2, prefix, run, load=run, lr=1e-4, **OPTIONS)] == list(range(1, 9))
-    # What was set aside is whole: it can be branched off from.
+    # What was set aside is intact: a new branch can start from it.
     branch = launch(2, prefix, run.parent / "branch", load=aside / "iter_0000006", **OPTIONS)
     assert [row["iteration"] for row in branch] == [7, 8] and list_iterations(aside) == [4, 6]
 
@@ -75,7 +75,7 @@ def test_a_named_checkpoint_that_is_damaged_is_not_replaced_by_another(run, pref
     assert sorted(path.name for path in run.iterdir()) == before
 
 
-def test_every_going_back_has_a_folder_of_its_own(tmp_path):
+def test_every_rollback_has_its_own_folder(tmp_path):
     for number, newer in enumerate(([40, 60], [50], []), start=1):
         for iteration in (20, *newer):
             (tmp_path / f"iter_{iteration:07d}").mkdir(exist_ok=True)
@@ -88,11 +88,11 @@ def test_every_going_back_has_a_folder_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("restarted", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
-def test_a_restarted_job_does_not_go_back_again(tmp_path, monkeypatch, restarted):
-    """The same command line, started again by torchrun or Slurm: it goes on from what it has done since."""
+def test_a_restarted_job_does_not_roll_back_again(tmp_path, monkeypatch, restarted):
+    """The same command line, started again by torchrun or Slurm: it continues from its own progress."""
     assert not was_rolled_back_by_this_job(tmp_path, 20)
     set_aside_newer(tmp_path, 20)
-    assert not was_rolled_back_by_this_job(tmp_path, 20)  # a person's second going back is meant
+    assert not was_rolled_back_by_this_job(tmp_path, 20)  # a second rollback by a user is intended
     monkeypatch.setenv(restarted, "1")
     assert was_rolled_back_by_this_job(tmp_path, 20) and not was_rolled_back_by_this_job(tmp_path, 40)
     monkeypatch.setenv("SLURM_JOB_ID", "8")  # another job
@@ -112,7 +112,7 @@ def train_restarted(rank, world_size, argv):
         del os.environ["TORCHELASTIC_RESTART_COUNT"]
 
 
-def test_a_restart_amid_the_new_branch_goes_on_from_its_newest_checkpoint(run, prefix):
+def test_a_restart_on_the_new_branch_continues_from_its_newest_checkpoint(run, prefix):
     named = {"load": run / "iter_0000002", **OPTIONS}
     launch(2, prefix, run, **named, exit_interval=5)
     rows = launch_prepared(2, prefix, run, train_restarted, **named)
@@ -121,7 +121,7 @@ def test_a_restart_amid_the_new_branch_goes_on_from_its_newest_checkpoint(run, p
 
 
 def test_a_finished_run_says_so_and_changes_nothing(run, prefix):
-    """Up to --exit-interval or to --train-iters; the sentence names what would let it go on."""
+    """Up to --exit-interval or to --train-iters; the sentence names what would let it continue."""
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     launch_prepared(2, prefix, run, train_and_keep_stderr, load=run, exit_interval=6, **OPTIONS)
     assert re.search(

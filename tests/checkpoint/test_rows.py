@@ -1,4 +1,4 @@
-"""Foreign and damaged lines of metrics.jsonl are told apart from rows, counted and named."""
+"""Foreign and damaged lines of metrics.jsonl are distinguished from rows, counted and named."""
 
 import json
 
@@ -38,11 +38,11 @@ def test_a_foreign_line_is_no_row(tmp_path, line):
     assert [json.loads(line) for line in rows.lines] == rows.values
     assert rows.up_to(1).lines == [ROW + "\n"]
     assert (
-        rows.complaint(path) == f"WARNING: {path} had 1 line(s) that are no rows of a run (line 2); they are left out."
+        rows.complaint(path) == f"WARNING: {path} had 1 line(s) that are not rows of a run (line 2); they are left out."
     )
 
 
-def test_a_resume_passes_over_them_and_says_so(prefix, tmp_path):
+def test_a_resume_skips_and_reports_them(prefix, tmp_path):
     run = tmp_path / "run"
     straight = launch(2, prefix, tmp_path / "straight", train_iters=4)
     launch(2, prefix, run, train_iters=4, exit_interval=2)

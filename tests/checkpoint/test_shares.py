@@ -1,4 +1,4 @@
-"""What a rank writes, reads and receives of a checkpoint: its share, whichever optimizer the run has."""
+"""What a rank writes, reads and receives of a checkpoint is its share, whichever optimizer the run has."""
 
 import itertools
 import math
@@ -95,7 +95,7 @@ def save_and_load(rank, world_size, argv):
 
 
 def bytes_read() -> int:
-    """By this process, from files or their cache."""
+    """Bytes read by this process, from files or the page cache."""
     return int(next(line for line in Path("/proc/self/io").read_text().splitlines() if "rchar" in line).split()[1])
 
 
@@ -113,11 +113,11 @@ def test_every_rank_writes_and_reads_its_share(prefix, tmp_path, distributed, bf
         assert equal
         assert received < 0.01 * parameters
         assert 0.15 * whole < written < 0.35 * whole
-        assert read < 0.5 * whole + 500_000  # chunks that overlap with the share are read whole
+        assert read < 0.5 * whole + 500_000  # chunks that overlap with the share are read completely
 
 
 def saved_where_listings_lag(rank, world_size, argv):
-    """A run whose ranks see nothing in the folders that others write to."""
+    """A run whose ranks do not see the files that others write."""
     from megatron_alum.checkpoint import folder as layout
     from tests.training.runs import train_quietly
 
@@ -132,4 +132,4 @@ def saved_where_listings_lag(rank, world_size, argv):
 def test_a_listing_that_lags_leaves_no_file_out(prefix, tmp_path):
     argv = arguments(prefix, tmp_path / "run", train_iters=2)
     assert run_ranks(2, saved_where_listings_lag, argv) == [None, None]
-    assert find_checkpoint(tmp_path / "run").name == "iter_0000002"  # compares what is there with COMPLETE
+    assert find_checkpoint(tmp_path / "run").name == "iter_0000002"  # compares the files with COMPLETE

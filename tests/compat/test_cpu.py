@@ -1,5 +1,5 @@
-"""megatron-core trains, saves and loads on the CPU through the redirects, which are applied once, explicitly, and
-only there.
+"""megatron-core trains, saves and loads on the CPU through the redirects, which are applied once, explicitly, and only
+on a CPU.
 """
 
 import subprocess

@@ -54,7 +54,7 @@ def _advice(name):
     return finding
 
 
-def test_nvidia_apex_is_told_from_the_package_of_the_same_name(stand_in):
+def test_nvidia_apex_is_distinguished_from_the_package_of_the_same_name(stand_in):
     stand_in(NVIDIA_APEX)
     assert detect.apex_kind() == "nvidia"
     assert _advice("apex").advice == ""

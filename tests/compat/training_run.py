@@ -77,7 +77,7 @@ def step(model, ddp, optimizer):
     logits = [torch.empty_like(outputs.mlm_logits) for _ in range(model.groups.tp_size)]
     torch.distributed.all_gather(logits, outputs.mlm_logits.detach(), group=model.groups.tp)
     logits[model.groups.tp_rank] = outputs.mlm_logits
-    # one rank's part of the cross-entropy's gradient is what autograd sees: enough to fit 12 tokens
+    # autograd sees only one rank's part of the cross-entropy's gradient: enough to fit 12 tokens
     loss = F.cross_entropy(torch.cat(logits, 1).float()[:, :VOCAB_SIZE], tokens.flatten()[positions])
     optimizer.scale_loss(loss).backward()
     ddp.finish_grad_sync()
@@ -87,7 +87,7 @@ def step(model, ddp, optimizer):
 
 
 def train(rank, world_size, precision, distributed_optimizer, tensor_parallel_size):
-    """Losses of 12 steps, gradient norms, and what the RNG tracker's logger let through."""
+    """Losses of 12 steps, gradient norms, and what the RNG tracker's logger passed."""
     records = Records()
     logger = logging.getLogger("megatron.core.tensor_parallel.random")
     logger.addHandler(records)

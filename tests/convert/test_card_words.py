@@ -92,8 +92,8 @@ def test_the_command_of_the_card_is_the_run(changes):
 def test_a_corpus_in_words():
     assert corpus_sentences(MANIFEST) == (
         "105,769 documents, 1,375,710 sentences and 30,600,000 tokens (123 MB of text). Source: 300 files, among them "
-        "wiki_00.bz2, wiki_01.bz2 and wiki_02.bz2. 1,234 records of the source were left out. Prepared by megatron_alum "
-        "0.1.0."
+        "wiki_00.bz2, wiki_01.bz2 and wiki_02.bz2. 1,234 records of the source were left out. Prepared by "
+        "megatron_alum 0.1.0."
     )
     one = {"num_tokens": 1000, "inputs": {"num_files": 1, "files": [{"path": "a/b.jsonl"}]}}
     assert corpus_sentences(one) == "1,000 tokens. Source: b.jsonl."

@@ -2,12 +2,11 @@
 
     results = run_ranks(2, my_function, argument)      # my_function(rank, world_size, argument) -> anything picklable
 
-The function must be importable (module level). Importing torch and megatron-core costs seconds of a processor, so a
-server that has imported them once (tests/helpers/warm.py) forks the workers, and the workers are reused; every call
-gets fresh process groups, torchrun's environment variables and one torch thread a rank, and all
-parallel state is destroyed afterwards. An exception in a rank is raised here with the rank's traceback as its cause; a
-rank that hangs (typically in a collective) ends the call after `timeout_seconds`, prints its stack and costs only a
-new pool.
+The function must be importable (module level). Importing torch and megatron-core costs seconds of CPU time, so a server
+that has imported them once (tests/helpers/warm.py) forks the workers, and the workers are reused; every call gets fresh
+process groups, torchrun's environment variables and one torch thread per rank, and all parallel state is destroyed
+afterwards. An exception in a rank is raised here with the rank's traceback as its cause; a rank that hangs (typically
+in a collective) ends the call after `timeout_seconds`, prints its stack and costs only a new pool.
 """
 
 import atexit
@@ -29,8 +28,8 @@ import psutil
 
 from tests.helpers.warm import start
 
-_GRACE_SECONDS = 10.0  # for the other ranks once one has failed: they usually fail in the collective it left
-_JOBS_PER_POOL = 40  # torch keeps some threads of every process group that was; hundreds of them slow all down
+_GRACE_SECONDS = 10.0  # for the other ranks once one has failed: they usually fail in the collective that it left
+_JOBS_PER_POOL = 40  # torch keeps some threads of every former process group; hundreds of them slow everything down
 _pool: list["_Worker"] = []
 
 
@@ -85,7 +84,7 @@ def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout_secon
 
 
 def _collect(world_size: int, timeout_seconds: float) -> dict[int, tuple]:
-    """Answers (True, value) or (False, exception, traceback, time) by rank, until all are there or the deadline."""
+    """Answers (True, value) or (False, exception, traceback, time) by rank, until all have arrived or the deadline."""
     answers: dict[int, tuple] = {}
     pending: dict[Any, int] = {_pool[rank].connection: rank for rank in range(world_size)}
     deadline = time.monotonic() + timeout_seconds
@@ -105,7 +104,7 @@ def _collect(world_size: int, timeout_seconds: float) -> dict[int, tuple]:
 def open_meeting_point() -> Any:
     """A key-value store at which ranks find each other, open until the caller drops it; they join at its `port`.
 
-    The system chooses the port as the store starts to listen: one that was looked for beforehand may be taken by then.
+    The system chooses the port as the store starts to listen: one found beforehand may be taken by then.
     """
     from torch.distributed import TCPStore
 
@@ -120,7 +119,7 @@ def stop_pool() -> None:
 
 
 def _serve(connection: Connection) -> None:
-    """A worker's life: answer jobs until the session ends, and with it the other end of the connection."""
+    """A worker's main loop: answer jobs until the session ends and closes the other end of the connection."""
     import torch
 
     from megatron_alum.compat import silence_fallback_warnings
@@ -149,7 +148,7 @@ def _answer(job: bytes) -> bytes:
         text, when = traceback.format_exc(), time.monotonic()
         try:
             return pickle.dumps((False, error, text, when))
-        except Exception:  # an exception that does not pickle still has its text
+        except Exception:  # an exception that cannot be pickled still has its text
             return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}"), text, when))
     finally:
         faulthandler.cancel_dump_traceback_later()

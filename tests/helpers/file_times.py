@@ -1,8 +1,8 @@
-"""Keeps `tests/file_times.csv`, the seconds that each test file took, by which the suite is scheduled.
+"""Keeps `tests/file_times.csv`, the seconds that each test file took, from which the suite is scheduled.
 
-Files begin in the order of their times, the longest first, so that two workers end together; `--fast` leaves out the
-files of more than FAST_SECONDS. A file that the table does not know (new, or of less than KEPT_SECONDS) counts as
-quick. `make times` runs the suite and replaces the table; it need not be exact.
+Files start in order of their times, the longest first, so that two workers end together; `--fast` leaves out files of
+more than FAST_SECONDS. A file that is not in the table (new, or of less than KEPT_SECONDS) counts as quick. `make
+times` runs the suite and replaces the table; it need not be exact.
 """
 
 import csv
@@ -26,7 +26,7 @@ def read() -> dict[str, float]:
 
 
 def seconds_of(path: Path) -> float:
-    """What the table says of a file; 0 for one that it does not know."""
+    """The table's seconds for a file; 0 for one that is not in it."""
     return read().get(path.relative_to(TESTS).as_posix(), 0.0) if path.is_relative_to(TESTS) else 0.0
 
 

@@ -90,7 +90,8 @@ class _There(torch.Tensor):
 
 
 class _FactoryCalls(TorchDispatchMode):
-    """Sees what has no tensor of OTHER_DEVICE among its arguments yet: `zeros(device=...)` and `tensor.to(...)`."""
+    """Handles calls without a tensor of OTHER_DEVICE among their arguments: `zeros(device=...)` and
+    `tensor.to(...)`."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return _compute(func, args, kwargs or {})

@@ -2,8 +2,8 @@
 
     @pytest.mark.parametrize(*pairs(shape=SHAPES, dtype=DTYPES, detach=[True, False]))
 
-A fault that a single value or two values together bring out is found as by the full grid; one that needs three at
-once has a test of its own. test_pairs.py proves the promise.
+A fault caused by one value or by two together is found just as with the full grid; one that needs three at once has its
+own test. test_pairs.py checks the promise.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def pairs(**options: Sequence[Any]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """(names, cases) for parametrize. Greedy: each case takes one missing pair and all others that go with it."""
+    """(names, cases) for parametrize. Greedy: each case takes one missing pair and as many others as fit."""
     names, values = tuple(options), list(options.values())
     sizes = [range(len(axis)) for axis in values]
     missing = {

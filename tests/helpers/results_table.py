@@ -1,8 +1,8 @@
 """Keeps `tests/slow_results.csv`: the last outcome of every slow test, with its time and the commit it ran on.
 
-A run of some of the tests replaces their rows and leaves the others, so that hours of tests need not pass in one go.
-Each row is written when its test has ended, under a lock: a run that is stopped keeps what it has, and pytest-xdist's
-workers share the file.
+A run of some of the tests replaces their rows and keeps the others, so that hours of tests need not run at once.
+Each row is written when its test has ended, under a lock: a run that is stopped keeps its rows so far, and
+pytest-xdist's workers share the file.
 """
 
 import csv
@@ -27,7 +27,7 @@ class ResultsTable:
         self.run = {"date": date.today().isoformat(), "commit": current_commit(), "processor": processor_name()}
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Notes which tests are slow; the reports do not say."""
+        """Notes which tests are slow, which the reports do not contain."""
         self.slow = {item.nodeid for item in session.items if "slow" in item.keywords}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -44,7 +44,7 @@ class ResultsTable:
 
 
 def merge(path: Path, rows: dict[str, dict[str, str]]) -> None:
-    """Replace the rows of `path` that `rows` (by test) knows, add the new ones, sort by test."""
+    """Replace the rows of `path` whose tests are in `rows`, add the new ones, sort by test."""
     with path.open("a+", newline="", encoding="utf-8") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         stream.seek(0)

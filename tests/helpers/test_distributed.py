@@ -1,4 +1,4 @@
-"""The helper that every multi-process test stands on: results by rank, errors with their rank, hangs that end."""
+"""The helper behind every multi-process test: results by rank, errors with their rank, hangs that end."""
 
 import os
 import time

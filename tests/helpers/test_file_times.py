@@ -1,4 +1,4 @@
-"""The schedule of the suite: long files first, tests of a file in their order, none lost but by `--fast`."""
+"""The schedule of the suite: long files first, tests of a file in their order, none left out except by `--fast`."""
 
 from types import SimpleNamespace
 

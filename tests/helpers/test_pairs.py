@@ -1,4 +1,4 @@
-"""Every pair of values is there, in far fewer cases than the grid has."""
+"""Every pair of values occurs, in far fewer cases than the grid has."""
 
 import itertools
 

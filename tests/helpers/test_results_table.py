@@ -1,4 +1,4 @@
-"""The table of slow tests: a real session of two of them, then of one again."""
+"""The table of slow tests: a real session with two of them, then with one again."""
 
 import csv
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_a_later_run_replaces_only_its_own_rows(pytester):
 
 
 def test_a_row_is_there_as_soon_as_its_test_has_ended(pytester):
-    """A run that is killed keeps what it has: the second test finds the first one's row."""
+    """A run that is killed keeps its rows so far: the second test finds the first one's row."""
     pytester.makeini("[pytest]\nmarkers = slow")
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(
@@ -77,7 +77,7 @@ def test_a_row_is_there_as_soon_as_its_test_has_ended(pytester):
 
 
 def write_rows(path, names):
-    """A worker that ends one test after the other."""
+    """A worker that finishes one test after the other."""
     for name in names:
         merge(path, {name: dict.fromkeys(COLUMNS, "1") | {"test": f"test_it.py::{name}", "outcome": "passed"}})
 

@@ -1,10 +1,10 @@
 """Processes that start in milliseconds: forked from a server that has imported torch and megatron-core once.
 
-    process = start(my_function, argument)             # a process of its own, as multiprocessing.Process makes one
+    process = start(my_function, argument)             # a separate process, like multiprocessing.Process
     done = run_script(path, "--flag", "value")         # a script, with its own standard output, error and exit code
 
-A new interpreter needs 3 to 9 seconds of a processor for these imports alone. What a test says about the start of an
-interpreter itself (what is imported, variables that are read at import) needs `subprocess` instead.
+A new interpreter needs 3 to 9 seconds of CPU time for these imports alone. A test of an interpreter's start-up itself
+(what is imported, variables read at import) needs `subprocess` instead.
 """
 
 import gc
@@ -23,24 +23,25 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 _CONTEXT = multiprocessing.get_context("forkserver")
 _IMPORTED = ("megatron_alum.training.loop", "megatron_alum.training.dry_run", "megatron_alum.convert", "torch.testing")
-"""what is not installed is left out"""
+"""modules that are not installed are skipped"""
 _environment: dict[str, str] = {}
 
 
 def keep_environment() -> None:
-    """Take this process's environment for the server's: what a test sets in it later does not get there."""
+    """Keep this process's environment for the server: what a test sets later does not reach it."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     _environment.update({**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
 
 
 def context() -> multiprocessing.context.BaseContext:
-    """Start the server unless it runs, and return what makes processes with it, in place of `get_context("spawn")`."""
+    """Start the server unless it runs; returns the context that creates processes with it, like
+    `get_context("spawn")`."""
     _CONTEXT.set_forkserver_preload(list(_IMPORTED))
     if not _environment:
         keep_environment()
     before = dict(os.environ)
     os.environ.clear()
-    os.environ.update(_environment)  # which the server inherits, and its processes from it
+    os.environ.update(_environment)  # inherited by the server, and by its processes from it
     try:
         forkserver.ensure_running()
     finally:
@@ -76,7 +77,7 @@ def run_script(
 
 
 def _run_script(words: list[str], folder: Path, stdout: str, stderr: str) -> None:
-    """The new process: its streams are files, its arguments `words`, and then it is the script."""
+    """The new process: redirect its streams to files, set its arguments to `words`, and run the script."""
     gc.freeze()
     os.chdir(folder)
     for descriptor, path in ((1, stdout), (2, stderr)):

@@ -1,4 +1,4 @@
-"""One ALUM step of a SplitBert through megatron-core's DDP, with gradients put together from all ranks.
+"""One ALUM step of a SplitBert through megatron-core's DDP, with gradients assembled from all ranks.
 
 The divergence is the vocab-parallel reference of `ops`; the ascent is `alum.ascend`, which also drives the transformers
 models that it is compared with.
@@ -22,7 +22,7 @@ ALUM = AlumConfig(epsilon=0.05, noise_std=0.05, step_size=0.02, projection="norm
 
 
 def noise_key(sample, position) -> NoiseKey:
-    """The random start of tokens by their sequence and place; the same values on every layout."""
+    """The random start of tokens by their sequence and position; the same values on every layout."""
     return NoiseKey(seed=3, iteration=1, sample_index=sample + 100, position=position, std=ALUM.noise_std)
 
 
@@ -107,7 +107,7 @@ def _standard_losses(clean, batch, groups):
 
 
 def _whole(gradient, parameter, groups):
-    """The gradient of the unsplit parameter, put together from the tensor-parallel ranks."""
+    """The gradient of the unsplit parameter, assembled from the tensor-parallel ranks."""
     if not getattr(parameter, "tensor_model_parallel", False):
         return gradient.clone()
     parts = [torch.empty_like(gradient) for _ in range(groups.tp_size)]

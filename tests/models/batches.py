@@ -9,7 +9,7 @@ from megatron_alum.models import ModelInputs
 
 VOCAB_SIZE = 77
 LENGTHS = (16, 13, 10)
-"""39 tokens, which are filled up to 40"""
+"""39 tokens, padded to 40"""
 PAD = {"megatron-bert": 0, "bert": 0, "roberta": 1}
 MASKED_COLUMNS = (1, 4, 6)
 
@@ -57,7 +57,7 @@ class Batch:
         return flat(self.model_type, [self.tokens[own]], [self.token_types[own]], labels, multiple)
 
     def padded(self, values: torch.Tensor | None = None, fill: int | None = None) -> torch.Tensor:
-        """`values` [T, ...], the tokens by default, as rows [B, S, ...] filled up at the right."""
+        """`values` [T, ...], the tokens by default, as rows [B, S, ...] padded at the right."""
         values = self.tokens if values is None else values
         fill = (PAD[self.model_type] if values is self.tokens else 0) if fill is None else fill
         rows = torch.full((len(self.lengths), max(self.lengths), *values.shape[1:]), fill, dtype=values.dtype)
@@ -96,7 +96,7 @@ def flat(model_type, tokens, token_types, labels, multiple=8) -> Batch:
 
 
 def make_batch(model_type: str, lengths: tuple[int, ...] = LENGTHS, multiple: int = 8, seed: int = 5) -> Batch:
-    """Random tokens; the second half of each sequence has token type 1 (but for RoBERTa)."""
+    """Random tokens; the second half of each sequence has token type 1 (except for RoBERTa)."""
     generator = torch.Generator().manual_seed(seed)
     tokens = [torch.randint(5, VOCAB_SIZE, (length,), generator=generator) for length in lengths]
     types = [torch.arange(length) // (-(-length // 2)) * (model_type != "roberta") for length in lengths]

@@ -18,10 +18,10 @@ _CLASSES = {
 
 
 def randomize_whole(model: SplitBert, groups: ProcessGroups, seed: int = 7) -> None:
-    """Moves every parameter, biases and LayerNorms included, so that none hides behind its initial 0 or 1.
+    """Changes every parameter, biases and LayerNorms included, so that no error hides behind an initial 0 or 1.
 
-    Drawn for the unsplit parameter: the same network on every layout. Padded vocabulary rows move too; nothing may
-    see it.
+    Drawn for the unsplit parameter: the same network on every layout. Padded vocabulary rows change too; it must have
+    no effect.
     """
     with torch.no_grad():
         for index, (_, parameter) in enumerate(sorted(model.named_parameters())):
@@ -64,9 +64,9 @@ def twin(model: SplitBert) -> torch.nn.Module:
 
 
 def load_renamed(config, model, weights):
-    """Gives `model` the `weights` of a transformers state dict; rows of padded words become zero.
+    """Gives `model` the `weights` of a transformers state dict; padded vocabulary rows become zero.
 
-    `renamed` is linear and each of its values lies in one place, so numbering the places turns it round.
+    `renamed` is linear and each of its values has one position, so numbering the positions inverts it.
     """
     with torch.no_grad():
         own = dict(model.named_parameters())

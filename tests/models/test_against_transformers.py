@@ -1,5 +1,5 @@
-"""Hidden states, logits and gradients equal those of transformers' implementations, which pad what stands back to back
-here.
+"""Hidden states, logits and gradients equal those of transformers' implementations, which pad what is stored back to
+back here.
 """
 
 import pytest

@@ -59,7 +59,7 @@ def core_attention(groups, backend, probability=0.0, **options):
 
 
 def qkv(num_tokens=T, dtype=torch.float32):
-    """Slices of one product, as megatron-core's SelfAttention hands them over, and that product."""
+    """Slices of one product, as megatron-core's SelfAttention passes them, and that product."""
     generator = torch.Generator().manual_seed(0)
     mixed = torch.randn(num_tokens, HEADS, 3 * D, generator=generator).to(dtype).requires_grad_()
     return mixed, mixed.split(D, dim=-1)
@@ -168,7 +168,7 @@ def test_one_rank_forks_no_generator(groups, training, monkeypatch):
 
 
 def rank_draws(rank, world_size):
-    """(the default generator stood still, output) of a rank that shares heads with another."""
+    """(whether the default generator is unchanged, output) of a rank that shares heads with another."""
     from megatron_alum.parallel import initialize, seed_everything
 
     groups = initialize(tensor_parallel_size=world_size)

@@ -73,7 +73,7 @@ def graphs_after(rank, world_size, dropout, rows, attention=None):
 
 
 def inputs_of(lengths):
-    """Sequences of these lengths, filled up to a multiple of 8, every seventh token masked."""
+    """Sequences of these lengths, padded to a multiple of 8, every seventh token masked."""
     total = -(-sum(lengths) // 8) * 8
     return ModelInputs.of(
         tokens=torch.arange(total) % 90 + 5,

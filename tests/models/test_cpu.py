@@ -1,4 +1,4 @@
-"""Gradients added to the gradient buffer where they are formed, against those that autograd hands out."""
+"""Gradients added to the gradient buffer where they are computed, against those from autograd."""
 
 import pytest
 import torch
@@ -13,11 +13,11 @@ from megatron_alum.training.optimizer import wrap_data_parallel
 from tests.helpers.distributed import run_ranks
 from tests.models.test_linear import ATOL, leaves
 
-BEFORE = 3.0  # what the buffer holds already, of another micro-batch
+BEFORE = 3.0  # what the buffer already holds, from another micro-batch
 
 
 def buffered(parameter: torch.Tensor) -> torch.Tensor:
-    """`parameter` as the wrapper leaves it."""
+    """`parameter` as the wrapper prepares it."""
     parameter.main_grad = torch.full(parameter.shape, BEFORE)
     parameter.accumulates_in_place = True
     return parameter
@@ -44,13 +44,13 @@ def test_the_gradient_of_a_lookup_is_added_to_the_buffer(dtype):
     rows = lookup(ids, table)
     assert torch.equal(rows, table[ids])
     rows.backward(torch.arange(24.0).view(2, 3, 4).to(dtype))
-    # By hand: row 1 is read at places 0, 2 and 4, whose gradients begin with 0, 8 and 16; rows 2 and 3 never.
+    # By hand: row 1 is read at positions 0, 2 and 4, whose gradients begin with 0, 8 and 16; rows 2 and 3 never.
     first_column = torch.tensor([12.0, 0.0 + 8.0 + 16.0, 0.0, 0.0, 4.0, 20.0]) + BEFORE
     assert table.grad is None and torch.equal(table.main_grad[:, 0], first_column)
 
 
 def test_frozen_weights_are_left_alone():
-    """The ascent differentiates in the perturbation alone, through the same weights."""
+    """The ascent differentiates only with respect to the perturbation, through the same weights."""
     x, weight, bias = leaves((5, 48), (7, 48), (7,))
     (table,) = leaves((6, 48))
     buffered(weight), buffered(table)

@@ -1,6 +1,6 @@
-"""Sequences of a batch do not see each other: not their values, not what is not finite in them, not how many there are.
+"""Sequences of a batch do not affect each other: neither by their values, finite or not, nor by their number.
 
-On the CPU to the bit: what a sequence gives does not depend on its batch at all.
+Bit for bit on the CPU: the results for a sequence do not depend on its batch at all.
 """
 
 import pytest
@@ -11,7 +11,7 @@ from tests.models.batches import VOCAB_SIZE, make_batch, small_config
 from tests.models.huggingface import randomize_whole
 from tests.models.tolerances import JAGGED_RTOL
 
-# Two of equal length, which share their products, one of a single token, and a tail of 5 tokens.
+# Two of equal length, which are batched, one of a single token, and a tail of 5 tokens.
 LENGTHS = (16, 9, 16, 1, 7, 12, 2)
 ATTENTIONS = ["blocks", "jagged"]
 TYPES = ["megatron-bert", "bert", "roberta"]
@@ -72,7 +72,7 @@ def test_a_sequence_alone_gives_what_it_gives_in_a_batch(groups, model_type, att
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_what_is_not_finite_stays_in_its_sequence(groups, attention):
-    """Also in the one of the same length; the tail may hold anything."""
+    """It does not reach a sequence of the same length either; the tail may hold anything."""
     model, batch = network(groups, "megatron-bert", attention), make_batch("megatron-bert", LENGTHS)
     expected = states_and_gradients(model, batch)
     x = model.embed(batch.inputs).detach()

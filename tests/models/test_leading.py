@@ -1,4 +1,4 @@
-"""The first tokens of x as a row of their own, on every layout: values, and gradients that come home."""
+"""The first tokens of x as a row of their own, on every layout: values, and gradients that return to their ranks."""
 
 import pytest
 import torch

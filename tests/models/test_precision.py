@@ -1,6 +1,4 @@
-"""In a 16-bit network the embedding sum and its first reader stay in float32, alike in the clean and the perturbed
-pass.
-"""
+"""In a 16-bit network the embedding sum and its first reader stay in float32, in the clean and the perturbed pass."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Recomputing activations changes no number: dropout masks are replayed, the inner pass works by `.backward()`."""
+"""Recomputing activations changes no result: dropout masks are replayed, the inner pass works by `.backward()`."""
 
 import dataclasses
 import functools

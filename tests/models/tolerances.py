@@ -1,4 +1,4 @@
-"""How far the numbers of the model tests may lie apart, each with its reason. Whatever is not here must be equal."""
+"""How far results in the model tests may differ, each with its reason. Everything else must be equal."""
 
 import torch
 
@@ -10,7 +10,7 @@ LOSS_RTOL = 1e-5
 GRADIENT_TOLERANCE = {"rtol": 1e-4, "atol": 2e-6}
 # Gradients of two implementations, relative to the largest entry of the parameter.
 GRADIENT_RTOL = 1e-4
-# A bias of the keys moves all scores of a query alike, which softmax does not see: its gradient is rounding around 0.
+# A bias of the keys shifts all scores of a query equally, which softmax ignores: its gradient is rounding around 0.
 KEY_BIAS_ATOL = 1e-5
 # delta sums noise and step of order 0.05, and the step divides by the largest gradient of a token.
 DELTA_ATOL = 1e-5

@@ -71,7 +71,7 @@ def test_chunks_change_nothing(prefix, options):
 
 
 def step_without_whole_logits(rank, world_size, argv):
-    """A step of a network whose decoder refuses to make the logits of all rows."""
+    """A step of a network whose decoder refuses to compute the logits of all rows."""
     from megatron_alum.models import SplitBert
 
     def refuse(*_args, **_kwargs):
@@ -86,7 +86,7 @@ def step_without_whole_logits(rank, world_size, argv):
 
 
 def test_no_row_is_left_out_of_the_chunks(prefix):
-    """Nor those of the sequences that --alum-batch-fraction leaves out."""
+    """Including the rows of sequences that --alum-batch-fraction leaves out."""
     argv = arguments(prefix, "unused", **EXACT, **ASCENT, alum_batch_fraction=0.5, alum_head_chunk_rows=CHUNK_ROWS)
     assert run_ranks(1, step_without_whole_logits, argv)[0] > 0
     with pytest.raises(AssertionError, match="whole logits"):
@@ -94,7 +94,8 @@ def test_no_row_is_left_out_of_the_chunks(prefix):
 
 
 def float16_step(rank, world_size, argv, loss_scale, batches):
-    """(gradient of the decoder's bias as it stands in the buffer, ascent ratio) of one of so many micro-batches."""
+    """(gradient of the decoder's bias as it is in the buffer, ascent ratio) of one of the given number of
+    micro-batches."""
     from megatron_alum.data.sampling.placement import Counts
     from megatron_alum.ops import perturbation_statistics
     from megatron_alum.training.step import backward

@@ -44,7 +44,7 @@ CASES = {
 
 
 def batch_of(sequences: list[Sequence], num_adversarial: int, pad: int):
-    """The sequences back to back as the sampler would hand them over, T a multiple of 8."""
+    """The sequences back to back as the sampler would deliver them, T a multiple of 8."""
     from megatron_alum.data.sampling.batch import IGNORED_LABEL, PretrainingBatch, rounded_up
 
     lengths = [len(sequence.tokens) for sequence in sequences]
@@ -188,7 +188,7 @@ def test_the_standard_step_is_that_of_each_sequence_alone(model_type, dtype):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_adversarial_step_is_algorithm_1_on_each_sequence_alone(case, dtype):
-    """Every option on one architecture each, in turn."""
+    """Every option, each on one architecture in turn."""
     model_type = tuple(models.CLASSES)[tuple(CASES).index(case) % 3]
     logged, _ = check(model_type, dtype, CASES[case])
     if "label" not in case:

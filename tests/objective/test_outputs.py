@@ -1,7 +1,7 @@
-"""What a run leaves for its reader: TensorBoard beside metrics.jsonl, validation losses that transformers confirms.
+"""What a run writes for its reader: TensorBoard beside metrics.jsonl, validation losses confirmed by transformers.
 
 And two of the project's promises at the sizes of a test: 20 iterations resumed for 20 more equal 40 straight ones, and
-a short run on real Wikipedia learns and does not stumble when the adversarial phase begins.
+a short run on real Wikipedia learns, and its loss does not jump when the adversarial phase begins.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from tests.training.runs import arguments, launch, read_rows, without_timing
 VALIDATION_TOLERANCE = 1e-5
 """relative: two float32 implementations of one network and one mean over about 100 rows"""
 ADVERSARIAL = {"alum_kl", "alum_nsp_kl", "kl_gain", "effective_perturbation", "ascent_ratio"}
-"""columns of the adversarial phase alone"""
+"""columns of the adversarial phase only"""
 HELD_OUT = {"split": "60,40,0", "eval_interval": 3, "eval_iters": 2, "train_iters": 6}
 
 

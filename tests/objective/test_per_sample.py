@@ -1,4 +1,5 @@
-"""The ascent of a sample is its own: with --alum-inner-reduction sample its g does not know the rest of the batch.
+"""The ascent of a sample is independent: with --alum-inner-reduction sample its g does not depend on the rest of the
+batch.
 
 Algorithm 1 takes one example at a time. The network is that of tests/oracle, dropout 0, float32.
 """
@@ -52,7 +53,7 @@ ONE_ROW_TOLERANCE = 1e-6
 
 @pytest.mark.parametrize("options", [{}, {"ascent": "label", "alpha": 10.0}], ids=["virtual", "label"])
 @pytest.mark.parametrize("model_type", models.CLASSES)
-def test_a_sample_climbs_alone(model_type, options):
+def test_a_sample_ascends_alone(model_type, options):
     """Bit for bit, whatever else is in the micro-batch and however large the global batch is."""
     options = {"step_size": 30.0, "epsilon": 100.0, "nsp": False, **options}
     everyone = tuple(range(len(LENGTHS)))
@@ -67,7 +68,7 @@ def test_a_sample_climbs_alone(model_type, options):
     assert (alone.abs() > 0.2).any(), "the ascent must move delta for this to say anything"
 
 
-def test_a_sample_with_a_pair_climbs_alone():
+def test_a_sample_with_a_pair_ascends_alone():
     options = {"step_size": 1.0, "epsilon": 10.0}
     others = run_ranks(1, deltas, "bert", options, OTHERS, 1)[0]
     (alone,) = run_ranks(1, deltas, "bert", options, (1,), 1)[0].values()

@@ -13,7 +13,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(autouse=True)
 def require_extension(request):
-    """A kernel test without the kernel is skipped with the reason, never silently passed on to the reference."""
+    """A kernel test without the kernel is skipped with the reason, never silently run on the reference."""
     impl = request.node.callspec.params.get("impl") if hasattr(request.node, "callspec") else None
     info = ops.build_info()
     if impl in ("cpu", "cuda") and not info["built"]:
@@ -24,7 +24,7 @@ def require_extension(request):
 
 @pytest.fixture
 def kernel_only():
-    """For what only the kernels do; skipped with the reason where they are not built."""
+    """For features of the kernels only; skipped with the reason where they are not built."""
     info = ops.build_info()
     if not info["built"]:
         pytest.skip(info["reason"])

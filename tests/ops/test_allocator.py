@@ -1,4 +1,4 @@
-"""Allocator settings, told by the page faults of a block that is allocated and filled again and again."""
+"""Allocator settings, observed through the page faults of a block that is allocated and filled repeatedly."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ for megabytes in (4, 48):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is Linux's")
 def test_memory_is_kept_or_returned():
-    """Shares of a block of 4 and of 48 MB that are faulted in again; glibc itself learns to keep up to 32."""
+    """Shares of a block of 4 and of 48 MB that are faulted in again; glibc by itself comes to keep up to 32."""
     shares = {}
     for setting in ("default", "keep_freed_memory", "return_freed_memory"):
         done = subprocess.run([sys.executable, "-c", FAULTS, setting], capture_output=True, text=True, timeout=120)

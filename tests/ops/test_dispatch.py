@@ -1,4 +1,4 @@
-"""Which implementation serves a call, and what is said when it is not the wished one; every instruction set of the
+"""Which implementation serves a call, and the message when it is not the requested one; every instruction set of the
 build."""
 
 import json
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter, since the extension is loaded once a process."""
+    """A fresh interpreter, since the extension is loaded once per process."""
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -46,7 +46,7 @@ def test_an_unsupported_dtype_falls_back_and_says_so_once(caplog):
     assert "there is no kernel for torch.float64" in caplog.records[0].message
 
 
-def test_a_wished_kernel_that_cannot_run_raises_the_reason():
+def test_a_requested_kernel_that_cannot_run_raises_the_reason():
     a = torch.randn(2, 5, dtype=torch.float64)
     with pytest.raises(
         ValueError, match="`impl` must be one that can run here, but is 'cpu' instead: there is no kernel for"
@@ -84,7 +84,7 @@ def test_an_extension_of_another_torch_is_not_loaded(tmp_path, monkeypatch):
 
 
 def test_dtypes_without_a_kernel_fall_back_wherever_they_stand():
-    """Each of these took the kernel for its first tensor and then refused the others."""
+    """Each of these once chose the kernel for its first tensor and then refused the others."""
     x, delta, grad = (torch.randn(2, 3, 8) for _ in range(3))
     step = {"step_size": 0.1, "epsilon": 0.05}
     exact = ops.ascend_and_project(delta.double(), grad.double(), **step)
@@ -152,7 +152,7 @@ def test_importing_needs_neither_megatron_nor_the_extension():
 
 @pytest.mark.parametrize("instruction_set", ["portable", "avx2", "avx512"])
 def test_every_instruction_set_passes_the_kernel_tests(instruction_set, request):
-    """The tests of the kernels again in a process that is held to one instruction set; its dropout masks are those of
+    """The tests of the kernels again in a process restricted to one instruction set; its dropout masks are those of
     the reference, so all sets draw the same."""
     info = ops.build_info()
     if not info["built"]:

@@ -165,7 +165,7 @@ def test_logits_far_apart(device, impl, scale, columns):
 
 
 def test_the_two_branches_agree_at_their_seam(device, impl):
-    """Rows whose centre is an outlier by 0 to 60: the sums change their form on the way, the error must not."""
+    """Rows whose centre is an outlier by 0 to 60: the sums change form in between, the error must not."""
     for outlier in [0.0, 0.5, 1.3, 1.5, 3.8, 4.2, 10.0, 19.0, 21.0, 60.0, -1.0, -1.5, -3.0, -19.0, -21.0, -60.0]:
         clean, adv = oracle.logits(3, 1000, difference=0.1, scale=0.5)
         top = clean.argmax(1, keepdim=True)
@@ -187,8 +187,7 @@ def test_the_two_branches_agree_at_their_seam(device, impl):
     ids=lambda x: getattr(x, "__name__", str(x)),
 )
 def test_rows_that_are_not_numbers_are_reported(device, impl, value, side, dtype, function):
-    """One bad logit makes its row NaN and leaves the others alone; a row of weight 0 gets zero gradients all the
-    same."""
+    """One bad logit makes its row NaN and leaves the others alone; a row of weight 0 gets zero gradients anyway."""
     clean, adv = (x.to(device, dtype) for x in oracle.logits(5, 1000, difference=0.5))
     expected = function(clean, adv, impl=impl)
     (clean if side == "clean" else adv)[2, 77] = value

@@ -80,7 +80,7 @@ def test_same_generator_state_gives_the_same_mask():
 
 
 def test_nothing_is_hidden():
-    """What is not a number stays visible where it is dropped: a loss scaler looks for it."""
+    """NaN stays visible where it is dropped: a loss scaler looks for it."""
     torch.manual_seed(6)
     assert dropout(torch.full((1000,), torch.inf), 0.5).isnan().any()
 

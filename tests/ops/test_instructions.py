@@ -1,4 +1,4 @@
-"""What nvcc makes of the kernels: no warnings, no spills, and so few instructions a column that memory is the limit.
+"""What nvcc makes of the kernels: no warnings, no spills, and so few instructions per column that memory is the limit.
 
 A thread's columns are unrolled, so a kernel holds a copy of a column's code for each of them: the difference between a
 kernel that keeps four packs of 16 bytes in registers and one that keeps two, divided by the columns of two packs, is
@@ -87,7 +87,7 @@ def kernels_of(nvcc, nvdisasm, folder, packs):
 
 
 def test_budget_of_instructions(nvcc, nvdisasm, tmp_path):
-    """At most so many warp instructions a column pair, on sm_90."""
+    """Warp instructions per column pair on sm_90, against a budget."""
     few, many = (kernels_of(nvcc, nvdisasm, tmp_path / str(packs), packs) for packs in (2, 4))
     assert len(few) == len(many) == len(BUDGETS)
     print("\n| kernel | instructions a column pair | most | registers |\n|---|---|---|---|")

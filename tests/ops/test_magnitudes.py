@@ -10,7 +10,7 @@ from megatron_alum.ops import row_autograd
 from megatron_alum.reference import rows as reference
 from megatron_alum.reference.rows import RowOptions
 from tests.helpers.pairs import pairs
-from tests.ops import tolerances
+from tests.ops import oracle, tolerances
 
 V = 300
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -21,31 +21,9 @@ LOG_RATIO = 2.0**-23
 """of a logit's size: what float32 leaves of the log ratio h of two such logits, which the gradients multiply.
 Without detached targets they hold E_P[h] and E_Q[h] too, as large as the divergence and known to so much of it; in the
 symmetric case E_Q[h] is E_P[h] less the divergence, which has the precision of a value (tolerances.FLOAT32)."""
-FLOAT32_TINY = torch.finfo(torch.float32).tiny
-"""A column that is -infinity on one side makes the divergence infinite by its probability on the other. Below this a
-probability is 0 in float32 and the column counts nothing; in float64 that is so from 1e-308 on."""
 ONE_HOT = 1000.0
 """logits this far above the others leave one column, whose gradients are exact"""
 PLACES = st.lists(st.integers(0, V - 1), min_size=1, max_size=V - 1, unique=True)
-
-
-def exactly(a, b, one_way, detach):
-    """(divergence [N], gradients of its sum) in float64, written so that no infinity meets a 0."""
-    log_p, log_q = a.log_softmax(1), b.log_softmax(1)
-    p, q = log_p.exp(), log_q.exp()
-    masked = ((a == -torch.inf) | (b == -torch.inf)) & (torch.maximum(p, q) < FLOAT32_TINY)
-    h = torch.where(masked, 0.0, log_p - log_q)
-    p_minus_q = torch.where(h >= 0, -p * torch.expm1(-h), q * torch.expm1(h))
-    of_p, of_q = (torch.where(x == 0, 0.0, h) for x in (p, q))
-    direct = p * of_p - p_minus_q
-    series = p * h * h * (1 / 2 - h / 6 + h * h / 24 - h**3 / 120)
-    to_p = torch.where(h.abs() < 1e-2, series, direct).sum(1, keepdim=True)
-    both = torch.where(p_minus_q == 0, 0.0, p_minus_q * h).sum(1, keepdim=True)
-    to_clean, to_adv = (torch.zeros_like(p) if one_way else p_minus_q), -p_minus_q
-    if not detach:
-        to_clean = to_clean + p * (of_p - to_p)
-        to_adv = to_adv if one_way else to_adv - q * (of_q - (to_p - both))
-    return (to_p if one_way else both)[:, 0], to_clean, to_adv
 
 
 @pytest.mark.parametrize(*pairs(dtype=DTYPES, one_way=[False, True], detach=[True, False]), ids=str)
@@ -65,7 +43,7 @@ def test_as_in_float64(device, impl, dtype, one_way, detach, sizes, places, side
     grads = torch.autograd.grad(rows.kl.sum(), (clean, adv), allow_unused=True, materialize_grads=True)
     sums = ops.row_losses(clean, adv, kl_weight=torch.ones(3, device=device), **options)
     fused = torch.autograd.grad(sums.kl, (clean, adv), allow_unused=True, materialize_grads=True)
-    kl, *exact = exactly(clean.detach().double(), adv.detach().double(), one_way, detach)
+    kl, *exact = oracle.any_size(clean.detach().double(), adv.detach().double(), one_way, detach)
     held = kl.abs() < 1.7e38  # what float32 can hold, with a bit to spare
     assert rows.kl[~(kl.abs() < 3.5e38)].isnan().all()
     if impl == "reference":
@@ -73,7 +51,7 @@ def test_as_in_float64(device, impl, dtype, one_way, detach, sizes, places, side
     found, truth = rows.kl[held].double(), kl[held]
     scale = torch.cat((clean, adv), 1).detach().double().abs().nan_to_num(posinf=0.0).amax(1)
     tolerance = 2e-5 if dtype == torch.float32 else 1e-4
-    smallest = 1e-35 + 1e-6 * (scale[held] > 150) * one_way  # of two numbers of 150 and more not even that is left
+    smallest = 1e-35 + 1e-6 * (scale[held] > 150) * one_way  # with two numbers of 150 and more not even that is left
     assert ((found - truth).abs() <= tolerance * truth.abs() + smallest).all()
     known = {"clean": LOG_RATIO, "adv": LOG_RATIO if one_way else tolerances.FLOAT32}
     for every in (grads, fused):
@@ -88,6 +66,16 @@ def test_as_in_float64(device, impl, dtype, one_way, detach, sizes, places, side
                     assert (x - y).norm() <= bound, (side, row)
 
 
+@pytest.mark.parametrize(*pairs(dtype=DTYPES[:2], one_way=[False, True], side=["clean", "adv"], size=[1.5e38, 3e38]))
+def test_up_to_the_largest_float32(device, impl, dtype, one_way, side, size):
+    """Few columns, so that the probability of each counts in the divergence."""
+    pair = [x.to(device, dtype) for x in oracle.logits(3, 7, difference=0.1)]
+    pair[side == "adv"][:, 2] = size if side == "adv" else -size
+    kl = ops.row_losses(*pair, divergence="one_way" if one_way else "symmetric", impl=impl).kl
+    exact = oracle.any_size(*(x.double() for x in pair), one_way, True)[0]
+    assert oracle.worst_row(kl, exact) <= (2e-5 if dtype == torch.float32 else 1e-4)
+
+
 @pytest.mark.parametrize("one_way", [False, True])
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
@@ -96,7 +84,7 @@ def test_as_in_float64(device, impl, dtype, one_way, detach, sizes, places, side
     sides=st.sampled_from(["clean", "adv", "both"]),
 )
 def test_shards_as_in_float64(device, impl, one_way, sizes, places, sides):
-    """Records of three shards, merged, and the gradients by them.
+    """Records of three shards, merged, and their gradients.
 
     A shard masked by -infinity as a whole on one side alone has no distribution of its own there: such a row is not a
     number, or right.
@@ -107,7 +95,7 @@ def test_shards_as_in_float64(device, impl, one_way, sizes, places, sides):
     for logits, size, side in ((clean, sizes[0], "clean"), (adv, sizes[1], "adv")):
         if sides in (side, "both"):
             logits[:1, places] = size
-    kl, *exact = exactly(clean.double(), adv.double(), one_way, True)
+    kl, *exact = oracle.any_size(clean.double(), adv.double(), one_way, True)
     shards = [
         [x.to(device).contiguous() for x in pair]
         for pair in zip(*(x.split(V // 3, 1) for x in (clean, adv)), strict=True)

@@ -63,7 +63,7 @@ def test_bit_equal_to_the_reference(device, impl):
 
 
 def test_the_bits_are_those_of_the_golden_file(device, impl):
-    """Written by an earlier commit (tests/golden/noise): a run that is resumed meets the noise it would have met."""
+    """Written by an earlier commit (tests/golden/noise): a resumed run gets the noise that it would have had."""
     golden = json.loads(GOLDEN.read_text())
     samples, positions = torch.tensor(golden["tokens"], device=device).unbind(1)
     found = ops.gaussian_noise(samples, positions, 9, std=1.0, key=KEY, impl=impl)
@@ -79,7 +79,7 @@ def test_the_bits_are_those_of_the_golden_file(device, impl):
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_bit_equal_under_any_sharding(device, impl, parts):
-    """Tokens split as by sequence parallelism, samples split as by data parallelism, in any order: the same numbers."""
+    """Tokens split as in sequence parallelism, samples split as in data parallelism, in any order: the same numbers."""
     samples, positions = torch.arange(100, 108), torch.arange(16)
     whole = noise(samples, positions, 32, impl, device)
     by_token = [noise(samples, part, 32, impl, device) for part in positions.chunk(parts)]
@@ -131,7 +131,7 @@ def test_a_key_outside_32_bits_is_refused(key):
 def test_wrong_indices_are_refused():
     with pytest.raises(ValueError, match="`position` must be an int64 tensor"):
         ops.gaussian_noise(torch.arange(2), torch.zeros(2), 4, std=1.0, key=KEY)
-    with pytest.raises(ValueError, match="must be of one length, but have 2 and 3 elements"):
+    with pytest.raises(ValueError, match="must be of equal length, but have 2 and 3 elements"):
         ops.gaussian_noise(torch.arange(2), torch.arange(3), 4, std=1.0, key=KEY)
     with pytest.raises(ValueError, match="`std` must be >= 0"):
         ops.NoiseKey(1, 2, torch.arange(2), torch.arange(2), -1.0)

@@ -167,7 +167,7 @@ def test_a_zero_gradient_and_a_zero_delta_stay_finite(device, impl):
         assert not moved.any()
 
 
-def test_gradient_flows_to_x_alone(device, impl):
+def test_gradient_flows_only_to_x(device, impl):
     x, delta, grad = (t.requires_grad_() for t in tensors(device))
     x_adv, moved, _ = ops.perturb_embeddings(
         x, delta, grad, step_size=1e-3, epsilon=1e-3, out_dtype=torch.bfloat16, impl=impl

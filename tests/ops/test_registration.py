@@ -76,16 +76,54 @@ def test_only_needed_gradients_are_computed(kernel, device, monkeypatch):
     assert clean.grad is None and torch.equal(adv.grad, to_adv)
 
 
-def test_no_double_backward(impl, device):
+@pytest.mark.parametrize("door", ["rows", "weighted", "hidden"])
+def test_no_double_backward(impl, device, door):
+    """Gradients that forward has formed do not pass for constants either."""
     clean, adv = logits(device, grad=True)
-    kl = ops.symmetric_kl(clean, adv, impl=impl).sum()
+    if door == "hidden":
+        hidden = torch.eye(N, device=device), torch.eye(N, device=device)
+        call = {"kl_weight": torch.ones(N, device=device), "chunk_rows": 2, "impl": impl}
+        kl = ops.row_losses_from_hidden(*hidden, adv.T.contiguous(), None, **call).kl
+    else:
+        weight = torch.ones(N, device=device) if door == "weighted" else None
+        kl = ops.row_losses(clean, adv, kl_weight=weight, impl=impl).kl.sum()
     grad = torch.autograd.grad(kl, adv, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="no double backward"):
         grad.square().sum().backward()
 
 
+def test_no_forward_mode(impl, device):
+    clean, adv = logits(device)
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda x: ops.symmetric_kl(x, adv, impl=impl), (clean,), (torch.ones_like(clean),))
+
+
+def test_what_has_no_answer_is_refused(impl, device):
+    clean, adv = logits(device)
+    for call in (lambda: ops.row_losses(clean, impl=impl), lambda: ops.symmetric_kl(clean, None, impl=impl)):
+        with pytest.raises(ValueError, match="`adv_logits` or `labels` must be given, but neither is"):
+            call()
+    with pytest.raises(ValueError, match=r"must be dense and floating point, but are .* torch.sparse_coo"):
+        ops.symmetric_kl(clean.to_sparse(), adv.to_sparse(), impl=impl)
+    ones, weight = torch.ones(N, device=device), torch.ones(7, V, device=device)
+    with pytest.raises(ValueError, match=r"`bias` must have shape \[7\], but is \[3\] instead"):
+        ops.row_losses_from_hidden(clean, adv, weight, ones[:3], kl_weight=ones, chunk_rows=2, impl=impl)
+    with pytest.raises(ValueError, match="`x` must be floating point, but is"):
+        ops.perturb_embeddings(clean.int(), adv, step_size=0.1, epsilon=0.1, impl=impl)
+
+
+@pytest.mark.parametrize("label", [-1, 190, V])
+def test_labels_beyond_the_vocabulary_are_refused_on_the_cpu(impl, device, label):
+    if device.type != "cpu":
+        pytest.skip("the values of labels on a GPU are not looked at")
+    clean, adv = logits(device)
+    labels = torch.tensor([0, -100, 189, 3, label])
+    with pytest.raises(RuntimeError, match="`labels` must be -100 or below 190, but are not"):
+        ops.row_losses(clean, adv, labels, valid_vocab_size=190, impl=impl)
+
+
 def test_compiles_without_graph_breaks(kernel, device):
-    """The doors inside a compiled function, forward and backward, with the results of eager mode."""
+    """The public functions inside a compiled function, forward and backward, with the results of eager mode."""
     labels = torch.tensor([0, 3, -100, 7, 150], device=device)
 
     def loss(clean, adv, x, delta, grad):

@@ -1,4 +1,4 @@
-"""The door from logits: weighted sums, gradients formed in forward, against the sums of the losses of every row."""
+"""`row_losses` with weights: sums, gradients formed in forward, against the sums of the losses of every row."""
 
 import pytest
 import torch
@@ -112,7 +112,8 @@ def test_rows_longer_than_a_block(device, impl):
 
 
 def test_rows_that_are_not_numbers(device, impl):
-    """A bad row of weight 0 disappears; with a weight it makes the sum NaN. The MLM loss sees the clean side alone."""
+    """A bad row of weight 0 disappears; with a weight it makes the sum NaN. The MLM loss depends only on the clean
+    side."""
     clean, adv, labels, mlm_weight, kl_weight = inputs(device)
     adv[5, 77] = torch.nan  # its divergence has weight 0
     call = {"mlm_weight": mlm_weight, "kl_weight": kl_weight, "impl": impl}
@@ -141,8 +142,8 @@ def test_overwriting_happens_in_the_logits_memory(device, kernel_only):
 
 
 @pytest.mark.parametrize("weighted", [True, False])
-def test_what_still_needs_the_overwritten_logits_is_told(device, kernel_only, weighted):
-    """exp saves its output, here the logits: autograd must notice, never go on with a gradient in their place."""
+def test_autograd_notices_overwritten_logits_that_are_still_needed(device, kernel_only, weighted):
+    """exp saves its output, here the logits: autograd must notice instead of using a gradient in their place."""
     clean, adv, _, _, weight = inputs(device)
     logits = clean.requires_grad_().exp()
     if weighted:
@@ -220,7 +221,7 @@ def test_constants_for_logs_come_with_the_pass(device, impl, divergence):
 
 def test_a_loss_and_its_weight_come_together(device, impl):
     clean, adv, labels, mlm_weight, kl_weight = inputs(device)
-    with pytest.raises(ValueError, match="`mlm_weight` must come with labels, but is missing beside them"):
+    with pytest.raises(ValueError, match="`mlm_weight` must come with labels, but is missing instead"):
         ops.row_losses(clean, adv, labels, kl_weight=kl_weight, impl=impl)
     with pytest.raises(ValueError, match="`kl_weight` must come with adversarial logits, but is given without them"):
         ops.row_losses(clean, None, labels, mlm_weight=mlm_weight, kl_weight=kl_weight, impl=impl)

@@ -1,5 +1,5 @@
-"""The doors from hidden states equal the plain head and losses for any chunk, hold no more logits than a chunk and pay
-for no more products than the gradients need."""
+"""The losses from hidden states equal the plain head and losses for any chunk, hold no more logits than a chunk and
+compute no more products than the gradients need."""
 
 import pytest
 import torch
@@ -210,7 +210,7 @@ def test_only_needed_gradients(device, impl):
 
 
 @pytest.mark.parametrize("needed", range(4), ids=["clean", "adversarial", "weight", "bias"])
-def test_each_gradient_alone_is_that_of_all(device, impl, needed):
+def test_each_gradient_alone_equals_that_of_all(device, impl, needed):
     leaves, _, (weights, _) = inputs(device)
     options = {"row_weight": weights, "chunk_rows": 6, "detach_targets": False, "impl": impl}
     expected = torch.autograd.grad(weighted_kl(*leaves, **options), leaves[needed])[0]
@@ -220,7 +220,7 @@ def test_each_gradient_alone_is_that_of_all(device, impl, needed):
 
 
 def sums_on_rank(rank, world_size, case, impl):
-    """(sums of both doors, gradients of each, collectives of each) with the decoder's rows split over the ranks."""
+    """(sums of both functions, gradients of each, collectives of each) with the decoder's rows split over the ranks."""
     (clean, adv, weight, bias), labels, (mlm_weight, kl_weight) = case
     decoder = [x.detach().chunk(world_size)[rank].clone().requires_grad_() for x in (weight, bias)]
     leaves = [clean.detach().requires_grad_(), adv.detach().requires_grad_(), *decoder]
@@ -251,7 +251,7 @@ def test_a_split_vocabulary_gives_what_one_rank_gives(device, impl):
     ranks = run_ranks(2, sums_on_rank, case, impl)
     for found, _, calls in ranks:
         torch.testing.assert_close(found, sums, rtol=tolerances.CHUNKED, atol=0)
-        assert calls == [7, 7, 7, 6, 6, 6], "one collective a chunk and door, none in backward"
+        assert calls == [7, 7, 7, 6, 6, 6], "one collective per chunk and function, none in backward"
     for door, expected in enumerate(gradients):
         hidden = [sum(rank[1][door][i] for rank in ranks) for i in range(2)]
         decoder = [torch.cat([rank[1][door][i] for rank in ranks]) for i in (2, 3)]
@@ -290,5 +290,6 @@ def test_wrong_shapes_are_refused(device, impl):
         ops.mlm_symmetric_kl_from_hidden(*leaves, labels, **{**rows, "kl_row_weight": kl_weight[1:]}, chunk_rows=2)
     with pytest.raises(ValueError, match="`kl_weight` must have shape"):
         weighted_kl(*leaves, row_weight=kl_weight[1:], chunk_rows=2, impl=impl)
-    with pytest.raises(ValueError, match=r"two \[N, H\] alike and `weight` \[V, H\], but are .*float64 \[23, 32\]"):
+    message = r"two \[N, H\] of one dtype and `weight` \[V, H\], but are .*float64 \[23, 32\]"
+    with pytest.raises(ValueError, match=message):
         weighted_kl(leaves[0], leaves[1].double(), *leaves[2:], row_weight=kl_weight, chunk_rows=2)

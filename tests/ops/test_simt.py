@@ -1,5 +1,5 @@
 """The real CUDA kernels, run on a CPU by tests/ops/simt: every phase, form and launch plan against float64, in new
-memory and over the logits, with warps and blocks in either order; and broken on purpose, to see it noticed."""
+memory and over the logits, with warps and blocks in either order; and broken on purpose, which must be noticed."""
 
 import itertools
 
@@ -128,6 +128,30 @@ def test_nearly_equal_logits_keep_their_digits(kernels, one_sided, difference, s
     weighted = torch.linspace(0.5, 2.0, 3).double()[:, None]
     to_adv = (adv.double().softmax(1) - clean.double().softmax(1)) * weighted
     assert oracle.worst_row(found[2], to_adv) <= tolerances.FLOAT32
+
+
+LARGEST = torch.finfo(torch.float32).max
+SIZES = [-torch.inf, -LARGEST, -1e30, -1e9, 1e9, 1e30, 1.5e38]
+SIDES = [(True, False), (False, True), (True, True)]
+
+
+@pytest.mark.parametrize(
+    *pairs(size=SIZES, sides=SIDES, dtype=ELEMENTS, one_sided=[False, True], columns=[11, 1024]), ids=str
+)
+def test_logits_of_any_size(kernels, size, sides, dtype, one_sided, columns):
+    """In memory and in registers; a divergence that no float32 holds is not a number, the gradients are right."""
+    pair = [x.to(dtype) for x in oracle.logits(2, columns, difference=0.1)]
+    largest = torch.finfo(dtype).max
+    for logits, there in zip(pair, sides, strict=True):
+        if there:
+            logits[:, 4] = size if size == -torch.inf else max(min(size, largest), -largest)
+    kl, _, to_adv = oracle.any_size(*(x.double() for x in pair), one_sided, True)
+    records, _, found = run_rows(kernels, *pair, valid=columns, one_sided=one_sided)
+    held = kl.abs() < LARGEST
+    assert torch.equal(records[:, 5].isnan(), ~held)
+    error = oracle.worst_row(records[:, 5].nan_to_num(), kl.where(held, 0.0))
+    assert error <= (2e-5 if dtype == torch.float32 else 1e-4)
+    assert oracle.worst_row(found, to_adv * torch.linspace(0.5, 2.0, 2).double()[:, None]) <= max(GRADIENT[dtype], 1e-5)
 
 
 PLANS = {  # (dtype, columns, intermediate code) -> (threads of a block, blocks of a row)
@@ -288,7 +312,7 @@ MUTATIONS = {
 
 
 def broken(kernels):
-    """Whether a broken build gives itself away in what the tests above look at: here rows of a cluster."""
+    """Whether a broken build fails the checks of the tests above: here rows of a cluster."""
     clean, adv = (x.bfloat16() for x in oracle.logits(2, 30592, difference=0.1))
     valid, labels = 30522, torch.tensor([30521, 3816])
     exact = exactly(clean, adv, labels, valid)

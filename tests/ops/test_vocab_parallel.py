@@ -1,4 +1,5 @@
-"""A vocabulary split over ranks gives what one rank gives: losses, gradients, one collective of 6 or 7 floats a row."""
+"""A vocabulary split over ranks gives what one rank gives: losses, gradients, one collective of 6 or 7 floats per
+row."""
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ ROWS, COLUMNS, VALID = 9, 1024, 900  # at 4 ranks the last shard (256 columns) h
 
 
 def losses_on_rank(rank, world_size, case, impl, device):
-    """On a GPU all ranks share it, and gloo carries the records: NCCL wants a GPU for each."""
+    """On a GPU all ranks share it, and gloo carries the records: NCCL needs a GPU for each."""
     clean, adv, labels, valid = (x.to(device) if isinstance(x, torch.Tensor) else x for x in case)
     width = clean.shape[1] // world_size
     mine = slice(rank * width, (rank + 1) * width)
@@ -69,7 +70,7 @@ def test_equals_one_rank(impl, device, world_size, difference):
     assert oracle.worst_row(torch.cat([r[5] for r in ranks], dim=1), to_adv) <= tolerances.FLOAT32
 
 
-def test_a_shard_of_padding_alone_counts_nothing(impl, device):
+def test_a_shard_of_padding_only_adds_nothing(impl, device):
     """At 4 ranks and 512 valid of 1024 columns, two ranks hold none."""
     clean, adv = oracle.logits(ROWS, COLUMNS, difference=0.1)
     case = clean, adv, torch.arange(ROWS), 512

@@ -1,4 +1,4 @@
-"""Rows of BERT's vocabulary with all that training asks for at once: labels, padding, weights, gradients in new memory
+"""Rows of BERT's vocabulary with everything that training combines: labels, padding, weights, gradients in new memory
 and over the logits.
 
 On a GPU of compute capability 9.0 these are the rows that a cluster of blocks shares, 8 in float32 and 4 in 16 bits

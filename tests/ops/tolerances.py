@@ -14,8 +14,8 @@ SUBNORMAL_FLOAT16 = 2**-25
 VALUE = {torch.float32: FLOAT32, torch.bfloat16: FLOAT32, torch.float16: FLOAT32}
 # One-way KL at differences of order 1: two numbers of the size of t^2 / 2 cancel against each other (measured 2e-5).
 ONE_SIDED_LARGE = 1e-4
-# Logits far apart: h is a sum of numbers of their size, and p and q are known to a few roundings of that exponent. So
-# much a row may be off, in value (relative) and gradients (absolute), for each unit of size of the logits; most rows
+# Logits far apart: h is a sum of numbers of their size, and p and q are known to a few roundings of that exponent. A
+# row may be off by this much, in value (relative) and gradients (absolute), per unit of size of the logits; most rows
 # have their mass in one column and are as good as any others.
 FAR_APART = 2**-23
 FAR_APART_MOST = 5e-6

@@ -1,4 +1,5 @@
-"""Algorithm 1 of ALUM (arXiv 2004.08994) in float64, each sequence alone: the outside value for every training step.
+"""Algorithm 1 of ALUM (arXiv 2004.08994) in float64, each sequence alone: the independent reference for every training
+step.
 
     result = algorithm_1(Network("bert", weights, num_heads=4), sequences, Settings(alpha=3.0))
     result.loss, result.alum_kl, result.deltas[0], result.gradients["bert.embeddings.word_embeddings.weight"]
@@ -22,7 +23,7 @@ Outputs = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class Settings:
-    """What Algorithm 1 leaves to a choice; names and words are those of the `--alum-` flags."""
+    """The choices that Algorithm 1 leaves open; names and values are those of the `--alum-` flags."""
 
     alpha: float = 10.0
     epsilon: float = 1e-5
@@ -33,7 +34,7 @@ class Settings:
     perturb: str = "word"
     """word | encoder_input | layer"""
     perturb_layer: int = 0
-    """for `layer`: x is the hidden state after so many layers"""
+    """for `layer`: x is the hidden state after this many layers"""
     inner_divergence: str = "kl"
     """kl | symmetric"""
     inner_reduction: str = "sample"
@@ -42,27 +43,28 @@ class Settings:
     detach_embeddings: bool = False
     nsp: bool = True
     ascent: str = "virtual"
-    """virtual: climb the divergence, minimise labels + alpha x divergence; label: climb the loss of the labels and
-    minimise it at x + delta"""
+    """virtual: maximise the divergence, minimise labels + alpha x divergence; label: maximise the loss of the labels
+    and minimise it at x + delta"""
 
 
 @dataclass(frozen=True)
 class Result:
-    """0-dim tensors are float64 and without graph."""
+    """0-dim tensors are float64 and have no graph."""
 
     lm_loss: Tensor
     nsp_loss: Tensor
     alum_kl: Tensor
-    """symmetric KL a masked token, without alpha"""
+    """symmetric KL per masked token, without alpha"""
     alum_nsp_kl: Tensor
     loss: Tensor
     """lm + nsp + alpha (alum_kl + alum_nsp_kl)"""
     inner_start: Tensor
-    """what is climbed, at the random start: sum over the sequences in units of the whole list (reduction batch)"""
+    """what the ascent maximises, at the random start: sum over the sequences in units of the whole list (reduction
+    batch)"""
     inner_end: Tensor
     """the same at the final delta"""
     deltas: list[Tensor | None]
-    """[L, H] a sequence"""
+    """[L, H] per sequence"""
     gradients: dict[str, Tensor]
     """of `loss`, by the names of the weights; zeros for a weight that the loss does not depend on"""
 

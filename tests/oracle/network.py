@@ -4,7 +4,7 @@ Three architectures from their definitions: `megatron-bert` (pre-LayerNorm, arXi
 arXiv 1810.04805) and `roberta` (arXiv 1907.11692). Weights are a dict of transformers' names, as a state dict of
 MegatronBertForPreTraining, BertForPreTraining or RobertaForMaskedLM has them; tied copies are not read.
 
-x, the tensor that ALUM perturbs, cuts the network in two: `below` computes it, `above` goes on from it.
+x, the tensor that ALUM perturbs, cuts the network in two: `below` computes it, `above` continues from it.
     word            rows of the word table
     encoder_input   what the first layer reads
     layer           the hidden state after `layer` layers
@@ -32,7 +32,7 @@ class Sequence:
     token_types: Tensor
     """[L]; zeros for RoBERTa"""
     masked_positions: Tensor
-    """[N], places in the sequence"""
+    """[N], positions in the sequence"""
     masked_labels: Tensor
     """[N]"""
     nsp_label: int | None
@@ -43,7 +43,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Network:
-    """Weights and what they alone do not say."""
+    """Weights, and the settings that they do not determine."""
 
     model_type: str
     weights: Mapping[str, Tensor]

@@ -1,4 +1,5 @@
-"""The oracle itself: its forward against transformers, its divergence against scipy, its gradients against differences.
+"""The oracle itself: its forward against transformers, its divergence against scipy, its gradients against finite
+differences.
 
 Nothing of the project runs here. Tolerances are those of float64 and of central differences with h = 1e-5.
 """
@@ -17,7 +18,7 @@ LEVELS = (("word", 0), ("encoder_input", 0), ("layer", 1), ("layer", 2))
 FLOAT64 = 1e-12
 STEP, DIFFERENCES = 1e-5, 1e-7
 LARGE = {"epsilon": 10.0, "alpha": 3.0}
-"""a ball that no step leaves"""
+"""a ball so large that no step leaves it"""
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
@@ -159,7 +160,7 @@ def test_projections_are_the_written_ones():
     assert torch.allclose(step(projection="normalize", step_size=eta), moved / (rows + 1e-6), rtol=1e-9, atol=1e-15)
 
 
-def test_reductions_differ_by_the_counts_alone():
+def test_reductions_differ_only_by_the_counts():
     """RoBERTa has one term: its sample gradient is the batch's times (all masked tokens / the sequence's own)."""
     network, sequences = models.network("roberta"), models.sequences("roberta")
     own, shared = (

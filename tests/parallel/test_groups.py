@@ -7,8 +7,10 @@ import sys
 import pytest
 import torch
 from megatron.core import tensor_parallel
+from megatron.core.distributed import param_and_grad_buffer
 
-from megatron_alum.parallel import initialize, seed_everything, shutdown
+from megatron_alum.config.training import ParallelConfig
+from megatron_alum.parallel import initialize, joined, seed_everything, shutdown
 from tests.helpers.distributed import run_ranks
 
 
@@ -78,14 +80,64 @@ def test_a_world_size_without_rendezvous_is_refused(monkeypatch):
         initialize(tensor_parallel_size=2)
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch):
+@pytest.fixture
+def one_gpu(monkeypatch):
+    """torch says that there is one GPU; which of them ranks took."""
+    taken = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="--nproc-per-node must be at most the number of GPUs, 1 here, but is 2"):
-        initialize(tensor_parallel_size=2)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    return taken
+
+
+@pytest.mark.parametrize("backend", [None, "nccl"])
+def test_more_processes_than_gpus_are_refused(one_gpu, backend):
+    with pytest.raises(
+        ValueError, match="--nproc-per-node must be at most the number of GPUs, 1 here, but is 2"
+    ) as error:
+        initialize(tensor_parallel_size=2, backend=backend)
+    assert "share GPUs by --distributed-backend gloo" in str(error.value)
+    assert not torch.distributed.is_initialized() and one_gpu == []
+
+
+def test_processes_share_a_gpu_through_gloo(one_gpu, monkeypatch):
+    """As far as a machine without one can go: up to the other rank, which is not there."""
+    monkeypatch.setattr(param_and_grad_buffer, "_coalescing_manager", param_and_grad_buffer._coalescing_manager)
+    with pytest.raises(ValueError, match="WORLD_SIZE must be 1 without torchrun's rendezvous variables"):
+        initialize(tensor_parallel_size=2, backend="gloo")
+    assert one_gpu == [0]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"overlap_grad_reduce": True},
+            "--overlap-grad-reduce must be false with .* gloo on a GPU, but is true instead",
+        ),
+        ({"pipeline_model_parallel_size": 2}, "--pipeline-model-parallel-size must be 1 with .*, but is 2 instead"),
+    ],
+)
+def test_what_gloo_cannot_do_on_a_gpu_is_refused(one_gpu, given, message):
+    with pytest.raises(ValueError, match=message), joined(ParallelConfig(distributed_backend="gloo", **given)):
+        pass
+    assert one_gpu == []
+
+
+def test_nccl_without_a_gpu_is_refused():
+    with pytest.raises(
+        ValueError, match="--distributed-backend must be gloo where there is no GPU, but is nccl instead"
+    ):
+        initialize(tensor_parallel_size=1, backend="nccl")
     assert not torch.distributed.is_initialized()
+
+
+def test_gloo_may_be_named_where_it_is_the_default():
+    with joined(ParallelConfig(distributed_backend="gloo", overlap_grad_reduce=True)) as groups:
+        assert torch.distributed.get_backend(groups.dp) == "gloo"
 
 
 def test_kernels_are_queued_as_megatron_core_expects_unless_the_user_says_otherwise(monkeypatch):

@@ -45,7 +45,7 @@ def test_a_hard_limit_that_is_too_low_is_named(limits):
 
 
 def complaints(*nodes):
-    """What each of the nodes refuses."""
+    """The error of each node."""
     store = dist.HashStore()
 
     def check(rank):
@@ -65,7 +65,7 @@ def test_an_address_that_means_the_node_itself_is_refused_on_all():
     assert "node1 resolves to 127.0.1.1" in first and "GLOO_SOCKET_IFNAME" in first
 
 
-def test_other_addresses_are_not():
+def test_other_addresses_are_accepted():
     assert complaints(Node("node0", "a", "10.0.0.1"), Node("node1", "b", "10.0.0.2")) == [None, None]
     assert complaints(Node("node0", "a", ""), Node("node1", "b", "")) == [None, None], "GLOO_SOCKET_IFNAME is set"
     assert complaints(Node("one", "a", "127.0.0.1"), Node("one", "a", "127.0.0.1")) == [None, None], "one machine"

@@ -1,7 +1,7 @@
-"""Measures a step's peak memory beside the estimate: python -m tests.planning.measure_memory ARGUMENTS (of the run).
+"""Measures a step's peak memory and its estimate: python -m tests.planning.measure_memory ARGUMENTS (of the run).
 
 Prints {phase: [measured bytes, estimated bytes]} as JSON. Must be started with MALLOC_MMAP_THRESHOLD_=65536: glibc's
-allocator otherwise keeps up to a quarter more in fragments, which no formula can know.
+allocator otherwise keeps up to a quarter more in fragments, which no formula can predict.
 """
 
 import gc
@@ -56,7 +56,7 @@ def peak_of(process, action):
 
 
 def main():
-    """Load every library with a small network first, so that the difference is the network's alone."""
+    """Load every library with a small network first, so that the difference is due to the network alone."""
     groups = initialize(tensor_parallel_size=1, timeout_seconds=60)
     steps, state, _ = steps_of(parse_config(RunConfig, [*sys.argv[1:], *SMALL]), groups)
     for step in steps.values():

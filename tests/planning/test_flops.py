@@ -1,4 +1,4 @@
-"""Parameters and operations of a step, against published figures and sums by hand."""
+"""Parameters and operations of a step, against published figures and hand calculations."""
 
 from dataclasses import replace
 
@@ -40,7 +40,7 @@ def test_passes_of_a_step():
     assert passes_of("standard") == 3 and passes_of() == 8 and passes_of(batch_fraction=0.5) == 5.5
     assert passes_of(num_ascent_steps=2) == 10 and passes_of(ascent="label") == 5
     assert passes_of(num_ascent_steps=0) == 6
-    assert passes_of(batch_fraction=1e-6) == 3 + 5 / 256  # one sample of 256 at least, as placement selects
+    assert passes_of(batch_fraction=1e-6) == 3 + 5 / 256  # at least one sample of 256, as placement selects
     # A third of the layers above delta, and all of the head and of the spared part of the last MLP.
     layer = 12 * 512 * 24 * 768 * 768 + 12 * 4 * 512 * 512 * 768
     head, spared = 0.15 * 512 * 2 * (768 * 768 + 768 * 30_592), 434.2 * 9_437_184

@@ -67,6 +67,6 @@ def test_pipeline_stages_by_hand():
     assert staged.activations == whole.activations and staged.head == 0.0
     assert estimate(config_of("--pipeline-model-parallel-size", "2"), 4).activations == whole.activations
     one = config_of("--pipeline-model-parallel-size", "4", "--global-batch-size", "4")
-    assert estimate(one, 4).activations == whole.activations / 4  # a single micro-batch is never ahead of itself
+    assert estimate(one, 4).activations == whole.activations / 4  # a single micro-batch has no other in flight
     shared = config_of("--pipeline-model-parallel-size", "2", "--use-distributed-optimizer")
     assert estimate(shared, 8).optimizer == 3 * estimate(shared, 8).weights / 4

@@ -10,7 +10,7 @@ OPTIONS = {"train_iters": 100, "hidden_dropout": 0.0, "attention_dropout": 0.0, 
 
 
 def run(folder: Path) -> list[dict]:
-    """The rows of the golden run, made anew."""
+    """The rows of a new golden run."""
     return launch(1, build_synthetic_corpus(folder), folder / "run", **OPTIONS)
 
 

@@ -16,7 +16,7 @@ from tests.data.preprocessing.corpora import prepare, write_jsonl
 from tests.helpers.distributed import run_ranks
 
 NUM_DOCUMENTS = 40
-"""articles of the test corpus: documentation text that every CPython carries"""
+"""articles of the test corpus: documentation text that every CPython ships"""
 TINY = {
     "num-layers": 2,
     "hidden-size": 32,
@@ -31,9 +31,9 @@ TINY = {
     "progress-bar": "false",
     "prefetch-batches": 2,
 }
-"""a network that takes milliseconds a step"""
+"""a network that takes milliseconds per step"""
 EXACT = {"hidden-dropout": 0.0, "attention-dropout": 0.0, "alum-epsilon": 0.05, "alum-noise-std": 0.05}
-"""where layouts can be compared: at the paper's 1e-5 rounding alone moves the divergence by 1 %"""
+"""for comparing layouts: at the paper's 1e-5 rounding alone changes the divergence by 1 %"""
 ASCENT = {"alum_step_size": 0.5, "alum_epsilon": 0.1, "alum_noise_std": 0.05}
 """an ascent that moves delta as far as its random start"""
 
@@ -47,7 +47,7 @@ def build_corpus(folder: Path) -> str:
 
 
 def build_synthetic_corpus(folder: Path) -> str:
-    """Shards of 60 articles from a fixed random grammar: the same text with every Python, for golden curves."""
+    """Shards of 60 articles from a fixed random grammar: the same text in every Python version, for golden curves."""
     rng = random.Random(7)
     nouns, verbs = ("cat", "dog", "mat", "it", "he", "she"), ("sat", "ran", "was", "and then ran")
     sentence = lambda: f"the {rng.choice(nouns)} {rng.choice(verbs)} on the {rng.choice(nouns)} {rng.randint(1, 99)}."  # noqa: E731
@@ -73,7 +73,7 @@ def launch(world_size: int, prefix: str, save: Path, **options: object) -> list[
 
 
 def launch_prepared(world_size: int, prefix: str, save: Path, fn: Callable, **options: object) -> list[dict]:
-    """`launch` with another function a rank. Raises: what rank 0 refused, as the ranks themselves did."""
+    """`launch` with another function per rank. Raises: the error that rank 0 raised."""
     refusals = run_ranks(world_size, fn, arguments(prefix, save, **options))
     if refusals[0] is not None:
         raise refusals[0]
@@ -82,7 +82,7 @@ def launch_prepared(world_size: int, prefix: str, save: Path, fn: Callable, **op
 
 
 def train_quietly(rank: int, world_size: int, argv: list[str]) -> Exception | None:
-    """One rank of a run; returns what it refused, so that the pool of workers lives on."""
+    """One rank of a run; returns its error, so that the pool of workers survives."""
     from megatron_alum.parallel import shutdown
     from megatron_alum.training.loop import train
 
@@ -90,7 +90,7 @@ def train_quietly(rank: int, world_size: int, argv: list[str]) -> Exception | No
         with contextlib.redirect_stdout(io.StringIO()):
             train(parse_config(RunConfig, argv, infer=options_of_start))
     except (ValueError, OSError) as error:
-        shutdown()  # a run that fails leaves its groups to the end of its process, which here lives on
+        shutdown()  # a failed run leaves its groups to the end of its process, which here continues
         return type(error)(str(error))
     return None
 
@@ -106,7 +106,7 @@ def dry_run_output(rank: int, world_size: int, argv: list[str]) -> str:
 
 
 def train_with_small_files(rank, world_size, argv):
-    """A rank that cannot write files beyond 20 kB: the kernel refuses as it does on a full disk or over quota."""
+    """A rank that cannot write files beyond 20 kB: the kernel refuses as on a full disk or over quota."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
@@ -117,7 +117,7 @@ def train_with_small_files(rank, world_size, argv):
 
 def adversarial_setup(argv: list[str]):
     """(config, state, a micro-batch of the run's first 8 samples, their counts), with weights four times as large as
-    fresh ones, of which every divergence would drown in rounding."""
+    fresh ones, with which every divergence would drown in rounding."""
     import torch
 
     from megatron_alum.data.sampling.loader import draw
@@ -151,7 +151,7 @@ def read_rows(save: Path, name: str = "metrics.jsonl") -> list[dict]:
 
 
 def without_timing(rows: list[dict]) -> list[dict]:
-    """The rows without what a clock decides."""
+    """The rows without values that depend on a clock."""
     return [{name: value for name, value in row.items() if name != "tokens_per_second"} for row in rows]
 
 

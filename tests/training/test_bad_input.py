@@ -1,4 +1,4 @@
-"""What a user can get wrong: one sentence, status 2, nothing half-written; through the real command line."""
+"""Errors of users: one sentence, exit status 2, nothing half-written; through the real command line."""
 
 import shutil
 

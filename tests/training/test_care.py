@@ -1,4 +1,4 @@
-"""What a long run asks for: replicas that agree, traces, garbage collected at the same time, bfloat16 gradients."""
+"""What a long run needs: replicas that agree, traces, simultaneous garbage collection, bfloat16 gradients."""
 
 import gzip
 import json
@@ -31,7 +31,7 @@ def test_any_bit_and_any_swap_change_a_hash(dtype):
 
 
 def train_with_a_flipped_bit(rank, world_size, argv):
-    """A run of whose second rank one weight moves by a bit after iteration 3."""
+    """A run in which one weight of the second rank changes by a bit after iteration 3."""
     from megatron_alum.training.loop import Run
 
     after_step = Run._after_step
@@ -57,8 +57,8 @@ def test_replicas_that_drift_apart_end_the_run(prefix, tmp_path):
         assert "after iteration 4" in str(refused) and "encoder.layers.1.mlp.linear_fc1.weight" in str(refused)
 
 
-def test_replicas_that_agree_do_not(prefix, tmp_path):
-    """With the split optimizer, whose ranks send each other the weights; and garbage collected by hand."""
+def test_replicas_that_agree_do_not_end_the_run(prefix, tmp_path):
+    """With the distributed optimizer, whose ranks send each other the weights, and manual garbage collection."""
     rows = launch(2, prefix, tmp_path / "run", **CHECK, use_distributed_optimizer=True, manual_gc_interval=2)
     assert len(rows) == 4
 
@@ -81,7 +81,7 @@ def test_gradients_in_bfloat16_stay_near(prefix, tmp_path):
 
 
 def train_with_a_slow_rank(rank, world_size, argv):
-    """A run of whose four ranks the third takes 50 ms more for each micro-batch."""
+    """A run of four ranks, of which the third takes 50 ms more for each micro-batch."""
     from megatron_alum.objective.losses import Objective
 
     standard = Objective.standard

@@ -7,14 +7,14 @@ from tests.helpers.distributed import run_ranks
 from tests.training.runs import EXACT, arguments, largest_difference, launch, read_rows, train_quietly
 
 TOLERANCE = 1e-4
-"""relative, over a few iterations: fused kernels round otherwise"""
+"""relative, over a few iterations: fused kernels round differently"""
 MOST_GRAPHS = 20
 """five, with and without gradients of the parameters, for all tokens or chosen rows, in training and validation"""
 SMALLEST = {"num_layers": 1, "train_iters": 2, "torch_compile": True}
 
 
 def train_and_count(rank, world_size, argv):
-    """One rank; returns what it refused, how many graphs there are and where torch.compile broke one."""
+    """One rank; returns its error, the number of graphs and where torch.compile broke one."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     refused = train_quietly(rank, world_size, argv)

@@ -1,4 +1,4 @@
-"""A rank that hangs is named, with what the others were doing; nothing is saved."""
+"""A rank that hangs is reported with what the others were doing; nothing is saved."""
 
 import time
 from unittest.mock import patch
@@ -21,7 +21,7 @@ from tests.training.runs import (
 
 
 def train_with_a_sleeper(rank, world_size, argv):
-    """Rank 1 falls asleep before iteration 3, longer than the others wait for what it was to say after that."""
+    """Rank 1 sleeps before iteration 3, longer than the others wait for its message after it."""
     from megatron_alum.training.control import Control
 
     collect = Control.collect
@@ -64,7 +64,7 @@ def train_with_a_bad_gradient(rank, world_size, argv):
 
 @pytest.mark.parametrize("layout", [{}, {"tensor_model_parallel_size": 2}], ids=["dp2", "tp2"])
 def test_an_infinite_loss_on_one_rank_skips_the_step_on_all(prefix, tmp_path, layout):
-    """Iteration 3 holds calls 9 to 12 (tp2) of 4 micro-batches; with 2 of them a rank (dp2) it is iteration 5."""
+    """Iteration 3 holds calls 9 to 12 (tp2) of 4 micro-batches; with 2 of them per rank (dp2) it is iteration 5."""
     rows = launch_prepared(2, prefix, tmp_path / "run", train_with_a_bad_gradient, train_iters=8, **layout)
     hit = 3 if layout else 5
     assert [row["skipped"] for row in rows] == [int(row["iteration"] >= hit) for row in rows]
@@ -74,7 +74,7 @@ def test_an_infinite_loss_on_one_rank_skips_the_step_on_all(prefix, tmp_path, la
 
 
 def flags_of_a_bad_token(rank, world_size, argv):
-    """Which samples this rank takes for finite when the inner gradient of rank 1's first token is infinite."""
+    """Which samples this rank considers finite when the inner gradient of rank 1's first token is infinite."""
     from megatron_alum.alum import ascent as algorithm
     from megatron_alum.objective import losses
 
@@ -100,14 +100,14 @@ def flags_of_a_bad_token(rank, world_size, argv):
 
 
 def test_ranks_that_share_a_sequence_agree_that_it_is_not_finite(prefix):
-    """Under sequence parallelism the other rank has not seen the token, but has a part of its sample."""
+    """Under sequence parallelism the other rank does not hold the token, but a part of its sample."""
     split = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
     first, second = run_ranks(2, flags_of_a_bad_token, arguments(prefix, "unused", **EXACT, **ASCENT, **split))
     assert first == second and len(first) == 1 and first[0].count(False) == 1
 
 
 def train_with_a_sleeper_in_the_step(rank, world_size, argv):
-    """Rank 1 falls asleep before its fifth micro-batch: the first of iteration 2."""
+    """Rank 1 sleeps before its fifth micro-batch: the first of iteration 2."""
     from megatron_alum.training import step as module
 
     micro_batch_loss, calls = module.micro_batch_loss, []

@@ -1,4 +1,4 @@
-"""Curves kept in the repository: that of real text keeps the promises made of it, the synthetic one is met again."""
+"""Curves in the repository: the one on real text keeps its promises, the synthetic one is reproduced."""
 
 import math
 
@@ -7,7 +7,7 @@ from tests.training.runs import largest_difference, read_rows
 
 CURVE_TOLERANCE = {"lm_loss": 1e-3, "nsp_loss": 1e-3, "lr": 0.0, "mask_rate": 0.0}
 """relative, over 100 iterations with dropout 0: float32 rounding differs between processors and grows with the updates;
-on the machine that made the file the difference is 0"""
+on the machine that wrote the file the difference is 0"""
 LN_V = math.log(30_522)
 
 
@@ -28,6 +28,6 @@ def test_the_curve_on_wikipedia_keeps_its_promises():
     assert all(row["skipped"] == 0 and row["alum_kl"] > 0 for row in rows[150:])
 
 
-def test_the_synthetic_curve_is_met_again(tmp_path):
+def test_the_synthetic_curve_is_reproduced(tmp_path):
     worst = largest_difference(run(tmp_path), read_rows(GOLDEN.parent, GOLDEN.name), tuple(CURVE_TOLERANCE))
     assert all(worst[name] <= tolerance for name, tolerance in CURVE_TOLERANCE.items()), worst

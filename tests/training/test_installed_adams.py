@@ -1,4 +1,4 @@
-"""Runs train with torch's Adam whichever other one is installed, and go on from what another one has stored."""
+"""Runs train with torch's Adam whichever other one is installed, and continue from what another one has stored."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ class FusedSGD: ...
 
 
 def test_an_installed_apex_changes_nothing(prefix, tmp_path):
-    """Even one without its compiled parts, whose Adam cannot be made: the rows are equal bit for bit."""
+    """Even one without its compiled parts, whose Adam cannot be created: the rows are equal bit for bit."""
     (tmp_path / "apex" / "optimizers").mkdir(parents=True)
     (tmp_path / "apex" / "__init__.py").write_text("")
     (tmp_path / "apex" / "optimizers" / "__init__.py").write_text(OPTIMIZERS)
@@ -41,7 +41,7 @@ APEX_GROUP = {"lr": 1e-3, "bias_correction": True, "betas": (0.9, 0.98), "eps": 
 
 @pytest.mark.parametrize("distributed", [False, True], ids=["replicated", "distributed"])
 def test_what_apex_has_stored_fits(distributed):
-    """apex counts steps in its groups, one number each, and knows `bias_correction`."""
+    """apex counts steps in its groups, one number each, and has `bias_correction`."""
     inner = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], fused=True)
     stored = {"param_groups": [dict(APEX_GROUP)]} | ({} if distributed else {"state": {}})
     if not distributed:

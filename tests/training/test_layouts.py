@@ -1,7 +1,7 @@
 """The same run on other layouts: losses within TOLERANCE of the single process, both phases included.
 
 dropout 0, float32, epsilon = noise_std = 0.05, 20 iterations, global batch 8: the divergence is of the order of 1, so
-float32 rounding (1e-7 a sum, growing with the updates) is what is left to differ.
+float32 rounding (1e-7 per sum, growing with the updates) is the only difference left.
 """
 
 import functools
@@ -117,7 +117,7 @@ def test_losses_do_not_depend_on_the_layout(single, prefix, tmp_path, world_size
     ],
 )
 def test_every_statistic_is_that_of_the_whole_batch(prefix, tmp_path, world_size, layout):
-    """Rows over several iterations and over the change of phase; one sample of eight is adversarial."""
+    """Rows over several iterations and across the change of phase; one sample of eight is adversarial."""
     given = {**EXACT, "alum_step_size": 5.0, "alum_epsilon": 0.1, "alum_batch_fraction": 0.125, "train_iters": 8}
     given |= {"alum_start_fraction": 0.25, "log_interval": 4, "eval_interval": 4, "eval_iters": 1, "split": "8,2,0"}
     expected = launch(1, prefix, tmp_path / "whole", **{**given, "micro_batch_size": 8})

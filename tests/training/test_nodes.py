@@ -1,4 +1,4 @@
-"""Two nodes on one machine, started by examples/launch_many_nodes.sh: one loses its worker, both go on together."""
+"""Two nodes on one machine, started by examples/launch_many_nodes.sh: one loses its worker, both continue together."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ OPTIONS = {"tensor_model_parallel_size": 2, "train_iters": 120, "save_interval":
 
 
 def free_port():
-    """A port that nobody listens on, below those which the system hands to whoever asks for any."""
+    """A port with no listener, below the range from which the system assigns free ports."""
     while True:
         port = random.randrange(20000, 30000)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -29,7 +29,7 @@ def free_port():
 
 
 def start_node(port, argv, log):
-    """The launcher as it stands, with one process a node."""
+    """The launcher unchanged, with one process per node."""
     settings = {"HEAD": "localhost", "NODES": "2", "GPUS": "1", "PORT": str(port), "OMP_NUM_THREADS": "1"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with log.open("w") as stream:

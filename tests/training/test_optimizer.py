@@ -89,7 +89,7 @@ def _norm_of_ones(rank: int, world_size: int) -> tuple[float, int, int]:
 
 
 @pytest.mark.parametrize("world_size", [6, 8])
-def test_a_shard_may_hold_duplicates_alone(world_size):
+def test_a_shard_may_hold_only_duplicates(world_size):
     """The table of positions, the same on both tensor-parallel ranks, is longer than two shards of the optimizer."""
     answers = run_ranks(world_size, _norm_of_ones)
     assert min(counted for _, _, counted in answers) == 0, "the layout has no such shard: the test shows nothing"
@@ -97,7 +97,7 @@ def test_a_shard_may_hold_duplicates_alone(world_size):
 
 
 class _Shard:
-    """What `global_norm` asks of an optimizer, on a rank whose gradients are ones in these numbers."""
+    """What `global_norm` needs of an optimizer, on a rank with this many gradients, all 1."""
 
     def __init__(self, lengths: list[int]) -> None:
         self.lengths = lengths

@@ -19,7 +19,7 @@ from tests.training.runs import (
 
 BAND = {"bf16": 0.03, "fp16": 0.01}
 """largest relative difference of a 5-iteration mean of the MLM loss to float32's, over 20 iterations: 8 and 11 bits of
-mantissa, times the noise of 8 sequences a step"""
+mantissa, times the noise of 8 sequences per step"""
 
 
 def means(rows, width):
@@ -83,7 +83,7 @@ def test_overflow_skips_the_step_on_all_ranks_and_lowers_the_scale(prefix, tmp_p
     is_skipped = [after > before for before, after in itertools.pairwise([0, *skipped])]
     assert is_skipped[:3] == [True] * 3 and not all(
         is_skipped[-10:]
-    )  # near its ceiling the scale overflows now and then
+    )  # near its ceiling the scale occasionally overflows
     assert [row["grad_norm"] is None for row in rows] == is_skipped
     scales = [row["loss_scale"] for row in read_rows(tmp_path / "run", "performance.jsonl")]
     assert scales == [2.0 ** (26 - count) for count in skipped]
@@ -101,8 +101,8 @@ def test_too_many_skips_in_a_row_end_the_run_with_a_diagnosis(prefix, tmp_path):
 
 REAL_TEXT_BAND = {"bf16": 0.005, "fp16": 0.003}
 """largest relative difference of a 20-iteration mean of the MLM loss to float32's, over 200 iterations on Wikipedia at
-a learning rate without spikes (at twice the rate a spike parts the curves): bf16 was 0.0004 off, fp16 0.001 with one
-step skipped while the loss scale found its place; the rest is room for other processors' kernels"""
+a learning rate without spikes (at twice the rate a spike separates the curves): bf16 was 0.0004 off, fp16 0.001 with
+one step skipped while the loss scale settled; the rest is margin for other processors' kernels"""
 REAL_TEXT_KL_BAND = 0.1
 """likewise of the divergence's sum over the 100 adversarial iterations, less what rounding alone adds: 0.04, 0.02"""
 KL_OF_ROUNDING = {"bf16": 2 * 2**-12 / 12, "fp16": 2 * 2**-18 / 12}
@@ -141,4 +141,4 @@ def test_curves_on_real_text_stay_in_the_band_for_200_iterations(on_wikipedia, p
     assert max(abs(a - b) / b for a, b in pairs) < REAL_TEXT_BAND[precision]
     kl, full_kl = (sum(row["alum_kl"] for row in found[100:]) for found in (rows, full))
     assert abs(kl - 100 * KL_OF_ROUNDING[precision] - full_kl) / full_kl < REAL_TEXT_KL_BAND
-    assert means(full, 20)[-1] < means(full, 20)[0] - 1.0, "the curves must have gone somewhere"
+    assert means(full, 20)[-1] < means(full, 20)[0] - 1.0, "the loss must have fallen"

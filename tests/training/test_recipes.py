@@ -1,4 +1,4 @@
-"""Every shipped recipe: parsed as it stands, compared with the paper's numbers, and dry-run with a small network."""
+"""Every shipped recipe: parsed unchanged, compared with the paper's numbers, and dry-run with a small network."""
 
 import os
 import re
@@ -44,7 +44,7 @@ def test_recipes_divide_over_the_papers_gpus():
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_says_what_it_needs(recipe):
-    """The estimate for 16 GPUs and rows that are full, of the phase that needs most."""
+    """The estimate for 16 GPUs and full rows, for the phase that needs most."""
     config = read(recipe.name)
     words, options = 50_265 if "roberta" in recipe.stem else 30_522, {"world_size": 16, "on_gpu": True}
     phases = [phase for phase, iterations in run_iterations(config).items() if iterations]
@@ -108,8 +108,8 @@ if [ "$1" = show ]; then echo node1; else echo "$*" >>calls; fi
     [(0, "900", False), (1, "700", True), (1, "500", False), (1, "", False)],
     ids=["finished", "out of time", "no newer checkpoint", "a mistyped flag"],
 )
-def test_slurm_requeues_only_a_run_that_got_on(tmp_path, ends_with, reaches, requeued):
-    """With stand-ins for srun, which notes how far the run gets, and scontrol; the run began at iteration 500."""
+def test_slurm_requeues_only_a_run_that_made_progress(tmp_path, ends_with, reaches, requeued):
+    """With stand-ins for srun, which records how far the run gets, and scontrol; the run began at iteration 500."""
     done = submit(tmp_path, ["--save", "run", "--load", "run"], ENDS_WITH=str(ends_with), REACHES=reaches)
     assert (done.returncode == 0) == (requeued or ends_with == 0)
     assert (tmp_path / "calls").read_text().splitlines() == ["srun", *(["requeue 7"] if requeued else [])]
@@ -138,7 +138,7 @@ def submit(folder, argv, **environment):
 
 
 DEVICE_SECONDS = 3.0
-"""that a step's kernels take after it has returned; a step of the small network takes a fraction of it"""
+"""seconds that a step's kernels take after it has returned; a step of the small network takes a fraction of that"""
 
 
 def dry_run_of_an_asynchronous_device(rank, world_size, argv):

@@ -137,7 +137,7 @@ def test_imported_weights_are_no_run_to_resume(exported, prefix, tmp_path):
 
 
 def test_a_resume_does_not_need_the_folder_that_the_run_started_from(exported, prefix, tmp_path):
-    """Its network comes from the checkpoint then, and its config.json, which exports keep, too."""
+    """Its network then comes from the checkpoint, as does the config.json that exports keep."""
     start = shutil.copytree(exported, tmp_path / "start")
     options = {"init_from": start, "train_iters": 4, "hidden_dropout": 0.25}
     (tmp_path / "run").mkdir()
@@ -180,7 +180,7 @@ def test_a_distributed_optimizers_checkpoint_continues(prefix, tmp_path, world_s
 
 
 def test_a_run_of_another_kind_of_device_continues_with_new_random_states(prefix, tmp_path):
-    """What a GPU's rank leaves: generators whose states are 16 bytes, which the CPU's cannot read."""
+    """What a rank on a GPU saves: generator states of 16 bytes, which the CPU's cannot load."""
     run, options = tmp_path / "run", {"train_iters": 4}
     launch(1, prefix, run, **options, exit_interval=2)
     folder = iteration_folder(run, 2)
@@ -227,7 +227,7 @@ def test_every_sample_is_seen_once_however_the_ranks_change(prefix, tmp_path):
 
 
 def test_no_sample_is_skipped_or_seen_twice_when_the_global_batch_changes(prefix, tmp_path):
-    """Nor by a later resume; the mask rate rises over the samples that the run will have had."""
+    """Nor by a later resume; the mask rate rises over all the samples of the run."""
     run, first, iterations = tmp_path / "run", 0, 0
     parts = [(8, 3, 1), (12, 6, 2), (4, 8, 1), (4, 10, 2)]  # global batch, last iteration, ranks
     for batch, last, world_size in parts:
@@ -246,7 +246,7 @@ def test_no_sample_is_skipped_or_seen_twice_when_the_global_batch_changes(prefix
 
 
 def launch_on(data_path, run, **options):
-    """A resume of `run` on other shards; what it printed. Raises: what it refused."""
+    """A resume of `run` on other shards; returns what it printed. Raises: its error."""
     argv = arguments("X", run, load=run, train_iters=12, **options)
     place = argv.index("X")
     (refused,) = run_ranks(1, train_and_keep_stderr, [*argv[:place], *data_path, *argv[place + 1 :]])

@@ -1,4 +1,4 @@
-"""What a resume takes over, prints and refuses: every option of a run, by its kind; options of older versions."""
+"""What a resume adopts, prints and refuses: every option of a run, by its kind; options of older versions."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ from tests.training.runs import (
 )
 
 FORMAT_1 = Path(__file__).parents[1] / "golden" / "run_of_format_1"
-"""iter_0000003 of a run that commit 9131dd6 wrote, and metrics.jsonl of all 6 iterations as that commit continued it:
+"""iter_0000003 of a run written by commit 9131dd6, and metrics.jsonl of all 6 iterations as continued by that commit:
 arguments() with 1 layer of width 16, seq_length 32, no dropout, ngram masking, alpha 5, normalize, step size 20"""
 ANOTHER = {
     Kind.NETWORK: {
@@ -139,12 +139,12 @@ def words(**options):
 
 
 def resumed(root, **given):
-    """The configuration of a resume that gives these options alone."""
+    """The configuration of a resume with only these options."""
     return parse_config(RunConfig, words(load=root, save=root, **given), infer=options_of_start)
 
 
 def notes_of(root, **given):
-    """What a resume with these options prints. Raises: what it refuses."""
+    """What a resume with these options prints. Raises: its error."""
     folder = iteration_folder(root, 7)
     return check_compatible(resumed(root, **given), read_run_config(folder), folder)
 
@@ -252,14 +252,14 @@ def test_what_label_ascents_ignored_in_format_1_is_forgotten(tmp_path, alpha):
     assert (config.ascent, config.head_chunk_rows, config.alpha) == ("label", 0, 10.0 if alpha else 0.0)
 
 
-def test_a_value_that_is_gone_is_named_and_may_be_replaced(tmp_path):
+def test_a_removed_value_is_named_and_may_be_replaced(tmp_path):
     format_1(tmp_path, alum_ascent="free")
     with pytest.raises(ValueError, match=r"iter_0000003 was trained with --alum-ascent free, which this version does"):
         resumed(tmp_path)
     assert resumed(tmp_path, alum_ascent="virtual").alum.ascent == "virtual"
 
 
-def test_a_name_that_is_gone_is_told(tmp_path, monkeypatch):
+def test_a_removed_option_is_reported(tmp_path, monkeypatch):
     build_synthetic_corpus(tmp_path)
     folder = format_1(tmp_path / "run", some_old_option=3)
     config = resumed(tmp_path / "run", data_path=tmp_path / "synthetic")
@@ -292,7 +292,7 @@ def test_a_run_of_format_1_continues_as_that_version_continued_it(tmp_path):
 
 
 def launch_bare(given):
-    """Train on one rank with these options alone; what it refused."""
+    """Train on one rank with only these options; returns its error."""
     from tests.helpers.distributed import run_ranks
 
     return run_ranks(1, train_and_keep_stderr, words(**given))[0]

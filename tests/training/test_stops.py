@@ -1,4 +1,4 @@
-"""SIGTERM when it is least welcome: before the first step, and again while the last checkpoint is written."""
+"""SIGTERM at the worst moments: before the first step, and again while the last checkpoint is written."""
 
 import os
 import signal
@@ -12,8 +12,8 @@ OPTIONS = {"train_iters": 4}
 
 
 def train_with_a_second_sigterm(rank, world_size, argv):
-    """Every rank is told to stop after iteration 2, when the agreement on what follows is on its way: it stops after
-    iteration 3. And it is told once more during the save."""
+    """Every rank is told to stop after iteration 2, when the agreement on what follows is in flight: it stops after
+    iteration 3. It gets the signal again during the save."""
     from megatron_alum.training.loop import CheckpointSaver, Run
 
     after_step, write = Run._after_step, CheckpointSaver._write_tensors

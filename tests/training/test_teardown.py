@@ -1,4 +1,4 @@
-"""A rank that fails ends at once and says why, although the other ranks never leave their process groups."""
+"""A rank that fails exits at once with its reason, although the other ranks never leave their process groups."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def test_a_traceback_is_shown_and_recorded_at_once(prefix, tmp_path, dry):
     assert "CUDA out of memory" in recorded["message"] and "out_of_memory" in recorded["extraInfo"]["py_callstack"]
 
 
-def test_so_is_a_users_error(prefix, tmp_path):
+def test_a_users_error_is_shown_and_recorded_too(prefix, tmp_path):
     status, stderr, recorded = failing(tmp_path, arguments(prefix, tmp_path / "run"), error="ValueError('Lower --lr.')")
     assert status == 2 and "error: Lower --lr." in stderr and "Traceback" not in stderr
     assert "Lower --lr." in recorded["message"]

@@ -29,7 +29,7 @@ def torchrun(processes, argv, *, restarts=0, environment=None, **kwargs):
 def wait_for(condition, seconds=START_SECONDS):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "the run did not get there in time"
+        assert time.monotonic() < deadline, "the run did not get this far in time"
         time.sleep(0.05)
 
 

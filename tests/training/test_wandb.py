@@ -1,4 +1,4 @@
-"""Weights & Biases by option: the real package, offline; its record file holds what metrics.jsonl holds."""
+"""The Weights & Biases option: the real package, offline; its record file has the content of metrics.jsonl."""
 
 import json
 import os
@@ -89,7 +89,7 @@ def test_without_the_package_the_option_is_refused(prefix, tmp_path):
 
 
 def train_logged_out(rank, world_size, argv):
-    """One rank of someone who has no key anywhere."""
+    """One rank of a user without any API key."""
     save = argv[argv.index("--save") + 1]
     nowhere = {"HOME": save, "NETRC": f"{save}/netrc", "WANDB_MODE": "online", "WANDB_SILENT": "true"}
     known = {name: os.environ.pop(name, None) for name in (*nowhere, "WANDB_API_KEY")}

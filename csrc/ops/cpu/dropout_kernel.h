@@ -11,7 +11,7 @@ namespace {
 // Scales or drops the elements of blocks [begin, end).
 inline void drop_blocks(const DropoutTask& task, int64_t begin, int64_t end) {
   constexpr int64_t words = kDropoutBlock / 4;
-  const uint32_t threshold = task.threshold;  // copies: read through `task` they keep the loop from becoming vectors
+  const uint32_t threshold = task.threshold;  // copies: read through `task` they would prevent vectorisation
   const float scale = task.scale;
   uint64_t drawn[words];
   uint16_t fields[kDropoutBlock];
@@ -30,7 +30,8 @@ inline void drop_blocks(const DropoutTask& task, int64_t begin, int64_t end) {
       const float factor = fields[i] >= threshold ? scale : 0.0f;
       scaled[i] = x[i] * factor;  // not a selection: what is not a number stays visible, as in torch
     }
-    if (task.element != kFloat32) narrow_to(task.element, values, count, to);
+    if (scaled != values) continue;
+    by_element(task.element, [&](auto number) { convert_row(values, count, static_cast<decltype(number)*>(to)); });
   }
 }
 

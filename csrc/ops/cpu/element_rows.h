@@ -34,8 +34,4 @@ inline const float* as_float(const void* row, int element, int64_t count, float*
   return scratch;
 }
 
-inline void narrow_to(int element, const float* from, int64_t count, void* to) {
-  by_element(element, [&](auto number) { convert_row(from, count, static_cast<decltype(number)*>(to)); });
-}
-
 }  // namespace

@@ -1,5 +1,5 @@
-// The CPU kernels of one instruction set, as a table of functions; every instruction set is compiled from the same code
-// (row_kernels.h, token_kernels.h, dropout_kernel.h) in a translation unit of its own. Each function handles rows, tokens or
+// The CPU kernels of one instruction set, as a table of functions; each instruction set compiles the same code
+// (row_kernels.h, token_kernels.h, dropout_kernel.h) in its own translation unit. Each function handles rows, tokens or
 // blocks [begin, end).
 #pragma once
 
@@ -9,7 +9,7 @@
 
 struct CpuKernels {
   const char* name;
-  // `scratch` belongs to the caller's thread; row_fused alone uses it, may be null.
+  // `scratch` belongs to the caller's thread; only row_fused uses it; may be null.
   void (*row_statistics)(const RowTask& task, int64_t begin, int64_t end, float* scratch);
   void (*row_gradients)(const RowTask& task, int64_t begin, int64_t end, float* scratch);
   // Both, and the losses' gradients, while a row is in the cache: the record is final, so one shard only.

@@ -1,8 +1,9 @@
 // Gradients of the row role on the CPU, for one instruction set; included after row_kernels.h.
 //     to clean   kl_weight (p - q [+ p (u - E_P[u])]) + mlm_weight (p - one at the label)
 //     to adv     kl_weight (q - p [- q (u - E_Q[u])])                              [..] without detached targets
-// One-sided: to clean 0, or p (h - KL) = p (u - E_P[u]) without detached targets. A row of weight 0 is never multiplied but written as 0.
-// With e and f the clean weight and the difference of a column, Z their clean mass and T = sum f / Z (common/row_statistics.h):
+// One-sided: to clean 0, or p (h - KL) = p (u - E_P[u]) without detached targets. A row of weight 0 is set to 0. With e
+// and f the clean weight and the difference of a column, Z their clean mass and T = sum f / Z
+// (common/row_statistics.h):
 //     p = e / Z          q - p = (f - T e) / (Z (1 + T))
 #pragma once
 
@@ -23,8 +24,8 @@ struct GradientPair {
   Vector clean, adv;
 };
 
-// The record around lse(a) - lse(b), up to rounding, where merged parts have left its level far away: the adversarial weights
-// e^(b - n) would overflow.
+// The record around lse(a) - lse(b), up to rounding, if merging parts has left its level far away: the adversarial
+// weights e^(b - n) would overflow.
 inline RowRecord near_centre(RowRecord record) {
   if (record.log_ratio < 20.0f && record.log_ratio > -20.0f) return record;
   const float level = record.level + record.log_ratio;
@@ -58,9 +59,7 @@ inline GradientPair gradients_of(const Weights& w, const GradientRow& row) {
   if (kForm == Form::kDetached) return GradientPair{mlm - adv, adv};
   if (kForm == Form::kOneSidedDetached) return GradientPair{mlm, adv};
   const Vector p = w.clean * row.inverse_mass, u = zero_where_both(p, p, zero, w.u);
-  if (kForm == Form::kOneSidedFull) {
-    return GradientPair{fused(row.kl_weight, p * (u - row.mean), mlm), adv};
-  }
+  if (kForm == Form::kOneSidedFull) return GradientPair{fused(row.kl_weight, p * (u - row.mean), mlm), adv};
   const Vector q = p + to_adv, adv_u = zero_where_both(q, q, zero, w.u);
   return GradientPair{fused(row.kl_weight, fused(p, u - row.mean, zero - to_adv), mlm),
                       row.kl_weight * fused_negated(q, adv_u - row.adv_mean, to_adv)};
@@ -72,7 +71,8 @@ inline int64_t misaligned_elements(const Element* p) {
   return static_cast<int64_t>((bytes - reinterpret_cast<uintptr_t>(p) % bytes) % bytes / sizeof(Element));
 }
 
-// Where the weights of columns i .. i + count - 1 come from: the logits (again), or what the statistics of the same call kept.
+// Where the weights of columns i .. i + count - 1 come from: computed again from the logits, or kept by the statistics
+// of the same call.
 template <Form kForm, bool kExact, typename Element>
 struct FromLogits {
   const Element *a, *b;
@@ -131,11 +131,12 @@ void write_row(const RowPointers<Element> at, int64_t columns, const GradientRow
 }
 
 template <typename Element>
-void clear(Element* to, int64_t count) {
-  if (to != nullptr) __builtin_memset(to, 0, static_cast<size_t>(count) * sizeof(Element));
+void clear(Element* row, int64_t begin, int64_t end) {
+  if (row != nullptr) __builtin_memset(row + begin, 0, static_cast<size_t>(end - begin) * sizeof(Element));
 }
 
-// The label's gradient before rounding to the element type is p - 1: its column once more, from the logits it had.
+// The label's gradient before rounding to the element type is p - 1: its column is computed once more, from its logits
+// before they were overwritten.
 struct Label {
   int64_t column;  // -1 = none here
   float clean, adv, weight;
@@ -143,8 +144,7 @@ struct Label {
 
 template <typename Element>
 Label label_of(const RowTask& task, int64_t index, const RowPointers<Element>& at, float mlm_weight) {
-  if (mlm_weight == 0.0f || at.clean_grad == nullptr) return Label{-1, 0.0f, 0.0f, 0.0f};
-  const int64_t column = label_column(task, index);
+  const int64_t column = mlm_weight == 0.0f || at.clean_grad == nullptr ? -1 : label_column(task, index);
   if (column < 0) return Label{-1, 0.0f, 0.0f, 0.0f};
   return Label{column, sum_of(load_some(at.clean + column, 1, 0.0f)), sum_of(load_some(at.adv + column, 1, 0.0f)), mlm_weight};
 }
@@ -167,23 +167,18 @@ void gradients_of_form(const RowPointers<Element>& at, int64_t columns, const Ro
   store_some(at.clean_grad + label.column, gradients_of<kForm>(alone(0, 1), row).clean - broadcast(label.weight), 1);
 }
 
-// `kept`: the weights that the statistics of this very row have left, or null.
+// `kept`: the weights that the statistics of this row have left, or null.
 template <typename Element>
 void gradient_of_row(const RowTask& task, int64_t index, const RowRecord& merged, const KeptWeights& kept) {
   const RowRecord record = near_centre(merged);
-  const int64_t columns = task.valid_columns;
   const RowPointers<Element> at = row_pointers<Element>(task, index);
   const bool ignored = task.labels != nullptr && task.labels[index] == kIgnoredLabel;
   const float kl_weight = ignored || compares_with_itself(task) ? 0.0f : task.kl_weight[index];
   const float mlm_weight = ignored || task.mlm_weight == nullptr ? 0.0f : task.mlm_weight[index];
-  if (at.clean_grad != nullptr) clear(at.clean_grad + columns, task.columns - columns);
-  if (at.adv_grad != nullptr) clear(at.adv_grad + columns, task.columns - columns);
+  const int64_t columns = kl_weight == 0.0f && mlm_weight == 0.0f ? 0 : task.valid_columns;
+  clear(at.clean_grad, columns, task.columns);
+  clear(at.adv_grad, columns, task.columns);
   if (columns == 0) return;
-  if (kl_weight == 0.0f && mlm_weight == 0.0f) {
-    clear(at.clean_grad, columns);
-    clear(at.adv_grad, columns);
-    return;
-  }
   const GradientRow row = gradient_row(record, kl_weight, mlm_weight);
   const Label label = label_of(task, index, at, mlm_weight);
   const bool detached = task.detach_targets || (task.one_sided && at.clean_grad == nullptr);

@@ -3,13 +3,14 @@
 //
 // A row of clean and of adversarial logits stays in the second-level cache (2 x 122 KB in float32 at V = 30592) while it is
 //   surveyed   maximum of the clean logits and d near it: the scale m and the centre c, hence the level n = m - c
-//   summed     four sums, one exp and one expm1 an element -> the record; meanwhile the next row is prefetched. The gradients
-//              of the same call (row_fused) get the weights from here instead of forming them again.
-// The centre of the survey serves almost always; where it lies far from the bulk of the row, both log-sum-exps are formed and
-// the row is summed again around their difference, which is always a good centre. So it is where logits beyond 1e18 or infinite
-// ones have made the sums not a number: the second time they count as in float64.
+//   summed     four sums, one exp and one expm1 per element -> the record; meanwhile the next row is prefetched. The gradients
+//              of the same call (row_fused) reuse these weights instead of computing them again.
+// The centre of the survey serves almost always; where it lies far from the bulk of the row, both log-sum-exps are
+// formed and the row is summed again around their difference, which is always a good centre. The same happens when
+// logits beyond 1e18 or infinite ones made the sums NaN: the second time they count as in float64.
 //
-// Adversarial logits that are the clean ones (same memory) ask for the MLM loss alone: half the reads, one exp an element.
+// Adversarial logits that are the clean ones (same memory) request the MLM loss alone: half the reads, one exp per
+// element.
 #pragma once
 
 #include "common/row_statistics.h"
@@ -19,7 +20,7 @@
 
 namespace {
 
-constexpr int64_t kRunColumns = 1024;     // summed on their own first: keeps the rounding of long sums down
+constexpr int64_t kRunColumns = 1024;     // summed separately first: limits the rounding of long sums
 
 struct Survey {
   float maximum, center;
@@ -36,14 +37,14 @@ struct Sums {
   }
 };
 
-// Where the weights of a row are left for its gradients; null where nobody asks for them.
+// Where the weights of a row are left for its gradients; null if they are not needed.
 struct KeptWeights {
   float* clean;
   float* difference;
 };
 
-// The centre: the mean of d over the lanes' own clean maxima, weighted by them; written as a move from the greatest, so that a
-// common shift leaves no rounding error. Nearer to E_P[d] than any single column is.
+// The centre: the mean of d over the lanes' own clean maxima, weighted by them; written as an offset from the greatest,
+// so that a common shift leaves no rounding error. It is nearer to E_P[d] than any single column.
 inline Survey survey_of_lanes(const Vector top[2], const Vector at_top[2]) {
   constexpr int lanes = 2 * Vector::width;
   float clean[lanes], center[lanes];
@@ -69,7 +70,7 @@ inline Survey survey_of_lanes(const Vector top[2], const Vector at_top[2]) {
   return found;
 }
 
-// Calls `look(i, count, lane)` for every vector of columns, lanes 0 and 1 in turn: what they gather does not wait for each other.
+// Calls `look(i, count, lane)` for every vector of columns, lanes 0 and 1 in turn: their accumulations are independent.
 template <typename Look>
 void each_vector(int64_t columns, const Look& look) {
   constexpr int64_t width = Vector::width;
@@ -101,10 +102,11 @@ inline Vector one_sided_terms(const Weights& w, Vector moved) {
   return where_greater(magnitude, broadcast(0.34f), moved + w.difference, w.clean * w.remainder);
 }
 
-// kAny: for logits of any size; without it they make the sums not a number.
+// kAny: for logits of any size; without it they make the sums not a number. Its weights are multiplied by `factor`.
 template <bool kOneSided, bool kExact, bool kAny>
-inline Weights accumulate(Sums& sums, Vector a, Vector b, const Scale& scale) {
-  const Weights w = weights_of<kExact, kAny>(a, b, scale);
+inline Weights accumulate(Sums& sums, Vector a, Vector b, const Scale& scale, Vector factor) {
+  Weights w = weights_of<kExact, kAny>(a, b, scale);
+  if (kAny) w.clean = w.clean * factor, w.difference = w.difference * factor;
   sums.mass += w.clean;
   sums.excess += w.difference;
   if (kAny) {
@@ -118,8 +120,8 @@ inline Weights accumulate(Sums& sums, Vector a, Vector b, const Scale& scale) {
   return w;
 }
 
-// Calls `add(total, i, count)` for every vector of columns (count < width for the last one alone): runs are summed by
-// themselves, then added up.
+// Calls `add(total, i, count)` for every vector of columns (count < width only for the last one): runs are summed
+// separately, then added up.
 template <typename Total, typename Add>
 Total summed(int64_t columns, const Add& add) {
   Total total{};
@@ -136,7 +138,7 @@ Total summed(int64_t columns, const Add& add) {
 
 template <bool kOneSided, bool kExact, bool kAny, typename Element>
 void sum_row(const Element* a, const Element* b, int64_t columns, const Scale& scale, const KeptWeights& kept,
-             int64_t ahead_a, int64_t ahead_b, float totals[4]) {
+             int64_t ahead_a, int64_t ahead_b, float totals[4], float factor = 1.0f) {
   // Columns after the last weigh nothing, with a u about 0. Of scales from which 200 is nothing to take away they are masked.
   const bool takes = __builtin_fabsf(first_of(scale.clean)) < 1e6f && __builtin_fabsf(first_of(scale.adv)) < 1e6f;
   const float beyond_a = takes ? first_of(scale.clean) - 200.0f : -MA_INFINITY;
@@ -145,7 +147,7 @@ void sum_row(const Element* a, const Element* b, int64_t columns, const Scale& s
     prefetch(a + i + ahead_a);
     prefetch(b + i + ahead_b);
     const Vector clean = load_up_to(a + i, count, beyond_a), adv = load_up_to(b + i, count, beyond_b);
-    const Weights w = accumulate<kOneSided, kExact, kAny>(sums, clean, adv, scale);
+    const Weights w = accumulate<kOneSided, kExact, kAny>(sums, clean, adv, scale, broadcast(factor));
     if (kept.clean == nullptr) return;
     store(kept.clean + i, w.clean);
     store(kept.difference + i, w.difference);
@@ -165,8 +167,8 @@ float maximum_of(const Element* a, int64_t columns) {
   return greatest_of(maximum(top[0], top[1]));
 }
 
-// log-sum-exp of b less that of a on its own scale: the best level there is. Two exponentials an element. Also the mass of the clean
-// logits by themselves.
+// log-sum-exp of b less that of a on its own scale: the best possible level. Two exponentials per element. Also the
+// mass of the clean logits alone.
 template <typename Element>
 float level_of(const Element* a, const Element* b, int64_t columns, float maximum_of_a, float* mass) {
   const float maximum_of_b = maximum_of(b, columns);
@@ -204,22 +206,19 @@ RowRecord record_of_block(const Element* a, const Element* b, int64_t columns, c
   RowRecord record = record_of_sums(found.maximum, level, sums, kOneSided);
   if (well_centred(record, sums)) return record;
   level = level_of(a, b, columns, found.maximum, &mass);
-  sum_row<kOneSided, true, true>(a, b, columns, scale_of(found.maximum, level), kept, 0, 0, sums);
+  const Scale best = scale_of(found.maximum, level);
+  sum_row<kOneSided, true, true>(a, b, columns, best, kept, 0, 0, sums);
   record = record_of_sums(found.maximum, level, sums, kOneSided);
   record.mass = mass;  // the MLM loss survives adversarial logits that are not numbers
   if (record.divergence - record.divergence == 0.0f) return record;
   // The sums may have left the range of float32 where the divergence does not: once more with weights that sum to 1.
-  Scale normal = scale_of(found.maximum, level);
-  const Vector log_mass = broadcast(__builtin_logf(mass));
-  normal.clean = normal.clean + log_mass;
-  normal.adv = normal.adv + log_mass;
-  sum_row<kOneSided, true, true>(a, b, columns, normal, KeptWeights{nullptr, nullptr}, 0, 0, sums);
+  sum_row<kOneSided, true, true>(a, b, columns, best, KeptWeights{nullptr, nullptr}, 0, 0, sums, 1.0f / mass);
   const RowRecord of_normal = record_of_sums(found.maximum, level, sums, kOneSided);
   record.mean = of_normal.mean, record.divergence = of_normal.divergence;
   return record;
 }
 
-// Of a row that is compared with itself: the clean weights alone.
+// For a row that is compared with itself: the clean weights alone.
 template <typename Element>
 RowRecord record_of_clean(const Element* a, int64_t columns, const KeptWeights& kept, int64_t ahead) {
   RowRecord record = empty_record();
@@ -242,24 +241,23 @@ inline bool compares_with_itself(const RowTask& task) { return task.adv == task.
 // The record of one row, also written to the task's. `kept` must hold the row; it is filled when the row is one block.
 template <typename Element>
 RowRecord record_of_row(const RowTask& task, int64_t row, const KeptWeights& kept) {
-  const Element* a = static_cast<const Element*>(task.clean) + row * task.clean_stride;
-  const Element* b = static_cast<const Element*>(task.adv) + row * task.adv_stride;
+  const RowPointers<Element> at = row_pointers<Element>(task, row);
   const bool last = row + 1 >= task.rows;
   const int64_t ahead_a = last ? 0 : task.clean_stride, ahead_b = last ? 0 : task.adv_stride;
   RowRecord record = empty_record();
   for (int64_t begin = 0; begin < task.valid_columns; begin += kBlockColumns) {
     const int64_t left = task.valid_columns - begin, columns = left < kBlockColumns ? left : kBlockColumns;
     const RowRecord block =
-        compares_with_itself(task) ? record_of_clean(a + begin, columns, kept, ahead_a)
-        : task.one_sided ? record_of_block<true>(a + begin, b + begin, columns, kept, ahead_a, ahead_b)
-                         : record_of_block<false>(a + begin, b + begin, columns, kept, ahead_a, ahead_b);
+        compares_with_itself(task) ? record_of_clean(at.clean + begin, columns, kept, ahead_a)
+        : task.one_sided ? record_of_block<true>(at.clean + begin, at.adv + begin, columns, kept, ahead_a, ahead_b)
+                         : record_of_block<false>(at.clean + begin, at.adv + begin, columns, kept, ahead_a, ahead_b);
     record = merge(record, block, task.one_sided);
   }
   float* out = task.records + row * task.record_width;
   __builtin_memcpy(out, &record, sizeof(record));
   if (task.record_width > kRecordFloats) {
     const int64_t column = label_column(task, row);
-    out[kRecordFloats] = column >= 0 ? sum_of(load_some(a + column, 1, 0.0f)) : 0.0f;
+    out[kRecordFloats] = column >= 0 ? sum_of(load_some(at.clean + column, 1, 0.0f)) : 0.0f;
   }
   return record;
 }

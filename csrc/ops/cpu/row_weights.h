@@ -1,8 +1,8 @@
-// What a vector of columns weighs, for one instruction set: included after vector_math.h, used by the statistics and by the
-// gradients alike, so that both see the same bits. Letters and formulas: common/row_statistics.h.
+// The weights of a vector of columns, for one instruction set: included after vector_math.h, used by both statistics
+// and gradients, so that they see the same bits. Letters and formulas: common/row_statistics.h.
 //
-// One exponential and one expm1 an element: e^(a - m), times e^-u - 1 for the difference. Where u lies far below 0 the second
-// would overflow and the first be lost: a vector with such a column forms the larger weight first.
+// One exponential and one expm1 per element: e^(a - m), times e^-u - 1 for the difference. Where u lies far below 0 the
+// second would overflow and the first be lost: for a vector with such a column the larger weight is computed first.
 #pragma once
 
 #include "common/row_statistics.h"
@@ -30,8 +30,8 @@ inline Scale scale_of(float clean, float adv) {
   return Scale{broadcast(clean), broadcast(adv), broadcast(center), broadcast(rest)};
 }
 
-// kExact rounds once (Knuth's TwoSum): of a large common shift only its own rounding error would be left otherwise. The rest of an
-// infinite difference is not a number, and nothing.
+// kExact rounds once (Knuth's TwoSum): otherwise a large common shift would leave only its own rounding error. The rest
+// of an infinite difference is NaN and counts as 0.
 template <bool kExact>
 inline Vector centred_difference(Vector a, Vector b, const Scale& scale) {
   const Vector difference = a - b;
@@ -41,11 +41,11 @@ inline Vector centred_difference(Vector a, Vector b, const Scale& scale) {
   return (difference - scale.center) + (rest - scale.center_rest);
 }
 
-// Rounding a - b costs at most 2^-24 (|c| + |u|): nothing beside |u| itself while c is not much larger than that.
+// Rounding a - b costs at most 2^-24 (|c| + |u|): negligible against |u| as long as c is not much larger.
 inline bool small_shift(float center, float spread) { return __builtin_fabsf(center) <= 4.0f * spread; }
 
-// For any logits. Columns that are -inf on both sides weigh nothing. Around a bad centre a weight may exceed every float: it is
-// then e^80, by which the sums tell that centre as well.
+// For any logits. Columns that are -inf on both sides have weight 0. Around a bad centre a weight may exceed every
+// float: it is then e^80, from which the sums recognise the bad centre just as well.
 [[gnu::always_inline]] inline Weights weights_of_outliers(Vector a, Vector b, const Scale& scale) {
   const Vector lowest = broadcast(-MA_INFINITY), zero = broadcast(0.0f);
   const Vector u = zero_where_both(a, b, lowest, centred_difference<true>(a, b, scale));
@@ -55,7 +55,7 @@ inline bool small_shift(float center, float spread) { return __builtin_fabsf(cen
                  with_sign_flipped_where_negative(larger * behind.minus_one, u), u, (u * u) * expm1_tail(zero - u)};
 }
 
-// Without kBounded logits of any size are not a number instead, which the caller notices; that saves two operations.
+// Without kBounded large logits give NaN instead, which the caller notices; this saves two operations.
 template <bool kExact, bool kBounded>
 [[gnu::always_inline]] inline Weights weights_of(Vector a, Vector b, const Scale& scale) {
   const Vector u = centred_difference<kExact>(a, b, scale);
@@ -65,7 +65,7 @@ template <bool kExact, bool kBounded>
   return Weights{clean, clean * behind.minus_one, u, behind.remainder};
 }
 
-// weight * u, where a weight of 0 counts nothing however far away the column is.
+// weight * u, where a weight of 0 gives 0 however far away the column is.
 inline Vector weighed(Vector weight, Vector u) {
   const Vector zero = broadcast(0.0f);
   return weight * zero_where_both(weight, weight, zero, u);

@@ -12,7 +12,7 @@
 
 namespace {
 
-constexpr int64_t kElementsPerTask = 32768;  // below that a thread is not worth waking
+constexpr int64_t kElementsPerTask = 32768;  // below this a thread is not worth waking
 
 // Widest first.
 std::vector<const CpuKernels*> supported_kernels() {
@@ -40,7 +40,7 @@ const CpuKernels& choose() {
                     "but is '", wish, "' instead.");
 }
 
-// Calls `work(begin, end, scratch)` for parts of [0, count) on torch's threads, each with `floats` floats of its own.
+// Calls `work(begin, end, scratch)` for parts of [0, count) on torch's threads, each with its own `floats` floats.
 template <typename Work>
 void spread(int64_t count, int64_t elements_each, int64_t floats, const Work& work) {
   const int64_t each = std::max<int64_t>(elements_each, 1), grain = (kElementsPerTask + each - 1) / each;

@@ -1,8 +1,8 @@
 // Token role on the CPU, for one instruction set: included after a vector_*.h header, compiled once for each of them.
 //
-// A token at a time: its channels are brought to float32 in scratch that stays in the first-level cache, stepped, projected,
-// added and written. The loops call the scalar functions of common/ and are vectorised by the compiler, so that both
-// devices share one definition; only the conversions of half-width types use the vector headers.
+// One token at a time: its channels are converted to float32 in scratch that stays in the first-level cache, stepped,
+// projected, added and written. The loops call the scalar functions of common/ and are vectorised by the compiler, so
+// that both devices share one definition; only the conversions of half-width types use the vector headers.
 #pragma once
 
 #include "ops/cpu/element_rows.h"
@@ -14,9 +14,9 @@
 namespace {
 
 constexpr int64_t kNoiseBlocks = 32;            // Philox blocks generated together
-constexpr int64_t kStreamedBytes = 8 * 1024 * 1024;  // results larger than this leave the caches before anybody reads them
+constexpr int64_t kStreamedBytes = 8 * 1024 * 1024;  // results larger than this leave the caches before they are read
 
-// The rounds go over all blocks together, and so does the quantile: loops that the compiler turns into vectors.
+// Both the rounds and the quantile run over all blocks at once: loops that the compiler vectorises.
 inline void noise_of_token(const NoiseToken& token, float deviation, int64_t channels, float* out) {
   uint32_t words[4][kNoiseBlocks];
   float z[4][kNoiseBlocks];
@@ -54,7 +54,7 @@ inline int32_t largest_magnitude_bits(const float* values, int64_t count) {
   int32_t largest = 0;
 #pragma omp simd reduction(max : largest)
   for (int64_t i = 0; i < count; ++i) {
-    const int32_t bits = bits_of_float(values[i]) & 0x7FFFFFFF;
+    const int32_t bits = bits_as<int32_t>(values[i]) & 0x7FFFFFFF;
     largest = bits > largest ? bits : largest;
   }
   return largest;
@@ -67,7 +67,7 @@ inline float step_token(const float* delta, const float* grad, int64_t channels,
     if (moved != delta) __builtin_memmove(moved, delta, static_cast<size_t>(channels) * sizeof(float));
     return __builtin_inff();
   }
-  const float norm = float_of_bits(largest);
+  const float norm = bits_as<float>(largest);
   if (step.projection == kClamp) {
 #pragma omp simd
     for (int64_t i = 0; i < channels; ++i) {
@@ -78,7 +78,7 @@ inline float step_token(const float* delta, const float* grad, int64_t channels,
   }
 #pragma omp simd
   for (int64_t i = 0; i < channels; ++i) moved[i] = stepped(delta[i], grad[i], norm, step);
-  const float stepped_norm = float_of_bits(largest_magnitude_bits(moved, channels));
+  const float stepped_norm = bits_as<float>(largest_magnitude_bits(moved, channels));
 #pragma omp simd
   for (int64_t i = 0; i < channels; ++i) moved[i] = projected(moved[i], stepped_norm, step);
   return norm;
@@ -104,7 +104,8 @@ inline void sum_token(const float* start, const float* grad, const float* moved,
   sums[4] = start_square;
 }
 
-// A finished row goes to its tensor: past the caches when the tensor is large, which saves reading what is overwritten.
+// A finished row goes to its tensor: past the caches when the tensor is large, which avoids reading what is
+// overwritten.
 inline void write_out(const void* row, int64_t bytes, int64_t tensor_bytes, void* to) {
   constexpr int64_t step = Vector::width * static_cast<int64_t>(sizeof(float));
   int64_t i = 0;
@@ -117,7 +118,7 @@ inline void write_out(const void* row, int64_t bytes, int64_t tensor_bytes, void
   if (i < bytes) __builtin_memcpy(static_cast<char*>(to) + i, static_cast<const char*>(row) + i, static_cast<size_t>(bytes - i));
 }
 
-// Writes x and returns it as it reads afterwards.
+// Writes x and returns the value as stored.
 inline Vector written(float* to, Vector x) {
   store(to, x);
   return x;
@@ -192,10 +193,8 @@ inline void perturb_token(const TokenTask& task, int64_t token, float* scratch) 
   } else {
     __builtin_memset(moved, 0, static_cast<size_t>(channels) * sizeof(float));
   }
-  if (task.delta_out != nullptr) {
-    const int64_t bytes = channels * static_cast<int64_t>(sizeof(float));
-    write_out(moved, bytes, bytes * task.tokens, task.delta_out + token * channels);
-  }
+  const int64_t bytes = channels * static_cast<int64_t>(sizeof(float));
+  write_out(moved, bytes, bytes * task.tokens, task.delta_out + token * channels);
   if (task.x != nullptr) sums[1] = add_token(task, token, moved, scratch + room);
 }
 

@@ -1,5 +1,5 @@
-// Vectors of floats: what every instruction set writes the same way, in the compiler's own vector arithmetic. Included by the
-// vector_*.h headers, which name `Floats` beforehand and add what only their instructions can say.
+// Vectors of floats: the code common to all instruction sets, in the compiler's own vector arithmetic. Included by the
+// vector_*.h headers, which define `Floats` beforehand and add what needs their own instructions.
 #pragma once
 
 namespace {
@@ -40,12 +40,19 @@ inline Vector zero_where_both(Vector a, Vector b, Vector limit, Vector value) { 
   return {((a.v == limit.v) & (b.v == limit.v)) != 0 ? Floats{} : value.v};
 }
 
+inline Vector load(const float* p) {
+  Vector x;
+  __builtin_memcpy(&x.v, p, sizeof(x.v));
+  return x;
+}
 inline Vector load(const BFloat16* p) {
   Halves upper;
   __builtin_memcpy(&upper, p, sizeof(upper));
   return {(Floats)(__builtin_convertvector(upper, Words) << 16)};
 }
-inline Halves bfloat16_bits(Vector x) {  // nearest, ties to even; NaN stays NaN
+// What is stored of a vector, by the element type.
+inline Floats narrowed(Vector x, float) { return x.v; }
+inline Halves narrowed(Vector x, BFloat16) {  // nearest, ties to even; NaN stays NaN
   const Words bits = (Words)x.v;
   const Words near = x.v == x.v ? bits + 0x7FFFu + ((bits >> 16) & 1u) : Words{} + 0x7FC00000u;
   return __builtin_convertvector(near >> 16, Halves);

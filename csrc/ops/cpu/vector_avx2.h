@@ -25,21 +25,12 @@ inline bool any_below(Vector x, float limit) {  // or NaN
   return _mm256_movemask_ps(_mm256_cmp_ps(x.v, _mm256_set1_ps(limit), _CMP_NGE_UQ)) != 0;
 }
 
-inline Vector load(const float* p) { return {_mm256_loadu_ps(p)}; }
 inline Vector load(const Float16* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
-inline __m128i narrowed(Vector x, BFloat16) { return (__m128i)bfloat16_bits(x); }
-inline __m128i narrowed(Vector x, Float16) { return _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-
-inline void store(float* p, Vector x) { _mm256_storeu_ps(p, x.v); }
-inline void stream(float* p, Vector x) { _mm256_stream_ps(p, x.v); }  // p aligned to the vector
-template <typename Half>
-inline void store(Half* p, Vector x) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrowed(x, Half{}));
+inline Halves narrowed(Vector x, Float16) {
+  return (Halves)_mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-template <typename Half>
-inline void stream(Half* p, Vector x) {
-  _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrowed(x, Half{}));
-}
+inline void stream_bits(void* p, Floats bits) { _mm256_stream_ps(static_cast<float*>(p), bits); }
+inline void stream_bits(void* p, Halves bits) { _mm_stream_si128(static_cast<__m128i*>(p), (__m128i)bits); }
 inline void finish_streaming() { _mm_sfence(); }
 
 }  // namespace

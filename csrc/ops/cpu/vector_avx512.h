@@ -25,23 +25,12 @@ inline bool any_below(Vector x, float limit) {  // or NaN
   return _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_NGE_UQ) != 0;
 }
 
-inline Vector load(const float* p) { return {_mm512_loadu_ps(p)}; }
-inline Vector load(const Float16* p) {
-  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+inline Vector load(const Float16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
+inline Halves narrowed(Vector x, Float16) {
+  return (Halves)_mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-inline __m256i narrowed(Vector x, BFloat16) { return (__m256i)bfloat16_bits(x); }
-inline __m256i narrowed(Vector x, Float16) { return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-
-inline void store(float* p, Vector x) { _mm512_storeu_ps(p, x.v); }
-inline void stream(float* p, Vector x) { _mm512_stream_ps(p, x.v); }  // p aligned to the vector
-template <typename Half>
-inline void store(Half* p, Vector x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed(x, Half{}));
-}
-template <typename Half>
-inline void stream(Half* p, Vector x) {
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrowed(x, Half{}));
-}
+inline void stream_bits(void* p, Floats bits) { _mm512_stream_ps(static_cast<float*>(p), bits); }
+inline void stream_bits(void* p, Halves bits) { _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)bits); }
 inline void finish_streaming() { _mm_sfence(); }
 
 }  // namespace

@@ -36,7 +36,7 @@ inline Vector exponential(Vector x) {
 struct Growth {
   Vector factor, minus_one, remainder;
 };
-template <bool kBounded>  // else not a number for x below -1e18
+template <bool kBounded>  // else NaN for x below -1e18
 inline Growth growth(Vector x) {
   const Vector bounded = kBounded ? maximum(broadcast(-126.0f), x) : x;  // in this order: NaN stays
   const Vector n = rounded(bounded * broadcast(kLog2E));
@@ -61,6 +61,16 @@ inline float greatest_of(Vector x) {
   float greatest = -MA_INFINITY;
   for (int i = 0; i < Vector::width; ++i) greatest = x.v[i] > greatest ? x.v[i] : greatest;
   return greatest;
+}
+
+template <typename Element>
+inline void store(Element* p, Vector x) {
+  const auto bits = narrowed(x, Element{});
+  __builtin_memcpy(p, &bits, sizeof(bits));
+}
+template <typename Element>
+inline void stream(Element* p, Vector x) {  // past the caches; p aligned to what is written
+  stream_bits(p, narrowed(x, Element{}));
 }
 
 // `count` elements, the rest of the vector filled with `fill`.

@@ -7,6 +7,7 @@
 typedef float Floats __attribute__((vector_size(32)));
 constexpr const char* kInstructionSet = "portable";
 
+#include "common/portability.h"
 #include "ops/cpu/vector.h"
 
 namespace {
@@ -31,7 +32,6 @@ inline bool any_below(Vector x, float limit) {  // or NaN
   return all == 0;
 }
 
-inline float widen(float x) { return x; }
 inline float widen(Float16 x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = x.bits & 0x7FFFu;
@@ -41,15 +41,11 @@ inline float widen(Float16 x) {
   }
   const uint32_t special = magnitude >= 0x7C00u ? 0x38000000u : 0u;  // infinities and NaN: exponent 255 instead of 143
   const uint32_t bits = sign | ((magnitude << 13) + 0x38000000u + special);
-  float value;
-  __builtin_memcpy(&value, &bits, sizeof(value));
-  return value;
+  return bits_as<float>(bits);
 }
 
-inline void narrow(float* to, float x) { *to = x; }
-inline void narrow(Float16* to, float x) {  // nearest, ties to even; NaN stays NaN
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, sizeof(bits));
+inline uint16_t float16_bits(float x) {  // nearest, ties to even; NaN stays NaN
+  const uint32_t bits = bits_as<uint32_t>(x);
   const uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
   uint32_t half;
   if (magnitude > 0x7F800000u) {
@@ -57,38 +53,26 @@ inline void narrow(Float16* to, float x) {  // nearest, ties to even; NaN stays 
   } else if (magnitude >= 0x477FF000u) {  // 65520 and more round to infinity
     half = 0x7C00u;
   } else if (magnitude < 0x38800000u) {  // below 2^-14: adding 1/2 leaves multiples of 2^-24 in the low bits
-    float value;
-    __builtin_memcpy(&value, &magnitude, sizeof(value));
-    value += 0.5f;
-    __builtin_memcpy(&half, &value, sizeof(half));
-    half -= 0x3F000000u;
+    half = bits_as<uint32_t>(bits_as<float>(magnitude) + 0.5f) - 0x3F000000u;
   } else {
     half = (magnitude - 0x38000000u + 0x0FFFu + ((magnitude >> 13) & 1u)) >> 13;
   }
-  to->bits = static_cast<uint16_t>(sign | half);
+  return static_cast<uint16_t>(sign | half);
 }
 
-template <typename Element>
-inline Vector load(const Element* p) {
-  float lane[Vector::width];
-  for (int i = 0; i < Vector::width; ++i) lane[i] = widen(p[i]);
-  Vector x;
-  __builtin_memcpy(&x, lane, sizeof(x));
+inline Vector load(const Float16* p) {
+  Vector x = broadcast(0.0f);
+  for (int i = 0; i < Vector::width; ++i) x.v[i] = widen(p[i]);
   return x;
 }
-template <typename Element>
-inline void store(Element* p, Vector x) {
-  float lane[Vector::width];
-  __builtin_memcpy(lane, &x, sizeof(x));
-  for (int i = 0; i < Vector::width; ++i) narrow(p + i, lane[i]);
+inline Halves narrowed(Vector x, Float16) {
+  Halves bits{};
+  for (int i = 0; i < Vector::width; ++i) bits[i] = float16_bits(x.v[i]);
+  return bits;
 }
-inline void store(BFloat16* p, Vector x) {
-  const Halves bits = bfloat16_bits(x);
+template <typename Bits>
+inline void stream_bits(void* p, Bits bits) {
   __builtin_memcpy(p, &bits, sizeof(bits));
-}
-template <typename Element>
-inline void stream(Element* p, Vector x) {
-  store(p, x);
 }
 inline void finish_streaming() {}
 

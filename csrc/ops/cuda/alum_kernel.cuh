@@ -1,13 +1,13 @@
-// The fused kernel: one __global__ template for both jobs, rows of logits and tokens of the perturbation. A `Role` is one of
-// them with its element type and its phase fixed, so that an instantiation holds the registers and the branches of what its
-// launch carries and nothing else:
+// The fused kernel: one __global__ template for both jobs, rows of logits and tokens of the perturbation. A `Role` is
+// one of them with its element type and its phase fixed, so that an instantiation has only the registers and branches
+// that its launch needs:
 //
 //     Role::Task                      the plain struct of ops/rows.h or ops/tokens.h
-//     Role::threads, Role::blocks     of a block, and of those on a processor
+//     Role::threads, Role::blocks     threads of a block, blocks on a processor
 //     Role::run(task, parts)          the work of one block; `parts` neighbouring blocks share a row
 //
-// One launch a phase is the minimum: between the gradient with respect to delta and the divergence that follows lies a pass of
-// the whole network. Read next: row_kernel.cu, token_kernel.cu.
+// One launch per phase is the minimum: between the gradient with respect to delta and the divergence that follows lies
+// a pass through the whole network. Read next: row_kernel.cu, token_kernel.cu.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -34,7 +34,7 @@ MA_DEVICE float warp_sum(float x) {
   return x;
 }
 
-// NaN only where every lane holds one.
+// NaN only if every lane holds one.
 MA_DEVICE float warp_greatest(float x) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, step));
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(Role::threads, Role::blocks) alum_kernel(const
 // Blocks of a launch whose blocks loop over the rest: enough to fill any number of processors.
 inline int64_t looping_blocks(int64_t needed) { return needed < 148 * 16 ? needed : 148 * 16; }
 
-// Queues a launch of `blocks` blocks, every `cluster` of which run together and see each other's shared memory.
+// Queues a launch of `blocks` blocks, every `cluster` of which run together and share their shared memory.
 template <typename Role>
 cudaError_t launch_role(const typename Role::Task& task, int parts, int64_t blocks, int cluster, void* stream) {
   cudaLaunchAttribute attribute{};
@@ -63,6 +63,6 @@ cudaError_t launch_role(const typename Role::Task& task, int parts, int64_t bloc
   config.attrs = &attribute;
   config.numAttrs = cluster > 1 ? 1 : 0;
   const cudaError_t error = cudaLaunchKernelEx(&config, alum_kernel<Role>, task, parts);
-  if (error != cudaSuccess) cudaGetLastError();  // said here; torch's next check must not find it again
+  if (error != cudaSuccess) cudaGetLastError();  // reported here; torch's next check must not find it again
   return error;
 }

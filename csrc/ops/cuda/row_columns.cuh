@@ -1,8 +1,10 @@
 // One column of a row on the GPU: its weights, what it adds to the sums, its gradients; and packs of 16 bytes of columns.
-// Formulas and letters: csrc/README.md and common/row_statistics.h. The CPU's vector twin is ops/cpu/row_weights.h.
+// Formulas and letters: csrc/README.md and common/row_statistics.h. The CPU's vector counterpart is
+// ops/cpu/row_weights.h.
 //
-// float32 keeps the centred form: differences are rounded once, and of q - p all digits are kept by expm1. Logits of 16 bits
-// differ by 0 or by 2^-8 of themselves at least: there two plain exponentials and their difference are as good as the logits.
+// float32 keeps the centred form: differences are rounded once, and expm1 keeps all digits of q - p. 16-bit logits
+// differ by 0 or by at least 2^-8 of themselves: there two plain exponentials and their difference are as good as the
+// logits.
 #pragma once
 
 #include "common/row_statistics.h"
@@ -15,8 +17,8 @@ MA_DEVICE float power_of_2(float x) {  // two units in the last place; 0 below 2
   return y;
 }
 
-// What all columns of a row have in common. Clean weights are e^(a - clean) 2^exponent, adversarial ones
-// e^(b - adv - log_ratio) 2^exponent.
+// What all columns of a row share. Clean weights are e^(a - clean) 2^exponent, adversarial ones e^(b - adv - log_ratio)
+// 2^exponent.
 struct RowScale {
   float clean, adv, log_ratio, exponent;
   float center, center_rest;  // clean - adv, exactly
@@ -28,8 +30,9 @@ MA_DEVICE RowScale row_scale(float clean, float adv, float log_ratio, float expo
   return scale;
 }
 
-// What all threads of a row know of it before they form its divergence: the first fields of its record and its scale. The power
-// of 2 in the mass goes into the weights, so that they sum to less than 2 and no logit is too far away to be weighed.
+// What all threads of a row know before they compute its divergence: the first fields of its record and its scale. The
+// power of 2 in the mass goes into the weights, so that they sum to less than 2 and no logit is too far away to have a
+// weight.
 struct Level {
   float mass, inverse_mass;  // the latter of the weights that `scale` gives
   RowScale scale;
@@ -44,7 +47,7 @@ MA_DEVICE Level level_of(float clean_top, float mass, float adv_top, float log_r
 struct Column {
   float clean;       // weight
   float difference;  // adversarial - clean weight
-  float log_ratio;   // h = log(clean / adversarial weight); of no meaning where both weights are 0
+  float log_ratio;   // h = log(clean / adversarial weight); meaningless if both weights are 0
 };
 
 // e^-v - 1 for v >= 0: near 0 the series, elsewhere the difference; relative error 2e-7.
@@ -70,9 +73,9 @@ MA_DEVICE Column column_of(float a, float b, const RowScale& scale) {
     column.log_ratio = (clean_exponent - adv_exponent) + scale.log_ratio;
     return column;
   }
-  // The larger weight first, times e^-|h| - 1 the difference: no overflow, no cancellation.
+  // The larger weight, times e^-|h| - 1, gives the difference: no overflow, no cancellation.
   const float adv_exponent = (b - scale.adv) - scale.log_ratio;
-  // Not fmaxf: clean logits that are not numbers make the weight one, adversarial ones leave the MLM loss alone.
+  // Not fmaxf: NaN clean logits make the weight NaN, adversarial ones leave the MLM loss alone.
   const float greater = adv_exponent > clean_exponent ? adv_exponent : clean_exponent;
   const float larger = power_of_2(fmaf(greater, kLog2E, scale.exponent));
   float rest;
@@ -85,7 +88,7 @@ MA_DEVICE Column column_of(float a, float b, const RowScale& scale) {
   return column;
 }
 
-// What a thread, a warp, a row has summed of the divergence, on the scale of the weights.
+// The sums of a thread, a warp or a row for the divergence, on the scale of the weights.
 struct DivergenceSums {
   float divergence, one_way;  // one_way: of KL(P||Q), whatever the divergence is
 };
@@ -115,8 +118,8 @@ MA_DEVICE void add_divergence(const Column& column, DivergenceSums* sums) {
 // Factors of a row's gradients; the mass of the clean weights is divided out.
 struct RowFactors {
   float kl, mlm;
-  bool has_kl, has_mlm;       // a row of weight 0 is not looked at: 0 * NaN would be NaN
-  float one_way, divergence;  // read without detached targets alone
+  bool has_kl, has_mlm;       // a row of weight 0 is skipped: 0 * NaN would be NaN
+  float one_way, divergence;  // read only without detached targets
 };
 
 struct Gradients {
@@ -162,18 +165,8 @@ struct Packing<float> {
 
 template <typename Pair>
 struct PairPacking {
-  MA_DEVICE uint32_t greatest(uint32_t x, uint32_t y) { return bits_of(__hmax2(pair_of(x), pair_of(y))); }
-
- protected:
-  MA_DEVICE Pair pair_of(uint32_t word) {
-    Pair pair;
-    memcpy(&pair, &word, sizeof(pair));
-    return pair;
-  }
-  MA_DEVICE uint32_t bits_of(Pair pair) {
-    uint32_t word;
-    memcpy(&word, &pair, sizeof(word));
-    return word;
+  MA_DEVICE uint32_t greatest(uint32_t x, uint32_t y) {
+    return bits_as<uint32_t>(__hmax2(bits_as<Pair>(x), bits_as<Pair>(y)));
   }
 };
 
@@ -184,15 +177,15 @@ struct Packing<BFloat16> : PairPacking<__nv_bfloat162> {
     to[0] = __uint_as_float(word << 16);
     to[1] = __uint_as_float(word & 0xFFFF0000u);
   }
-  MA_DEVICE uint32_t pack(const float* from) { return bits_of(__floats2bfloat162_rn(from[0], from[1])); }
+  MA_DEVICE uint32_t pack(const float* from) { return bits_as<uint32_t>(__floats2bfloat162_rn(from[0], from[1])); }
 };
 
 template <>
 struct Packing<Float16> : PairPacking<__half2> {
   static constexpr uint32_t kMasked = 0xFC00FC00u;
   MA_DEVICE void unpack(uint32_t word, float* to) {
-    const float2 both = __half22float2(pair_of(word));
+    const float2 both = __half22float2(bits_as<__half2>(word));
     to[0] = both.x, to[1] = both.y;
   }
-  MA_DEVICE uint32_t pack(const float* from) { return bits_of(__floats2half2_rn(from[0], from[1])); }
+  MA_DEVICE uint32_t pack(const float* from) { return bits_as<uint32_t>(__floats2half2_rn(from[0], from[1])); }
 };

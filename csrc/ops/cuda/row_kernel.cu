@@ -9,7 +9,7 @@
 //     write      gradients that need the divergence itself, or whose record was given
 //
 // Rows that are not aligned to 16 bytes, or too wide for the registers of a cluster, take the same passes column by column
-// from memory (`Streamed`). The MLM loss alone is a role of its own: one tensor, one exponential a column and pass.
+// from memory (`Streamed`). The MLM loss alone is a role of its own: one tensor, one exponential per column and pass.
 #include <type_traits>
 
 #include "ops/cuda/row_columns.cuh"
@@ -39,7 +39,7 @@ struct RowRole {
     if (kPair) label.adv = widen(part.adv[label.column]);
     return label;
   }
-  // Around its own greatest logits; a side without a finite one weighs nothing.
+  // Around its own greatest logits; a side without a finite one has weight 0.
   MA_DEVICE Partial partial_of(const Columns& columns, const Mine& part) {
     Partial mine{0.0f, 0.0f, 0.0f, 0.0f};
     columns.greatest(&mine.clean_top, &mine.adv_top);
@@ -63,7 +63,7 @@ struct RowRole {
     const bool ignored = task.labels != nullptr && task.labels[row] == kIgnoredLabel;
     const float kl = !kPair || ignored ? 0.0f : task.kl_weight[row];
     const float mlm = ignored || task.mlm_weight == nullptr ? 0.0f : task.mlm_weight[row];
-    // Of a row that is not a number nothing is left where its weight is 0.
+    // A NaN row leaves nothing behind if its weight is 0.
     return RowFactors{kl == 0.0f ? 0.0f : kl * inverse_mass, mlm == 0.0f ? 0.0f : mlm * inverse_mass, kl != 0.0f, mlm != 0.0f,
                       sums.one_way * inverse_mass, sums.divergence * inverse_mass};
   }
@@ -87,7 +87,8 @@ struct RowRole {
     const int columns = static_cast<int>(task.columns);
     for (int i = static_cast<int>(task.valid_columns + threadIdx.x); i < columns; i += kThreads) narrow(&grad[i], 0.0f);
   }
-  // Another thread's loads never meet these writes: each writes what it has read itself, the label's logits were read before.
+  // Another thread's loads never meet these writes: each writes only what it has read itself, and the label's logits
+  // were read before.
   template <bool kSums>
   MA_DEVICE void pass(const Task& task, const Columns& columns, const Mine& part, int64_t row, const Label& label,
                       const RowScale& scale, const RowFactors& factors, DivergenceSums* sums) {
@@ -128,12 +129,13 @@ struct RowRole {
       sums = team.total(sums, kWrites && !kDetach);
       if (kOneSided) sums.one_way = sums.divergence;
     } else {
-      sums.divergence = level.mass - level.mass;  // 0, or not a number like the row
+      sums.divergence = level.mass - level.mass;  // 0, or NaN like the row
       sums.one_way = sums.divergence;
     }
     if (threadIdx.x == 0 && block_of_row == 0) store(task, row, label, level, sums);
     if (kWrites && (!kPair || !kDetach)) {
-      // The level once more from shared memory: else the compiler keeps what the pass before has formed, and spills it.
+      // The level is read again from shared memory: else the compiler keeps what the previous pass computed, and spills
+      // it.
       const Level again = shared.level;
       pass<false>(task, columns, part, row, label, again.scale, factors_of(task, row, again.inverse_mass, sums), &sums);
     }
@@ -154,8 +156,9 @@ struct Plan {
   bool held;
 };
 
-// As few blocks a row as hold it in registers: of 256 threads, or large ones with more columns a thread, where that is not enough
-// (sm_80, whose blocks form no clusters; very large vocabularies). The parts of the gradient phase need nothing of each other.
+// As few blocks per row as hold it in registers: of 256 threads, or large ones with more columns per thread, if that is
+// not enough (sm_80, whose blocks form no clusters; very large vocabularies). In the gradient phase the parts are
+// independent.
 Plan plan_of(const RowTask& task, RowPhase phase, bool has_clusters) {
   const int64_t size = task.element == kFloat32 ? 4 : 2, packs = task.valid_columns * size / 16;
   const auto aligned = [&](const void* pointer, int64_t stride) {
@@ -209,7 +212,7 @@ cudaError_t launch_phase(const RowTask& task, bool detach, const Plan& plan, voi
 
 template <typename Element>
 cudaError_t launch_element(const RowTask& task, RowPhase phase, void* stream) {
-  cudaFuncAttributes code{};  // of the code this device runs: older intermediate code knows no clusters on a newer device
+  cudaFuncAttributes code{};  // of the code this device runs: older intermediate code has no clusters on a newer device
   const cudaError_t error = cudaFuncGetAttributes(
       &code, alum_kernel<RowRole<Element, kStatistics, false, false, true, kBlock, false>>);
   if (error != cudaSuccess) return error;

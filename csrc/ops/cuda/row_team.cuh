@@ -1,4 +1,4 @@
-// The row role's plumbing: which columns a thread has and where it keeps them, what the threads of a row tell each other.
+// The row role's plumbing: which columns a thread has and where it keeps them, and what the threads of a row exchange.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -13,7 +13,8 @@ constexpr int kBlock = 256, kLargeBlock = 384;  // threads
 constexpr int kMostParts = 8;   // the portable limit of a cluster
 constexpr int kMostWarps = kLargeBlock / 32;
 
-// Packs of 16 bytes, of each side, in a thread's registers: of the large block, alone on its processor, a thread has up to 168.
+// Packs of 16 bytes per side in a thread's registers; in the large block, alone on its processor, a thread has up to
+// 168 registers.
 constexpr int held_packs(int threads) { return threads == kLargeBlock ? 11 : 4; }
 
 // ---- where a thread's columns are ----
@@ -84,7 +85,7 @@ struct Held {
   // Calls `function(a, b)` for every column; with kWrite its two results are written as gradients.
   template <bool kWrite, typename Function>
   __device__ __forceinline__ void each(const Part<Element>& part, const Function& function) const {
-    // Empty instructions, here and below, hide what the passes have in common: the compiler would keep it, and spill it.
+    // Empty instructions, here and below, hide what the passes share: the compiler would keep it, and spill it.
     int rank = threadIdx.x;
     asm volatile("" : "+r"(rank));
 #pragma unroll
@@ -153,14 +154,15 @@ struct Streamed {
   }
 };
 
-// ---- what the threads of a row tell each other ----
+// ---- what the threads of a row exchange ----
 
 struct Partial {
   float clean_top, adv_top;  // greatest logits of a warp: the scale of its sums
   float mass, excess;        // sum e^(a - clean_top), and sum e^(b - adv_top) less that
 };
 
-// `excess` over the same two tops for all parts: e^(b - n) - e^(a - m) for b and a that were weighed around other tops.
+// `excess` over the same two tops for all parts: e^(b - n) - e^(a - m) for b and a whose weights were computed with
+// other tops.
 MA_DEVICE void add_partial(const Partial& part, float clean_top, float adv_top, float* mass, float* excess) {
   const float to_clean = part.clean_top - clean_top, to_adv = part.adv_top - adv_top;
   const float of_clean = expf(to_clean), of_adv = expf(to_adv);  // -infinity: 0
@@ -169,13 +171,10 @@ MA_DEVICE void add_partial(const Partial& part, float clean_top, float adv_top, 
   const float all = finite_two_difference(clean_top, adv_top, &rest);
   const float shift = (own - all) + (own_rest - rest);
   const float moved = shift < 0.0f ? -of_adv * expm1f(shift) : of_clean * expm1f(-shift);  // of_adv - of_clean
-  if (part.mass != 0.0f) *mass += of_clean * part.mass;
-  if (of_adv == 0.0f) {
-    if (part.mass != 0.0f) *excess -= of_clean * part.mass;
-    return;
-  }
-  *excess += of_adv * part.excess;
-  if (part.mass != 0.0f) *excess += part.mass * moved;
+  const float clean = part.mass == 0.0f ? 0.0f : of_clean * part.mass;  // of no mass, it may be infinitely far away
+  *mass += clean;
+  if (of_adv == 0.0f) *excess -= clean;
+  else *excess += of_adv * part.excess + (part.mass == 0.0f ? 0.0f : part.mass * moved);
 }
 
 struct Shared {
@@ -203,7 +202,7 @@ struct Team {
 #endif
     return mine;
   }
-  // One warp merges the partials of all warps of the row, in an order that depends on nothing else, and tells its block.
+  // One warp merges the partials of all warps of the row, in a fixed order, and passes the result to its block.
   __device__ __forceinline__ Level merged(const Partial& mine) const {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (lane == 0) shared->partial[warp] = mine;
@@ -225,7 +224,7 @@ struct Team {
     __syncthreads();
     return shared->level;
   }
-  // The sums of all threads of the row: in the first block alone, or in every one.
+  // The sums of all threads of the row: in the first block only, or in every block.
   __device__ __forceinline__ DivergenceSums total(const DivergenceSums& mine, bool everywhere) const {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const DivergenceSums of_warp{warp_sum(mine.divergence), warp_sum(mine.one_way)};

@@ -142,7 +142,7 @@ MA_DEVICE void move_token(const TokenTask& task, int64_t token, int lane) {
         sums[4] += start.value[i] * start.value[i];
       }
     }
-    if (task.delta_out != nullptr) write_quad(task.delta_out, kFloat32, offset, moved, count, true);
+    write_quad(task.delta_out, kFloat32, offset, moved, count, true);
     if (task.x == nullptr) continue;
     const Quad x = read_quad(task.x, task.x_element, offset, count);
     Quad sum;

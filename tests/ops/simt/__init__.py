@@ -43,7 +43,7 @@ class TokenTask(ctypes.Structure):
 
 
 class DidNotFinish(RuntimeError):
-    """A launch that the device would refuse, or threads that wait for each other for ever."""
+    """A launch that the device would refuse, or a deadlock."""
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Executor:
         return cls(ctypes.CDLL(str(folder / "simt.so")))
 
     def settings(self, *, intermediate_code: int = 90, schedule: int = 0) -> None:
-        """The device to plan for (80: no clusters), and which way round things happen, 0 to 7 (executor.cpp)."""
+        """The device to plan for (80: no clusters), and the order of events, 0 to 7 (executor.cpp)."""
         self.library.simt_settings(intermediate_code, schedule)
 
     def rows(self, task: RowTask, phase: int) -> None:

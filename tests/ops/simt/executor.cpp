@@ -16,7 +16,7 @@ namespace simt {
 namespace {
 
 constexpr size_t kStackBytes = 32 * 1024;
-constexpr int kTurnsWithoutProgress = 4;  // of all fibers: then nobody can go on
+constexpr int kTurnsWithoutProgress = 4;  // of all fibers: then it is a deadlock
 
 // What the last launch was; how the next one is run.
 struct Settings {
@@ -62,7 +62,7 @@ void enter() {
   yield();
 }
 
-// A schedule turns round the order of warps (bit 0) and of threads in a warp (bit 1).
+// A schedule reverses the order of warps (bit 0) and of threads in a warp (bit 1).
 size_t fiber_at(size_t turn) {
   const size_t count = block->fibers.size(), warps = count / 32, warp = turn / 32, lane = turn % 32;
   return 32 * (settings.schedule & 1 ? warps - 1 - warp : warp) + (settings.schedule & 2 ? 31 - lane : lane);

@@ -1,9 +1,10 @@
 // CUDA as far as csrc/ops/cuda uses it, on a CPU: the real .cu files are compiled against this header, unmodified.
 //
 // A thread of a block is a fiber, a block of a cluster a thread of the system, __shared__ memory its thread-local memory, a
-// cluster's distributed shared memory the same place in another thread's. Barriers and shuffles wait as they do on a device; a
-// barrier that somebody never reaches is reported as a deadlock. A schedule (see executor.cpp) turns round which warps run and
-// which blocks start first, so that what is read before its barrier is read before it is written. Not covered: code generation, the memory model, speed.
+// cluster's distributed shared memory the same place in another thread's. Barriers and shuffles wait as they do on a
+// device; a barrier that some thread never reaches is reported as a deadlock. A schedule (see executor.cpp) reverses
+// which warps run and which blocks start first, so that data read before its barrier is read before it is written. Not
+// covered: code generation, the memory model, speed.
 #pragma once
 
 #include <math.h>
