@@ -99,5 +99,7 @@ def test_tags_that_are_none_are_refused(tmp_path):
     save_arrow(tmp_path / "train", {"tokens": [["a", "b"]], "ner_tags": [[0, 1]]}, ner_tags=feature)
     assert load_split(TASKS["ncbi-disease"], tmp_path, "train")[0]["tags"] == ["O", "B-Disease"]
     save_arrow(tmp_path / "validation", {"tokens": [["a", "b"]], "ner_tags": [[0, -1]]}, ner_tags=feature)
-    with pytest.raises(ValueError, match=r"validation:1: a tag must be one of O, B-X, I-X, of BIOES also E-X, S-X, but is -1 instead"):
+    with pytest.raises(
+        ValueError, match=r"validation:1: a tag must be one of O, B-X, I-X, of BIOES also E-X, S-X, but is -1 instead"
+    ):
         load_split(TASKS["ncbi-disease"], tmp_path, "dev")
