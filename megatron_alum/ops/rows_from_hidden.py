@@ -55,7 +55,7 @@ def row_losses_from_hidden(
     alike = clean_hidden.ndim == 2 and adv_hidden.shape == clean_hidden.shape and adv_hidden.dtype == clean_hidden.dtype
     if not alike or weight.ndim != 2 or weight.shape[1] != clean_hidden.shape[1]:
         found = ", ".join(f"{x.dtype} {list(x.shape)}" for x in (clean_hidden, adv_hidden, weight))
-        raise ValueError(f"hidden states must be two [N, H] alike and `weight` [V, H], but are {found} instead.")
+        raise ValueError(f"hidden states must be two [N, H] of one dtype and `weight` [V, H], but are {found} instead.")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"`bias` must have shape [{weight.shape[0]}], but is {list(bias.shape)} instead.")
     rows = clean_hidden.shape[0]
