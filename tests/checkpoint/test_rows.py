@@ -52,7 +52,7 @@ def test_a_resume_skips_and_reports_them(prefix, tmp_path):
     rows = launch_prepared(2, prefix, run, train_and_keep_stderr, train_iters=4, load=run)
     assert without_timing(rows) == without_timing(straight)
     printed = (tmp_path / "run-stderr-0").read_text()
-    assert printed.count(f"had {len(FOREIGN)} line(s) that are no rows of a run (line 3, 4, 5, 6, 7, ...)") == 2
+    assert printed.count(f"had {len(FOREIGN)} line(s) that are not rows of a run (line 3, 4, 5, 6, 7, ...)") == 2
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,6 @@ def test_a_model_with_fewer_rows_than_words_is_refused(prefix, start, tmp_path):
     small = shutil.copytree(folder, tmp_path / "small")
     config = json.loads((small / "config.json").read_text())
     (small / "config.json").write_text(json.dumps({**config, "vocab_size": num_words - 1}))
-    with pytest.raises(ValueError, match=rf"at least the {num_words} words .* has {num_words - 1}\. Preprocess"):
+    with pytest.raises(ValueError, match=rf"at least the {num_words} tokens .* has {num_words - 1}\. Preprocess"):
         launch(1, prefix, tmp_path / "run", init_from=small, model_type="bert", train_iters=2)
     assert not (tmp_path / "run").exists()

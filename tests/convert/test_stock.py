@@ -273,5 +273,5 @@ def test_a_truncated_file_is_refused(rank_files, tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         read_stock_source(folder, rank_files[1])
     path.write_bytes(pickle.dumps({"model": {}}))
-    with pytest.raises(ValueError, match=r"no whole torch\.save file"):
+    with pytest.raises(ValueError, match=r"not a complete torch\.save file"):
         read_stock_source(folder, rank_files[1])

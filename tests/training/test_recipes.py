@@ -50,7 +50,7 @@ def test_a_recipe_says_what_it_needs(recipe):
     phases = [phase for phase, iterations in run_iterations(config).items() if iterations]
     text = TextSize.full(config)
     needed = max(estimate_memory(config, phase, vocab_size=words, text=text, **options).total for phase in phases)
-    assert f"needs {needed / 1e9:.1f} GB of each" in recipe.read_text().replace("\n# ", " ")
+    assert f"needs {needed / 1e9:.1f} GB on each" in recipe.read_text().replace("\n# ", " ")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

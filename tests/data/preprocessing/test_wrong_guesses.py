@@ -190,7 +190,7 @@ REFUSED = [
         "in.txt",
         GERMAN.encode("latin-1"),
         {},
-        r"no UTF-8, probably WINDOWS-1252 or Latin-1 \(7 stray bytes .*\(iconv -f WINDOWS-1252 ",
+        r"not UTF-8, probably WINDOWS-1252 or Latin-1 \(7 stray bytes .*\(iconv -f WINDOWS-1252 ",
     ),
     ("in.txt", GERMAN.encode("latin-1"), {"format": "text"}, r"iconv -f WINDOWS-1252 -t UTF-8"),
     ("in.txt.xz", lzma.compress(GERMAN.encode("latin-1")), {"format": "lines"}, r"iconv -f WINDOWS-1252 -t UTF-8"),
