@@ -18,7 +18,7 @@ from megatron_alum.finetune.benchmarks.tasks import TASKS
 from megatron_alum.finetune.runs.records import write_at_once
 from megatron_alum.report.figures import draw_figures
 from megatron_alum.report.pages import markdown_line, template
-from megatron_alum.report.paper_tables import Column, PaperTable, Part, paper_figures, paper_sizes, paper_tables
+from megatron_alum.report.paper_tables import Cell, Column, PaperTable, Part, paper_figures, paper_sizes, paper_tables
 from megatron_alum.report.results import FILE, Results, Shown, best_values, cell
 
 SIZE_HEADINGS = ("train", "dev", "test")
@@ -65,6 +65,14 @@ def block(part: Part, results: Results, *, marked: Iterable[str] = ()) -> Block:
     return Block(groups, part.columns, tuple(rows))
 
 
+def other_results(results: Results) -> list[tuple[str, Cell, str]]:
+    """(system, cell, our values) of every result that no column of the paper's tables shows."""
+    shown = {column.cell for table in paper_tables() for part in table.parts for column in part.columns}
+    given = [(system, (row["task"], row["split"], row["metric"])) for system, rows in results.items() for row in rows]
+    others = [(system, key) for system, key in dict.fromkeys(given) if key not in shown]
+    return [(system, key, cell(best_values(results[system], key), None).ours) for system, key in others]
+
+
 def size_rows(data_dir: str | Path | None) -> list[tuple[str, tuple[Shown, ...], str, str]]:
     """Table 9: (data set, train, dev and test, labels, metric); our counts, if the files are found."""
     return [
@@ -107,6 +115,7 @@ def markdown_page(
     parts = [
         "Cells: ours as mean +- deviation (n seeds), the paper's number in brackets; empty where there is none.\n",
         *(markdown_table(table, results) for table in paper_tables()),
+        *_markdown_others(other_results(results)),
         "\n".join(_markdown_sizes(sizes)) + "\n",
     ]
     for figure in paper_figures():
@@ -115,6 +124,13 @@ def markdown_page(
                 f"## Figure {figure.number}. {figure.title}\n\n![](figure{figure.number}.svg)\n\n{figure.note}\n"
             )
     return "\n".join(parts)
+
+
+def _markdown_others(others: list[tuple[str, Cell, str]]) -> Iterator[str]:
+    if others:
+        lines = ["## Results that the paper's tables have no column for", ""]
+        lines += [markdown_line(["", "task", "split", "metric", "value"]), markdown_line(["---"] * 5)]
+        yield "\n".join([*lines, *(markdown_line([system, *key, value]) for system, key, value in others)]) + "\n"
 
 
 def _markdown_sizes(sizes: Iterable[tuple[str, tuple[Shown, ...], str, str]]) -> Iterator[str]:
@@ -136,4 +152,5 @@ def html_page(
         sizes=sizes,
         figures=[(figure, figures.get(figure.number)) for figure in paper_figures()],
         given=given,
+        others=other_results(results),
     )

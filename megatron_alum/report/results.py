@@ -43,7 +43,8 @@ def read_systems(items: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
     for item in items:
         system, _, path = ("", "", item) if Path(item).is_file() or "=" not in item else item.partition("=")
         if not Path(path).is_file():
-            raise ValueError(f"--results must be results.jsonl files or SYSTEM=FILE, but {item} is neither.")
+            found = "is a folder" if Path(path).is_dir() else "does not exist"
+            raise ValueError(f"--results must be results.jsonl files or SYSTEM=FILE, but {path} {found}.")
         results.setdefault(system or Path(path).parent.name, []).extend(read_results([path]))
     return results
 

@@ -213,12 +213,13 @@ class Table(HTMLParser):
 
 
 def test_the_page_holds_every_cell_and_needs_no_other_file():
-    """The parsed page has the rows of the Markdown, cell for cell."""
-    results = {"BERT-base": [row(0.8123), row(0.8323, seed=2)], "mine <x>": [row(0.7)]}
+    """The parsed page has the rows of the Markdown, cell for cell; results that no table has a column for as well."""
+    results = {"BERT-base": [row(0.8123), row(0.8323, seed=2)], "mine <x>": [row(0.7), row(0.25, task="custom")]}
     parsed = Table(page(results))
     rows = [[" ".join(words) for words in one] for one in parsed.rows]
     assert ["BERT-base", "88.5", "81.0", "76.5", "72.9", "82.2 \u00b1 1.4 (n 2) 84.5", "84.4"] in rows
     assert ["mine <x>", "", "", "", "", "70.0 (n 1)", ""] in rows
+    assert ["mine <x>", "custom", "dev", "accuracy", "25.0 (n 1)"] in rows
     assert ["HellaSWAG", "34k", "10", "10k", "-", "accuracy"] in rows
     markdown = markdown_page(results, {}, size_rows(None))
     expected = [

@@ -14,6 +14,8 @@ from megatron_alum.data.shards.names import INVALID_UTF8
 QUANTILES = (0.05, 0.5, 0.95, 1.0)
 SAMPLE_TOKENS = 5_000_000
 """Tokens, from the beginning, in which unknown ones are counted."""
+MANY_UNKNOWN = 0.05
+"""Share of unknown tokens above which a vocabulary does not fit the text: the right one has far below 1 %."""
 MIN_PAIRED = 0.05
 """Share of documents with two sentences below which sentence pairs cannot be learnt: a splitter occasionally cuts a
 line in two, even if every line is one sentence."""
@@ -96,6 +98,14 @@ def summary(prefix: str, manifest: dict[str, Any]) -> Iterator[str]:
     tokens = np.memmap(paths["bin"], index.dtype, mode="r")
     for number in sorted({0, index.num_documents // 2})[:_SHOWN_DOCUMENTS]:
         yield f"document {number}: {_beginning(index, tokens, tokenizer, number)}"
+    unknown = [found for name in ("[UNK]", "<unk>") if (found := tokenizer.token_to_id(name)) is not None]
+    share = float(np.mean(np.isin(tokens[:SAMPLE_TOKENS], unknown)))
+    if share > MANY_UNKNOWN:
+        yield (
+            f"warning: {share:.0%} of the tokens are unknown to the vocabulary: it is not one of this text's language "
+            "or script, or too small. Give another --vocab-file or --tokenizer, or train one "
+            "(megatron-alum train-tokenizer)."
+        )
     if INVALID_UTF8 in manifest["repaired"]:
         yield (
             "warning: bytes that are not UTF-8 were replaced. If their files are in another encoding, convert those "

@@ -363,6 +363,20 @@ def test_a_corpus_without_pairs_is_warned_about_twice(tmp_path, caplog, texts):
         assert ("has two sentences" in caplog.text) == expected
 
 
+@pytest.mark.parametrize(("strange", "is_warned"), [(1, False), (2, True)])
+def test_a_vocabulary_of_another_text_is_warned_about(tmp_path, strange, is_warned):
+    """38 tokens, of which 2 are unknown: 5.3 %; of 37 with one, 2.7 %."""
+    text = "The cat sat. " * 9 + " ".join(["\u0444"] * strange)  # a letter that the vocabulary lacks
+    (tmp_path / "in.txt").write_text(text + "\n")
+    manifest = prepare(tmp_path, tmp_path / "in.txt")
+    warned = [line for line in summary(str(tmp_path / "out"), manifest) if "unknown to the vocabulary" in line]
+    assert manifest["num_tokens"] == 36 + strange
+    assert (
+        warned == [line for line in warned if line.startswith("warning: 5% of the tokens")]
+        and bool(warned) == is_warned
+    )
+
+
 def test_stray_bytes_are_repaired_and_hinted_at(tmp_path):
     (tmp_path / "in.txt").write_bytes(b"The cat \xff sat. It ran.\n\nThe dog ran.\n")
     manifest = prepare(tmp_path, tmp_path / "in.txt")

@@ -380,8 +380,10 @@ def test_bf16_instructions_are_those_that_the_system_reports():
     assert has_bf16_instructions() == bool({"avx512_bf16", "amx_tile"} & reported)
 
 
-@pytest.mark.parametrize("given", ["nope", "A=nope", "."])
-def test_a_report_without_results_is_one_sentence(given, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("given", "found"), [("nope", "nope does not exist"), ("A=nope", "nope does not exist"), (".", ". is a folder")]
+)
+def test_a_report_without_results_is_one_sentence(given, found, tmp_path, capsys):
     assert run_tool("make_report", "--results", given, "--output", tmp_path / "out", expect_error=True) == 2
-    assert f"--results must be results.jsonl files or SYSTEM=FILE, but {given} is neither" in capsys.readouterr().err
+    assert f"--results must be results.jsonl files or SYSTEM=FILE, but {found}." in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
