@@ -24,7 +24,7 @@ from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 import yaml
 
 from megatron_alum.config.extras import MissingExtraError
-from megatron_alum.config.fields import Option, options_of, section_of
+from megatron_alum.config.fields import Option, options_of, plain, section_of
 
 T = TypeVar("T")
 
@@ -145,7 +145,7 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     flat = {}
     for option in options_of(type(config)):
         value = functools.reduce(getattr, option.path, config)
-        flat[option.name] = list(value) if isinstance(value, tuple) else value
+        flat[option.name] = plain(value)
     return flat
 
 

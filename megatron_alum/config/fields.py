@@ -196,3 +196,8 @@ def _to_str(value: Any) -> str:
 
 _SCALARS: dict[type, Callable[[Any], Any]] = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}
 """The converters of plain types; YAML supplies typed values, the command line text."""
+
+
+def plain(value: Any) -> Any:
+    """The value of an option as `config_to_dict` gives it and JSON reads it back: a list in place of a tuple."""
+    return list(value) if isinstance(value, tuple) else value

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from megatron_alum.config.data import DataConfig
-from megatron_alum.config.fields import Option, options_of
+from megatron_alum.config.fields import Option, options_of, plain
 from megatron_alum.config.model import ModelConfig
 from megatron_alum.config.run import RunConfig
 
@@ -102,7 +102,7 @@ def upgraded(run: Mapping[str, Any], *, version: int) -> dict[str, Any]:
     options = options_by_name()
     known = {name: value for name, value in run.items() if name in options}
     absent = {name: option.default for name, option in options.items() if name not in known}
-    defaults = {name: _plain(value) for name, value in absent.items() if value is not MISSING}
+    defaults = {name: plain(value) for name, value in absent.items() if value is not MISSING}
     sizes = asdict(ModelConfig(**{field.name: run[field.name] for field in fields(ModelConfig) if field.name in run}))
     defaults |= {name: value for name, value in sizes.items() if name in absent}  # follows from other options
     if version > 1:
@@ -112,7 +112,7 @@ def upgraded(run: Mapping[str, Any], *, version: int) -> dict[str, Any]:
         for other in idle if result[name] == value else ():
             # alpha 0 switches the branch off, whatever the ascent
             if other != "alum_alpha" or result[other] > 0:
-                result[other] = _plain(options[other].default)
+                result[other] = plain(options[other].default)
     return result
 
 
@@ -156,8 +156,3 @@ def _meaning(name: str, run: Mapping[str, Any]) -> Any:
             return data.objective_for(run["model_type"])
         return [round(share, 12) for share in data.split_shares]
     return run[name]
-
-
-def _plain(value: Any) -> Any:
-    """As `config_to_dict` writes it."""
-    return list(value) if isinstance(value, tuple) else value

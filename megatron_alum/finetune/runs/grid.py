@@ -25,7 +25,7 @@ import torch
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from megatron_alum.config.cli import config_to_dict
-from megatron_alum.config.fields import options_of
+from megatron_alum.config.fields import options_of, plain
 from megatron_alum.config.finetune import FinetuneConfig
 from megatron_alum.finetune.benchmarks.decoding import Decoded, SpanOptions, check_finite, decode
 from megatron_alum.finetune.benchmarks.features import Collator, Feature
@@ -152,8 +152,7 @@ def check_same_settings(config: FinetuneConfig) -> None:
     stored = json.loads(path.read_text(encoding="utf-8"))
     for option in options_of(FinetuneConfig):
         if option.name in wanted and option.name not in stored:  # newer than the folder, which used its default
-            default = option.default
-            stored[option.name] = list(default) if isinstance(default, tuple) else default
+            stored[option.name] = plain(option.default)
     for name, value in wanted.items():
         if stored.get(name) != value:
             raise ValueError(
