@@ -21,7 +21,7 @@ $(STAMP): $(SOURCES)
 demo: $(STAMP)
 	$(PY) examples/demo.py $(if $(CORPUS),--corpus $(CORPUS))
 
-SUITE := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+SUITE := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 tests
 
 test: $(STAMP)
 	$(SUITE)

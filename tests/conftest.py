@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import file_times, warm
+from tests.helpers import file_times, memory_disk, warm
 from tests.helpers.results_table import ResultsTable
 
 SHARED_DATA = Path(os.environ.get("MEGATRON_ALUM_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")).resolve()
@@ -23,6 +23,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("--device") == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for worker processes too: the ranks of one test cannot share a GPU
+    memory_disk.use()
     warm.keep_environment()
     if config.getoption("--results"):
         config.pluginmanager.register(ResultsTable(config.getoption("--results")))

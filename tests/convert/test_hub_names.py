@@ -22,35 +22,32 @@ def cached_model(home, source):
         (repository / "snapshots" / COMMIT / path.name).symlink_to(Path("../../blobs") / str(number))
 
 
-def from_hf(home, name, save):
-    """The tool on a hub name, with this cache and no network."""
-    environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment.pop("HF_HUB_CACHE", None)
-    command = [
-        sys.executable,
-        "tools/convert_checkpoint.py",
-        "from-hf",
-        "--model",
-        name,
-        "--save",
-        str(save),
-        "--verify",
-    ]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+TWICE = """
+import sys
+from megatron_alum.cli.convert import main
+from megatron_alum.config.cli import main_guard
+for save in sys.argv[1:]:
+    sys.argv = ["convert", "from-hf", "--model", save.rpartition("/")[2].replace("--", "/"), "--save", save, "--verify"]
+    try:
+        main_guard(main)
+    except SystemExit as exit:
+        print("exit", exit.code)
+"""
+"""converts the hub's name at the end of each folder's, in one process: what is imported reads the variables below"""
 
 
-def test_a_cached_name_is_converted_offline(tmp_path):
+def test_a_cached_name_is_converted_offline_and_another_is_refused_in_one_sentence(tmp_path):
     tokenizer_folder(save_hf_model("bert", tmp_path / "hf"))
     cached_model(tmp_path / "home", tmp_path / "hf")
-    done = from_hf(tmp_path / "home", "lab/tiny", tmp_path / "run")
-    assert done.returncode == 0, done.stderr[-2000:]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment.pop("HF_HUB_CACHE", None)
+    saved, refused = tmp_path / "lab--tiny", tmp_path / "lab--large"
+    command = [sys.executable, "-c", TWICE, str(refused), str(saved)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert done.stdout.startswith("exit 2\n") and done.stdout.count("exit") == 1
+    assert "lab/large must be a model folder or the name of a hub repository" in done.stderr
+    assert not refused.exists()
     assert "verified: largest difference of hidden states" in done.stdout
-    written = tmp_path / "run" / "iter_0000000" / "tokenizer" / "tokenizer.json"
+    written = saved / "iter_0000000" / "tokenizer" / "tokenizer.json"
     assert written.is_file() and not written.is_symlink()
-
-
-def test_a_name_outside_the_cache_is_refused_in_one_sentence(tmp_path):
-    done = from_hf(tmp_path / "home", "lab/tiny", tmp_path / "run")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "lab/tiny must be a model folder or the name of a hub repository" in done.stderr
-    assert not (tmp_path / "run").exists()

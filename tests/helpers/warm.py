@@ -14,7 +14,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,8 +22,20 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 _CONTEXT = multiprocessing.get_context("forkserver")
-_IMPORTED = ("megatron_alum.training.loop", "megatron_alum.training.dry_run", "megatron_alum.convert", "torch.testing")
-"""modules that are not installed are skipped"""
+_IMPORTED = (
+    "megatron_alum.training.loop",
+    "megatron_alum.training.dry_run",
+    "megatron_alum.convert",
+    "megatron_alum.finetune.runs.grid",
+    "torch.testing",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.bert.tokenization_bert",
+    "transformers.models.roberta.modeling_roberta",
+    "transformers.models.roberta.tokenization_roberta",
+)
+"""modules that are not installed are skipped; transformers would import its parts, a second each, at their first use"""
 _environment: dict[str, str] = {}
 
 
@@ -58,16 +70,21 @@ def start(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
 
 
 def run_script(
-    path: Path | str, *arguments: object, folder: Path = ROOT, timeout_seconds: float = 300.0
+    path: Path | str,
+    *arguments: object,
+    folder: Path = ROOT,
+    timeout_seconds: float = 300.0,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a Python file of the project (or elsewhere) as `python path arguments` would in `folder`.
+    """Run a Python file of the project (or elsewhere) as `python path arguments` would in `folder`, with these
+    environment variables beside those of the server.
 
     Raises: TimeoutError.
     """
     words = [str(ROOT / path), *map(str, arguments)]
     with tempfile.TemporaryDirectory() as outputs:
         files = [str(Path(outputs) / name) for name in ("stdout", "stderr")]
-        process = start(_run_script, words, folder, *files)
+        process = start(_run_script, words, folder, dict(environment or {}), *files)
         process.join(timeout_seconds)
         if process.exitcode is None:
             process.kill()
@@ -76,9 +93,10 @@ def run_script(
     return subprocess.CompletedProcess(words, process.exitcode, *printed)
 
 
-def _run_script(words: list[str], folder: Path, stdout: str, stderr: str) -> None:
+def _run_script(words: list[str], folder: Path, environment: dict[str, str], stdout: str, stderr: str) -> None:
     """The new process: redirect its streams to files, set its arguments to `words`, and run the script."""
     gc.freeze()
+    os.environ.update(environment)
     os.chdir(folder)
     for descriptor, path in ((1, stdout), (2, stderr)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -14,20 +14,15 @@ import torch
 
 from megatron_alum import ops
 from megatron_alum.ops import dispatch
+from tests.helpers.warm import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter, since the extension is loaded once per process."""
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def run_python(folder: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own, since the extension is loaded once per process."""
+    (folder / "alone.py").write_text(code)
+    return run_script(folder / "alone.py", environment=environment)
 
 
 def test_build_info_names_everything():
@@ -58,10 +53,10 @@ def test_a_requested_kernel_that_cannot_run_raises_the_reason():
         ops.symmetric_kl(a, a, impl="gpu")
 
 
-def test_without_the_extension_everything_works():
+def test_without_the_extension_everything_works(tmp_path):
     code = "import torch; from megatron_alum import ops; a = torch.randn(2, 5)"
     code += "; print(ops.symmetric_kl(a, a.clone()).sum().item())"
-    done = run_python(code + "; print(ops.build_info()['reason'])", MEGATRON_ALUM_NO_EXTENSION="1")
+    done = run_python(tmp_path, code + "; print(ops.build_info()['reason'])", MEGATRON_ALUM_NO_EXTENSION="1")
     assert done.returncode == 0 and done.stdout.split("\n")[:2] == ["0.0", "MEGATRON_ALUM_NO_EXTENSION=1"]
     assert done.stderr.count("fall back to the torch reference") == 1
 
@@ -139,19 +134,19 @@ def test_setup_obeys_use_cuda(wish, sentence):
         pytest.skip(
             "pyproject.toml needs setuptools 77, and gpu_check.py builds without it where there is an older one"
         )
-    command = [sys.executable, "setup.py", "--version"]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "USE_CUDA": wish}, capture_output=True, text=True)
+    done = run_script("setup.py", "--version", environment={"USE_CUDA": wish})
     assert sentence in done.stderr and (done.returncode == 0) == (wish == "0")
 
 
 def test_importing_needs_neither_megatron_nor_the_extension():
     code = "import sys; sys.modules['megatron'] = None; import megatron_alum, megatron_alum.ops; print('fine')"
-    done = run_python(code, MEGATRON_ALUM_NO_EXTENSION="1")
+    environment = {**os.environ, "MEGATRON_ALUM_NO_EXTENSION": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.stdout == "fine\n", done.stderr
 
 
 @pytest.mark.parametrize("instruction_set", ["portable", "avx2", "avx512"])
-def test_every_instruction_set_passes_the_kernel_tests(instruction_set, request):
+def test_every_instruction_set_passes_the_kernel_tests(instruction_set, request, tmp_path):
     """The tests of the kernels again in a process restricted to one instruction set; its dropout masks are those of
     the reference, so all sets draw the same."""
     info = ops.build_info()
@@ -168,25 +163,21 @@ def test_every_instruction_set_passes_the_kernel_tests(instruction_set, request)
     if instruction_set == info["instruction_set"]:
         return  # the tests of this very process
     files = [f"tests/ops/test_{name}.py" for name in ("divergence", "dropout", "magnitudes", "noise", "perturbation")]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "cpu or kernel_equals",
-        *files,
-    ]
-    environment = {**os.environ, "MEGATRON_ALUM_INSTRUCTION_SET": instruction_set}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    (tmp_path / "restricted.py").write_text(
+        f"""import sys, pytest
+from megatron_alum import ops
+assert ops.build_info()["instruction_set"] == "{instruction_set}"
+sys.exit(pytest.main(sys.argv[1:]))"""
+    )
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-k", "cpu or kernel_equals"]
+    environment = {"MEGATRON_ALUM_INSTRUCTION_SET": instruction_set}
+    done = run_script(tmp_path / "restricted.py", *options, *files, timeout_seconds=400, environment=environment)
     assert done.returncode == 0, done.stdout[-3000:]
 
 
-def test_an_unknown_instruction_set_is_refused():
+def test_an_unknown_instruction_set_is_refused(tmp_path):
     if not ops.build_info()["built"]:
         pytest.skip(ops.build_info()["reason"])
-    done = run_python("from megatron_alum import ops; ops.build_info()", MEGATRON_ALUM_INSTRUCTION_SET="sse9")
+    code = "from megatron_alum import ops; ops.build_info()"
+    done = run_python(tmp_path, code, MEGATRON_ALUM_INSTRUCTION_SET="sse9")
     assert done.returncode != 0 and "`MEGATRON_ALUM_INSTRUCTION_SET` must be one this processor has" in done.stderr

@@ -8,7 +8,7 @@ from megatron_alum import ops
 from tests.helpers.pairs import pairs
 from tests.ops import oracle, tolerances
 
-SHAPES = [(1, 5), (7, 5), (123, 5), (1, 1000), (123, 1000), (7, 30522), (29, 30592), (3, 50265), (1, 131072)]
+SHAPES = [(1, 5), (7, 5), (123, 5), (1, 1000), (123, 1000), (3, 30522), (9, 30592), (2, 50265), (1, 131072)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 DIFFERENCES = [1e-6, 1e-5, 1e-3, 1e-1, 2.0]
 
@@ -50,7 +50,7 @@ def test_value_and_gradients(device, impl, shape, dtype, detach):
     *pairs(difference=DIFFERENCES, shift=[0.0, 5.0, -40.0], columns=[1000, 30522], detach=[True, False])
 )
 def test_nearly_equal_logits_keep_their_digits(device, impl, difference, shift, columns, detach):
-    clean, adv = (x.to(device) for x in oracle.logits(7, columns, difference=difference, shift=shift))
+    clean, adv = (x.to(device) for x in oracle.logits(3, columns, difference=difference, shift=shift))
     truth = oracle.differentiate(oracle.detached_kl if detach else oracle.full_kl, clean, adv, dtype=torch.float64)
     truth = truth._replace(kl=oracle.full_kl(clean.double(), adv.double()))
     found = run(ops.symmetric_kl, clean, adv, detach_targets=detach, impl=impl)

@@ -10,11 +10,13 @@ import pytest
 import torch
 from scipy.special import rel_entr
 
+from tests.helpers.pairs import pairs
 from tests.oracle import models
 from tests.oracle.algorithm1 import Settings, _kl, _outer, algorithm_1, standard_step
 
 ARCHITECTURES = tuple(models.CLASSES)
 LEVELS = (("word", 0), ("encoder_input", 0), ("layer", 1), ("layer", 2))
+CLIMBED = (("virtual", "kl"), ("virtual", "symmetric"), ("label", "kl"))
 FLOAT64 = 1e-12
 STEP, DIFFERENCES = 1e-5, 1e-7
 LARGE = {"epsilon": 10.0, "alpha": 3.0}
@@ -87,12 +89,11 @@ def test_detached_targets_give_the_difference_of_the_probabilities():
     assert (grads[1] + difference).abs().max() < FLOAT64
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
-@pytest.mark.parametrize(("level", "layer"), LEVELS)
-@pytest.mark.parametrize(("ascent", "inner"), [("virtual", "kl"), ("virtual", "symmetric"), ("label", "kl")])
-def test_a_step_follows_the_gradient_of_what_is_climbed(model_type, level, layer, ascent, inner):
+@pytest.mark.parametrize(*pairs(model_type=ARCHITECTURES, at=LEVELS, climbed_loss=CLIMBED), ids=str)
+def test_a_step_follows_the_gradient_of_what_is_climbed(model_type, at, climbed_loss):
     """g = (delta' - delta) / eta against central differences of the loss as a function of the random start."""
     network, sequence = models.network(model_type), models.sequences(model_type)[1]
+    (level, layer), (ascent, inner) = at, climbed_loss
     settings = Settings(
         **LARGE, step_size=0.5, perturb=level, perturb_layer=layer, inner_divergence=inner, ascent=ascent
     )

@@ -1,5 +1,6 @@
 """A rank that hangs is reported with what the others were doing; nothing is saved."""
 
+import functools
 import time
 from unittest.mock import patch
 
@@ -18,10 +19,11 @@ from tests.training.runs import (
     read_rows,
     train_quietly,
 )
+from tests.training.test_torchrun import wait_for
 
 
-def train_with_a_sleeper(rank, world_size, argv):
-    """Rank 1 sleeps before iteration 3, longer than the others wait for its message after it."""
+def train_with_a_sleeper(rank, world_size, argv, given_up):
+    """Rank 1 sleeps before iteration 3, until the other has waited long enough and makes the file `given_up`."""
     from megatron_alum.training.control import Control
 
     collect = Control.collect
@@ -29,11 +31,13 @@ def train_with_a_sleeper(rank, world_size, argv):
     def sleepy(self, **kwargs):
         self.calls = getattr(self, "calls", 0) + 1
         if rank == 1 and self.calls == 4:
-            time.sleep(12)
+            wait_for(given_up.exists)
         return collect(self, **kwargs)
 
     with patch.object(Control, "collect", sleepy):
-        return train_quietly(rank, world_size, argv)
+        refusal = train_quietly(rank, world_size, argv)
+    given_up.touch()
+    return refusal
 
 
 def test_a_hung_rank_times_out_with_rank_and_operation(prefix, tmp_path):
@@ -41,7 +45,8 @@ def test_a_hung_rank_times_out_with_rank_and_operation(prefix, tmp_path):
     with pytest.raises(
         OSError, match=r"Rank 0 \(process \d+\) lost the other ranks while it was agreeing on what follows iteration 3"
     ):
-        launch_prepared(2, prefix, run, train_with_a_sleeper, distributed_timeout_minutes=0.05)
+        sleeper = functools.partial(train_with_a_sleeper, given_up=tmp_path / "given-up")
+        launch_prepared(2, prefix, run, sleeper, distributed_timeout_minutes=0.05)
     assert list_iterations(run) == [] and len(read_rows(run)) == 3
 
 

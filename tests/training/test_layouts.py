@@ -48,9 +48,7 @@ OPTIONS = {
     "full-gradients": {"alum_detach_targets": False, "alum_inner_divergence": "symmetric", "alum_nsp": False},
     "half-of-the-batch": {"alum_batch_fraction": 0.5},
     "chunked-head": {"alum_head_chunk_rows": 3},
-    "label": {"alum_ascent": "label"},
     "label-of-a-part": {"alum_ascent": "label", "alum_batch_fraction": 0.5},
-    "late-layer": {"alum_perturb": "layer", "alum_perturb_layer": 1},
     "late-layer-of-a-part": {"alum_perturb": "layer", "alum_perturb_layer": 1, "alum_batch_fraction": 0.4},
     "random-start-only": {"alum_num_ascent_steps": 0, "alum_step_size": 1e-3, "alum_epsilon": 1e-5},
     "post-layernorm": {"model_type": "bert"},
@@ -76,8 +74,6 @@ def test_every_option_is_right_under_sequence_parallelism(prefix, tmp_path, opti
         pytest.param(
             2, {"tensor_model_parallel_size": 2, "sequence_parallel": True, "micro_batch_size": 8}, id="tp2-sp"
         ),
-        pytest.param(2, {"use_distributed_optimizer": True}, id="dp2-distributed-optimizer"),
-        pytest.param(2, {"overlap_grad_reduce": True}, id="dp2-overlap"),
         pytest.param(
             4, {"use_distributed_optimizer": True, "overlap_grad_reduce": True}, id="dp4-distributed-optimizer-overlap"
         ),
@@ -93,7 +89,6 @@ def test_every_option_is_right_under_sequence_parallelism(prefix, tmp_path, opti
         ),
         pytest.param(1, {"recompute_granularity": "full"}, id="recompute-full"),
         pytest.param(1, {"recompute_granularity": "selective"}, id="recompute-selective"),
-        pytest.param(1, {"alum_head_chunk_rows": 3}, id="chunked-head"),
         pytest.param(
             2,
             {"tensor_model_parallel_size": 2, "alum_head_chunk_rows": 3, "micro_batch_size": 8},

@@ -52,7 +52,12 @@ def test_losses_are_those_of_one_process(single, prefix, tmp_path, world_size, l
 
 
 @pytest.mark.parametrize(
-    "options", [{"model_type": "bert"}, {"bf16": True}, {"fp16": True}], ids=["post-ln", "bf16", "fp16"]
+    "options",
+    [
+        pytest.param({"model_type": "bert"}, id="post-ln"),
+        pytest.param({"bf16": True}, id="bf16", marks=pytest.mark.slow),
+        pytest.param({"fp16": True}, id="fp16"),
+    ],
 )
 def test_other_networks_and_precisions(prefix, tmp_path, options):
     rows = launch(2, prefix, tmp_path / "run", **{**STANDARD, "train_iters": 6}, **STAGES, **options)

@@ -137,7 +137,7 @@ def submit(folder, argv, **environment):
     )
 
 
-DEVICE_SECONDS = 3.0
+DEVICE_SECONDS = 1.0
 """seconds that a step's kernels take after it has returned; a step of the small network takes a fraction of that"""
 
 

@@ -154,7 +154,7 @@ def test_every_size_around_every_border(tmp_path, small, kind, container):
     """Files that grow byte by byte over chunks, buffers and shards, two of them side by side."""
     draw = random.Random(f"{kind} {container}")  # each pair has different sizes
     texts = [filler(draw, size) for size in (5, 40, 1, 61, 3, 30)]
-    for extra in range(draw.randrange(9), 135, 9 if (kind, container) != ("lines", "bz2") else 1):
+    for extra in range(draw.randrange(27), 135, 27 if (kind, container) != ("lines", "bz2") else 1):
         data = written(kind, [*texts, filler(draw, 1 + extra)])
         paths = [tmp_path / "a", tmp_path / "b"]
         paths[0].write_bytes(CONTAINERS[container](data))
@@ -174,7 +174,7 @@ def one_space(text):
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_texts_in_any_number_of_shards(tmp_path, small, kind, container):
-    @settings(max_examples=8, deadline=None, derandomize=True)
+    @settings(max_examples=5, deadline=None, derandomize=True)
     @given(
         st.lists(st.text("abc xyz\u00fc\u732b", min_size=1, max_size=90).map(one_space).filter(len), max_size=9),
         st.integers(1, 7),
@@ -280,7 +280,7 @@ def test_tars(tmp_path, small, monkeypatch, container, large):
     counted."""
     monkeypatch.setattr(records, "CHUNK_BYTES", 700)
     path = tmp_path / "in.tar"
-    for seed in range(1, 6):
+    for seed in random.Random(f"{container} {large}").sample(range(1, 6), 2):
         found, texts, rejected = members(random.Random(seed), 3 * seed)
         path.write_bytes(CONTAINERS[container](tar_of(found)))
         monkeypatch.setattr(records, "SMALL_COMPRESSED_BYTES", large)

@@ -22,6 +22,7 @@ from tests.data.sampling.builders import (
     toy_corpus,
     write_shards,
 )
+from tests.helpers.pairs import pairs
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +41,14 @@ def test_the_extension_is_built():
     assert choose_sampler("cpp") == "cpp"
 
 
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
-@pytest.mark.parametrize("model_type", ["bert", "roberta"])
-@pytest.mark.parametrize("objective", ["nsp", "sop", "none"])
-@pytest.mark.parametrize("masking", ["token", "whole_word", "ngram"])
+@pytest.mark.parametrize(
+    *pairs(
+        objective=["nsp", "sop", "none"],
+        masking=["token", "whole_word", "ngram"],
+        model_type=["bert", "roberta"],
+        dtype=[np.uint16, np.int32],
+    )
+)
 def test_batches_are_bit_equal(shards, tmp_path, dtype, model_type, objective, masking):
     """Over the end of the curriculum (700) and, at sequence length 129, of the first epoch and its successors."""
     common = {"model_type": model_type, "objective": objective, "masking": masking}

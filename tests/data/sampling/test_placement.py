@@ -9,6 +9,7 @@ from megatron_alum.data.sampling.batch import IGNORED_LABEL
 from megatron_alum.data.sampling.loader import draw
 from megatron_alum.data.sampling.placement import BatchPlan, num_adversarial
 from tests.data.sampling.builders import open_train, toy_corpus
+from tests.helpers.pairs import pairs
 
 LAYOUTS = [(1, 1), (1, 4), (2, 1), (2, 3), (4, 2), (3, 4), (24, 1), (1, 24), (4, 6)]
 """(data-parallel size, micro-batches per rank) for 24 samples; the last leaves one sample per micro-batch."""
@@ -120,12 +121,18 @@ def test_no_part_exceeds_the_mean_by_more_than_one_sample(dp_size, num_micro_bat
         assert adversarial.max() <= lengths[: plan.num_adversarial].sum() / len(tokens) + lengths.max()
 
 
-@pytest.mark.parametrize("sampler", ["cpp", "python"])
-@pytest.mark.parametrize("masking", ["token", "whole_word", "ngram"])
-@pytest.mark.parametrize("objective", ["nsp", "none"])
-@pytest.mark.parametrize(("dp_size", "num_micro_batches"), [(1, 3), (2, 2), (4, 1)])
-def test_counts_are_those_of_the_batches(prefixes, tmp_path, sampler, masking, objective, dp_size, num_micro_batches):
+@pytest.mark.parametrize(
+    *pairs(
+        masking=["token", "whole_word", "ngram"],
+        layout=[(1, 3), (2, 2), (4, 1)],
+        objective=["nsp", "none"],
+        sampler=["cpp", "python"],
+    ),
+    ids=str,
+)
+def test_counts_are_those_of_the_batches(prefixes, tmp_path, sampler, masking, objective, layout):
     """Every count of the plan against the tensors of all ranks' micro-batches, over a blend, epochs and mask rates."""
+    dp_size, num_micro_batches = layout
     path = ("1", prefixes[0], "2", prefixes[1])
     options = {"masking": masking, "objective": objective, "seq_length": 64, "train_samples": 700}
     dataset = open_train(path, sampler=sampler, data_cache_path=str(tmp_path), **options)

@@ -13,7 +13,7 @@ from megatron_alum.finetune.methods.embeddings import perturbable
 from megatron_alum.finetune.methods.presets import METHODS, method
 from megatron_alum.finetune.methods.trainer import AlumTrainer
 from megatron_alum.reference.noise import gaussian_noise
-from tests.finetune.methods.test_trainer import BIG, arguments, differ, second_pass, train
+from tests.finetune.methods.test_trainer import BIG, arguments, differ, plainly_trained, second_pass, train
 from tests.finetune.toy import batch, examples, tiny_model
 
 STEP = {"epsilon": 0.4, "noise_std": 0.1, "step_size": 2.0}  # clamp, wide enough not to hide what g is
@@ -141,11 +141,14 @@ def test_smart_without_a_step_is_alum_without_a_step_but_for_its_average(tmp_pat
 
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].regularizes])
 @pytest.mark.parametrize("kind", ["spans", "choice", "tags"])
-def test_every_method_trains_at_a_layer(tmp_path, kind, name):
-    _, words = train(tmp_path, kind, method=name)
-    trainer, upper = train(tmp_path, kind, method=method(name, perturb="layer", perturb_layer=1))
-    assert differ(words, upper)
-    assert all(row["alum_kl"] > 0 for row in trainer.state.log_history if "loss" in row)
+def test_every_method_trains_at_the_words_and_at_a_layer(tmp_path, kind, name):
+    below, words = train(tmp_path, kind, method=name)
+    above, upper = train(tmp_path, kind, method=method(name, perturb="layer", perturb_layer=1))
+    assert differ(plainly_trained(kind), words) and differ(words, upper)
+    assert all(torch.isfinite(value).all() for value in words.values())
+    for trainer in (below, above):
+        logged = [row for row in trainer.state.log_history if "loss" in row]
+        assert len(logged) == 3 and all(row["alum_kl"] > 0 and row.get("nonfinite", 0) == 0 for row in logged)
 
 
 def test_a_layer_shares_the_clean_dropout_above_it(tmp_path):

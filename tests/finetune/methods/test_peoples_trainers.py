@@ -80,7 +80,7 @@ THEIRS = [Weighted, ByName, Looks]
 
 
 @pytest.mark.parametrize("theirs", THEIRS)
-@pytest.mark.parametrize("name", ["none", "alum", "smart", "r-drop", "freelb"])
+@pytest.mark.parametrize("name", ["none", "alum", "r-drop", "freelb"])
 def test_a_trainer_of_the_users_own_behind_this_one(tmp_path, theirs, name):
     both = type("Both", (AlumTrainer, theirs), {})
     alone = plainly_trained("classification", theirs)
@@ -163,7 +163,7 @@ def fit(folder, model, plan):
 
 
 @pytest.mark.parametrize("make", [Plain, lambda: Plain(tuple), Bag], ids=["dict", "tuple", "bag"])
-@pytest.mark.parametrize("plan", [BIG_ALUM, method("smart", **BIG), "freelb", method("none", bregman_weight=1.0)])
+@pytest.mark.parametrize("plan", [BIG_ALUM, "freelb", method("none", bregman_weight=1.0)])
 def test_modules_that_are_not_from_transformers(tmp_path, make, plan):
     _, plain = train(tmp_path, "classification", Trainer, model=make())
     trainer = fit(tmp_path, make(), plan)
