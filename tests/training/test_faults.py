@@ -1,6 +1,5 @@
 """A rank that hangs is reported with what the others were doing; nothing is saved."""
 
-import functools
 import time
 from unittest.mock import patch
 
@@ -19,11 +18,10 @@ from tests.training.runs import (
     read_rows,
     train_quietly,
 )
-from tests.training.test_torchrun import wait_for
 
 
-def train_with_a_sleeper(rank, world_size, argv, given_up):
-    """Rank 1 sleeps before iteration 3, until the other has waited long enough and makes the file `given_up`."""
+def train_with_a_sleeper(rank, world_size, argv):
+    """Rank 1 sleeps before iteration 3, longer than the others wait for its message after it."""
     from megatron_alum.training.control import Control
 
     collect = Control.collect
@@ -31,13 +29,11 @@ def train_with_a_sleeper(rank, world_size, argv, given_up):
     def sleepy(self, **kwargs):
         self.calls = getattr(self, "calls", 0) + 1
         if rank == 1 and self.calls == 4:
-            wait_for(given_up.exists)
+            time.sleep(6)
         return collect(self, **kwargs)
 
     with patch.object(Control, "collect", sleepy):
-        refusal = train_quietly(rank, world_size, argv)
-    given_up.touch()
-    return refusal
+        return train_quietly(rank, world_size, argv)
 
 
 def test_a_hung_rank_times_out_with_rank_and_operation(prefix, tmp_path):
@@ -45,8 +41,7 @@ def test_a_hung_rank_times_out_with_rank_and_operation(prefix, tmp_path):
     with pytest.raises(
         OSError, match=r"Rank 0 \(process \d+\) lost the other ranks while it was agreeing on what follows iteration 3"
     ):
-        sleeper = functools.partial(train_with_a_sleeper, given_up=tmp_path / "given-up")
-        launch_prepared(2, prefix, run, sleeper, distributed_timeout_minutes=0.05)
+        launch_prepared(2, prefix, run, train_with_a_sleeper, distributed_timeout_minutes=0.05)
     assert list_iterations(run) == [] and len(read_rows(run)) == 3
 
 
