@@ -29,7 +29,6 @@ import psutil
 from tests.helpers.warm import start
 
 _GRACE_SECONDS = 10.0  # for the other ranks once one has failed: they usually fail in the collective that it left
-_JOBS_PER_POOL = 40  # torch keeps some threads of every former process group; hundreds of them slow everything down
 _pool: list["_Worker"] = []
 
 
@@ -45,14 +44,15 @@ class _Worker:
         self.connection, remote = Pipe()
         self.process = start(_serve, remote)
         remote.close()
-        self.num_jobs = 0
 
     def stop(self) -> None:
         """Ends the worker and what it has started (checkpoint writers keep helper processes)."""
-        self.connection.close()
-        helpers = psutil.Process(self.process.pid).children(recursive=True) if self.process.is_alive() else []
+        helpers: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may have died by itself
+            helpers = psutil.Process(self.process.pid).children(recursive=True)
         self.process.kill()
         self.process.join()
+        self.connection.close()
         for helper in helpers:
             with contextlib.suppress(psutil.NoSuchProcess):
                 helper.kill()
@@ -60,15 +60,12 @@ class _Worker:
 
 def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout_seconds: float = 240.0) -> list[Any]:
     """Calls `fn(rank, world_size, *args)` on `world_size` gloo ranks and returns their results by rank."""
-    if _pool and _pool[0].num_jobs >= _JOBS_PER_POOL:
-        stop_pool()
     while len(_pool) < world_size:
         _pool.append(_Worker())
     meeting_point = open_meeting_point()
     for rank in range(world_size):
         job = (rank, world_size, meeting_point.port, timeout_seconds, fn, args)
         _pool[rank].connection.send_bytes(pickle.dumps(job))
-        _pool[rank].num_jobs += 1
     answers = _collect(world_size, timeout_seconds)
     failures = sorted((answer[3], rank) for rank, answer in answers.items() if not answer[0])  # the others follow it
     if failures or len(answers) < world_size:
@@ -170,9 +167,14 @@ def _start(rank: int, world_size: int, port: int, torch: Any) -> None:
 
 
 def _clean_up(torch: Any) -> None:
-    """Destroys process groups and, if the job imported megatron-core, its parallel state."""
+    """Destroys process groups and, if the job imported megatron-core, its parallel state.
+
+    A network and its groups refer to each other, so they stay until they are collected, and every group's three threads
+    wake a hundred times a second: those of a few jobs slow the whole machine down.
+    """
     parallel_state = sys.modules.get("megatron.core.parallel_state")
     if parallel_state is not None and parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    gc.collect()

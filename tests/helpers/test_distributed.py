@@ -60,6 +60,24 @@ def test_a_hang_or_a_death_ends_and_the_next_call_works(job, error, timeout):
     assert [answer[3] for answer in run_ranks(2, _sum_of_ranks, 1)] == [1.0, 1.0]
 
 
+def _group_in_a_cycle(rank, world_size):
+    """What a network leaves: a group that refers to itself by what it is held by."""
+    holder = {"group": torch.distributed.new_group()}
+    holder["itself"] = holder
+
+
+def _num_threads(rank, world_size):
+    return len(os.listdir("/proc/self/task"))
+
+
+def test_no_thread_of_a_former_group_stays():
+    run_ranks(2, _group_in_a_cycle)
+    before = run_ranks(2, _num_threads)
+    for _ in range(3):
+        run_ranks(2, _group_in_a_cycle)
+    assert run_ranks(2, _num_threads) == before
+
+
 def _visible_gpus(rank, world_size):
     return os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
 

@@ -12,9 +12,14 @@ from tests.helpers.distributed import run_ranks
 
 # Lengths of the sequences; every number of tokens, of sequences and of masked positions differs from the ones before.
 BATCHES = [(20, 30, 7), (21, 33, 9, 11), (41, 9), (30, 50, 6, 9, 3)]
-CASES = [pytest.param(0.0, False, id="all tokens"), pytest.param(0.1, True, id="dropout, chosen rows")]
-LAYERS = 12
-"""more than torch.compile's own limit of versions, if each layer needed one"""
+ALL, CHOSEN = pytest.param(0.0, False, id="all tokens"), pytest.param(0.1, True, id="dropout, chosen rows")
+LAYERS = 9
+"""more than torch.compile's own limit of 8 versions, if each layer needed one"""
+
+
+def slow(case):
+    """The case for the slow suite: every test compiles for seconds."""
+    return pytest.param(*case.values, id=case.id, marks=pytest.mark.slow)
 
 
 def dense_attention(query, key, value, sequences, probability):
@@ -91,7 +96,7 @@ def through(model, inputs, rows):
     return (model.encode_rows(x, inputs).masked if rows else model.encode(x, inputs)), x
 
 
-@pytest.mark.parametrize(("dropout", "rows"), CASES)
+@pytest.mark.parametrize(("dropout", "rows"), [slow(ALL), CHOSEN])
 def test_a_layer_is_one_graph(dropout, rows):
     """With gradients of everything, of x alone, and without; the last layer has another one for chosen rows."""
     ((found, breaks, difference),) = run_ranks(1, graphs_of_kernel_after, dropout, rows)
@@ -100,7 +105,7 @@ def test_a_layer_is_one_graph(dropout, rows):
     assert dropout or difference < 1e-5
 
 
-@pytest.mark.parametrize(("dropout", "rows"), CASES)
+@pytest.mark.parametrize(("dropout", "rows"), [ALL, slow(CHOSEN)])
 def test_the_attention_alone_divides_a_layer_on_the_cpu(dropout, rows):
     ((found, breaks, difference),) = run_ranks(1, graphs_after, dropout, rows)
     assert len(breaks) == 1 and "PackedAttention.forward" in next(iter(breaks)), breaks
