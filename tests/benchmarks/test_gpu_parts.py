@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import probes, real_run, shared_gpu
+from tests.helpers.warm import run_code
 from tests.training.runs import TINY, build_corpus
 
 CPU = torch.device("cpu")
@@ -28,10 +29,6 @@ def test_a_graph_that_keeps_old_inputs_is_noticed(monkeypatch):
         probes.graphs(CPU)
 
 
-def in_a_process(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-
-
 def test_attention_on_the_cpu_and_a_wrong_dropout():
     """In a separate process, since it creates and destroys the process group. The second run scales the weights too
     much."""
@@ -47,7 +44,7 @@ try:
 except AssertionError as error:
     print("noticed:", error)
 """
-    done = in_a_process(code)
+    done = run_code(code)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "blocks, jagged agree" in done.stdout and "noticed: jagged" in done.stdout
 
@@ -55,7 +52,7 @@ except AssertionError as error:
 def test_a_steady_step_on_the_cpu():
     words = "--model-size mini --seq-length 16 --micro-batch-size 2 --vocab-size 200".split()
     code = f"import torch; from benchmarks.gpu import probes; print(probes.sync(torch.device('cpu'), {words}))"
-    done = in_a_process(code)
+    done = run_code(code)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == "three kinds of steps, none of which waits"
 

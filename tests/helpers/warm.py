@@ -93,6 +93,14 @@ def run_script(
     return subprocess.CompletedProcess(words, process.exitcode, *printed)
 
 
+def run_code(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python source as `run_script` runs a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "code_of_a_test.py"
+        path.write_text(code, encoding="utf-8")
+        return run_script(path, *arguments, environment=environment)
+
+
 def _run_script(words: list[str], folder: Path, environment: dict[str, str], stdout: str, stderr: str) -> None:
     """The new process: redirect its streams to files, set its arguments to `words`, and run the script."""
     gc.freeze()

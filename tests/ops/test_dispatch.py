@@ -14,15 +14,9 @@ import torch
 
 from megatron_alum import ops
 from megatron_alum.ops import dispatch
-from tests.helpers.warm import run_script
+from tests.helpers.warm import run_code, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def run_python(folder: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own, since the extension is loaded once per process."""
-    (folder / "alone.py").write_text(code)
-    return run_script(folder / "alone.py", environment=environment)
 
 
 def test_build_info_names_everything():
@@ -53,10 +47,11 @@ def test_a_requested_kernel_that_cannot_run_raises_the_reason():
         ops.symmetric_kl(a, a, impl="gpu")
 
 
-def test_without_the_extension_everything_works(tmp_path):
+def test_without_the_extension_everything_works():
+    """A process of its own, since the extension is loaded once per process."""
     code = "import torch; from megatron_alum import ops; a = torch.randn(2, 5)"
     code += "; print(ops.symmetric_kl(a, a.clone()).sum().item())"
-    done = run_python(tmp_path, code + "; print(ops.build_info()['reason'])", MEGATRON_ALUM_NO_EXTENSION="1")
+    done = run_code(code + "; print(ops.build_info()['reason'])", MEGATRON_ALUM_NO_EXTENSION="1")
     assert done.returncode == 0 and done.stdout.split("\n")[:2] == ["0.0", "MEGATRON_ALUM_NO_EXTENSION=1"]
     assert done.stderr.count("fall back to the torch reference") == 1
 
@@ -146,7 +141,7 @@ def test_importing_needs_neither_megatron_nor_the_extension():
 
 
 @pytest.mark.parametrize("instruction_set", ["portable", "avx2", "avx512"])
-def test_every_instruction_set_passes_the_kernel_tests(instruction_set, request, tmp_path):
+def test_every_instruction_set_passes_the_kernel_tests(instruction_set, request):
     """The tests of the kernels again in a process restricted to one instruction set; its dropout masks are those of
     the reference, so all sets draw the same."""
     info = ops.build_info()
@@ -163,21 +158,18 @@ def test_every_instruction_set_passes_the_kernel_tests(instruction_set, request,
     if instruction_set == info["instruction_set"]:
         return  # the tests of this very process
     files = [f"tests/ops/test_{name}.py" for name in ("divergence", "dropout", "magnitudes", "noise", "perturbation")]
-    (tmp_path / "restricted.py").write_text(
-        f"""import sys, pytest
+    code = f"""import sys, pytest
 from megatron_alum import ops
 assert ops.build_info()["instruction_set"] == "{instruction_set}"
 sys.exit(pytest.main(sys.argv[1:]))"""
-    )
     options = ["-q", "-x", "-p", "no:cacheprovider", "-k", "cpu or kernel_equals"]
-    environment = {"MEGATRON_ALUM_INSTRUCTION_SET": instruction_set}
-    done = run_script(tmp_path / "restricted.py", *options, *files, timeout_seconds=400, environment=environment)
+    done = run_code(code, *options, *files, MEGATRON_ALUM_INSTRUCTION_SET=instruction_set)
     assert done.returncode == 0, done.stdout[-3000:]
 
 
-def test_an_unknown_instruction_set_is_refused(tmp_path):
+def test_an_unknown_instruction_set_is_refused():
     if not ops.build_info()["built"]:
         pytest.skip(ops.build_info()["reason"])
     code = "from megatron_alum import ops; ops.build_info()"
-    done = run_python(tmp_path, code, MEGATRON_ALUM_INSTRUCTION_SET="sse9")
+    done = run_code(code, MEGATRON_ALUM_INSTRUCTION_SET="sse9")
     assert done.returncode != 0 and "`MEGATRON_ALUM_INSTRUCTION_SET` must be one this processor has" in done.stderr

@@ -1,8 +1,6 @@
 """Layout of ranks and seeds of the dropout streams."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from megatron.core.distributed import param_and_grad_buffer
 from megatron_alum.config.training import ParallelConfig
 from megatron_alum.parallel import initialize, joined, seed_everything, shutdown
 from tests.helpers.distributed import run_ranks
+from tests.helpers.warm import run_code
 
 
 def _layout(rank, world_size, tensor_parallel_size):
@@ -65,8 +64,7 @@ groups = initialize(tensor_parallel_size=1)
 print(groups.tp_size, groups.dp_size, groups.world_rank, groups.device)
 shutdown(); shutdown()
 """
-    environment = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "MASTER_ADDR")}
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+    process = run_code("import os\nfor name in ('WORLD_SIZE', 'MASTER_ADDR'): os.environ.pop(name, None)" + code)
     assert process.stdout == "1 1 0 cpu\n", process.stderr
 
 

@@ -1,16 +1,12 @@
 """A rank that fails exits at once with its reason, although the other ranks never leave their process groups."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.helpers.warm import run_code
 from tests.training.runs import arguments
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys, threading
 import torch.distributed as dist
@@ -32,17 +28,9 @@ main_guard(entry.main)
 
 def failing(tmp_path, argv, *, error, broken="loop"):
     """Status, stderr and torchrun's error file of a run whose first step raises `error`."""
-    program, report = tmp_path / "program.py", tmp_path / "error.json"
-    program.write_text(PROGRAM.format(module="pretrain_bert_alum", broken=broken, error=error))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "TORCHELASTIC_ERROR_FILE": str(report),
-    }
-    done = subprocess.run(
-        [sys.executable, program, *argv], capture_output=True, text=True, timeout=120, env=environment
-    )
+    report = tmp_path / "error.json"
+    program = PROGRAM.format(module="pretrain_bert_alum", broken=broken, error=error)
+    done = run_code(program, *argv, TORCHELASTIC_ERROR_FILE=str(report))
     return done.returncode, done.stderr, json.loads(report.read_text())["message"]
 
 
