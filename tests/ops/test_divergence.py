@@ -152,7 +152,8 @@ def test_identical_logits_give_exactly_zero(device, impl, dtype):
 @pytest.mark.parametrize("columns", [1000, 131072])  # the kernel merges blocks of the longer row
 @pytest.mark.parametrize("scale", [30.0, 300.0, 1e4])
 def test_logits_far_apart(device, impl, scale, columns):
-    clean, adv = (x.to(device) for x in oracle.far_apart(7, columns, scale=scale))
+    rows = 7 if columns == 1000 else 2
+    clean, adv = (x.to(device) for x in oracle.far_apart(rows, columns, scale=scale))
     exact = clean.double().softmax(1) - adv.double().softmax(1)
     found = run(ops.symmetric_kl, clean, adv, impl=impl)
     allowed = tolerances.FAR_APART * clean.abs().max()

@@ -279,7 +279,7 @@ def test_bfloat16_autocast_trains(tmp_path, name):
     [
         pytest.param({}, id="word"),
         pytest.param({"perturb": "encoder_input"}, id="input", marks=pytest.mark.slow),
-        pytest.param({"perturb": "layer", "perturb_layer": 1}, id="layer"),
+        pytest.param({"perturb": "layer", "perturb_layer": 1}, id="layer", marks=pytest.mark.slow),
     ],
 )
 def test_torch_compile_gives_the_eager_result(tmp_path, monkeypatch, level):
