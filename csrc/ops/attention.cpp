@@ -60,7 +60,9 @@ Tensor dropout(const Tensor& x_any, const Tensor& seed, int64_t threshold) {
 // The scores, weights and dropped weights of one task, in memory of its thread.
 struct Scratch {
   Tensor memory;
-  Tensor square(int64_t place, int64_t length) const { return memory[place].narrow(0, 0, length * length).view({length, length}); }
+  Tensor square(int64_t place, int64_t length) const {
+    return memory.as_strided({length, length}, {length, 1}, place * memory.size(1));
+  }
 };
 
 struct Attention {
@@ -107,7 +109,10 @@ struct Attention {
       const Scratch scratch{at::empty({squares, longest * longest}, query.options())};
       for (int64_t task; (task = next++) < count * heads;) {
         const int64_t sequence = order[task / heads], head = task % heads, length = lengths[sequence];
-        const auto rows = [&](const Tensor& x) { return x.narrow(0, starts[sequence], length).select(1, head); };
+        const auto rows = [&](const Tensor& x) {  // one operation instead of narrow and select: tasks are small
+          const int64_t first = x.storage_offset() + starts[sequence] * x.stride(0) + head * x.stride(1);
+          return x.as_strided({length, x.size(2)}, {x.stride(0), x.stride(2)}, first);
+        };
         work(sequence * heads + head, length, rows, scratch);
       }
     });
