@@ -1,8 +1,9 @@
-// Dropout, and attention within sequences with dropout of its weights: checks and, of attention, the arithmetic. CPU only.
+// Dropout, and attention within sequences with dropout of its weights: checks and, for attention, the arithmetic. CPU only.
 //
-// torch has no CPU kernel for attention of sequences that are stored back to back. Here each sequence and head is a task: small enough that its scores stay in a core's cache, and torch's threads take one
-// after the other, longest first. Nothing is padded, so the results for a sequence are the same to the bit whatever else
-// is in the batch. Nothing of L x L is kept for backward, which forms the weights again (a sixth of its products).
+// torch has no CPU kernel for attention of sequences that are stored back to back. Here each sequence and head is a task,
+// small enough that its scores stay in a core's cache; torch's threads take one after the other, longest first. Nothing is
+// padded, so the results for a sequence are the same to the bit whatever else is in the batch. Nothing of L x L is kept for
+// backward, which forms the weights again (a sixth of its products).
 //
 // With P the weights, M the mask (0 or 1 / keep) and G the gradient of the output O = (M P) V, the gradient of the scores
 // is P (M G V^T - d), d the row sums of M P G V^T, which equal those of G O. Python twin:
