@@ -14,6 +14,8 @@ import typing
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from megatron_alum.config.words import not_one_of
+
 
 @dataclass(frozen=True)
 class Range:
@@ -62,9 +64,10 @@ def check_fields(config: Any) -> None:
         for item in value if isinstance(value, tuple) else (value,):
             if item is None or item in admitted:
                 continue
-            wanted = f"one of {', '.join(admitted)}" if isinstance(admitted, tuple) else str(admitted)
+            if isinstance(admitted, tuple):
+                raise ValueError(not_one_of(flag_of(owner, name), item, admitted))
             finite = " and finite" if isinstance(item, float) and not math.isfinite(item) else ""
-            raise ValueError(f"{flag_of(owner, name)} must be {wanted}{finite}, but is {item!r} instead.")
+            raise ValueError(f"{flag_of(owner, name)} must be {admitted}{finite}, but is {item!r} instead.")
 
 
 @functools.cache

@@ -64,10 +64,14 @@ class Option:
         return typing.get_args(self.kind) if typing.get_origin(self.kind) is Literal else ()
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """The words that are accepted, if they can be listed: the choices, or true and false."""
+        return ("true", "false") if self.is_bool else self.choices
+
+    @property
     def metavar(self) -> str:
-        """The placeholder of the value in help and reference: the choices, or the name's last word."""
-        words = ("true", "false") if self.is_bool else self.choices
-        return "{" + ",".join(words) + "}" if words else self.path[-1].rsplit("_", 1)[-1].upper()
+        """The placeholder of the value in help and reference: the accepted words, or the name's last word."""
+        return "{" + ",".join(self.words) + "}" if self.words else self.path[-1].rsplit("_", 1)[-1].upper()
 
     @property
     def help(self) -> str:

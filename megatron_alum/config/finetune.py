@@ -21,6 +21,12 @@ from megatron_alum.config.checks import (
     flag_of,
 )
 
+_Glue = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "ax"]
+_Nli = Literal["snli", "scitail", "fever", "anli", "anli-all"]
+_Other = Literal["squad-v1.1", "squad-v2", "adv-squad", "swag", "hellaswag", "bc2gm", "ncbi-disease", "jnlpba"]
+TaskName = Literal[_Glue, _Nli, _Other, "custom"]
+"""The rows of finetune/benchmarks/tasks.py, and `custom`: written again, so that --help and refusals need no table."""
+
 # What --alum-* can change in a method; r-drop has no ascent, none and freelb have no divergence.
 ALUM_FLAGS_OF: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -74,10 +80,9 @@ class FinetuneDataConfig:
     """Hugging Face folder of the encoder to fine-tune (megatron-alum convert to-hf writes one)"""
     output: str
     """folder of results.jsonl, predictions and the best model"""
-    task: str | None = None
-    """cola sst2 mrpc stsb qqp mnli qnli rte wnli ax snli scitail fever anli anli-all squad-v1.1 squad-v2 adv-squad swag
-    hellaswag bc2gm ncbi-disease jnlpba custom; by default that of the finished folder with --evaluate-only and
-    --predict-file"""
+    task: TaskName | None = None
+    """a benchmark of the paper, or custom for files of your own; by default that of the finished folder with
+    --evaluate-only and --predict-file"""
     data_dir: str = "."
     """folder of the task's official files, or the one above it"""
     tokenizer: str | None = None
@@ -293,7 +298,7 @@ class AttackConfig:
     """fine-tuned Hugging Face folders to compare, such as OUTPUT/model of megatron-alum finetune"""
     output: str
     """folder of attack.jsonl and attack.png"""
-    task: str | None = None
+    task: TaskName | None = None
     """classification or multiple-choice task of the table, or custom; by default the first model's own"""
     data_dir: str = "."
     """folder of the task's official files, or the one above it"""

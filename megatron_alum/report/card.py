@@ -21,7 +21,7 @@ def add_evaluation(folder: Path, results: Results) -> Path:
     rows = evaluation_rows(results)
     if not rows:
         raise ValueError("--results must hold results for --model-card, but hold none.")
-    note = "Fine-tuned on each task; percent, mean +- deviation over n seeds, at the settings that are best on dev."
+    note = "Fine-tuned on each task; percent, mean +- deviation over the seeds, at the settings that are best on dev."
     lines = [note, "", "| task | split | metric | value |", "|---|---|---|---|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     write_at_once(card, with_evaluation(card.read_text(encoding="utf-8"), "\n".join(lines)))

@@ -1,7 +1,7 @@
 """The report: the paper's Tables 1 to 9 with ours beside them and Figures 1 and 2, as one HTML page and as Markdown.
 
-Our results are shown as `mean +- deviation (n seeds)` of the grid point with the best mean of the task's first metric
-on dev, with the paper's number beside them (in brackets in Markdown). A cell without either stays empty. The page
+Our results are shown as `mean +- deviation (number of seeds)` of the grid point with the best mean of the task's first
+metric on dev, with the paper's number beside them (in brackets in Markdown). A cell without either stays empty. The page
 needs no other file: it contains the figures as SVG. A system that is not in the paper gets a row in each table where it
 has a result.
 """
@@ -113,7 +113,7 @@ def markdown_page(
 ) -> str:
     """All tables; figures are links to the SVG files beside the page."""
     parts = [
-        "Cells: ours as mean +- deviation (n seeds), the paper's number in brackets; empty where there is none.\n",
+        "Cells: ours as mean +- deviation (seeds), the paper's number in brackets; empty where there is none.\n",
         *(markdown_table(table, results) for table in paper_tables()),
         *_markdown_others(other_results(results)),
         "\n".join(_markdown_sizes(sizes)) + "\n",

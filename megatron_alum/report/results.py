@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_alum.config.words import counted
 from megatron_alum.finetune.benchmarks.tasks import TASKS
 from megatron_alum.finetune.runs.summary import mean_and_deviation
 from megatron_alum.report.paper_tables import Cell
@@ -109,7 +110,7 @@ def cell(values: list[float], paper: float | None) -> Shown:
     if values:
         mean, deviation = mean_and_deviation(values)
         spread = "" if deviation is None else f" +- {deviation:.1f}"
-        ours = f"{mean:.1f}{spread} (n {len(values)})"
+        ours = f"{mean:.1f}{spread} ({counted(len(values), 'seed')})"
     return Shown(ours, "" if paper is None else f"{paper:.1f}")
 
 

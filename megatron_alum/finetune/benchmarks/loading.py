@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from megatron_alum.config.words import not_one_of
 from megatron_alum.finetune.benchmarks.class_names import id_of
 from megatron_alum.finetune.benchmarks.readers import (
     TAG,
@@ -80,7 +81,7 @@ def find_files(task: Task, data_dir: str | Path, split: str) -> list[Path]:
     """
     root = Path(data_dir)
     if split not in task.files:
-        raise ValueError(f"`split` must be one of {', '.join(task.files)} for {task.name}, but is {split!r} instead.")
+        raise ValueError(not_one_of(f"--split of {task.name}", split, task.files))
     if task.own_files:
         path = Path(task.files[split][0])
         if path.is_file() or (path / "state.json").is_file():
@@ -220,7 +221,7 @@ def _label(task: Task, raw: Any, where: str, num_endings: int) -> int | float | 
     if written is not None:
         return written
     if task.labels:
-        raise ValueError(f"{where}: the label must be one of {', '.join(task.labels)}, but is {raw!r} instead.")
+        raise ValueError(not_one_of(f"{where}: the label", raw, task.labels))
     try:
         value = float(text) if task.kind == "regression" else int(text)
     except ValueError:

@@ -123,7 +123,7 @@ def test_a_second_call_repeats_nothing(finished, encoder, sentiment, capsys):
     run_tool("finetune", *flags(encoder, sentiment, finished, "--alum", "--alum-epsilon", 0.01))
     assert (finished / "results.jsonl").read_text() == before
     out = capsys.readouterr().out
-    assert "not repeated" in out and "(n 2)" in out and "+-" in out
+    assert "not repeated" in out and "(2 seeds)" in out and "+-" in out
 
 
 def test_a_folder_of_other_settings_is_refused(finished, encoder, sentiment, capsys):
