@@ -14,12 +14,14 @@ from pathlib import Path
 from megatron_alum.config.cli import format_changes, parse_config
 from megatron_alum.config.extras import EXTRAS, require
 from megatron_alum.config.finetune import FinetuneConfig
+from megatron_alum.config.places import check_places
 from megatron_alum.config.words import counted
 
 
 def main() -> None:
     """Parse the command line, then run it."""
     config = parse_config(FinetuneConfig, description=__doc__ or "")
+    check_places(config)
     require(*EXTRAS["finetune"])
     from torch.distributed.elastic.multiprocessing.errors import record
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_alum.config.cli import parse_config
+from megatron_alum.config.places import check_places
 from megatron_alum.config.run import RunConfig
 
 
@@ -33,6 +34,7 @@ def options_of_start(given: Mapping[str, Any]) -> Mapping[str, Any]:
 def main() -> None:
     """Parse the command line into a RunConfig, then train."""
     config = parse_config(RunConfig, description=__doc__ or "", infer=options_of_start)
+    check_places(config)
     # After parsing: --help and refused options need neither torch nor megatron-core.
     from torch.distributed.elastic.multiprocessing.errors import record
 

@@ -13,25 +13,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_alum.config.cli import parse_config
+from megatron_alum.config.places import AnyInput, InputFolder, OutputFolder, check_places
 
 
 @dataclass(frozen=True)
 class ReportConfig:
     """This report"""
 
-    output: str
+    output: OutputFolder
     """folder of report.html, tables.md, figure1.svg and figure2.svg"""
-    results: tuple[str, ...] = ()
+    results: tuple[AnyInput, ...] = ()
     """results.jsonl files; SYSTEM=FILE puts one in that row of the paper's tables (several may share a row)"""
-    model_card: str | None = None
+    model_card: InputFolder | None = None
     """exported folder to whose README.md the results are added as its evaluation"""
-    data_dir: str | None = None
+    data_dir: InputFolder | None = None
     """folder of the benchmarks' files, to count them for Table 9"""
 
 
 def main() -> None:
     """Read, render, write."""
     config = parse_config(ReportConfig, description=__doc__ or "")
+    check_places(config)
     from megatron_alum.report.card import add_evaluation
     from megatron_alum.report.render import write_report
     from megatron_alum.report.results import read_systems

@@ -6,12 +6,14 @@ writes a Hugging Face tokenizer folder for `megatron-alum preprocess --tokenizer
 """
 
 from megatron_alum.config.cli import parse_config
+from megatron_alum.config.places import check_places
 from megatron_alum.data.preprocessing.vocabulary_settings import TrainTokenizerSettings
 
 
 def main() -> None:
     """Parse the command line, train, print the result."""
     settings = parse_config(TrainTokenizerSettings, description=__doc__ or "")
+    check_places(settings)
     from megatron_alum.data.preprocessing.train_tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(settings)

@@ -184,7 +184,7 @@ def _checked_layer(values: Mapping[str, Any], options: Mapping[str, Option], sou
 
 
 def _build_parser(cls: type, options: Mapping[str, Option], description: str) -> Parser:
-    parser = Parser(description=description, argument_default=argparse.SUPPRESS)
+    parser = Parser(description=description, usage="%(prog)s [options]", argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", default=None, metavar="FILE", help="YAML file of `flag-name: value` lines")
     groups: dict[type, argparse._ArgumentGroup] = {}
     for option in options.values():

@@ -20,6 +20,7 @@ from megatron_alum.config.checks import (
     check_fields,
     flag_of,
 )
+from megatron_alum.config.places import InputFile, InputFolder, OutputFolder
 
 _Glue = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "ax"]
 _Nli = Literal["snli", "scitail", "fever", "anli", "anli-all"]
@@ -47,9 +48,9 @@ class CustomTaskConfig:
     """kind of the task; by default a classification with --labels; otherwise the labels of the training file decide:
     numbers that are not all whole make it a regression, anything else a classification"""
 
-    validation_file: str | None = None
+    validation_file: InputFile | None = None
     """validation file, the split dev"""
-    test_file: str | None = None
+    test_file: InputFile | None = None
     """test file, the split test"""
     text_column: str = "sentence"
     """text column"""
@@ -76,16 +77,16 @@ class CustomTaskConfig:
 class FinetuneDataConfig:
     """Task and data"""
 
-    model: str
+    model: InputFolder
     """Hugging Face folder of the encoder to fine-tune (megatron-alum convert to-hf writes one)"""
-    output: str
+    output: OutputFolder
     """folder of results.jsonl, predictions and the best model"""
     task: TaskName | None = None
     """a benchmark of the paper, or custom for files of your own; by default that of the finished folder with
     --evaluate-only and --predict-file"""
-    data_dir: str = "."
+    data_dir: InputFolder = "."
     """folder of the task's official files, or the one above it"""
-    tokenizer: str | None = None
+    tokenizer: InputFolder | None = None
     """tokenizer folder, if not the model's own"""
     max_train_samples: Count | None = None
     """number of training examples to use, the first ones after a shuffle with seed 0; all by default"""
@@ -105,11 +106,11 @@ class FinetuneDataConfig:
     """longest answer, in tokens"""
     null_score_diff_threshold: float = 0.0
     """margin by which "no answer" must win in SQuAD v2.0"""
-    train_file: str | None = None
+    train_file: InputFile | None = None
     """training file of --task custom"""
     evaluate_only: bool = False
     """train nothing: evaluate --model, a finished folder, on every split whose files are there"""
-    predict_file: str | None = None
+    predict_file: InputFile | None = None
     """train nothing: predict the rows of this file, which need no labels, with --model, a finished folder"""
     custom: CustomTaskConfig = field(default_factory=CustomTaskConfig)
 
@@ -294,13 +295,13 @@ class FinetuneConfig:
 class AttackConfig:
     """This attack"""
 
-    model: tuple[str, ...]
+    model: tuple[InputFolder, ...]
     """fine-tuned Hugging Face folders to compare, such as OUTPUT/model of megatron-alum finetune"""
-    output: str
+    output: OutputFolder
     """folder of attack.jsonl and attack.png"""
     task: TaskName | None = None
     """classification or multiple-choice task of the table, or custom; by default the first model's own"""
-    data_dir: str = "."
+    data_dir: InputFolder = "."
     """folder of the task's official files, or the one above it"""
     split: str = "dev"
     """split to attack"""

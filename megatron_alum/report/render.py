@@ -1,9 +1,9 @@
 """The report: the paper's Tables 1 to 9 with ours beside them and Figures 1 and 2, as one HTML page and as Markdown.
 
 Our results are shown as `mean +- deviation (number of seeds)` of the grid point with the best mean of the task's first
-metric on dev, with the paper's number beside them (in brackets in Markdown). A cell without either stays empty. The page
-needs no other file: it contains the figures as SVG. A system that is not in the paper gets a row in each table where it
-has a result.
+metric on dev, with the paper's number beside them (in brackets in Markdown). A cell without either stays empty. The
+page needs no other file: it contains the figures as SVG. A system that is not in the paper gets a row in each table
+where it has a result.
 """
 
 from __future__ import annotations

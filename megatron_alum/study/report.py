@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 INTRODUCTION = (
     "Standard training was run once per seed to a common start; every arm continues from that checkpoint with the same "
     "samples, masks and random states. A table gives mean +- deviation (number of runs); below it are the paired "
-    "differences from the baseline at equal seeds, with a 95 % interval, the wider one of bootstrap and Student's t. A star marks an "
-    "interval without 0. A difference whose interval contains 0 counts as none, and so does one from a single "
-    "pair. There is no correction for the number of comparisons: of twenty without a true difference, one gets a star "
-    "by chance."
+    "differences from the baseline at equal seeds, with a 95 % interval, the wider one of bootstrap and Student's t. "
+    "A star marks an interval without 0. A difference whose interval contains 0 counts as none, and so does one from a "
+    "single pair. There is no correction for the number of comparisons: of twenty without a true difference, one gets "
+    "a star by chance."
 )
 
 

@@ -90,7 +90,7 @@ def test_every_flag_has_its_place(site, program):
     """Other pages, and people's bookmarks, link to a flag."""
     anchors = set().union(*(page.anchors for page in site.values()))
     flags = [option.flag for option in options_of(configuration_of(program))]
-    missing = [flag for flag in flags if f"cmdoption-{program.replace('/', '-')}-{flag.lstrip('-')}" not in anchors]
+    missing = [flag for flag in flags if f"cmdoption-{re.sub('[/ ]', '-', program)}-{flag.lstrip('-')}" not in anchors]
     assert not missing, sorted(anchor for anchor in anchors if "cmdoption" in anchor)[:5]
 
 

@@ -1,0 +1,80 @@
+"""Options that name files and folders: how a field says what must be at its path, and the check at the command line.
+
+    vocab_file: InputFile | None = None
+    output: OutputFolder
+
+A command calls `check_places` once its command line is parsed, before it imports or reads anything: whoever confuses a
+file with a folder is told so in one sentence. Whether the contents are right is checked by whoever reads them.
+Configurations do not check paths themselves: those of a stored run may lie on another machine.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from megatron_alum.config.checks import annotation_of
+from megatron_alum.config.fields import Option, options_of
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a path names."""
+
+    kind: Literal["file", "folder", "prefix", "any"]
+    """prefix: the common beginning of several files' names; any: checked where it is read (globs, names on a hub)"""
+    is_output: bool = False
+    """made if it is missing"""
+
+    def refusal(self, path: str) -> str | None:
+        """What must be at `path`, and what is there; None if that is right."""
+        found = Path(path)
+        wanted = "a folder" if self.kind == "folder" else "a file"
+        if self.kind == "file" and found.is_dir():
+            return f"{wanted}, but {path} is a folder instead"
+        if self.kind == "folder" and found.exists() and not found.is_dir():
+            return f"{wanted}, but {path} is a file instead"
+        if self.is_output and (parent := _file_above(found)) is not None:
+            return f"a new path, but {parent}, which must be a folder, is a file instead"
+        if self.is_output or self.kind not in ("file", "folder"):
+            return None
+        if not found.exists():
+            return f"an existing {self.kind}, but {path} does not exist"
+        if found.is_file() and not found.stat().st_size:
+            return f"a file with contents, but {path} is empty"
+        return None
+
+
+InputFile = Annotated[str, Place("file")]
+InputFolder = Annotated[str, Place("folder")]
+OutputFolder = Annotated[str, Place("folder", is_output=True)]
+InputPrefix = Annotated[str, Place("prefix")]
+OutputPrefix = Annotated[str, Place("prefix", is_output=True)]
+AnyInput = Annotated[str, Place("any")]
+
+
+def check_places(config: Any) -> None:
+    """Check every path of a configuration. Raises: ValueError naming the option, what it must be, and what is there."""
+    for option, place in places_of(type(config)):
+        value = functools.reduce(getattr, option.path, config)
+        for path in value if isinstance(value, tuple) else (value,):
+            refusal = None if path is None else place.refusal(path)
+            if refusal is not None:
+                raise ValueError(f"{option.flag} must be {refusal}.")
+
+
+def places_of(cls: type) -> Iterator[tuple[Option, Place]]:
+    """Every option of a configuration that names a path."""
+    for option in options_of(cls):
+        place = annotation_of(option.owner, option.path[-1], Place)
+        if place is not None:
+            yield option, place
+
+
+def _file_above(path: Path) -> Path | None:
+    """The nearest existing parent, if it is a file, in which nothing can be made."""
+    existing = next((parent for parent in path.parents if parent.exists()), None)
+    return existing if existing is not None and not existing.is_dir() else None
