@@ -8,14 +8,14 @@ Checksums of the parts are compared first. Shards of one input (--num-shards) mu
 from dataclasses import dataclass
 
 from megatron_alum.config.cli import parse_config
-from megatron_alum.config.places import InputPrefix, OutputPrefix, check_places
+from megatron_alum.config.places import AnyInput, OutputPrefix, check_places
 
 
 @dataclass(frozen=True)
 class MergeConfig:
     """This merge"""
 
-    input: tuple[InputPrefix, ...]
+    input: tuple[AnyInput, ...]
     """prefixes of the corpora in order, or globs of their .json files"""
     output_prefix: OutputPrefix
     """prefix of the merged corpus"""

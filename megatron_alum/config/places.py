@@ -25,13 +25,16 @@ class Place:
     """What a path names."""
 
     kind: Literal["file", "folder", "prefix", "any"]
-    """prefix: the common beginning of several files' names; any: checked where it is read (globs, names on a hub)"""
+    """prefix: that of shards, OUT of OUT.bin, OUT.idx and OUT.json; any: checked where it is read (globs, names on a
+    hub)"""
     is_output: bool = False
     """made if it is missing"""
 
     def refusal(self, path: str) -> str | None:
         """What must be at `path`, and what is there; None if that is right."""
         found = Path(path)
+        if self.kind == "prefix" and not self.is_output:
+            return _refused_prefix(path)
         wanted = "a folder" if self.kind == "folder" else "a file"
         if self.kind == "file" and found.is_dir():
             return f"{wanted}, but {path} is a folder instead"
@@ -39,13 +42,28 @@ class Place:
             return f"{wanted}, but {path} is a file instead"
         if self.is_output and (parent := _file_above(found)) is not None:
             return f"a new path, but {parent}, which must be a folder, is a file instead"
-        if self.is_output or self.kind not in ("file", "folder"):
+        if self.is_output or self.kind == "any":
             return None
         if not found.exists():
             return f"an existing {self.kind}, but {path} does not exist"
         if found.is_file() and not found.stat().st_size:
             return f"a file with contents, but {path} is empty"
         return None
+
+
+def _refused_prefix(path: str) -> str | None:
+    if Path(f"{path}.idx").is_file():
+        return None
+    wanted, found = "the prefix of shards (OUT of OUT.bin, OUT.idx and OUT.json)", Path(path)
+    if found.is_dir():
+        held = sorted(str(shard.with_suffix("")) for shard in found.glob("*.idx"))
+        which = f", which holds the prefixes {', '.join(held[:5])}" if held else ", in which there are no shards"
+        return f"{wanted}, but {path} is a folder instead{which}"
+    if found.with_suffix(".idx").is_file() and found.suffix in (".bin", ".idx", ".json"):
+        return f"{wanted}, but {path} is one of their files instead. Leave {found.suffix} out"
+    if found.is_file():
+        return f"{wanted}, but {path} is another file instead. Make shards of text by megatron-alum preprocess"
+    return f"{wanted}, but there is no {path}.idx. Run megatron-alum preprocess, or give where shards were moved to"
 
 
 InputFile = Annotated[str, Place("file")]
@@ -61,7 +79,7 @@ def check_places(config: Any) -> None:
     for option, place in places_of(type(config)):
         value = functools.reduce(getattr, option.path, config)
         for path in value if isinstance(value, tuple) else (value,):
-            refusal = None if path is None else place.refusal(path)
+            refusal = None if path is None or _is_weight(path) else place.refusal(path)
             if refusal is not None:
                 raise ValueError(f"{option.flag} must be {refusal}.")
 
@@ -72,6 +90,11 @@ def places_of(cls: type) -> Iterator[tuple[Option, Place]]:
         place = annotation_of(option.owner, option.path[-1], Place)
         if place is not None:
             yield option, place
+
+
+def _is_weight(word: str) -> bool:
+    """Whether a word of --data-path can be the weight of the prefix after it."""
+    return word.replace(".", "", 1).isdigit()
 
 
 def _file_above(path: Path) -> Path | None:
