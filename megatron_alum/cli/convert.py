@@ -20,7 +20,7 @@ from typing import Literal
 
 from megatron_alum.config.checks import Count, check_fields
 from megatron_alum.config.cli import parse_config
-from megatron_alum.config.places import AnyInput, InputFolder, OutputFolder, check_places
+from megatron_alum.config.places import AnyInput, OutputFolder, check_places
 from megatron_alum.config.words import not_one_of
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -30,13 +30,13 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 class ToHfConfig:
     """Checkpoint to Hugging Face folder"""
 
-    load: InputFolder
+    load: AnyInput
     """run folder or one checkpoint in it"""
     output: OutputFolder
     """new Hugging Face folder to write"""
     architecture: Literal["pretraining", "masked-lm", "encoder"] | None = None
     """heads of the exported class: MLM and NSP, MLM, or none; by default the heads that were trained"""
-    tokenizer: InputFolder | None = None
+    tokenizer: AnyInput | None = None
     """tokenizer folder of a checkpoint that has none: Megatron-LM's, or the import of a model without one"""
     num_attention_heads: Count | None = None
     """of a Megatron-LM checkpoint that stores no arguments; by default heads of size 64"""
@@ -73,7 +73,7 @@ def main() -> None:
     program, *words = sys.argv
     if not words or words[0] in ("-h", "--help"):
         print(f"usage: {Path(program).name} to-hf|from-hf [options]\n\n{__doc__}\n`to-hf --help` lists the options.")
-        return
+        sys.exit(0)
     directions = {"to-hf": _to_hf, "from-hf": _from_hf}
     if words[0] not in directions:
         raise ValueError(not_one_of("the direction", words[0], directions))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_alum.config.cli import parse_config
-from megatron_alum.config.places import check_places
+from megatron_alum.config.places import about, check_places
 from megatron_alum.config.run import RunConfig
 
 
@@ -28,7 +28,8 @@ def options_of_start(given: Mapping[str, Any]) -> Mapping[str, Any]:
         return {}
     from megatron_alum.convert import model_flags_from_hf
 
-    return model_flags_from_hf(given["init_from"])
+    with about("--init-from"):
+        return model_flags_from_hf(given["init_from"])
 
 
 def main() -> None:

@@ -34,13 +34,16 @@ def main() -> None:
     """Read, render, write."""
     config = parse_config(ReportConfig, description=__doc__ or "")
     check_places(config)
-    from megatron_alum.report.card import add_evaluation
+    from megatron_alum.finetune.runs.records import write_at_once
+    from megatron_alum.report.card import evaluated_card
     from megatron_alum.report.render import write_report
     from megatron_alum.report.results import read_systems
 
     results = read_systems(config.results)
+    card = None if config.model_card is None else evaluated_card(Path(config.model_card), results)
     written = write_report(results, Path(config.output), data_dir=config.data_dir)
-    if config.model_card is not None:
-        written.append(add_evaluation(Path(config.model_card), results))
+    if card is not None:
+        write_at_once(*card)
+        written.append(card[0])
     for path in written:
         print(f"written: {path}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,8 +26,8 @@ class Place:
     """What a path names."""
 
     kind: Literal["file", "folder", "prefix", "any"]
-    """prefix: that of shards, OUT of OUT.bin, OUT.idx and OUT.json; any: checked where it is read (globs, names on a
-    hub)"""
+    """prefix: that of shards, OUT of OUT.bin, OUT.idx and OUT.json; any: files, folders, globs or names on a hub, of
+    which only the reader can say what is wrong (it says so in the words of `about`)"""
     is_output: bool = False
     """made if it is missing"""
 
@@ -82,6 +83,17 @@ def check_places(config: Any) -> None:
             refusal = None if path is None or _is_weight(path) else place.refusal(path)
             if refusal is not None:
                 raise ValueError(f"{option.flag} must be {refusal}.")
+
+
+@contextmanager
+def about(flag: str) -> Iterator[None]:
+    """Put `flag` before a ValueError of the body that does not begin with an option: what was given there is wrong."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).lstrip("`").startswith("--"):
+            raise
+        raise ValueError(f"{flag}: {error}") from error
 
 
 def places_of(cls: type) -> Iterator[tuple[Option, Place]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,10 +28,9 @@ def _letters(name: Any) -> str:
 
 def duration(seconds: float) -> str:
     """ "41 seconds", "2.5 minutes", "7.3 hours" or, from two days on, "12 days": three digits."""
-    for unit, length, end in (("seconds", 1, 60), ("minutes", 60, 3600), ("hours", 3600, 2 * 86_400)):
-        if seconds < end:
-            return f"{figure(seconds / length)} {unit}"
-    return f"{figure(seconds / 86_400)} days"
+    units = (("second", 1, 60.0), ("minute", 60, 3600.0), ("hour", 3600, 2 * 86_400.0), ("day", 86_400, math.inf))
+    text, unit = next((figure(seconds / length), unit) for unit, length, end in units if seconds < end)
+    return f"{text} {unit}{'' if text == '1' else 's'}"
 
 
 def amount(number: float) -> str:

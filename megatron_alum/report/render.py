@@ -41,6 +41,8 @@ def write_report(results: Results, output: Path, *, data_dir: str | None) -> lis
     """
     figures = draw_figures(results)
     sizes = size_rows(data_dir)
+    if data_dir is not None and not any(shown.ours for _, counts, _, _ in sizes for shown in counts):
+        raise ValueError(f"--data-dir must hold files of a benchmark of Table 9, but {data_dir} holds none.")
     texts = {"report.html": html_page(results, figures, sizes), "tables.md": markdown_page(results, figures, sizes)}
     texts |= {f"figure{number}.svg": svg for number, svg in figures.items()}
     output.mkdir(parents=True, exist_ok=True)

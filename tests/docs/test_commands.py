@@ -89,8 +89,8 @@ def check(command):
     program, arguments = program_and_arguments(words)
     assert (ROOT / program.split()[0]).is_file(), f"{program} is not there"
     if program in PROGRAMS:
-        starts = {"--load", "--init-from"} & set(arguments)
-        parse_config(configuration_of(program), arguments, infer=lambda given: SIZES if starts else {})
+        is_start = program == "pretrain_bert_alum.py" and {"--load", "--init-from"} & set(arguments)
+        parse_config(configuration_of(program), arguments, infer=lambda given: SIZES if is_start else {})
     elif arguments:
         unknown = set(ONE_FLAG.findall(" ".join(arguments))) - flags_in_help(program)
         assert not unknown, f"{program} has no {unknown}"

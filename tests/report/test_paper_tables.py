@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from megatron_alum.finetune.benchmarks.tasks import TASKS
-from megatron_alum.report.card import add_evaluation
+from megatron_alum.report.card import evaluated_card
 from megatron_alum.report.figures import draw_figures
 from megatron_alum.report.paper_tables import paper_sizes, paper_tables
 from megatron_alum.report.render import block, html_page, markdown_page, markdown_table, size_rows
@@ -290,14 +290,15 @@ def test_the_results_become_the_evaluation_of_a_card(tmp_path):
     card.write_text("# m\n\n## Evaluation\n\nNone.\n\n## Limits\n\nMany.\n")
     rows = [row(0.80), row(0.82, seed=2), row(0.5, split="dev_mismatched"), row(70.0, task="squad-v2", metric="f1")]
     rows.append(row(0.25, task="custom"))
-    assert add_evaluation(tmp_path, {"mine": rows}) == card
-    assert [line for line in card.read_text().splitlines() if line.startswith("| ")][1:] == [
+    path, text = evaluated_card(tmp_path, {"mine": rows})
+    assert path == card and text.startswith("# m\n") and "Many." in text
+    assert [line for line in text.splitlines() if line.startswith("| ")][1:] == [
         "| mnli | dev | accuracy | 81.0 +- 1.4 (2 seeds) |",
         "| mnli | dev_mismatched | accuracy | 50.0 (1 seed) |",
         "| squad-v2 | dev | f1 | 70.0 (1 seed) |",
         "| custom | dev | accuracy | 25.0 (1 seed) |",
     ]
     with pytest.raises(ValueError, match="--results must hold results for --model-card"):
-        add_evaluation(tmp_path, {})
+        evaluated_card(tmp_path, {})
     with pytest.raises(ValueError, match=r"--model-card must be a folder with a README\.md"):
-        add_evaluation(tmp_path / "absent", {"mine": rows})
+        evaluated_card(tmp_path / "absent", {"mine": rows})

@@ -83,11 +83,11 @@ class TextSettings:
 class TokenizerSettings:
     """Which tokenizer makes the ids."""
 
-    vocab_file: InputFile | None = None
+    vocab_file: AnyInput | None = None
     """vocab.txt of a WordPiece vocabulary, or vocab.json of a byte-level BPE one (with --merge-file)"""
     merge_file: InputFile | None = None
     """merges.txt that belongs to a vocab.json"""
-    tokenizer: InputFolder | None = None
+    tokenizer: AnyInput | None = None
     """Hugging Face tokenizer folder, instead of --vocab-file"""
     case: Literal["lower", "keep"] | None = None
     """lower-case the text or keep it; default: the folder's own, or lower when vocab.txt has no upper-case entry"""
