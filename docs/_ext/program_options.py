@@ -2,7 +2,7 @@
 
 `program-options tools/finetune.py` reads the configuration dataclass behind the program, as --help does: one section
 per dataclass, one entry per field, with its type, default and docstring. Other pages link to an entry by
-{option}`--flag`. `program-help tools/inspect_shards.py` prints what the program prints for --help.
+{option}`--flag`. `program-help tools/compare_runs.py` prints what the program prints for --help.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ PROGRAMS = {
     "tools/convert_checkpoint.py to-hf": "megatron_alum.cli.convert:ToHfConfig",
     "tools/convert_checkpoint.py from-hf": "megatron_alum.cli.convert:FromHfConfig",
     "tools/merge_shards.py": "megatron_alum.cli.merge:MergeConfig",
+    "tools/inspect_shards.py": "megatron_alum.cli.inspect:InspectConfig",
+    "tools/estimate_memory.py": "megatron_alum.cli.estimate:EstimateConfig",
 }
 """program, with its sub-command if it has some -> the dataclass that is its command line"""
 
@@ -50,7 +52,7 @@ def help_of(program: str, *words: str) -> str:
     printed = io.StringIO()
     with (
         patch.object(sys, "argv", [program, *words, "--help"]),
-        patch.dict("os.environ", {"COLUMNS": "100"}),
+        patch.dict("os.environ", {"COLUMNS": "88"}),
         contextlib.redirect_stdout(printed),
         contextlib.suppress(SystemExit),
     ):
@@ -80,17 +82,24 @@ def _markdown(text: str) -> str:
 
 
 class ProgramOptions(SphinxDirective):
-    """All options of one program of PROGRAMS; arguments: the program, then a sub-command if it has some."""
+    """Options of one program of PROGRAMS; arguments: the program, then a sub-command if it has some.
+
+    With `:beyond: OTHER` those that the program OTHER has as well are left out.
+    """
 
     required_arguments = 1
     optional_arguments = 1
+    option_spec = {"beyond": str}  # noqa: RUF012
 
     def run(self) -> list[nodes.Node]:
         """Sections of option entries."""
-        program = " ".join(self.arguments)
+        program, other = " ".join(self.arguments), self.options.get("beyond")
         self.env.note_dependency(str(ROOT / self.arguments[0]))
         lines, owner = [f":::{{program}} {program}", ":::", ""], None
+        elsewhere = {option.name for option in options_of(configuration_of(other))} if other else set()
         for option in options_of(configuration_of(program)):
+            if option.name in elsewhere:
+                continue
             if option.owner is not owner:
                 owner = option.owner
                 title, text = section_of(owner)

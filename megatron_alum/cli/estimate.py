@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EstimateConfig:
-    """This estimate"""
+    """Estimating memory and operations"""
 
     vocab_size: Count
     """entries of the tokenizer"""

@@ -52,11 +52,11 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """What is shown"""
+    """Inspecting shards: what is shown"""
 
     samples: SampleOptions
-    document: tuple[CountOrZero, ...] = (0,)
-    """numbers of documents to show"""
+    document: tuple[CountOrZero, ...] | None = None
+    """numbers of documents to show; by default the first, or none with --sample"""
     sample: tuple[CountOrZero, ...] = ()
     """global numbers of training samples to show"""
     verify: bool = False
@@ -89,7 +89,8 @@ def main() -> None:
     for verb in ("skipped", "repaired"):
         for reason, entry in shards.manifest[verb].items():
             print(f"{verb:>26}: {entry['count']:,} ({reason}; first: {', '.join(entry['examples'])})")
-    for number in config.document:
+    first = () if config.sample else (0,)
+    for number in first if config.document is None else config.document:
         _show_document(shards, tokenizer, number)
     if config.sample:
         _show_samples(config.samples, config.sample)

@@ -13,7 +13,7 @@ from megatron_alum.config.places import AnyInput, OutputPrefix, check_places
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """This merge"""
+    """Merging shards"""
 
     input: tuple[AnyInput, ...]
     """prefixes of the corpora in order, or globs of their .json files"""

@@ -25,6 +25,7 @@ import yaml
 from megatron_alum.config.extras import MissingExtraError
 from megatron_alum.config.fields import Option, options_of, plain, section_of
 from megatron_alum.config.parser import Parser
+from megatron_alum.config.places import Place
 from megatron_alum.config.words import did_you_mean
 
 T = TypeVar("T")
@@ -158,14 +159,18 @@ def format_changes(config: Any) -> str:
 def read_yaml(path: str | None, options: Mapping[str, Option]) -> dict[str, Any]:
     """{option name: typed value} of a flat YAML file; keys may use dashes or underscores; {} for no file.
 
-    Raises: ValueError for a file that is not a flat mapping, unknown keys and wrong types; OSError when unreadable.
+    Raises: ValueError for a path without a file, a file that is not a flat mapping, unknown keys and wrong types;
+    OSError when unreadable.
     """
     if path is None:
         return {}
+    if (refusal := Place("file").refusal(path)) is not None:
+        raise ValueError(f"--config must be {refusal}.")
     try:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be a YAML file, but does not parse: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise ValueError(f"--config: {path} must be a YAML file, but does not parse: {reason}") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -206,7 +211,8 @@ def _convert(option: Option, value: Any) -> Any:
         return option.convert(value)
     except ValueError as error:
         hint = did_you_mean(value, option.words)
-        raise ValueError(f"{option.flag} {error}, but is {value!r} instead.{hint}") from None
+        shown = " ".join(map(str, value)) if option.is_list and isinstance(value, list) else value
+        raise ValueError(f"{option.flag} {error}, but is {shown!r} instead.{hint}") from None
 
 
 def _unknown_name(name: str, options: Mapping[str, Option]) -> str:

@@ -42,7 +42,9 @@ class Parser(argparse.ArgumentParser):
 
     def _refuse(self, word: str) -> NoReturn:
         flags = [name for name in self._option_string_actions if name.startswith("--")]
-        hint = did_you_mean(word.partition("=")[0], flags) if word.startswith("-") else ""
+        if not word.startswith("-"):
+            raise ValueError(f"{word} must follow the option that it belongs to, but follows none. See --help.")
+        hint = did_you_mean(word.partition("=")[0], flags)
         raise ValueError(f"{word} is not an option of this program.{hint or ' See --help.'}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -20,6 +20,8 @@ from typing import Annotated, Any, Literal
 from megatron_alum.config.checks import annotation_of
 from megatron_alum.config.fields import Option, options_of
 
+_PREFIX = "the prefix of shards (OUT of OUT.bin, OUT.idx and OUT.json)"
+
 
 @dataclass(frozen=True)
 class Place:
@@ -34,8 +36,11 @@ class Place:
     def refusal(self, path: str) -> str | None:
         """What must be at `path`, and what is there; None if that is right."""
         found = Path(path)
-        if self.kind == "prefix" and not self.is_output:
-            return _refused_prefix(path)
+        if self.kind == "prefix":
+            if path.endswith("/") or found.suffix in (".bin", ".idx"):
+                return f"{_PREFIX}, which has a name and no suffix, but is {path} instead"
+            if not self.is_output:
+                return _refused_prefix(path)
         wanted = "a folder" if self.kind == "folder" else "a file"
         if self.kind == "file" and found.is_dir():
             return f"{wanted}, but {path} is a folder instead"
@@ -55,16 +60,16 @@ class Place:
 def _refused_prefix(path: str) -> str | None:
     if Path(f"{path}.idx").is_file():
         return None
-    wanted, found = "the prefix of shards (OUT of OUT.bin, OUT.idx and OUT.json)", Path(path)
+    found = Path(path)
     if found.is_dir():
         held = sorted(str(shard.with_suffix("")) for shard in found.glob("*.idx"))
         which = f", which holds the prefixes {', '.join(held[:5])}" if held else ", in which there are no shards"
-        return f"{wanted}, but {path} is a folder instead{which}"
-    if found.with_suffix(".idx").is_file() and found.suffix in (".bin", ".idx", ".json"):
-        return f"{wanted}, but {path} is one of their files instead. Leave {found.suffix} out"
+        return f"{_PREFIX}, but {path} is a folder instead{which}"
+    if found.is_file() and found.suffix == ".json" and found.with_suffix(".idx").is_file():
+        return f"{_PREFIX}, but {path} is one of their files instead. Leave {found.suffix} out"
     if found.is_file():
-        return f"{wanted}, but {path} is another file instead. Make shards of text by megatron-alum preprocess"
-    return f"{wanted}, but there is no {path}.idx. Run megatron-alum preprocess, or give where shards were moved to"
+        return f"{_PREFIX}, but {path} is another file instead. Make shards of text by megatron-alum preprocess"
+    return f"{_PREFIX}, but there is no {path}.idx. Run megatron-alum preprocess, or give where shards were moved to"
 
 
 InputFile = Annotated[str, Place("file")]

@@ -38,7 +38,7 @@ _KINDS = (
     (
         "*.idx",
         "a folder of shards, which are text and no network",
-        "Give the folder that a run was saved to (--save of megatron-alum pretrain).",
+        "Give the folder of a run (--save of megatron-alum pretrain) or of a model.",
     ),
     ("dict.txt", "a model of fairseq", "Convert it with transformers' converter for fairseq's RoBERTa."),
     (

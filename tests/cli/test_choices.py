@@ -127,7 +127,7 @@ def test_the_parser_of_scripts_refuses_in_sentences():
     for argv, sentence in (
         (["--rows", "1", "--device", "cdua"], "--device must be one of cpu, cuda, but is 'cdua' instead. Did you mean"),
         (["--rwos", "1"], "--rwos is not an option of this program. Did you mean --rows?"),
-        (["--rows", "1", "more"], "more is not an option of this program. See --help."),
+        (["--rows", "1", "more"], "more must follow the option that it belongs to, but follows none. See --help."),
         (["--rows", "1", "-x"], "-x is not an option of this program."),
         ([], "the following arguments are required: --rows. See --help."),
     ):

@@ -21,7 +21,7 @@ from megatron_alum.cli.report import ReportConfig
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.fields import options_of
 from megatron_alum.config.finetune import AttackConfig, FinetuneConfig
-from megatron_alum.config.places import about, check_places, places_of
+from megatron_alum.config.places import Place, about, check_places, places_of
 from megatron_alum.config.run import RunConfig
 from megatron_alum.data.preprocessing.settings import PreprocessSettings
 from megatron_alum.data.preprocessing.vocabulary_settings import TrainTokenizerSettings
@@ -129,7 +129,9 @@ def refusals(command, flag, place, good, folder, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["megatron-alum", *command.split(), *given, flag, str(path)])
         with pytest.raises(SystemExit) as stopped:
             console.main()
-        found[wrong] = path, stopped.value.code, capsys.readouterr().err
+        printed, error = capsys.readouterr()
+        found[wrong] = path, stopped.value.code, error
+        assert printed.count("\n") <= 1, f"{wrong}: options are printed before the refusal"
         assert not new.exists() or not any(new.iterdir()), f"{wrong}: something is left behind"
     return found
 
@@ -162,15 +164,30 @@ def test_a_folder_of_shards_is_named_with_what_lies_in_it(prefix, monkeypatch, c
     monkeypatch.setattr(sys, "argv", ["megatron-alum", *"convert to-hf --output x --load".split(), folder])
     with pytest.raises(SystemExit):
         console.main()
-    assert "a folder of shards, which are text and no network. Give the folder" in capsys.readouterr().err
+    assert "a folder of shards, which are text and no network. Give the folder of a run" in capsys.readouterr().err
 
 
-def test_one_file_of_the_shards_is_no_prefix(prefix, monkeypatch, capsys):
-    for suffix in (".bin", ".idx", ".json"):
-        monkeypatch.setattr(sys, "argv", ["megatron-alum", "inspect", prefix + suffix])
-        with pytest.raises(SystemExit):
+def test_a_prefix_has_a_name_and_no_suffix(prefix):
+    for suffix in (".bin", ".idx", ".json", "/", ""):
+        found = [Place("prefix", is_output).refusal(prefix + suffix) for is_output in (False, True)]
+        if suffix == ".json":  # part of a name as any other, until such a file is given for its shards
+            assert found[0].endswith("is one of their files instead. Leave .json out") and found[1] is None
+        elif suffix:
+            said = f"which has a name and no suffix, but is {prefix}{suffix} instead"
+            assert all(refusal.endswith(said) for refusal in found)
+        else:
+            assert found == [None, None]
+
+
+@pytest.mark.parametrize("command", CONFIGURATIONS)
+def test_a_recipe_that_is_none(command, tmp_path, monkeypatch, capsys):
+    paths = wrong_paths(Place("file"), tmp_path)
+    for wrong in ("missing", "empty folder", "binary.file"):
+        monkeypatch.setattr(sys, "argv", ["megatron-alum", *command.split(), "--config", str(paths[wrong])])
+        with pytest.raises(SystemExit) as stopped:
             console.main()
-        assert f"is one of their files instead. Leave {suffix} out." in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and "--config" in error and str(paths[wrong]) in error, error
 
 
 def test_weights_of_a_blend_are_no_paths(prefix):
