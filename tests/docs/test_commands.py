@@ -92,7 +92,10 @@ def check(command):
         if program == "tools/inspect_shards.py":
             arguments = ["--data-path", *arguments]
         is_start = program == "pretrain_bert_alum.py" and {"--load", "--init-from"} & set(arguments)
-        parse_config(configuration_of(program), arguments, infer=lambda given: SIZES if is_start else {})
+        defaults = {"data_path": ("unused",), "save": "unused"} if program == "tools/estimate_memory.py" else {}
+        parse_config(
+            configuration_of(program), arguments, defaults=defaults, infer=lambda given: SIZES if is_start else {}
+        )
     elif arguments:
         unknown = set(ONE_FLAG.findall(" ".join(arguments))) - flags_in_help(program)
         assert not unknown, f"{program} has no {unknown}"
