@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from megatron_alum.config.cli import main_guard  # noqa: E402
 from megatron_alum.config.parser import Parser  # noqa: E402
+from megatron_alum.config.places import Place  # noqa: E402
 from megatron_alum.config.words import amount, data_size, duration  # noqa: E402
 
 SENTENCES = {
@@ -180,6 +181,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for all artefacts")
     parser.add_argument("--sentence", help="sentence with one [MASK] for the last stage")
     arguments = parser.parse_args()
+    if (refusal := Place("folder", is_output=True).refusal(str(arguments.output))) is not None:
+        raise ValueError(f"--output must be {refusal}.")
     os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing here may need a network
     demo = Demo(arguments.corpus, arguments.output, arguments.sentence)
     _remove_old_output(arguments.output)

@@ -44,7 +44,7 @@ def main_guard(fn: Callable[[], None]) -> None:
         fn()
     except (ValueError, OSError, MissingExtraError) as error:
         if isinstance(error, OSError) or os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {_sentence(error)}", file=sys.stderr, flush=True)
         _leave(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
@@ -54,6 +54,13 @@ def main_guard(fn: Callable[[], None]) -> None:
             raise
         traceback.print_exc()
         _leave(1)
+
+
+def _sentence(error: Exception) -> str:
+    """What a user reads; the system's own errors name their file first and no number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"{error.filename} cannot be used: {error.strerror[0].lower()}{error.strerror[1:]}."
+    return str(error)
 
 
 def _leave(status: int) -> NoReturn:

@@ -175,15 +175,22 @@ def test_a_stored_configuration_with_an_unknown_name_is_refused():
         config_from_dict(Car, {"plates": ["A"], "wings": 2})
 
 
-@pytest.mark.parametrize("error", [ValueError("`x` must be 1."), FileNotFoundError(2, "No such file", "a.txt")])
-def test_main_guard_prints_one_line_and_exits_2(capsys, error):
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ValueError("`x` must be 1."), "`x` must be 1."),
+        (FileNotFoundError(2, "No such file", "a.txt"), "a.txt cannot be used: no such file."),
+        (OSError("The disk is full."), "The disk is full."),
+    ],
+)
+def test_main_guard_prints_one_line_and_exits_2(capsys, error, sentence):
     def fail():
         raise error
 
     with pytest.raises(SystemExit) as caught:
         main_guard(fail)
     assert caught.value.code == 2
-    assert capsys.readouterr().err == f"error: {error}\n"
+    assert capsys.readouterr().err == f"error: {sentence}\n"
 
 
 def test_main_guard_ends_ctrl_c_without_a_traceback(capsys):
