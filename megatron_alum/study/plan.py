@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from megatron_alum.config.places import Place
+
 T = TypeVar("T")
 Options = Mapping[str, Any]
 EQUAL_COST = 8 / 3
