@@ -40,6 +40,13 @@ class Range:
         return f"{low} and {high}" if self.low_open or self.high_open else f"from {self.low} to {self.high}"
 
 
+class Noun:
+    """An annotation that says what a value is."""
+
+    noun: str
+    """the placeholder of the value in --help"""
+
+
 Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
 Positive = Annotated[float, Range(0, low_open=True)]

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from megatron_alum.config.checks import annotation_of
+from megatron_alum.config.checks import Noun, annotation_of
 from megatron_alum.config.fields import Option, options_of
 
 _PREFIX = "the prefix of shards (OUT of OUT.bin, OUT.idx and OUT.json)"
 
 
 @dataclass(frozen=True)
-class Place:
+class Place(Noun):
     """What a path names."""
 
     kind: Literal["file", "folder", "prefix", "any"]
@@ -32,6 +32,11 @@ class Place:
     which only the reader can say what is wrong (it says so in the words of `about`)"""
     is_output: bool = False
     """made if it is missing"""
+
+    @property
+    def noun(self) -> str:  # type: ignore[override]
+        """FILE, FOLDER, PREFIX or PATH."""
+        return "PATH" if self.kind == "any" else self.kind.upper()
 
     def refusal(self, path: str) -> str | None:
         """What must be at `path`, and what is there; None if that is right."""

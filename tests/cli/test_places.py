@@ -215,6 +215,11 @@ def test_every_option_that_names_a_path_says_so():
     assert forgotten - NO_PATHS == set()
 
 
+def test_help_says_what_kind_of_path():
+    nouns = {option.flag: option.metavar for option, _ in places_of(RunConfig)}
+    assert nouns["--data-path"] == "PREFIX" and nouns["--save"] == "FOLDER" and nouns["--init-from"] == "PATH"
+
+
 def test_about_names_an_option_once():
     for said, expected in (("x is wrong.", "--a: x is wrong."), ("--b must be y.", "--b must be y.")):
         with pytest.raises(ValueError) as caught, about("--a"):
