@@ -43,8 +43,10 @@ class Range:
 class Noun:
     """An annotation that says what a value is."""
 
-    noun: str
-    """the placeholder of the value in --help"""
+    @property
+    def noun(self) -> str:
+        """The placeholder of the value in --help."""
+        raise NotImplementedError
 
 
 Count = Annotated[int, Range(1)]

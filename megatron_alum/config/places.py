@@ -34,7 +34,7 @@ class Place(Noun):
     """made if it is missing"""
 
     @property
-    def noun(self) -> str:  # type: ignore[override]
+    def noun(self) -> str:
         """FILE, FOLDER, PREFIX or PATH."""
         return "PATH" if self.kind == "any" else self.kind.upper()
 

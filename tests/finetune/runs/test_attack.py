@@ -103,7 +103,7 @@ def test_custom_files_give_the_tables_result(finished, sentiment, tmp_path, spli
         (("--labels", "0", "1"), "--validation-file must be given to attack --split dev of --task custom"),
         (
             ("--validation-file", "x.csv", "--split", "test", "--labels", "0", "1"),
-            "--test-file must be given to attack --split test",
+            "--test-file must be given",
         ),
         (("--validation-file", "x.csv"), "x.csv does not exist"),  # the model names the classes
     ],
