@@ -41,11 +41,10 @@ class Place(Noun):
     def refusal(self, path: str) -> str | None:
         """What must be at `path`, and what is there; None if that is right."""
         found = Path(path)
-        if self.kind == "prefix":
-            if path.endswith("/") or found.suffix in (".bin", ".idx"):
-                return f"{_PREFIX}, which has a name and no suffix, but is {path} instead"
-            if not self.is_output:
-                return _refused_prefix(path)
+        if self.kind == "prefix" and not self.is_output:
+            return _refused_input_prefix(path)
+        if self.kind == "prefix" and (refusal := _malformed_prefix(path)) is not None:
+            return refusal
         wanted = "a folder" if self.kind == "folder" else "a file"
         if self.kind == "file" and found.is_dir():
             return f"{wanted}, but {path} is a folder instead"
@@ -62,14 +61,22 @@ class Place(Noun):
         return None
 
 
-def _refused_prefix(path: str) -> str | None:
-    if Path(f"{path}.idx").is_file():
+def _malformed_prefix(path: str) -> str | None:
+    if path.endswith("/") or Path(path).suffix in (".bin", ".idx"):
+        return f"{_PREFIX}, which has a name and no suffix, but is {path} instead"
+    return None
+
+
+def _refused_input_prefix(path: str) -> str | None:
+    if Path(f"{path}.idx").is_file() or _is_number(path):  # a number is the weight of the prefix after it
         return None
     found = Path(path)
     if found.is_dir():
         held = sorted(str(shard.with_suffix("")) for shard in found.glob("*.idx"))
         which = f", which holds the prefixes {', '.join(held[:5])}" if held else ", in which there are no shards"
         return f"{_PREFIX}, but {path} is a folder instead{which}"
+    if (refusal := _malformed_prefix(path)) is not None:
+        return refusal
     if found.is_file() and found.suffix == ".json" and found.with_suffix(".idx").is_file():
         return f"{_PREFIX}, but {path} is one of their files instead. Leave {found.suffix} out"
     if found.is_file():
@@ -90,7 +97,7 @@ def check_places(config: Any) -> None:
     for option, place in places_of(type(config)):
         value = functools.reduce(getattr, option.path, config)
         for path in value if isinstance(value, tuple) else (value,):
-            refusal = None if path is None or _is_weight(path) else place.refusal(path)
+            refusal = None if path is None else place.refusal(path)
             if refusal is not None:
                 raise ValueError(f"{option.flag} must be {refusal}.")
 
@@ -114,9 +121,12 @@ def places_of(cls: type) -> Iterator[tuple[Option, Place]]:
             yield option, place
 
 
-def _is_weight(word: str) -> bool:
-    """Whether a word of --data-path can be the weight of the prefix after it."""
-    return word.replace(".", "", 1).isdigit()
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _file_above(path: Path) -> Path | None:

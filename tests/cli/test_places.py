@@ -191,7 +191,7 @@ def test_a_recipe_that_is_none(command, tmp_path, monkeypatch, capsys):
 
 
 def test_weights_of_a_blend_are_no_paths(prefix):
-    check_places(parse_config(RunConfig, f"--data-path 0.7 {prefix} 3 {prefix} --save x --model-size tiny".split()))
+    check_places(parse_config(RunConfig, f"--data-path 0.7 {prefix} 3e-1 {prefix} --save x --model-size tiny".split()))
 
 
 PATH_WORDS = re.compile(r"\b(files?|folders?|paths?|prefix(es)?)\b")
