@@ -23,12 +23,6 @@ from megatron_alum.config.checks import (
 from megatron_alum.config.places import AnyInput, InputFolder, OutputFolder
 from megatron_alum.config.words import not_one_of
 
-_Glue = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "ax"]
-_Nli = Literal["snli", "scitail", "fever", "anli", "anli-all"]
-_Other = Literal["squad-v1.1", "squad-v2", "adv-squad", "swag", "hellaswag", "bc2gm", "ncbi-disease", "jnlpba"]
-TaskName = Literal[_Glue, _Nli, _Other, "custom"]
-"""The rows of finetune/benchmarks/tasks.py, and `custom`: written again, so that --help and refusals need no table."""
-
 # What --alum-* can change in a method; r-drop has no ascent, none and freelb have no divergence.
 ALUM_FLAGS_OF: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -78,13 +72,14 @@ class CustomTaskConfig:
 class FinetuneDataConfig:
     """Task and data"""
 
-    model: InputFolder
+    model: AnyInput
     """Hugging Face folder of the encoder to fine-tune (megatron-alum convert to-hf writes one)"""
     output: OutputFolder
     """folder of results.jsonl, predictions and the best model"""
-    task: TaskName | None = None
-    """a benchmark of the paper, or custom for files of your own; by default that of the finished folder with
-    --evaluate-only and --predict-file"""
+    task: str | None = None
+    """cola sst2 mrpc stsb qqp mnli qnli rte wnli ax snli scitail fever anli anli-all squad-v1.1 squad-v2 adv-squad swag
+    hellaswag bc2gm ncbi-disease jnlpba custom; by default that of the finished folder with --evaluate-only and
+    --predict-file"""
     data_dir: InputFolder = "."
     """folder of the task's official files, or the one above it"""
     tokenizer: AnyInput | None = None
@@ -296,11 +291,11 @@ class FinetuneConfig:
 class AttackConfig:
     """This attack"""
 
-    model: tuple[InputFolder, ...]
+    model: tuple[AnyInput, ...]
     """fine-tuned Hugging Face folders to compare, such as OUTPUT/model of megatron-alum finetune"""
     output: OutputFolder
     """folder of attack.jsonl and attack.png"""
-    task: TaskName | None = None
+    task: str | None = None
     """classification or multiple-choice task of the table, or custom; by default the first model's own"""
     data_dir: InputFolder = "."
     """folder of the task's official files, or the one above it"""

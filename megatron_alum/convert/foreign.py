@@ -75,18 +75,7 @@ def instead_of_a_run(path: Path) -> str | None:
     found = _kind_of(path)
     if found is None and (path / "config.json").is_file() and not (path / COMPLETE_FILE).is_file():
         found = "a Hugging Face model. Start from it with --init-from, or import it with from-hf."
-    if found is None and not list_iterations(path) and not (path / COMPLETE_FILE).is_file() and any(path.iterdir()):
-        return f"{path} must hold a checkpoint (iter_0000020/), but {contents_of(path)}."
     return None if found is None else f"{path} must hold a checkpoint (iter_0000020/), but is {found}"
-
-
-def contents_of(path: Path) -> str:
-    """ "is empty", or "holds a.txt, b and 3 more", for an error that says what was found in a folder."""
-    names = sorted(entry.name for entry in path.iterdir())
-    if not names:
-        return "is empty"
-    shown = ", ".join(names[:3])
-    return f"holds {shown}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def has_weights(path: Path) -> bool:

@@ -128,7 +128,7 @@ def test_a_second_call_repeats_nothing(finished, encoder, sentiment, capsys):
 
 def test_a_folder_of_other_settings_is_refused(finished, encoder, sentiment, capsys):
     assert run_tool("finetune", *flags(encoder, sentiment, finished), expect_error=True) == 2
-    assert "was made with alum True and is now given False" in capsys.readouterr().err
+    assert "was made with --alum True and is now given False" in capsys.readouterr().err
 
 
 def test_early_stop(encoder, sentiment, tmp_path):
@@ -256,7 +256,7 @@ def test_word_attack_counts_textattacks_results(monkeypatch):
     ("changes", "message"),
     [
         (("--task", "imdb"), "--task must be one of cola"),
-        (("--data-dir", "nowhere"), "none of train.tsv, train is in nowhere"),
+        (("--data-dir", "nowhere"), "--data-dir must be an existing folder, but nowhere does not exist"),
         (("--model", "bert-base-uncased"), "--model must be a local Hugging Face folder"),
         (("--learning-rate", "fast"), "--learning-rate must be a number"),
         (("--alum", "--method", "smart"), "--alum must not be combined"),
