@@ -197,6 +197,7 @@ def test_weights_of_a_blend_are_no_paths(prefix):
 PATH_WORDS = re.compile(r"\b(files?|folders?|paths?|prefix(es)?)\b")
 NO_PATHS = {
     ("CustomTaskConfig", "labels"),
+    ("FinetuneDataConfig", "task"),
     ("RunSettings", "scheduler"),
     ("TextSettings", "language"),
 }
