@@ -67,7 +67,11 @@ MA_FUNCTION int64_t label_column(const RowTask& task, int64_t row) {
   return column < task.valid_columns ? column : -1;
 }
 
-// Adversarial logits that are the clean ones (the same pointer) request the MLM loss alone.
+// Adversarial logits that are the clean ones request the MLM loss alone.
+MA_FUNCTION bool compares_with_itself(const RowTask& task) {
+  return task.adv == task.clean && task.adv_stride == task.clean_stride;
+}
+
 void run_rows_cpu(const RowTask& task, RowPhase phase);
 
 // The GPU's entry points queue their work on `stream` (a cudaStream_t), wait for nothing and return the cudaError_t of

@@ -2,6 +2,7 @@
 memory and over the logits, with warps and blocks in either order; and broken on purpose, which must be noticed."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -26,6 +27,32 @@ def kernels(tmp_path_factory):
 def usual_settings(request):
     if "kernels" in request.fixturenames:
         request.getfixturevalue("kernels").settings()
+
+
+ASSEMBLY = {
+    "ex2.approx.ftz.f32 %0, %1;": "run by the executor (approximate_exp2 in simt.h)",
+    "": "no instruction: hides a value from the compiler",
+}
+
+
+STATEMENT = r"\b(?:asm|__asm__)\b(?:\s*(?:volatile|__volatile__))?\s*\(\s*((?:\"[^\"]*\"\s*)*)"
+
+
+def test_the_executor_runs_every_instruction_written_by_hand(tmp_path):
+    """All inline assembly of csrc is in the table above, and the executor refuses to compile any other."""
+    for suffix in ("*.cu", "*.cuh", "*.h", "*.cpp"):
+        for path in (simt.ROOT / "csrc").rglob(suffix):
+            text = re.sub(r"//.*", "", path.read_text())
+            statements = re.findall(STATEMENT, text)
+            assert len(statements) == len(re.findall(r"\b_*asm_*\b", text)), f"{path.name} has assembly of another form"
+            for statement in statements:
+                assert "".join(re.findall(r'"([^"]*)"', statement)) in ASSEMBLY, f"{path.name}: {statement}"
+    source = tmp_path / "other.cpp"
+    for text, known in (("ex2.approx.ftz.f32 %0, %1;", True), ("ex2.approx.f32 %0, %1;", False)):
+        source.write_text(
+            f'#include "simt.h"\nfloat f(float x) {{ float y; asm("{text}" : "=f"(y) : "f"(x)); return y; }}\n'
+        )
+        assert simt.compiles(source) == known
 
 
 def aligned(x):

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).resolve().parent
 POINTER, INT64, INT, FLOAT, BOOL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_bool
 STATISTICS, GRADIENTS, FUSED = range(3)
+FLAGS = ("-std=c++20", "-w", "-DSIMT_ARCH=900", f"-I{HERE}", f"-I{HERE / 'include'}")
 
 
 class RowTask(ctypes.Structure):
@@ -63,8 +64,7 @@ class Executor:
             path = csrc / "ops" / "cuda" / name
             assert path.read_text().count(text) == 1, f"{name} must hold once: {text}"
             path.write_text(path.read_text().replace(text, other))
-        flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-w", "-DSIMT_ARCH=900"]
-        flags += [f"-I{HERE}", f"-I{HERE / 'include'}", f"-I{csrc}"]
+        flags = [*FLAGS, "-O1", "-ffp-contract=off", "-fPIC", f"-I{csrc}"]
         sources = [*sorted((csrc / "ops" / "cuda").glob("*.cu")), HERE / "executor.cpp"]
         objects = [folder / f"{source.stem}.o" for source in sources]
         for source, made in zip(sources, objects, strict=True):
@@ -99,6 +99,11 @@ class Executor:
         found = (INT * 3)()
         self.library.simt_last_launch(found)
         self.launches.append(tuple(found))
+
+
+def compiles(source: Path) -> bool:
+    """Whether the executor's headers let a file of device code pass."""
+    return subprocess.run(["g++", *FLAGS, "-fsyntax-only", str(source)], capture_output=True).returncode == 0
 
 
 def _run(command: list[str]) -> None:
