@@ -21,9 +21,7 @@ struct GradientRow {
   Vector mean, adv_mean;
 };
 
-struct GradientPair {
-  Vector clean, adv;
-};
+struct GradientPair { Vector clean, adv; };
 
 // The record around lse(a) - lse(b), up to rounding, if merging parts has left its level far away: the adversarial
 // weights e^(b - n) would overflow.

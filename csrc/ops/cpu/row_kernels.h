@@ -39,8 +39,7 @@ struct Sums {
 
 // Where the weights of a row are left for its gradients; null if they are not needed.
 struct KeptWeights {
-  float* clean;
-  float* difference;
+  float *clean, *difference;
 };
 
 // The centre: the mean of d over the lanes' own clean maxima, weighted by them; written as an offset from the greatest,

@@ -24,11 +24,8 @@ struct Weights {
   Vector remainder;   // e^-u - 1 + u where |u| < log(2) / 2
 };
 
-// What the clean and the adversarial weight of a gradient are multiplied by: u, or 0 where the weight is 0 and u perhaps
-// infinite.
-struct Distances {
-  Vector clean, adv;
-};
+// The u by which the weights of a column are multiplied in its gradients: 0 where the weight is 0 and u may be infinite.
+struct Distances { Vector clean, adv; };
 
 inline Scale scale_of(float clean, float adv) {
   float rest;

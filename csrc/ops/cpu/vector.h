@@ -13,12 +13,8 @@ struct Vector {
   Floats v;
 };
 
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
+struct BFloat16 { uint16_t bits; };
+struct Float16 { uint16_t bits; };
 
 inline Vector broadcast(float x) { return {x - Floats{}}; }
 inline Vector operator+(Vector x, Vector y) { return {x.v + y.v}; }
