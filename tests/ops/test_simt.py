@@ -210,6 +210,27 @@ def test_every_plan_against_float64(kernels, dtype, columns, code):
     assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
 
 
+def test_every_instantiation_of_the_row_role(kernels):
+    """Each phase, form and element, in memory, in the registers of a small block and of a large one."""
+    for dtype in ELEMENTS:
+        for columns, code in ((5, 90), (64, 90), (8448 if dtype.itemsize == 2 else 4352, 80)):
+            kernels.settings(intermediate_code=code)
+            clean, adv = (x.to(dtype) for x in oracle.logits(2, columns, difference=0.1))
+            labels = torch.tensor([columns - 1, 2])
+            for phase in (simt.FUSED, simt.GRADIENTS):
+                for one_sided, detach in FORMS:
+                    found = run_rows(
+                        kernels, clean, adv, labels, valid=columns, phase=phase, one_sided=one_sided, detach=detach
+                    )
+                    exact = exactly(clean, adv, labels, columns, one_sided, detach)
+                    check_rows(found, exact, labels, columns, dtype)
+                records, to_clean, _ = run_rows(kernels, clean, None, labels, valid=columns, phase=phase)
+                exact = exactly(clean, None, labels, columns)
+                check_rows((records, to_clean, None), exact, labels, columns, dtype)
+    missed = [name for name, launched in kernels.kernels().items() if "RowRole" in name and not launched]
+    assert not missed and len(kernels.kernels()) > 50
+
+
 @pytest.mark.parametrize("dtype", ELEMENTS, ids=str)
 @pytest.mark.parametrize("columns", [1003, 30592])
 def test_the_mlm_loss_alone(kernels, columns, dtype):

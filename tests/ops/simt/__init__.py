@@ -93,6 +93,15 @@ class Executor:
         """launch_scale; tensors by their addresses."""
         self._finish(self.library.simt_scale(POINTER(values), element, INT64(count), POINTER(factor)))
 
+    def kernels(self) -> dict[str, bool]:
+        """Every instantiation of `alum_kernel` in the library, and whether it has been launched."""
+        table = _run(["nm", "-C", str(self.library._name)])
+        places = {name: int(place, 16) for place, _, name in (line.split(" ", 2) for line in table if line[0] != " ")}
+        here, launched = places["simt_launched"], self.library.simt_launched
+        launched.restype = BOOL
+        names = [name for name in places if name.startswith("void alum_kernel<")]
+        return {name: launched(INT64(places[name] - here)) for name in names}
+
     def _finish(self, error: int) -> None:
         if error:
             raise DidNotFinish
@@ -106,6 +115,7 @@ def compiles(source: Path) -> bool:
     return subprocess.run(["g++", *FLAGS, "-fsyntax-only", str(source)], capture_output=True).returncode == 0
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str]) -> list[str]:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()

@@ -50,6 +50,7 @@ float shuffle(float value, int source_lane);
 Cluster& current_cluster();
 int rank_in_cluster();
 int run_grid(dim3 grid, dim3 block, int cluster, const std::function<void()>& kernel);
+void note_launch(const void* kernel);
 int intermediate_code();
 constexpr bool equal(const char* x, const char* y) { return *x == *y && (*x == 0 || equal(x + 1, y + 1)); }
 float approximate_exp2(float x);  // wrong by up to two units in the last place, 0 for subnormal results
@@ -167,5 +168,6 @@ inline const char* cudaGetErrorString(cudaError_t) { return "the executor has st
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
   const int cluster = config->numAttrs != 0 ? static_cast<int>(config->attrs[0].val.clusterDim.x) : 1;
+  simt::note_launch(reinterpret_cast<const void*>(kernel));
   return simt::run_grid(config->gridDim, config->blockDim, cluster, [&] { kernel(arguments...); });
 }
