@@ -11,9 +11,11 @@ import pytest
 from tests.finetune.runs.test_tools import encoder, flags, rows_of, run_tool, sentiment  # noqa: F401  fixtures
 from tests.helpers.other_device import on_fresh_rank, other_device
 
+METHODS = ("alum", "smart", "freelb", "r-drop")
 
-def finetune_and_attack(rank, world_size, finetuning, attack):
-    """Where the host waited while a model was fine-tuned."""
+
+def finetune_and_attack(rank, world_size, lines, attack):
+    """Where the host waited while models were fine-tuned by each of the lines; then the attack, on the first."""
     import torch
 
     torch.distributed.destroy_process_group()  # a fine-tuning run is one process without groups
@@ -22,7 +24,8 @@ def finetune_and_attack(rank, world_size, finetuning, attack):
     with other_device() as gpu, mock.patch.dict(os.environ):
         # The trainer's: it tries the passes from x before it trains, and reads its sums when it logs.
         gpu.excepted = ("__init__", "_failure", "log")
-        run_tool("finetune", *finetuning)
+        for line in lines:
+            run_tool("finetune", *line)
         waits = Counter(gpu.waits)
         run_tool("attack", *attack)
     return dict(waits)
@@ -30,14 +33,18 @@ def finetune_and_attack(rank, world_size, finetuning, attack):
 
 @pytest.mark.slow
 def test_finetuning_and_attack(encoder, sentiment, tmp_path):  # noqa: F811
-    """No line of ours waits in a step; transformers and accelerate read losses and masks where they please. The
+    """No line of ours waits in a step of any method; those of transformers and accelerate wait where they please. The
     attack's accuracy falls with its radius, as it does on the CPU."""
-    line = [*flags(encoder, sentiment, tmp_path / "out", "--alum", "--alum-epsilon", 0.01)]
-    line[line.index("--num-train-epochs") + 1] = 4
-    line[line.index("--seeds") + 1 : line.index("--seeds") + 3] = [1]
-    attack = ["--model", tmp_path / "out" / "model", "--task", "sst2", "--data-dir", sentiment]
+    lines = []
+    for method in METHODS:
+        line = [*flags(encoder, sentiment, tmp_path / method, "--method", method)]
+        line[line.index("--num-train-epochs") + 1] = 4 if method == "alum" else 1
+        line[line.index("--seeds") + 1 : line.index("--seeds") + 3] = [1]
+        lines.append(line)
+    lines[0] += ["--alum-epsilon", 0.01]
+    attack = ["--model", tmp_path / "alum" / "model", "--task", "sst2", "--data-dir", sentiment]
     attack += ["--output", tmp_path / "attack", "--radii", 0, 1, "--max-eval-samples", 16]
-    waits = on_fresh_rank(finetune_and_attack, line, attack)
+    waits = on_fresh_rank(finetune_and_attack, lines, attack)
     assert [line for line in waits if " at transformers." in line], "the stand-in notices nothing"
     assert not [line for line in waits if " at megatron_alum." in line], waits
     accuracy = [row["accuracy"] for row in rows_of(tmp_path / "attack" / "attack.jsonl")]
