@@ -6,7 +6,7 @@ layer (on the GPU it is the product's epilogue), forward and backward.
 
 Larger groups do as megatron-core does, except in compiled layers. Its collectives are asynchronous and write into
 buffers that all layers share; torch.compile would end a graph at each of them. There the same sums and gathers are
-torch's functional collectives, which are part of the graph, and which the compiler overlaps with products.
+torch's functional collectives, which are part of the graph.
 """
 
 from __future__ import annotations
