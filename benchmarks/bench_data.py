@@ -33,6 +33,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from megatron_alum.config.cli import main_guard
+from megatron_alum.config.parser import Parser
 from megatron_alum.data.preprocessing.plan import InputPlan
 from megatron_alum.data.preprocessing.punkt import PunktSplitter
 from megatron_alum.data.preprocessing.readers.base import Chunk, Document
@@ -193,7 +194,7 @@ def bench_dump(arguments: argparse.Namespace, folder: Path) -> list[Row]:
 
 def main() -> None:
     """Parse the command line, measure, write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--corpus", help="Wikipedia text in any format the preprocessor reads")
     parser.add_argument("--dump", help="MediaWiki XML dump (.xml.bz2, one file)")
     parser.add_argument("--vocab-file", help="uncased BERT vocabulary, for --corpus")

@@ -16,13 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
-
 from megatron_alum.config.cli import main_guard
-from megatron_alum.finetune.methods.presets import METHODS
-from megatron_alum.finetune.methods.trainer import AlumTrainer
+from megatron_alum.config.parser import Parser
 from megatron_alum.report.machine import current_commit, processor_name
 
 COLUMNS = ("method", "seconds", "ratio_to_none", "flops", "network", "batch", "threads", "device", "torch", "commit")
@@ -31,6 +26,8 @@ COLUMNS = ("method", "seconds", "ratio_to_none", "flops", "network", "batch", "t
 def main() -> None:
     """Time every method, then write the table."""
     arguments = parse_arguments()
+    from megatron_alum.finetune.methods.presets import METHODS  # after parsing: --help needs no torch
+
     with TemporaryDirectory() as folder:
         steps = {name: build_step(name, arguments, folder) for name in METHODS}
         flops = {name: flops_of(step) for name, step in steps.items()}  # the first step of each: warms up
@@ -40,7 +37,7 @@ def main() -> None:
 
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line above; `words` in place of this process's."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--layers", type=int, default=12, help="of the network (default: 12)")
     parser.add_argument("--width", type=int, default=768, help="of hidden states, 64 per head (default: 768)")
     parser.add_argument("--vocab", type=int, default=30_522, help="entries of the vocabulary (default: 30522)")
@@ -53,6 +50,11 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 def build_step(method: str, arguments: argparse.Namespace, folder: str) -> Callable[[], None]:
     """A callable that runs one training step of `method`."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
+
+    from megatron_alum.finetune.methods.trainer import AlumTrainer
+
     config = BertConfig(
         vocab_size=arguments.vocab,
         hidden_size=arguments.width,
@@ -80,6 +82,8 @@ def build_step(method: str, arguments: argparse.Namespace, folder: str) -> Calla
 
 def flops_of(step: Callable[[], None]) -> int:
     """Floating-point operations of one step's matrix products."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
@@ -87,6 +91,8 @@ def flops_of(step: Callable[[], None]) -> int:
 
 def fastest(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
     """Seconds of the fastest of `rounds` steps of each, taking turns."""
+    import torch
+
     best = dict.fromkeys(steps, float("inf"))
     for _ in range(rounds):
         for name, step in steps.items():
@@ -100,6 +106,8 @@ def fastest(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, floa
 
 def write(seconds: dict[str, float], flops: dict[str, int], arguments: argparse.Namespace) -> None:
     """The table, to stdout and to --output."""
+    import torch
+
     rows = [
         {
             "method": name,

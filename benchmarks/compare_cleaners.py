@@ -10,7 +10,6 @@ Words are runs of letters and digits, counted with multiplicity. Only articles t
 What only one peer finds is often markup, so it does not measure loss; both seldom make the same error.
 """
 
-import argparse
 import collections
 import html
 import importlib.util
@@ -26,6 +25,7 @@ import mwparserfromhell
 import mwxml
 
 from megatron_alum.config.cli import main_guard
+from megatron_alum.config.parser import Parser
 from megatron_alum.data.preprocessing.readers.base import Document
 from megatron_alum.data.preprocessing.readers.mediawiki import MediawikiReader
 from megatron_alum.data.preprocessing.readers.streams import open_stream
@@ -86,7 +86,7 @@ def compare(
 
 def main() -> None:
     """Parse the command line, compare, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--dump", required=True, help="MediaWiki XML dump (.xml.bz2, one file)")
     parser.add_argument("--show", type=int, default=0, help="lacking words to print, the most frequent first")
     arguments = parser.parse_args()

@@ -5,11 +5,11 @@
 Line ends, which both treat as sentence ends, are not counted: only cuts inside lines.
 """
 
-import argparse
 import itertools
 from collections.abc import Iterator
 
 from megatron_alum.config.cli import main_guard
+from megatron_alum.config.parser import Parser
 from megatron_alum.data.preprocessing.cleaning import clean_lines
 from megatron_alum.data.preprocessing.plan import InputPlan
 from megatron_alum.data.preprocessing.punkt import PunktSplitter
@@ -42,7 +42,7 @@ def compare(lines: Iterator[str], punkt: PunktSplitter) -> tuple[dict[str, int],
 
 def main() -> None:
     """Parse the command line, compare, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--input", nargs="+", required=True, help="text in any format the preprocessor reads")
     parser.add_argument("--format", default="auto", help="format of the input (default: auto)")
     parser.add_argument("--punkt-dir", required=True, help="folder of Punkt parameters (punkt_tab layout)")

@@ -31,7 +31,6 @@ Exit code: 0 if everything passed; 1 if a step failed or a promise is not kept; 
 finished or skipped. If the variable OUT names a folder, it gets a copy of the tables.
 """
 
-import argparse
 import os
 import re
 import shutil
@@ -42,6 +41,8 @@ from pathlib import Path
 
 from benchmarks.gpu.budget import ROOT, Check, answers, python, unpack_wheels
 from benchmarks.gpu.promises import Promise, promises, read_table, report
+from megatron_alum.config.cli import main_guard
+from megatron_alum.config.parser import Parser
 
 CARRIED = ("csrc", "megatron_alum", "tests", "tools", "benchmarks", "setup.py", "README.md", "pretrain_bert_alum.py")
 # Rows of one block, of a cluster of blocks, and tokens: on the GPU itself, what test_simt.py runs on a CPU.
@@ -198,7 +199,7 @@ def run_all(check: Check, capability: str, machine: dict[str, str], data: str | 
 
 def main(words: list[str] | None = None) -> int:
     """The command line above."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     shards = ROOT / "build" / "bench" / "wiki"
     default = str(shards) if shards.with_suffix(".idx").is_file() else None
     parser.add_argument("--data", default=default, help="prefix of preprocessed shards (default: build/bench/wiki)")
@@ -218,4 +219,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main_guard(lambda: sys.exit(main()))

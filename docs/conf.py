@@ -18,7 +18,8 @@ author = "megatron_alum contributors"
 project_copyright = "megatron_alum contributors, Apache-2.0"
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "docstrings", "mathml", "program_options", "resources", "task_table"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "docstrings", "mathml"]
+extensions += ["measured", "program_options", "resources", "task_table"]  # generated at build time
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["_ext"]

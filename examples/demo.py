@@ -9,7 +9,6 @@ language reference that every CPython ships for its help() (pydoc_data.topics). 
 its name.
 """
 
-import argparse
 import importlib
 import json
 import os
@@ -24,6 +23,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from megatron_alum.config.cli import main_guard  # noqa: E402
+from megatron_alum.config.parser import Parser  # noqa: E402
+from megatron_alum.config.places import Place  # noqa: E402
+from megatron_alum.config.words import amount, data_size, duration  # noqa: E402
 
 SENTENCES = {
     "embedded": "the value of the [MASK] is used as an argument of the function.",
@@ -93,7 +97,7 @@ class Demo:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({"id": name, "title": name, "text": text}) for name, text in sorted(topics.items())]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        print(f"{len(topics)} articles, {path.stat().st_size / 1e6:.1f} MB")
+        print(f"{len(topics)} articles, {data_size(path.stat().st_size)}")
 
     def train_vocabulary(self) -> None:
         """tools/train_tokenizer.py."""
@@ -134,7 +138,7 @@ class Demo:
         print(self.sentence)
         for probability, index in zip(*probabilities.topk(TOP_PREDICTIONS), strict=True):
             print(f"  {probability:6.1%}  {tokenizer.decode([index])}")
-        print(f"({model.num_parameters() / 1e6:.1f} million parameters after {TRAIN_ITERS} iterations know little more")
+        print(f"({amount(model.num_parameters())} parameters after {TRAIN_ITERS} iterations know little more")
         print("than which words are frequent; examples/ holds recipes for real runs.)")
 
     def plot(self) -> None:
@@ -172,11 +176,13 @@ def _remove_old_output(output: Path) -> None:
 
 def main() -> int:
     """Run all stages; returns the process's exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--corpus", nargs="+", type=Path, default=[], help="text that preprocess_data.py reads")
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for all artefacts")
     parser.add_argument("--sentence", help="sentence with one [MASK] for the last stage")
     arguments = parser.parse_args()
+    if (refusal := Place("folder", is_output=True).refusal(str(arguments.output))) is not None:
+        raise ValueError(f"--output must be {refusal}.")
     os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing here may need a network
     demo = Demo(arguments.corpus, arguments.output, arguments.sentence)
     _remove_old_output(arguments.output)
@@ -193,11 +199,11 @@ def main() -> int:
         except (ValueError, OSError) as error:
             print(f'error: the stage "{stage.name}" failed: {error}', file=sys.stderr)
             return 1
-    print(f"\nDone in {(time.perf_counter() - start) / 60:.1f} minutes:")
+    print(f"\nDone in {duration(time.perf_counter() - start)}:")
     for path, meaning in (artefact for stage in stages for artefact in stage.artefacts):
         print(f"  {path}: {meaning}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main_guard(lambda: sys.exit(main()))

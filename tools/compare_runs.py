@@ -6,16 +6,16 @@
 Speeds are left out. Rows that only one run has are reported and do not count as a difference.
 """
 
-import argparse
 import sys
 
 from megatron_alum.config.cli import main_guard
+from megatron_alum.config.parser import Parser
 from megatron_alum.report.compare import compare_metrics, describe_comparison, read_metrics
 
 
 def main() -> None:
     """Print the comparison; exit 1 when the runs differ."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("first", help="metrics.jsonl, or the folder of a run that holds it")
     parser.add_argument("second", help="the run to compare with; relative differences are relative to it")
     parser.add_argument(

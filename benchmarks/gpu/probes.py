@@ -8,7 +8,6 @@
 On the CPU the same code runs without what a CPU lacks: the errors on waiting, and the capture.
 """
 
-import argparse
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from megatron_alum import ops
+from megatron_alum.config.parser import Parser
 
 STEP = "--model-size mini --seq-length 128 --micro-batch-size 8 --vocab-size 30522".split()
 TOLERANCE = {"cpu": 1e-5, "cuda": 2e-2}
@@ -199,7 +199,7 @@ PROBES: dict[str, Callable[[torch.device], str]] = {
 
 def main(words: list[str] | None = None) -> None:
     """Run one check and print its result; a failed check raises."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("probe", choices=sorted(PROBES), help="the question")
     parser.add_argument("--device", default="cuda", help="where (default: cuda)")
     arguments = parser.parse_args(words)

@@ -6,8 +6,7 @@
 enum Projection : int { kClamp = 0, kNormalize = 1, kNormalizedGradient = 2 };
 
 struct AscentStep {
-  float step_size;
-  float epsilon;
+  float step_size, epsilon;
   int projection;
 };
 

@@ -22,26 +22,20 @@ constexpr int kRecordFloats = 6;
 constexpr int64_t kIgnoredLabel = -100;
 
 struct RowTask {
-  const void* clean;
-  const void* adv;
-  int64_t clean_stride;
-  int64_t adv_stride;
+  const void *clean, *adv;
+  int64_t clean_stride, adv_stride;
   const int64_t* labels;
   float* records;
-  const float* mlm_weight;
-  const float* kl_weight;
-  void* clean_grad;
-  void* adv_grad;
-  int64_t clean_grad_stride;
-  int64_t adv_grad_stride;
+  const float *mlm_weight, *kl_weight;
+  void *clean_grad, *adv_grad;
+  int64_t clean_grad_stride, adv_grad_stride;
   int64_t rows;
   int64_t columns;        // held here, padding included
   int64_t valid_columns;  // from here on padding: ignored, gradient 0
   int64_t first_column;   // global id of column 0
   int record_width;       // 6, or 7 with labels
   int element;
-  bool one_sided;
-  bool detach_targets;
+  bool one_sided, detach_targets;
 };
 
 template <typename Number>
@@ -67,7 +61,11 @@ MA_FUNCTION int64_t label_column(const RowTask& task, int64_t row) {
   return column < task.valid_columns ? column : -1;
 }
 
-// Adversarial logits that are the clean ones (the same pointer) request the MLM loss alone.
+// Adversarial logits that are the clean ones request the MLM loss alone.
+MA_FUNCTION bool compares_with_itself(const RowTask& task) {
+  return task.adv == task.clean && task.adv_stride == task.clean_stride;
+}
+
 void run_rows_cpu(const RowTask& task, RowPhase phase);
 
 // The GPU's entry points queue their work on `stream` (a cudaStream_t), wait for nothing and return the cudaError_t of

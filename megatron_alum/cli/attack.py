@@ -13,11 +13,13 @@ from pathlib import Path
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.extras import EXTRAS, require
 from megatron_alum.config.finetune import AttackConfig
+from megatron_alum.config.places import check_places
 
 
 def main() -> None:
     """Attack every model, write each row as soon as it is known, draw the plot."""
     config = parse_config(AttackConfig, description=__doc__ or "")
+    check_places(config)
     require(*EXTRAS["finetune"], *EXTRAS["report"])
     from megatron_alum.finetune.runs.attack import check_word_attack
     from megatron_alum.finetune.runs.attacked import attack_model, attacked_task, labelled_examples

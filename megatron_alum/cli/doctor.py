@@ -5,13 +5,14 @@
 Exits with 1 when something required is missing or the network does not run one step, else with 0.
 """
 
-import argparse
 import sys
+
+from megatron_alum.config.parser import Parser
 
 
 def main() -> None:
     """Report, self-test, exit code."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    Parser(description=__doc__).parse_args()
     from megatron_alum.cli.findings import all_findings
 
     findings = all_findings()

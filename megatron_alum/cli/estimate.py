@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from megatron_alum.config.checks import Count, Positive, check_fields
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
+from megatron_alum.config.words import amount, data_size, figure
 
 if TYPE_CHECKING:
     from megatron_alum.planning.flops import TextSize
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EstimateConfig:
-    """This estimate"""
+    """Estimating memory and operations"""
 
     vocab_size: Count
     """entries of the tokenizer"""
@@ -66,10 +67,9 @@ def report(config: RunConfig, text: TextSize, *, processes: int, vocab_size: int
     divisor = config.model.make_vocab_size_divisible_by
     padded = -(-vocab_size // divisor) * divisor
     whole = num_parameters(config, padded_vocab_size=padded)
-    lines = [f"{whole / 1e6:,.1f} million parameters, {processes} process(es)"]
+    lines = [f"{amount(whole)} parameters, {processes} process(es)"]
     lines.append(
-        f"{'GB a process':12}{'weights':>10}{'gradients':>10}{'optimizer':>10}"
-        f"{'activations':>12}{'head':>8}{'total':>8}"
+        f"{'a process':12}{'weights':>10}{'gradients':>10}{'optimizer':>10}{'activations':>12}{'head':>9}{'total':>9}"
     )
     for phase, iterations in run_iterations(config).items():
         if not iterations:
@@ -77,11 +77,11 @@ def report(config: RunConfig, text: TextSize, *, processes: int, vocab_size: int
         on_gpu = config.precision.dtype_name != "float32"
         memory = estimate_memory(config, phase, vocab_size=vocab_size, world_size=processes, on_gpu=on_gpu, text=text)
         parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.head, memory.total)
-        widths = (10, 10, 10, 12, 8, 8)
-        values = "".join(f"{part / 1e9:{width}.2f}" for part, width in zip(parts, widths, strict=True))
+        widths = (10, 10, 10, 12, 9, 9)
+        values = "".join(f"{data_size(part):>{width}}" for part, width in zip(parts, widths, strict=True))
         flops = iteration_flops(config, phase, text, vocab_size=vocab_size)
         in_passes = passes(config, phase, text, vocab_size=vocab_size)
-        lines.append(f"{phase:12}{values}   {in_passes:.3g} F = {flops / 1e12:,.3g} TFLOP per iteration")
+        lines.append(f"{phase:12}{values}   {in_passes:.3g} F = {figure(flops / 1e12)} TFLOP per iteration")
         if limit_gb is not None:
             verdict = (
                 "fits"
@@ -91,7 +91,7 @@ def report(config: RunConfig, text: TextSize, *, processes: int, vocab_size: int
             lines.append(f"{'':12}{verdict} into {limit_gb:g} GB")
     stored = checkpoint_bytes(config, vocab_size=vocab_size)
     lines.append(
-        f"a checkpoint of {stored / 1e9:,.2f} GB, {stored / processes / 1e9:,.2f} GB written by each process (and held "
+        f"a checkpoint of {data_size(stored)}, {data_size(stored / processes)} written by each process (and held "
         "in its host memory during the save with --async-save)"
     )
     return lines

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_alum.config.cli import format_config, parse_config
+from megatron_alum.config.cli import format_changes, parse_config
 from megatron_alum.config.extras import EXTRAS, require
 from megatron_alum.config.finetune import FinetuneConfig
+from megatron_alum.config.places import check_places
+from megatron_alum.config.words import counted
 
 
 def main() -> None:
     """Parse the command line, then run it."""
     config = parse_config(FinetuneConfig, description=__doc__ or "")
+    check_places(config)
     require(*EXTRAS["finetune"])
     from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -32,14 +35,14 @@ def _run(config: FinetuneConfig) -> None:
     from megatron_alum.finetune.runs.prepare import prepare
     from megatron_alum.finetune.runs.summary import format_summary
 
-    if is_main_process():
-        print(format_config(config), flush=True)
     if config.data.evaluate_only or config.data.predict_file is not None:
         for row in evaluate_folder(config):
-            print(f"{row['split']} {row['metric']} {row['value']:.4f} (n {row['n']})")
+            print(f"{row['split']} {row['metric']} {row['value']:.4f} ({counted(row['n'], 'example')})")
         print(f"predictions: {config.data.output}")
         return
     prepared = prepare(config)
+    if is_main_process():  # after all refusals
+        print(format_changes(config), flush=True)
     rows = run_grid(config, prepared)
     if is_main_process():
         print(format_summary(rows, prepared.task.metrics[0]))

@@ -3,14 +3,14 @@ checksums.
 
     megatron-alum inspect data/wiki --document 0 17 --sample 0 1 2 --verify
 
-Samples are those that training draws with the same flags (--seq-length, --objective, --seed, ...): all pre-training
-options that determine a sample are accepted. Exits with an error when the parts do not belong together, or
-with --verify when a checksum differs.
+The first word is the corpus: the path without .bin. Samples are those that training draws with the same flags
+(--seq-length, --objective, --seed, ...): all pre-training options that determine a sample are accepted. Exits with an
+error when the parts do not belong together, or with --verify when a checksum differs.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 import tempfile
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from megatron_alum.config.checks import Count, CountOrZero, check_fields
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.data import DataConfig
-from megatron_alum.config.fields import options_of
 from megatron_alum.config.model import ModelType
+from megatron_alum.config.places import check_places
 
 if TYPE_CHECKING:
     from megatron_alum.data.shards.files import Shards
@@ -50,41 +50,50 @@ class SampleOptions:
         check_fields(self)
 
 
+@dataclass(frozen=True)
+class InspectConfig:
+    """Inspecting shards: what is shown"""
+
+    samples: SampleOptions
+    document: tuple[CountOrZero, ...] | None = None
+    """numbers of documents to show; by default the first, or none with --sample"""
+    sample: tuple[CountOrZero, ...] = ()
+    """global numbers of training samples to show"""
+    verify: bool = False
+    """read everything and compare the SHA-256 sums"""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 0."""
+        check_fields(self)
+
+
 def main() -> None:
     """Parse the command line and print what was asked for."""
-    flags = ", ".join(option.flag for option in options_of(SampleOptions) if option.name != "data_path")
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=f"Options that determine samples: {flags} (see megatron-alum pretrain --help).",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("prefix", help="output prefix of the corpus: path without .bin")
-    parser.add_argument(
-        "--document", type=int, nargs="*", default=[0], help="numbers of documents to show (default: 0)"
-    )
-    parser.add_argument("--sample", type=int, nargs="*", default=[], help="global numbers of training samples to show")
-    parser.add_argument("--verify", action="store_true", help="read everything and compare the SHA-256 sums")
-    arguments, sample_words = parser.parse_known_args()
-    options = parse_config(SampleOptions, ["--data-path", arguments.prefix, *sample_words])
+    words = sys.argv[1:]
+    if words and not words[0].startswith("-"):
+        words.insert(0, "--data-path")
+    config = parse_config(InspectConfig, words, description=__doc__ or "")
+    check_places(config)
+    (prefix,) = config.samples.data.data_path
     from megatron_alum.data.shards.files import CHECKED_FILES, open_shards, require_whole_manifest, shard_paths
     from megatron_alum.data.shards.statistics import describe
     from megatron_alum.data.tokenizers.tokenizer import load_tokenizer
 
-    shards = open_shards(arguments.prefix, verify=arguments.verify)
-    require_whole_manifest(shards.manifest, shard_paths(arguments.prefix)["json"])
+    shards = open_shards(prefix, verify=config.verify)
+    require_whole_manifest(shards.manifest, shard_paths(prefix)["json"])
     tokenizer = load_tokenizer(shards.tokenizer_dir)
-    if arguments.verify:
+    if config.verify:
         print(f"checksums of {len(CHECKED_FILES)} files: correct")
     for name, value in describe(shards, tokenizer).items():
         print(f"{name:>26}: {_readable(value)}")
     for verb in ("skipped", "repaired"):
         for reason, entry in shards.manifest[verb].items():
             print(f"{verb:>26}: {entry['count']:,} ({reason}; first: {', '.join(entry['examples'])})")
-    for number in arguments.document:
+    first = () if config.sample else (0,)
+    for number in first if config.document is None else config.document:
         _show_document(shards, tokenizer, number)
-    if arguments.sample:
-        _show_samples(options, arguments.sample)
+    if config.sample:
+        _show_samples(config.samples, config.sample)
 
 
 def _readable(value: Any) -> str:
@@ -106,7 +115,7 @@ def _show_document(shards: Shards, tokenizer: Any, number: int) -> None:
         print(f"  {count}: {sentence}")
 
 
-def _show_samples(options: SampleOptions, numbers: list[int]) -> None:
+def _show_samples(options: SampleOptions, numbers: tuple[int, ...]) -> None:
     from megatron_alum.data.sampling.dataset import open_datasets
     from megatron_alum.data.sampling.show import show_samples
 
@@ -121,9 +130,7 @@ def _show_samples(options: SampleOptions, numbers: list[int]) -> None:
         )
         for shard in datasets.train.shards:
             shard.expect(0)  # no later epoch is built ahead: the folder is about to be deleted
-        if min(numbers) < 0:
-            raise ValueError(f"`--sample` must be 0 or more, but is {min(numbers)} instead.")
-        batch = datasets.train.batch(numbers)
+        batch = datasets.train.batch(list(numbers))
         print()
         for line in show_samples(batch, datasets.tokenizer, datasets.train.settings.objective):
             print(line)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 
 from megatron_alum import __version__
 from megatron_alum.config.cli import main_guard
+from megatron_alum.config.words import not_one_of
 
 COMMANDS = {
     "preprocess": "turn raw text (dumps, JSON lines, parquet, plain text) into shards for training",
@@ -48,9 +48,7 @@ def run() -> None:
         sys.argv = [f"megatron-alum {name}", *rest]  # the name shown in --help and in the command's errors
         importlib.import_module(f"megatron_alum.cli.{name.replace('-', '_')}").main()
     else:
-        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f" Did you mean {nearest[0]}?" if nearest else ""
-        raise ValueError(f"the command must be one of {', '.join(COMMANDS)}, but is {name} instead.{hint}")
+        raise ValueError(not_one_of("the command", name, COMMANDS))
 
 
 def main() -> None:

@@ -11,12 +11,14 @@ summary on stderr says what was read, kept and skipped, and shows two of the res
 import sys
 
 from megatron_alum.config.cli import parse_config
+from megatron_alum.config.places import check_places
 from megatron_alum.data.preprocessing.settings import PreprocessSettings
 
 
 def main() -> None:
     """Parse the command line, run, print a summary and the counts."""
     settings = parse_config(PreprocessSettings, description=__doc__ or "")
+    check_places(settings)
     from megatron_alum.data.preprocessing.pipeline import preprocess
     from megatron_alum.data.shards.statistics import summary
 

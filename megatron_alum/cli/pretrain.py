@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_alum.config.cli import parse_config
+from megatron_alum.config.places import about, check_places
 from megatron_alum.config.run import RunConfig
 
 
@@ -27,12 +28,14 @@ def options_of_start(given: Mapping[str, Any]) -> Mapping[str, Any]:
         return {}
     from megatron_alum.convert import model_flags_from_hf
 
-    return model_flags_from_hf(given["init_from"])
+    with about("--init-from"):
+        return model_flags_from_hf(given["init_from"])
 
 
 def main() -> None:
     """Parse the command line into a RunConfig, then train."""
     config = parse_config(RunConfig, description=__doc__ or "", infer=options_of_start)
+    check_places(config)
     # After parsing: --help and refused options need neither torch nor megatron-core.
     from torch.distributed.elastic.multiprocessing.errors import record
 

@@ -13,32 +13,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_alum.config.cli import parse_config
+from megatron_alum.config.places import AnyInput, InputFolder, OutputFolder, check_places
 
 
 @dataclass(frozen=True)
 class ReportConfig:
     """This report"""
 
-    output: str
+    output: OutputFolder
     """folder of report.html, tables.md, figure1.svg and figure2.svg"""
-    results: tuple[str, ...] = ()
+    results: tuple[AnyInput, ...] = ()
     """results.jsonl files; SYSTEM=FILE puts one in that row of the paper's tables (several may share a row)"""
-    model_card: str | None = None
+    model_card: InputFolder | None = None
     """exported folder to whose README.md the results are added as its evaluation"""
-    data_dir: str | None = None
+    data_dir: InputFolder | None = None
     """folder of the benchmarks' files, to count them for Table 9"""
 
 
 def main() -> None:
     """Read, render, write."""
     config = parse_config(ReportConfig, description=__doc__ or "")
-    from megatron_alum.report.card import add_evaluation
+    check_places(config)
+    from megatron_alum.finetune.runs.records import write_at_once
+    from megatron_alum.report.card import evaluated_card
     from megatron_alum.report.render import write_report
     from megatron_alum.report.results import read_systems
 
     results = read_systems(config.results)
+    card = None if config.model_card is None else evaluated_card(Path(config.model_card), results)
     written = write_report(results, Path(config.output), data_dir=config.data_dir)
-    if config.model_card is not None:
-        written.append(add_evaluation(Path(config.model_card), results))
+    if card is not None:
+        write_at_once(*card)
+        written.append(card[0])
     for path in written:
         print(f"written: {path}")

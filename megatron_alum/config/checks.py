@@ -12,7 +12,9 @@ import functools
 import math
 import typing
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
+
+from megatron_alum.config.words import not_one_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,15 @@ class Range:
         if math.isinf(self.high):
             return "positive" if self.low_open and self.low == 0 else low
         return f"{low} and {high}" if self.low_open or self.high_open else f"from {self.low} to {self.high}"
+
+
+class Noun:
+    """An annotation that says what a value is."""
+
+    @property
+    def noun(self) -> str:
+        """The placeholder of the value in --help."""
+        raise NotImplementedError
 
 
 Count = Annotated[int, Range(1)]
@@ -62,23 +73,41 @@ def check_fields(config: Any) -> None:
         for item in value if isinstance(value, tuple) else (value,):
             if item is None or item in admitted:
                 continue
-            wanted = f"one of {', '.join(admitted)}" if isinstance(admitted, tuple) else str(admitted)
+            if isinstance(admitted, tuple):
+                raise ValueError(not_one_of(flag_of(owner, name), item, admitted))
             finite = " and finite" if isinstance(item, float) and not math.isfinite(item) else ""
-            raise ValueError(f"{flag_of(owner, name)} must be {wanted}{finite}, but is {item!r} instead.")
+            raise ValueError(f"{flag_of(owner, name)} must be {admitted}{finite}, but is {item!r} instead.")
+
+
+N = TypeVar("N")
+
+
+def annotation_of(owner: type, field: str, kind: type[N]) -> N | None:
+    """The first annotation of class `kind` in a field's type, in a member of its union or in a tuple's items."""
+    return _found_in(_hints(owner)[field], kind)
+
+
+def _found_in(hint: Any, kind: type[N]) -> N | None:
+    for note in getattr(hint, "__metadata__", ()):
+        if isinstance(note, kind):
+            return note
+    return next((found for inner in typing.get_args(hint) if (found := _found_in(inner, kind)) is not None), None)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 @functools.cache
 def _admitted(cls: type) -> dict[str, Range | tuple[str, ...]]:
     """{field: its range or choices}, for the fields that have any."""
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return {name: admitted for name, hint in hints.items() if (admitted := _admitted_by(hint)) is not None}
+    found = {name: _choices_in(hint) or _found_in(hint, Range) for name, hint in _hints(cls).items()}
+    return {name: admitted for name, admitted in found.items() if admitted is not None}
 
 
-def _admitted_by(hint: Any) -> Range | tuple[str, ...] | None:
-    """The range or the choices in a type, in a member of its union or in a tuple's items."""
+def _choices_in(hint: Any) -> tuple[str, ...] | None:
+    """The choices of a Literal in a type, in a member of its union or in a tuple's items."""
     if typing.get_origin(hint) is Literal:
         return typing.get_args(hint)
-    for note in getattr(hint, "__metadata__", ()):
-        if isinstance(note, Range):
-            return note
-    return next((found for inner in typing.get_args(hint) if (found := _admitted_by(inner)) is not None), None)
+    return next((found for inner in typing.get_args(hint) if (found := _choices_in(inner)) is not None), None)

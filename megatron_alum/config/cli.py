@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import functools
 import os
 import sys
@@ -25,6 +24,9 @@ import yaml
 
 from megatron_alum.config.extras import MissingExtraError
 from megatron_alum.config.fields import Option, options_of, plain, section_of
+from megatron_alum.config.parser import Parser
+from megatron_alum.config.places import Place
+from megatron_alum.config.words import did_you_mean
 
 T = TypeVar("T")
 
@@ -42,7 +44,7 @@ def main_guard(fn: Callable[[], None]) -> None:
         fn()
     except (ValueError, OSError, MissingExtraError) as error:
         if isinstance(error, OSError) or os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {_sentence(error)}", file=sys.stderr, flush=True)
         _leave(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
@@ -52,6 +54,13 @@ def main_guard(fn: Callable[[], None]) -> None:
             raise
         traceback.print_exc()
         _leave(1)
+
+
+def _sentence(error: Exception) -> str:
+    """What a user reads; the system's own errors name their file first and no number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"{error.filename} cannot be used: {error.strerror[0].lower()}{error.strerror[1:]}."
+    return str(error)
 
 
 def _leave(status: int) -> NoReturn:
@@ -66,22 +75,6 @@ def _has_joined_others() -> bool:
     """Whether this process is part of a process group; found out without importing torch."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are ValueErrors, which leaves printing and exit status to `main_guard`."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}. See --help.")
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Leaves a text of several lines, such as one with an example, as it is, and wraps any other."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        if "\n" in text:
-            return super()._fill_text(text, width, indent)
-        return argparse.HelpFormatter._fill_text(self, text, width, indent)
 
 
 class _Once(argparse.Action):
@@ -113,10 +106,7 @@ def parse_config(
     """
     options = {option.name: option for option in options_of(cls)}
     parser = _build_parser(cls, options, description)
-    known, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise ValueError(_unknown_name(unknown[0], options))
-    given = vars(known)
+    given = vars(parser.parse_args(argv))
     from_file = read_yaml(given.pop("config"), options)
     from_flags = {name: _convert(options[name], value) for name, value in given.items()}
     inferred = infer({**from_file, **from_flags}) if infer is not None else {}
@@ -155,29 +145,39 @@ def config_from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     return build_config(cls, [_checked_layer(values, options, "the stored configuration")])
 
 
-def format_config(config: Any) -> str:
-    """One `name: value` line per option, under the name of its section."""
-    lines, section = [], None
-    flat = config_to_dict(config)
+def format_changes(config: Any) -> str:
+    """One `flag value` line for each option whose value is not its default, under the name of its section.
+
+    A default of None that a configuration fills in (--num-layers from --model-size) counts as changed: it was inferred.
+    """
+    lines, section, flat = [], None, config_to_dict(config)
     for option in options_of(type(config)):
+        value = flat[option.name]
+        if option.default is not dataclasses.MISSING and value == plain(option.default):
+            continue
         if option.path[:-1] != section:
             section = option.path[:-1]
             lines.append(f"[{'.'.join(section) or type(config).__name__}]")
-        lines.append(f"  {option.name}: {flat[option.name]}")
-    return "\n".join(lines)
+        shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        lines.append(f"  {option.flag} {shown.lower() if isinstance(value, bool) else shown}")
+    return "\n".join([*lines, "Every other option has its default (--help)."])
 
 
 def read_yaml(path: str | None, options: Mapping[str, Option]) -> dict[str, Any]:
     """{option name: typed value} of a flat YAML file; keys may use dashes or underscores; {} for no file.
 
-    Raises: ValueError for a file that is not a flat mapping, unknown keys and wrong types; OSError when unreadable.
+    Raises: ValueError for a path without a file, a file that is not a flat mapping, unknown keys and wrong types;
+    OSError when unreadable.
     """
     if path is None:
         return {}
+    if (refusal := Place("file").refusal(path)) is not None:
+        raise ValueError(f"--config must be {refusal}.")
     try:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be a YAML file, but does not parse: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise ValueError(f"--config: {path} must be a YAML file, but does not parse: {reason}") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -195,13 +195,8 @@ def _checked_layer(values: Mapping[str, Any], options: Mapping[str, Option], sou
     return layer
 
 
-def _build_parser(cls: type, options: Mapping[str, Option], description: str) -> _Parser:
-    parser = _Parser(
-        description=description.strip(),
-        formatter_class=_Formatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
+def _build_parser(cls: type, options: Mapping[str, Option], description: str) -> Parser:
+    parser = Parser(description=description, usage="%(prog)s [options]", argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", default=None, metavar="FILE", help="YAML file of `flag-name: value` lines")
     groups: dict[type, argparse._ArgumentGroup] = {}
     for option in options.values():
@@ -222,14 +217,14 @@ def _convert(option: Option, value: Any) -> Any:
     try:
         return option.convert(value)
     except ValueError as error:
-        raise ValueError(f"{option.flag} {error}, but is {value!r} instead.") from None
+        hint = did_you_mean(value, option.words)
+        shown = " ".join(map(str, value)) if option.is_list and isinstance(value, list) else value
+        raise ValueError(f"{option.flag} {error}, but is {shown!r} instead.{hint}") from None
 
 
 def _unknown_name(name: str, options: Mapping[str, Option]) -> str:
-    bare = name.lstrip("-").split("=")[0].replace("-", "_")
-    nearest = difflib.get_close_matches(bare, list(options), n=1, cutoff=0.5)
-    hint = f" Did you mean {options[nearest[0]].flag}?" if nearest else " See --help."
-    return f"{name} is not an option of this program.{hint}"
+    hint = did_you_mean(name, [option.flag for option in options.values()])
+    return f"{name} is not an option of this program.{hint or ' See --help.'}"
 
 
 def _instantiate(cls: type[T], by_path: Mapping[tuple[str, ...], Any], path: tuple[str, ...] = ()) -> T:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from megatron_alum.config.checks import Count, Range, Share, check_fields
+from megatron_alum.config.places import InputPrefix, OutputFolder
 
 MaskRate = Annotated[float, Range(0, 1, low_open=True, high_open=True)]
 
@@ -22,7 +23,7 @@ class DataConfig:
     Shards written by megatron-alum preprocess, and how samples are drawn from them.
     """
 
-    data_path: tuple[str, ...]
+    data_path: tuple[InputPrefix, ...]
     """prefixes of shards (--output-prefix of megatron-alum preprocess), or WEIGHT PREFIX pairs for a weighted blend;
     without weights, several prefixes are drawn from in proportion to their tokens"""
     split: str = "949,50,1"
@@ -43,7 +44,7 @@ class DataConfig:
     mask_rate_steps: Count = 5
     """number of equal steps of the run over which the rate rises linearly (ALUM section 4.2: 5); 1 keeps it constant,
     for which start and end must be equal"""
-    data_cache_path: str | None = None
+    data_cache_path: OutputFolder | None = None
     """folder for the pair indices, one file per epoch; `index-cache` beside the shard by default"""
     sampler: Literal["auto", "cpp", "python"] = "auto"
     """implementation that assembles batches; both give bit-identical results. auto: cpp if the extension is built"""

@@ -20,6 +20,8 @@ import typing
 from collections.abc import Callable
 from typing import Any, Literal
 
+from megatron_alum.config.checks import Noun, annotation_of
+
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 
@@ -42,6 +44,8 @@ class Option:
     """value when neither YAML nor a flag sets it; `dataclasses.MISSING` when it must be given"""
     doc: str
     """what the value means"""
+    noun: str
+    """placeholder of the value in help and reference"""
 
     @property
     def flag(self) -> str:
@@ -64,10 +68,14 @@ class Option:
         return typing.get_args(self.kind) if typing.get_origin(self.kind) is Literal else ()
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """The words that are accepted, if they can be listed: the choices, or true and false."""
+        return ("true", "false") if self.is_bool else self.choices
+
+    @property
     def metavar(self) -> str:
-        """The placeholder of the value in help and reference: the choices, or the name's last word."""
-        words = ("true", "false") if self.is_bool else self.choices
-        return "{" + ",".join(words) + "}" if words else self.path[-1].rsplit("_", 1)[-1].upper()
+        """The placeholder of the value in help and reference: the accepted words, or its noun."""
+        return "{" + ",".join(self.words) + "}" if self.words else self.noun
 
     @property
     def help(self) -> str:
@@ -147,9 +155,16 @@ def _options_below(cls: type, path: tuple[str, ...]) -> tuple[Option, ...]:
                 may_be_none=may_be_none,
                 default=field.default,
                 doc=docs.get(field.name, ""),
+                noun=_noun_of(cls, field.name),
             )
         )
     return tuple(found)
+
+
+def _noun_of(cls: type, field: str) -> str:
+    """What the field's annotation calls its value, or the last word of its name."""
+    found = annotation_of(cls, field, Noun)
+    return found.noun if found is not None else field.rsplit("_", 1)[-1].upper()
 
 
 def _without_none(hint: Any) -> tuple[Any, bool]:

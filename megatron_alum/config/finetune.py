@@ -20,6 +20,8 @@ from megatron_alum.config.checks import (
     check_fields,
     flag_of,
 )
+from megatron_alum.config.places import AnyInput, InputFolder, OutputFolder
+from megatron_alum.config.words import not_one_of
 
 # What --alum-* can change in a method; r-drop has no ascent, none and freelb have no divergence.
 ALUM_FLAGS_OF: dict[str, tuple[str, ...]] = {
@@ -41,9 +43,9 @@ class CustomTaskConfig:
     """kind of the task; by default a classification with --labels; otherwise the labels of the training file decide:
     numbers that are not all whole make it a regression, anything else a classification"""
 
-    validation_file: str | None = None
+    validation_file: AnyInput | None = None
     """validation file, the split dev"""
-    test_file: str | None = None
+    test_file: AnyInput | None = None
     """test file, the split test"""
     text_column: str = "sentence"
     """text column"""
@@ -70,17 +72,17 @@ class CustomTaskConfig:
 class FinetuneDataConfig:
     """Task and data"""
 
-    model: str
+    model: AnyInput
     """Hugging Face folder of the encoder to fine-tune (megatron-alum convert to-hf writes one)"""
-    output: str
+    output: OutputFolder
     """folder of results.jsonl, predictions and the best model"""
     task: str | None = None
     """cola sst2 mrpc stsb qqp mnli qnli rte wnli ax snli scitail fever anli anli-all squad-v1.1 squad-v2 adv-squad swag
     hellaswag bc2gm ncbi-disease jnlpba custom; by default that of the finished folder with --evaluate-only and
     --predict-file"""
-    data_dir: str = "."
+    data_dir: InputFolder = "."
     """folder of the task's official files, or the one above it"""
-    tokenizer: str | None = None
+    tokenizer: AnyInput | None = None
     """tokenizer folder, if not the model's own"""
     max_train_samples: Count | None = None
     """number of training examples to use, the first ones after a shuffle with seed 0; all by default"""
@@ -100,11 +102,11 @@ class FinetuneDataConfig:
     """longest answer, in tokens"""
     null_score_diff_threshold: float = 0.0
     """margin by which "no answer" must win in SQuAD v2.0"""
-    train_file: str | None = None
+    train_file: AnyInput | None = None
     """training file of --task custom"""
     evaluate_only: bool = False
     """train nothing: evaluate --model, a finished folder, on every split whose files are there"""
-    predict_file: str | None = None
+    predict_file: AnyInput | None = None
     """train nothing: predict the rows of this file, which need no labels, with --model, a finished folder"""
     custom: CustomTaskConfig = field(default_factory=CustomTaskConfig)
 
@@ -289,13 +291,13 @@ class FinetuneConfig:
 class AttackConfig:
     """This attack"""
 
-    model: tuple[str, ...]
+    model: tuple[AnyInput, ...]
     """fine-tuned Hugging Face folders to compare, such as OUTPUT/model of megatron-alum finetune"""
-    output: str
+    output: OutputFolder
     """folder of attack.jsonl and attack.png"""
     task: str | None = None
     """classification or multiple-choice task of the table, or custom; by default the first model's own"""
-    data_dir: str = "."
+    data_dir: InputFolder = "."
     """folder of the task's official files, or the one above it"""
     split: str = "dev"
     """split to attack"""
@@ -318,14 +320,25 @@ class AttackConfig:
     def __post_init__(self) -> None:
         """Raise ValueError for values that no attack can use."""
         check_fields(self)
-        file_of_split = {"dev": self.custom.validation_file, "test": self.custom.test_file}
-        if self.task == "custom" and file_of_split.get(self.split) is None:
-            raise ValueError(
-                "--validation-file for --split dev, or --test-file for --split test, must be given with --task custom, "
-                f"but is not for --split {self.split}."
-            )
+        if self.task == "custom":
+            self._check_own_file()
         if not self.model or not self.radii:
             raise ValueError("--model and --radii must have at least one value each, but one has none.")
+
+    def _check_own_file(self) -> None:
+        """Refuse --task custom without the file of the split that is attacked."""
+        files = {
+            "dev": ("--validation-file", self.custom.validation_file),
+            "test": ("--test-file", self.custom.test_file),
+        }
+        if self.split not in files:
+            raise ValueError(not_one_of("--split of --task custom", self.split, files))
+        flag, path = files[self.split]
+        if path is None:
+            raise ValueError(
+                f"{flag} must be given to attack --split {self.split} of --task custom, but is not. Name the file, or "
+                "choose the other split by --split."
+            )
 
 
 def _given(overrides: Any) -> dict[str, Any]:

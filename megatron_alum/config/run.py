@@ -10,6 +10,7 @@ from megatron_alum.config.alum import AlumConfig
 from megatron_alum.config.checks import Count, CountOrZero, Positive, check_fields
 from megatron_alum.config.data import DataConfig
 from megatron_alum.config.model import ModelConfig
+from megatron_alum.config.places import AnyInput, OutputFolder
 from megatron_alum.config.training import (
     ComputeConfig,
     OptimizerConfig,
@@ -26,9 +27,9 @@ class CheckpointConfig:
     A checkpoint is a folder iter_0000020/ that appears only when complete.
     """
 
-    save: str | None = None
+    save: OutputFolder | None = None
     """folder of the run: checkpoints and metrics.jsonl"""
-    load: str | None = None
+    load: AnyInput | None = None
     """run to continue from its newest valid checkpoint, or from the one named (RUN/iter_0000040). Options that are not
     given keep the run's values. An existing empty folder is a fresh start. Going back in --save itself moves newer
     checkpoints and a copy of the metrics into RUN/rolled_back_0001/"""
@@ -38,7 +39,7 @@ class CheckpointConfig:
     """newest checkpoints to keep; 0 keeps all. The newest valid one is never deleted"""
     async_save: bool = False
     """write checkpoints from a background process; at most one is in flight, a second waits for it"""
-    init_from: str | None = None
+    init_from: AnyInput | None = None
     """Hugging Face folder whose weights start a fresh run (continual pre-training)"""
 
     def __post_init__(self) -> None:
@@ -55,7 +56,7 @@ class LoggingConfig:
 
     log_interval: Count = 1
     """iterations between two rows of metrics.jsonl; values are fetched from the device only then"""
-    tensorboard_dir: str | None = None
+    tensorboard_dir: OutputFolder | None = None
     """folder for TensorBoard events"""
     wandb_project: str | None = None
     """Weights & Biases project; needs the wandb package, and works offline with WANDB_MODE=offline"""
@@ -97,7 +98,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     dry_run: bool = False
-    """build everything, run 2 steps, print batch arithmetic, FLOPs, memory and days at the measured speed; save
+    """build everything, run 2 steps, print batch arithmetic, FLOPs, memory and time at the measured speed; save
     nothing"""
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_alum.config.fields import options_of
 from megatron_alum.config.run import RunConfig
+from megatron_alum.config.words import data_size
 
 PROJECTIONS = {
     "clamp": "as in the paper, a gradient step clipped to the radius",
@@ -105,7 +106,7 @@ def corpus_sentences(manifest: Mapping[str, Any]) -> str:
         for name in ("documents", "sentences", "tokens")
         if f"num_{name}" in manifest
     ]
-    size = f" ({manifest['text_bytes'] / 1e6:,.0f} MB of text)" if manifest.get("text_bytes") else ""
+    size = f" ({data_size(manifest['text_bytes'])} of text)" if manifest.get("text_bytes") else ""
     parts = [f"{_listed(counted)}{size}." if counted else "A corpus whose manifest contains no counts."]
     inputs = manifest.get("inputs") or {}
     files = [PurePath(entry["path"]).name for entry in inputs.get("files", [])]

@@ -41,7 +41,7 @@ def read_checkpoint_source(load: str | Path, tokenizer_dir: Path | None = None) 
     given = Path(load)
     is_known_otherwise = not list_iterations(given) and not (given / COMPLETE_FILE).is_file()
     if is_known_otherwise and (reason := instead_of_a_run(given)):
-        raise ValueError(f"--load: {reason}")
+        raise ValueError(reason)
     folder = find_checkpoint(load)
     config = read_run_config(folder)
     model = model_config_of(config, folder)

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 from megatron_alum.compat import silence_fallback_warnings
+from megatron_alum.config.places import about
 from megatron_alum.convert.card_words import CardWish
 from megatron_alum.convert.checkpoint_source import CheckpointWeights, read_checkpoint_source
 from megatron_alum.convert.from_hf import fill_parameters
@@ -42,11 +43,12 @@ def to_hf(
     require_free(output, "--output")  # before a large checkpoint is read
     return_freed_memory()
     _quiet_libraries()
-    stock = find_stock_checkpoint(load)
-    if stock is None:
-        source = read_checkpoint_source(load, tokenizer)
-    else:
-        source = read_stock_source(stock, tokenizer, num_attention_heads=num_attention_heads)
+    with about("--load"):
+        stock = find_stock_checkpoint(load)
+        if stock is None:
+            source = read_checkpoint_source(load, tokenizer)
+        else:
+            source = read_stock_source(stock, tokenizer, num_attention_heads=num_attention_heads)
 
     def check(written: Path) -> None:
         compared = (
@@ -67,7 +69,8 @@ def from_hf(model: str, save: Path, *, dtype: str | None = None, verify: bool = 
     def check(hf_dir: Path, written: Path) -> None:
         _report(_compare_with_checkpoint(hf_dir, read_checkpoint_source(written)), exact=dtype is None)
 
-    checkpoint = import_folder(model, save, dtype=dtype, check=check if verify else None)
+    with about("--model"):
+        checkpoint = import_folder(model, save, dtype=dtype, check=check if verify else None)
     print(f"{checkpoint}: weights of {model} ({time.perf_counter() - start:.1f} s)")
 
 

@@ -35,6 +35,11 @@ _KINDS = (
         "a sentence-transformers model of the older layout",
         "Give its encoder's folder, 0_Transformer in it.",
     ),
+    (
+        "*.idx",
+        "a folder of shards, which are text and no network",
+        "Give the folder of a run (--save of megatron-alum pretrain) or of a model.",
+    ),
     ("dict.txt", "a model of fairseq", "Convert it with transformers' converter for fairseq's RoBERTa."),
     (
         "model.*.safetensors",

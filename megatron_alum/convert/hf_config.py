@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from megatron_alum.checkpoint.folder import COMPLETE_FILE
 from megatron_alum.config.model import ModelConfig
+from megatron_alum.config.words import not_one_of
 from megatron_alum.convert.foreign import instead_of_a_model
 from megatron_alum.convert.keys import ARCHITECTURES, Architecture, Part
 from megatron_alum.convert.translate import Sizes
@@ -80,10 +81,8 @@ def architecture_of(config: Mapping[str, Any], source: str) -> Architecture:
     """The key table for a config.json. Raises: ValueError naming what this encoder would compute differently."""
     model_type = config.get("model_type")
     if model_type not in ARCHITECTURES:
-        raise ValueError(
-            f"`model_type` of {source} must be one of {', '.join(ARCHITECTURES)}, but is {model_type!r} instead. "
-            "Other architectures cannot be converted."
-        )
+        refusal = not_one_of(f"`model_type` of {source}", model_type, ARCHITECTURES)
+        raise ValueError(f"{refusal} Other architectures cannot be converted.")
     for field, (value, why) in _FIXED.items():
         if config.get(field, value) != value:
             raise ValueError(f"`{field}` of {source} must be {value!r}, but is {config[field]!r} instead: {why}.")

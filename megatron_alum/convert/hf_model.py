@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_alum.config.words import not_one_of
 from megatron_alum.convert.hf_config import PARTS_OF, ExportKind
 from megatron_alum.convert.keys import Architecture, Row, expand_rows
 from megatron_alum.convert.translate import Sizes, hf_tensors
@@ -32,10 +33,7 @@ def export_rows(architecture: Architecture, sizes: Sizes, kind: ExportKind, avai
     Raises: ValueError when `kind` does not exist for this architecture.
     """
     if kind not in architecture.classes:
-        raise ValueError(
-            f"--architecture must be one of {', '.join(architecture.classes)} for {architecture.model_type}, "
-            f"but is {kind} instead."
-        )
+        raise ValueError(not_one_of(f"--architecture of {architecture.model_type}", kind, architecture.classes))
     names = set(available)
     rows = [row for row in expand_rows(architecture, sizes.num_layers) if row.part in PARTS_OF[kind]]
     return [row for row in rows if kind != "encoder" or row.part != "pooler" or row.megatron in names]

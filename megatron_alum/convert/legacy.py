@@ -21,6 +21,8 @@ from typing import Any
 
 from torch import Tensor
 
+from megatron_alum.config.words import not_one_of
+
 _TREE = "language_model"
 _VERSIONS = (0.0, 1.0, 2.0, 3.0)
 _LAYER = r"^language_model\.(?:encoder|transformer)\.layers\.(\d+)\."
@@ -52,8 +54,7 @@ def read_version(content: Mapping[str, Any]) -> float:
     """`checkpoint_version` of a file, 0 if it stores none. Raises: ValueError for a version that never existed."""
     version = content.get("checkpoint_version", 0)
     if not isinstance(version, int | float) or float(version) not in _VERSIONS:
-        listed = ", ".join(str(known) for known in _VERSIONS)
-        raise ValueError(f"`checkpoint_version` must be one of {listed}, but is {version!r} instead.")
+        raise ValueError(not_one_of("`checkpoint_version`", version, map(str, _VERSIONS)))
     return float(version)
 
 

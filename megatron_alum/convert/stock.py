@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_alum.config.places import about
 from megatron_alum.convert.inert_pickle import load_inert
 from megatron_alum.convert.keys import ARCHITECTURES
 from megatron_alum.convert.megatron_folder import (
@@ -77,7 +78,8 @@ def read_stock_source(
     config = stock_model_config(args, _shapes(stored), heads, folder)
     tensors = read_megatron_tensors(stored, ARCHITECTURE, config.num_layers)
     _add_token_types(tensors, args)
-    entries = len(load_tokenizer(tokenizer_dir))
+    with about("--tokenizer"):
+        entries = len(load_tokenizer(tokenizer_dir))
     if WORD_TABLE in tensors:
         rows = len(tensors[WORD_TABLE])
         check_vocabulary(args, entries=entries, rows=rows, ranks=max(1, len(grid)), folder=folder)

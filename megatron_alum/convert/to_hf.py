@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from megatron_alum.config.model import ModelConfig
+from megatron_alum.config.places import about
 from megatron_alum.convert.card_words import CardWish
 from megatron_alum.convert.hf_config import ExportKind, hf_config_fields, sizes_of, tokenizer_ids
 from megatron_alum.convert.hf_model import build_hf_model, export_rows, export_state_dict
@@ -83,7 +84,10 @@ def export_folder(
     architecture = ARCHITECTURES[source.model.model_type]
     sizes = sizes_of(source.model, source.vocab_size)
     _check_source(source, sizes, kind)
-    tokenizer = None if source.tokenizer_dir is None else fitting_tokenizer(source.tokenizer_dir, source.vocab_size)
+    tokenizer = None
+    if source.tokenizer_dir is not None:
+        with about("--tokenizer"):
+            tokenizer = fitting_tokenizer(source.tokenizer_dir, source.vocab_size)
     ids = {} if tokenizer is None else tokenizer_ids(tokenizer)
     if source.model.first_position and "pad_token_id" in ids:
         source = _counted_from(source, ids["pad_token_id"] + 1)

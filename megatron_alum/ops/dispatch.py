@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_alum.config.words import not_one_of
+
 logger = logging.getLogger(__name__)
 IMPLEMENTATIONS = ("auto", "cuda", "cpu", "reference")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -73,7 +75,7 @@ def after_loading(action: Callable[[], None]) -> None:
 def select(impl: str, tensor: Tensor, *more: Tensor | torch.dtype | None) -> str:
     """Name of the implementation that serves `tensor` and the dtypes of `more`: "cuda", "cpu" or "reference"."""
     if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"`impl` must be one of {', '.join(IMPLEMENTATIONS)}, but is {impl!r} instead.")
+        raise ValueError(not_one_of("`impl`", impl, IMPLEMENTATIONS))
     if impl == "reference":
         return impl
     device = tensor.device.type

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_alum.config.words import not_one_of
 from megatron_alum.ops import dispatch
 from megatron_alum.reference import tokens as reference
 from megatron_alum.reference.noise import NoiseKey
@@ -100,9 +101,7 @@ def _check(
     x: Tensor, delta: Tensor | NoiseKey, grad: Tensor | None, step_size: float, epsilon: float, projection: str
 ) -> None:
     if projection not in reference.PROJECTIONS:
-        raise ValueError(
-            f"`projection` must be one of {', '.join(reference.PROJECTIONS)}, but is {projection!r} instead."
-        )
+        raise ValueError(not_one_of("`projection`", projection, reference.PROJECTIONS))
     if not x.is_floating_point():
         raise ValueError(f"`x` must be floating point, but is {x.dtype} instead.")
     if not epsilon >= 0:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_alum.convert.model_card import with_evaluation
-from megatron_alum.finetune.runs.records import write_at_once
 from megatron_alum.report.results import Results, best_values, cell
 
 
-def add_evaluation(folder: Path, results: Results) -> Path:
-    """Put the table of `results` into the card of the exported `folder`, replacing an earlier one; returns the card's
-    path.
+def evaluated_card(folder: Path, results: Results) -> tuple[Path, str]:
+    """(path, new text) of the card of the exported `folder` with the table of `results`.
 
     Raises: ValueError for a folder without a card, or without results.
     """
@@ -21,11 +19,10 @@ def add_evaluation(folder: Path, results: Results) -> Path:
     rows = evaluation_rows(results)
     if not rows:
         raise ValueError("--results must hold results for --model-card, but hold none.")
-    note = "Fine-tuned on each task; percent, mean +- deviation over n seeds, at the settings that are best on dev."
+    note = "Fine-tuned on each task; percent, mean +- deviation over the seeds, at the settings that are best on dev."
     lines = [note, "", "| task | split | metric | value |", "|---|---|---|---|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
-    write_at_once(card, with_evaluation(card.read_text(encoding="utf-8"), "\n".join(lines)))
-    return card
+    return card, with_evaluation(card.read_text(encoding="utf-8"), "\n".join(lines))
 
 
 def evaluation_rows(results: Results) -> list[tuple[str, str, str, str]]:

@@ -49,10 +49,15 @@ class Comparison:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl, or of the one in a run's folder. Raises: ValueError naming a line that is not a row."""
+    """Rows of a metrics.jsonl, or of the one in a run's folder.
+
+    Raises: ValueError for a path that is neither, and naming a line that is not a row.
+    """
     path = Path(path) / "metrics.jsonl" if Path(path).is_dir() else Path(path)
+    if not path.is_file():
+        raise ValueError(f"A run must be given as its folder or its metrics.jsonl, but {path} does not exist.")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             rows.append({"iteration": int(json.loads(line)["iteration"]), **json.loads(line)})
         except (ValueError, KeyError, TypeError):

@@ -1,9 +1,9 @@
 """The report: the paper's Tables 1 to 9 with ours beside them and Figures 1 and 2, as one HTML page and as Markdown.
 
-Our results are shown as `mean +- deviation (n seeds)` of the grid point with the best mean of the task's first metric
-on dev, with the paper's number beside them (in brackets in Markdown). A cell without either stays empty. The page
-needs no other file: it contains the figures as SVG. A system that is not in the paper gets a row in each table where it
-has a result.
+Our results are shown as `mean +- deviation (number of seeds)` of the grid point with the best mean of the task's first
+metric on dev, with the paper's number beside them (in brackets in Markdown). A cell without either stays empty. The
+page needs no other file: it contains the figures as SVG. A system that is not in the paper gets a row in each table
+where it has a result.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def write_report(results: Results, output: Path, *, data_dir: str | None) -> lis
     """
     figures = draw_figures(results)
     sizes = size_rows(data_dir)
+    if data_dir is not None and not any(shown.ours for _, counts, _, _ in sizes for shown in counts):
+        raise ValueError(f"--data-dir must hold files of a benchmark of Table 9, but {data_dir} holds none.")
     texts = {"report.html": html_page(results, figures, sizes), "tables.md": markdown_page(results, figures, sizes)}
     texts |= {f"figure{number}.svg": svg for number, svg in figures.items()}
     output.mkdir(parents=True, exist_ok=True)
@@ -113,7 +115,7 @@ def markdown_page(
 ) -> str:
     """All tables; figures are links to the SVG files beside the page."""
     parts = [
-        "Cells: ours as mean +- deviation (n seeds), the paper's number in brackets; empty where there is none.\n",
+        "Cells: ours as mean +- deviation (seeds), the paper's number in brackets; empty where there is none.\n",
         *(markdown_table(table, results) for table in paper_tables()),
         *_markdown_others(other_results(results)),
         "\n".join(_markdown_sizes(sizes)) + "\n",

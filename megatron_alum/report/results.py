@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_alum.config.places import about
+from megatron_alum.config.words import counted
 from megatron_alum.finetune.benchmarks.tasks import TASKS
 from megatron_alum.finetune.runs.summary import mean_and_deviation
 from megatron_alum.report.paper_tables import Cell
@@ -45,7 +47,8 @@ def read_systems(items: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
         if not Path(path).is_file():
             found = "is a folder" if Path(path).is_dir() else "does not exist"
             raise ValueError(f"--results must be results.jsonl files or SYSTEM=FILE, but {path} {found}.")
-        results.setdefault(system or Path(path).parent.name, []).extend(read_results([path]))
+        with about("--results"):
+            results.setdefault(system or Path(path).parent.name, []).extend(read_results([path]))
     return results
 
 
@@ -56,7 +59,11 @@ def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     """
     rows = []
     for path in paths:
-        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} must be text, but holds binary data. Give a results.jsonl.") from None
+        for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
                 needed = {name: row[name] for name in ("task", "split", "metric", "seed")}
@@ -109,7 +116,7 @@ def cell(values: list[float], paper: float | None) -> Shown:
     if values:
         mean, deviation = mean_and_deviation(values)
         spread = "" if deviation is None else f" +- {deviation:.1f}"
-        ours = f"{mean:.1f}{spread} (n {len(values)})"
+        ours = f"{mean:.1f}{spread} ({counted(len(values), 'seed')})"
     return Shown(ours, "" if paper is None else f"{paper:.1f}")
 
 

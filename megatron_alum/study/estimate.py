@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_alum.cli.pretrain import options_of_start
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
+from megatron_alum.config.words import duration
 from megatron_alum.objective.micro_batch import batch_plan
 from megatron_alum.parallel import joined
 from megatron_alum.study.cells import Cell, cells_of, task_of
@@ -95,7 +96,7 @@ def listing(plan: StudyPlan, work: Path, results: Results) -> Iterator[str]:
         alike = seen.get(_likeness(cell))
         seconds = statistics.fmean(alike) if alike else seconds_of(plan, cell, step)
         total += seconds
-        yield f"  to do   {seconds:7.0f} s  {cell.name}"
+        yield f"  to do   {duration(seconds):>12}  {cell.name}"
     for seed in plan.seeds:
         for task in plan.downstream:
             guessed = [
@@ -105,7 +106,7 @@ def listing(plan: StudyPlan, work: Path, results: Results) -> Iterator[str]:
                 for s in task.seeds
             ]
             total += sum(seconds_of(plan, cell, step) for cell in guessed)
-    yield f"done {sum(done.values()) / 3600:.2f} h, remaining about {total / 3600:.2f} h"
+    yield f"done {duration(sum(done.values()))}, remaining about {duration(total)}"
 
 
 def _likeness(cell: Cell) -> tuple[str, str, str, str]:

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from megatron_alum.config.places import Place
+
 T = TypeVar("T")
 Options = Mapping[str, Any]
 EQUAL_COST = 8 / 3
@@ -178,6 +180,8 @@ def read_plan(path: str | Path, *, places: Mapping[str, str]) -> StudyPlan:
 
     Raises: ValueError for a file that is none; OSError when unreadable.
     """
+    if (refusal := Place("file").refusal(str(path))) is not None:
+        raise ValueError(f"The plan must be {refusal}.")
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_alum.config.words import duration
 from megatron_alum.report.figures import colors, svg_figure
 from megatron_alum.report.pages import Figure, Page, Section, Table, write_page
 from megatron_alum.study.cells import PLAIN
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 
 INTRODUCTION = (
     "Standard training was run once per seed to a common start; every arm continues from that checkpoint with the same "
-    "samples, masks and random states. A table gives mean +- deviation (n); below it are the paired differences from "
-    "the baseline at equal seeds, with a 95 % interval, the wider one of bootstrap and Student's t. A star marks an "
-    "interval without 0. A difference whose interval contains 0 counts as none, and so does one from a single "
-    "pair. There is no correction for the number of comparisons: of twenty without a true difference, one gets a star "
-    "by chance."
+    "samples, masks and random states. A table gives mean +- deviation (number of runs); below it are the paired "
+    "differences from the baseline at equal seeds, with a 95 % interval, the wider one of bootstrap and Student's t. "
+    "A star marks an interval without 0. A difference whose interval contains 0 counts as none, and so does one from a "
+    "single pair. There is no correction for the number of comparisons: of twenty without a true difference, one gets "
+    "a star by chance."
 )
 
 
@@ -290,7 +291,7 @@ def made_section(plan: StudyPlan, results: Results) -> Section:
         for (commit, machine, threads), seconds in places.items()
     )
     note = (
-        f"{len({row['cell'] for row in rows})} cells in {sum(row['value'] for row in rows) / 3600:.2f} hours on the "
+        f"{len({row['cell'] for row in rows})} cells in {duration(sum(row['value'] for row in rows))} on the "
         "clock. A cell that was interrupted counts from its last start."
     )
     commands = (

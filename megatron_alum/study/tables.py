@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_alum.config.words import counted
 from megatron_alum.finetune.runs.summary import mean_and_deviation
 from megatron_alum.report.pages import Table
 from megatron_alum.study.rows import Row
@@ -95,7 +96,7 @@ def _mean(values: Mapping[Hashable, float], column: Column) -> str:
         return ""
     mean, deviation = mean_and_deviation(list(values.values()))
     spread = "" if deviation is None else f" +- {deviation:.{column.digits}f}"
-    return f"{mean:.{column.digits}f}{spread} (n {len(values)})"
+    return f"{mean:.{column.digits}f}{spread} ({counted(len(values), 'run')})"
 
 
 def _interval(found: Difference | None, column: Column) -> str:
@@ -103,7 +104,7 @@ def _interval(found: Difference | None, column: Column) -> str:
     if found is None:
         return ""
     if found.n == 1:
-        return f"{found.mean:+.{column.digits}f} (n 1)"
+        return f"{found.mean:+.{column.digits}f} (1 run)"
     bold = "*" if found.is_one else ""
     low, high = (f"{end:+.{column.digits}f}" for end in (found.low, found.high))
-    return f"{found.mean:+.{column.digits}f}{bold} [{low}, {high}] (n {found.n})"
+    return f"{found.mean:+.{column.digits}f}{bold} [{low}, {high}] ({counted(found.n, 'run')})"

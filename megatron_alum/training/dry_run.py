@@ -12,8 +12,9 @@ import time
 
 import torch
 
-from megatron_alum.config.cli import format_config
+from megatron_alum.config.cli import format_changes
 from megatron_alum.config.run import RunConfig
+from megatron_alum.config.words import amount, data_size, duration, figure
 from megatron_alum.data.sampling.loader import draw
 from megatron_alum.data.sampling.placement import BatchPlan, Counts, IterationPlan
 from megatron_alum.models import attention_backend
@@ -28,7 +29,6 @@ from megatron_alum.training.step import train_step
 
 SUSTAINED = 0.4
 """share of a device's peak that the projection assumes, beside the measured speed"""
-SECONDS_PER_DAY = 86_400
 LOOKED_AT = 4096
 """samples whose lengths are measured"""
 
@@ -44,7 +44,7 @@ def dry_run(config: RunConfig) -> None:
             phases = [phase for phase in phases if phase == "standard"]
         seconds = {phase: time_iteration(state, plan, phase) for phase in phases}
         if groups.world_rank == 0:
-            print(format_config(config))
+            print(format_changes(config))
             print("\n".join(report(state, plan, samples, seconds)), flush=True)
 
 
@@ -79,11 +79,10 @@ def report(state: TrainState, plan: BatchPlan, samples: list[IterationPlan], sec
         f"{groups.ranks_per_model} process(es)",
         f"  tokens      {text.tokens / plan.global_batch_size:,.0f} a sequence (padded rows of "
         f"{config.model.seq_length} would be {fill:.0%} full), {text.tokens:,.0f} an iteration, "
-        f"{text.tokens * config.training.train_iters / 1e9:,.1f} billion in {config.training.train_iters:,} iterations",
+        f"{amount(text.tokens * config.training.train_iters)} in {config.training.train_iters:,} iterations",
         f"  balance     the fullest replica has {imbalance:.1%} more tokens than the mean, at most, in "
         f"{len(samples)} iteration(s)",
-        f"  network     {whole / 1e6:,.1f} million parameters, "
-        f"vocabulary {vocab:,} padded to {state.network.vocab_size:,}",
+        f"  network     {amount(whole)} parameters, vocabulary {vocab:,} padded to {state.network.vocab_size:,}",
         f"  attention   {backend} ({reason})",
     ]
     total = {"measured": 0.0, "projected": 0.0}
@@ -95,9 +94,9 @@ def report(state: TrainState, plan: BatchPlan, samples: list[IterationPlan], sec
         memory = estimate_memory(config, phase, vocab_size=vocab, world_size=world, on_gpu=on_gpu, text=text)
         in_passes = passes(config, phase, text, vocab_size=vocab)
         lines.append(
-            f"  {phase:11} {iterations:,} iterations of {flops / 1e12:,.3g} TFLOP ({in_passes:.3g} F), "
-            f"{measured:,.2f} s each here ({flops / measured / world / 1e12:,.3g} TFLOP/s a process), "
-            f"{memory.total / 1e9:,.2f} GB a process by formula"
+            f"  {phase:11} {iterations:,} iterations of {figure(flops / 1e12)} TFLOP ({in_passes:.3g} F), "
+            f"{duration(measured)} each here ({figure(flops / measured / world / 1e12)} TFLOP/s a process), "
+            f"{data_size(memory.total)} a process by formula"
         )
         total["measured"] += iterations * measured
         total["projected"] += iterations * flops / (SUSTAINED * peak * world) if peak else 0.0
@@ -105,13 +104,13 @@ def report(state: TrainState, plan: BatchPlan, samples: list[IterationPlan], sec
     lines += [f"  {phase:11} {n:,} iterations, for a run without pipeline stages" for phase, n in left_out.items()]
     stored = checkpoint_bytes(config, vocab_size=vocab)
     held = ", held in its host memory meanwhile" if config.checkpoint.async_save else ""
-    lines.append(f"  checkpoint  {stored / 1e9:,.2f} GB, {stored / world / 1e9:,.2f} GB written by each process{held}")
-    lines.append(f"  memory      {peak_memory_bytes(groups.device) / 1e9:,.2f} GB so far in this process, measured")
-    lines.append(f"  time        {total['measured'] / SECONDS_PER_DAY:,.2f} days at the measured speed")
+    lines.append(f"  checkpoint  {data_size(stored)}, {data_size(stored / world)} written by each process{held}")
+    lines.append(f"  memory      {data_size(peak_memory_bytes(groups.device))} so far in this process, measured")
+    lines.append(f"  time        {duration(total['measured'])} at the measured speed")
     if peak:
-        days = total["projected"] / SECONDS_PER_DAY
         lines.append(
-            f"  projection  {days:,.2f} days at {SUSTAINED:.0%} of {peak / 1e12:,.0f} TFLOP/s x {world} process(es)"
+            f"  projection  {duration(total['projected'])} at {SUSTAINED:.0%} of {peak / 1e12:,.0f} TFLOP/s "
+            f"x {world} process(es)"
         )
     return lines
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from megatron_alum.checkpoint.agreement import together
 from megatron_alum.checkpoint.lock import RunLock
 from megatron_alum.checkpoint.save import CheckpointSaver
-from megatron_alum.config.cli import format_config
+from megatron_alum.config.cli import format_changes
 from megatron_alum.config.run import RunConfig
 from megatron_alum.data.sampling.loader import BatchLoader, IterationBatches
 from megatron_alum.objective.micro_batch import batch_plan, load_all
@@ -87,8 +87,6 @@ class Run:
                 roll_back(resumed, groups)
         self.plan = batch_plan(config, groups)
         self.is_leader = groups.world_rank == 0
-        if self.is_leader:
-            print(format_config(config), flush=True)
         self.stopwatch = Stopwatch(config, groups, vocab_size=state.network.real_vocab_size)
         self.interval = Interval(groups, skipped=state.skipped)
         # If rank 0 cannot open its outputs, all ranks stop: none may wait for it in the first step.
@@ -97,6 +95,8 @@ class Run:
         )
         assert writers is not None
         self.writers = writers
+        if self.is_leader:  # last: whoever is refused should read the refusal, not options
+            print(format_changes(config), flush=True)
         self.profile = Profile(config.logging, self.saver.root, is_leader=self.is_leader)
         self.warned = False
         self.last_saved = state.iteration if resumed is not None else None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_ops, bench_step, gpu_check
+from benchmarks import bench_ops, bench_step, contestants, gpu_check
 from benchmarks.gpu import budget, promises
 from benchmarks.gpu.budget import Check
 from tests.helpers.warm import run_script
@@ -37,9 +37,9 @@ def test_the_ops_it_asks_for_are_flags_of_the_op_table(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bench_ops.py", *gpu_check.OPS])
     arguments = bench_ops.parse_arguments()
     assert (arguments.device, arguments.rows, arguments.tokens) == ("cuda", 8192, 65536)
-    contestants = bench_ops.divergence_contestants(3, 8, torch.float32, torch.device("cpu"), quick=True)
-    assert promises.ROW_KERNEL in contestants
-    contestants[promises.ROW_KERNEL]()
+    found = contestants.divergence_contestants(3, 8, torch.float32, torch.device("cpu"), quick=True)
+    assert promises.ROW_KERNEL in found
+    found[promises.ROW_KERNEL]()
 
 
 def memory(peak, estimate):

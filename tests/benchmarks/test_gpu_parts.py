@@ -52,9 +52,19 @@ except AssertionError as error:
     assert "blocks, jagged agree" in done.stdout and "noticed: jagged" in done.stdout
 
 
+SMALL_STEP = "--model-size mini --seq-length 16 --micro-batch-size 2 --vocab-size 200".split()
+
+
+@pytest.mark.slow
+def test_a_compiled_step_on_the_cpu():
+    code = f"import torch; from benchmarks.gpu import probes; print(probes.compiled(torch.device('cpu'), {SMALL_STEP}))"
+    done = in_a_process(code)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert re.fullmatch(r"compile: \d+ graphs for all layers, \d+ places that divide one", done.stdout.splitlines()[-1])
+
+
 def test_a_steady_step_on_the_cpu():
-    words = "--model-size mini --seq-length 16 --micro-batch-size 2 --vocab-size 200".split()
-    code = f"import torch; from benchmarks.gpu import probes; print(probes.sync(torch.device('cpu'), {words}))"
+    code = f"import torch; from benchmarks.gpu import probes; print(probes.sync(torch.device('cpu'), {SMALL_STEP}))"
     done = in_a_process(code)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == "three kinds of steps, none of which waits"

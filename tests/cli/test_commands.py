@@ -29,6 +29,26 @@ FRONTS = {
     "pretrain_bert_alum.py": "pretrain",
     "megatron_alum/pretrain.py": "pretrain",
 }
+SCRIPTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.py", "tools/*.py", "benchmarks/*.py", "examples/**/*.py")
+    for path in ROOT.glob(pattern)
+    if '__name__ == "__main__"' in path.read_text()
+)
+"""every script that a user may start with --help"""
+SLOW = {"torch", "transformers", "megatron", "numpy", "scipy", "sklearn", "matplotlib", "pyarrow", "datasets", "nltk"}
+"""packages whose import takes more than a tenth of a second"""
+HELP_OF_SCRIPTS = """
+import contextlib, io, json, runpy, sys
+answers = {}
+for script in sys.argv[1:]:
+    before, sys.argv, out = sys.argv, [script, "--help"], io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    sys.argv = before
+    answers[script] = [out.getvalue()[:6], sorted({name.partition(".")[0] for name in sys.modules})]
+json.dump(answers, sys.stdout)
+"""
 HELP_OF_ALL = """
 import contextlib, io, json, runpy, sys
 from megatron_alum.cli.main import COMMANDS, run
@@ -84,9 +104,22 @@ def test_help_imports_nothing_that_takes_time(answered):
     assert answered[1] == []
 
 
+def test_every_script_answers_help_before_it_imports_what_takes_time():
+    """All in one interpreter: a package that one imports would be seen in the next, too."""
+    code = f"import sys\nsys.path[:0] = {_search_path()!r}\n{HELP_OF_SCRIPTS}"
+    run = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, *SCRIPTS], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    answers = json.loads(run.stdout)
+    assert {"pretrain_bert_alum.py", "examples/demo.py", "benchmarks/bench_ops.py"} <= answers.keys() == set(SCRIPTS)
+    assert {script: found for script, (found, _) in answers.items() if found != "usage:"} == {}
+    assert {script: SLOW & set(loaded) for script, (_, loaded) in answers.items() if SLOW & set(loaded)} == {}
+
+
 def test_every_command_has_help_under_its_own_name(answered):
     for name, text in answered[0].items():
-        assert text.startswith(f"usage: megatron-alum {name} ["), text[:200]
+        assert text.startswith(f"usage: megatron-alum {name} "), text[:200]
     assert set(console.COMMANDS) < set(answered[0])
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from megatron_alum.config.cli import config_from_dict, config_to_dict, format_config, main_guard, parse_config
+from megatron_alum.config.cli import config_from_dict, config_to_dict, format_changes, main_guard, parse_config
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def test_flags_override_yaml_which_overrides_defaults(tmp_path):
         ("--plates X --doors 0", "--doors must be at least 1, but is 0 instead."),
         ("--plates X --engine-power-kw much", "--engine-power-kw must be a number, but is 'much' instead."),
         ("--plates X --engine-turbo maybe", "--engine-turbo must be true or false, but is 'maybe' instead."),
-        ("--plates X --colour green", "--colour must be one of red, blue, but is 'green' instead."),
+        ("--plates X --colour green", "--colour must be one of red, blue, but is 'green' instead. Did you mean red?"),
         ("--doors 3", "--plates must be given, but is not."),
         ("--plates X --doors", "argument --doors: expected one argument. See --help."),
     ],
@@ -152,7 +152,22 @@ def test_a_configuration_survives_json(tmp_path):
     flat = config_to_dict(car)
     assert flat["plates"] == ["A", "B"] and flat["engine_power_kw"] == 3.5
     assert config_from_dict(Car, flat) == car
-    assert "  engine_turbo: True" in format_config(car)
+
+
+def test_what_is_printed_is_what_differs_from_the_defaults():
+    car = Car(("A", "B"), Engine(turbo=True), Body(height_m=1.5, seats=(2, 2)))
+    assert format_changes(car).splitlines() == [
+        "[Car]",
+        "  --plates A B",
+        "[engine]",
+        "  --engine-turbo true",
+        "[body]",
+        "  --height-m 1.5",
+        "  --seats 2 2",
+        "Every other option has its default (--help).",
+    ]
+    printed = [line.split() for line in format_changes(car).splitlines() if line.startswith("  ")]
+    assert parse_config(Car, [word for words in printed for word in words]) == car  # can be given again
 
 
 def test_a_stored_configuration_with_an_unknown_name_is_refused():
@@ -160,15 +175,22 @@ def test_a_stored_configuration_with_an_unknown_name_is_refused():
         config_from_dict(Car, {"plates": ["A"], "wings": 2})
 
 
-@pytest.mark.parametrize("error", [ValueError("`x` must be 1."), FileNotFoundError(2, "No such file", "a.txt")])
-def test_main_guard_prints_one_line_and_exits_2(capsys, error):
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ValueError("`x` must be 1."), "`x` must be 1."),
+        (FileNotFoundError(2, "No such file", "a.txt"), "a.txt cannot be used: no such file."),
+        (OSError("The disk is full."), "The disk is full."),
+    ],
+)
+def test_main_guard_prints_one_line_and_exits_2(capsys, error, sentence):
     def fail():
         raise error
 
     with pytest.raises(SystemExit) as caught:
         main_guard(fail)
     assert caught.value.code == 2
-    assert capsys.readouterr().err == f"error: {error}\n"
+    assert capsys.readouterr().err == f"error: {sentence}\n"
 
 
 def test_main_guard_ends_ctrl_c_without_a_traceback(capsys):

@@ -20,7 +20,6 @@ from program_options import PROGRAMS, configuration_of, help_of  # isort: skip  
 COMMANDS = sorted({command for path in DOCUMENTS for command in commands(path.read_text())})
 OTHER_WORDS = {"pip", "source", "mkdir", "cd"}
 """commands that are not ours"""
-SUBCOMMANDS = {"tools/convert_checkpoint.py": ("to-hf", "from-hf")}
 OTHER_FLAGS = {
     *("--help", "--no-build-isolation"),  # pip
     *("--nproc-per-node", "--nnodes", "--max-restarts", "--signal"),  # torchrun, sbatch
@@ -42,7 +41,14 @@ SCRIPT_OF = {
 
 
 def program_and_arguments(words):
-    """("tools/x.py", its arguments) of `[torchrun ...] x.py ...` or `python -m package.x ...`."""
+    """("tools/x.py" or "tools/x.py SUBCOMMAND", its arguments) of `[torchrun ...] x.py ...`, `python -m a.x ...`."""
+    program, arguments = found_program(words)
+    with_subcommand = " ".join([program, *arguments[:1]])
+    return (with_subcommand, arguments[1:]) if with_subcommand in PROGRAMS else (program, arguments)
+
+
+def found_program(words):
+    """("tools/x.py", all words after it)."""
     if words[0] == "megatron-alum":
         assert words[1] in SCRIPT_OF, f"megatron-alum has no {words[1]}"
         return SCRIPT_OF[words[1]], words[2:]
@@ -54,8 +60,8 @@ def program_and_arguments(words):
 
 
 @cache
-def flags_in_help(program, *subcommand):
-    printed = help_of(program, *subcommand)
+def flags_in_help(program):
+    printed = help_of(program)
     assert "usage:" in printed, f"python {program} --help prints no help: {printed!r}"
     return set(ONE_FLAG.findall(printed))
 
@@ -64,7 +70,7 @@ def flags_in_help(program, *subcommand):
 def flags_of(program):
     if program in PROGRAMS:
         return {"--config", *(option.flag for option in options_of(configuration_of(program)))}
-    return set().union(*(flags_in_help(program, *([name] if name else [])) for name in SUBCOMMANDS.get(program, ("",))))
+    return flags_in_help(program)
 
 
 def check(command):
@@ -81,15 +87,17 @@ def check(command):
         return
     assert words[0] in ("python", "torchrun", "megatron-alum"), f"{words[0]} is not known here"
     program, arguments = program_and_arguments(words)
-    assert (ROOT / program).is_file(), f"{program} is not there"
+    assert (ROOT / program.split()[0]).is_file(), f"{program} is not there"
     if program in PROGRAMS:
-        starts = {"--load", "--init-from"} & set(arguments)
-        parse_config(configuration_of(program), arguments, infer=lambda given: SIZES if starts else {})
+        if program == "tools/inspect_shards.py":
+            arguments = ["--data-path", *arguments]
+        is_start = program == "pretrain_bert_alum.py" and {"--load", "--init-from"} & set(arguments)
+        defaults = {"data_path": ("unused",), "save": "unused"} if program == "tools/estimate_memory.py" else {}
+        parse_config(
+            configuration_of(program), arguments, defaults=defaults, infer=lambda given: SIZES if is_start else {}
+        )
     elif arguments:
-        subcommand = [arguments[0]] if arguments[0] in SUBCOMMANDS.get(program, ()) else []
-        unknown = set(ONE_FLAG.findall(" ".join(arguments))) - flags_in_help(program, *subcommand)
-        # inspect_shards.py also takes options of the run
-        unknown -= flags_of("pretrain_bert_alum.py") if program.endswith("shards.py") else set()
+        unknown = set(ONE_FLAG.findall(" ".join(arguments))) - flags_in_help(program)
         assert not unknown, f"{program} has no {unknown}"
     missing = [word for word in arguments if word.startswith("examples/") and not (ROOT / word).is_file()]
     assert not missing, f"{missing} is not there"
@@ -148,5 +156,4 @@ def test_every_configuration_has_a_page():
         *(ROOT / "megatron_alum/cli").glob("*.py"),
     ]
     found = {name for path in fronts for name in re.findall(r"parse_config\(\s*(\w+)", path.read_text())}
-    in_another_help = {"SampleOptions", "EstimateConfig"}  # of inspect_shards.py and estimate_memory.py
-    assert found - in_another_help == {target.split(":")[1] for target in PROGRAMS.values()}
+    assert found == {target.split(":")[1] for target in PROGRAMS.values()}

@@ -89,8 +89,10 @@ def test_a_broken_link_is_seen(tmp_path):
 def test_every_flag_has_its_place(site, program):
     """Other pages, and people's bookmarks, link to a flag."""
     anchors = set().union(*(page.anchors for page in site.values()))
-    flags = [option.flag for option in options_of(configuration_of(program))]
-    missing = [flag for flag in flags if f"cmdoption-{program.replace('/', '-')}-{flag.lstrip('-')}" not in anchors]
+    flags = {option.flag for option in options_of(configuration_of(program))}
+    if program in ("tools/inspect_shards.py", "tools/estimate_memory.py"):  # whose page refers to that of pre-training
+        flags -= {option.flag for option in options_of(configuration_of("pretrain_bert_alum.py"))}
+    missing = [flag for flag in flags if f"cmdoption-{re.sub('[/ ]', '-', program)}-{flag.lstrip('-')}" not in anchors]
     assert not missing, sorted(anchor for anchor in anchors if "cmdoption" in anchor)[:5]
 
 

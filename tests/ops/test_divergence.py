@@ -139,6 +139,26 @@ def test_non_contiguous_logits(device, impl, layout, dtype, detach):
         assert oracle.worst_row(mine, theirs) <= (allowed if impl == "reference" else 0.0)
 
 
+SHARED = {
+    "the first row against every row": lambda x: (x[:1].expand_as(x), x),
+    "every row against the first": lambda x: (x, x[:1].expand_as(x)),
+    "neighbouring columns": lambda x: (x[:, :-1], x[:, 1:]),
+    "overlapping rows": lambda x: (x.as_strided(x.shape, (1, 1)), x),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", SHARED)
+def test_logits_that_share_memory_are_two_tensors(device, impl, name, dtype):
+    """Where both begin at the same address, only the strides tell them from one tensor given twice."""
+    clean, adv = SHARED[name](oracle.logits(5, 1001, difference=0.0)[0].to(device, dtype))
+    found = run(ops.symmetric_kl, clean, adv, impl=impl)
+    alone = run(ops.symmetric_kl, clean.clone(), adv.clone(), impl=impl)
+    assert found.kl.count_nonzero() >= 4
+    for mine, theirs in zip(found, alone, strict=True):
+        assert oracle.worst_row(mine, theirs) <= (tolerances.GRADIENT[mine.dtype] if impl == "reference" else 0.0)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_identical_logits_give_exactly_zero(device, impl, dtype):
     clean = oracle.logits(7, 1000, difference=0.0)[0].to(device, dtype)

@@ -2,6 +2,7 @@
 memory and over the logits, with warps and blocks in either order; and broken on purpose, which must be noticed."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -26,6 +27,32 @@ def kernels(tmp_path_factory):
 def usual_settings(request):
     if "kernels" in request.fixturenames:
         request.getfixturevalue("kernels").settings()
+
+
+ASSEMBLY = {
+    "ex2.approx.ftz.f32 %0, %1;": "run by the executor (approximate_exp2 in simt.h)",
+    "": "no instruction: hides a value from the compiler",
+}
+
+
+STATEMENT = r"\b(?:asm|__asm__)\b(?:\s*(?:volatile|__volatile__))?\s*\(\s*((?:\"[^\"]*\"\s*)*)"
+
+
+def test_the_executor_runs_every_instruction_written_by_hand(tmp_path):
+    """All inline assembly of csrc is in the table above, and the executor refuses to compile any other."""
+    for suffix in ("*.cu", "*.cuh", "*.h", "*.cpp"):
+        for path in (simt.ROOT / "csrc").rglob(suffix):
+            text = re.sub(r"//.*", "", path.read_text())
+            statements = re.findall(STATEMENT, text)
+            assert len(statements) == len(re.findall(r"\b_*asm_*\b", text)), f"{path.name} has assembly of another form"
+            for statement in statements:
+                assert "".join(re.findall(r'"([^"]*)"', statement)) in ASSEMBLY, f"{path.name}: {statement}"
+    source = tmp_path / "other.cpp"
+    for text, known in (("ex2.approx.ftz.f32 %0, %1;", True), ("ex2.approx.f32 %0, %1;", False)):
+        source.write_text(
+            f'#include "simt.h"\nfloat f(float x) {{ float y; asm("{text}" : "=f"(y) : "f"(x)); return y; }}\n'
+        )
+        assert simt.compiles(source) == known
 
 
 def aligned(x):
@@ -181,6 +208,27 @@ def test_every_plan_against_float64(kernels, dtype, columns, code):
     assert kernels.launches[-1] == (2 * blocks, threads, blocks)
     check_rows(found[0], exact, labels, valid, dtype)
     assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
+def test_every_instantiation_of_the_row_role(kernels):
+    """Each phase, form and element, in memory, in the registers of a small block and of a large one."""
+    for dtype in ELEMENTS:
+        for columns, code in ((5, 90), (64, 90), (8448 if dtype.itemsize == 2 else 4352, 80)):
+            kernels.settings(intermediate_code=code)
+            clean, adv = (x.to(dtype) for x in oracle.logits(2, columns, difference=0.1))
+            labels = torch.tensor([columns - 1, 2])
+            for phase in (simt.FUSED, simt.GRADIENTS):
+                for one_sided, detach in FORMS:
+                    found = run_rows(
+                        kernels, clean, adv, labels, valid=columns, phase=phase, one_sided=one_sided, detach=detach
+                    )
+                    exact = exactly(clean, adv, labels, columns, one_sided, detach)
+                    check_rows(found, exact, labels, columns, dtype)
+                records, to_clean, _ = run_rows(kernels, clean, None, labels, valid=columns, phase=phase)
+                exact = exactly(clean, None, labels, columns)
+                check_rows((records, to_clean, None), exact, labels, columns, dtype)
+    missed = [name for name, launched in kernels.kernels().items() if "RowRole" in name and not launched]
+    assert not missed and len(kernels.kernels()) > 50
 
 
 @pytest.mark.parametrize("dtype", ELEMENTS, ids=str)

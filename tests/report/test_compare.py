@@ -51,3 +51,8 @@ def test_a_line_that_is_not_a_row_is_named(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"iteration": 1}\n{"iter')
     with pytest.raises(ValueError, match=r"Line 2 of .*m.jsonl must be a JSON object with an iteration"):
         read_metrics(tmp_path / "m.jsonl")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"Line 1 of .*binary must be a JSON object with an iteration"):
+        read_metrics(tmp_path / "binary")
+    with pytest.raises(ValueError, match=r"folder or its metrics\.jsonl, but .*metrics\.jsonl does not exist"):
+        read_metrics(tmp_path)

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from megatron_alum.finetune.benchmarks.tasks import TASKS
-from megatron_alum.report.card import add_evaluation
+from megatron_alum.report.card import evaluated_card
 from megatron_alum.report.figures import draw_figures
 from megatron_alum.report.paper_tables import paper_sizes, paper_tables
 from megatron_alum.report.render import block, html_page, markdown_page, markdown_table, size_rows
@@ -117,7 +117,7 @@ def test_a_quoted_system_has_its_source_and_our_result():
     shown = dict(
         zip((column.heading for column in part.columns), filled["RoBERTa-large (Nie et al. 2019)"], strict=True)
     )
-    assert shown["ANLI R1 test accuracy"] == Shown("61.0 (n 1)", "")  # the paper prints a dash there
+    assert shown["ANLI R1 test accuracy"] == Shown("61.0 (1 seed)", "")  # the paper prints a dash there
     assert shown["ANLI R1 dev accuracy"] == Shown("", "73.8")
 
 
@@ -147,9 +147,9 @@ def test_squad_is_percent_already():
 
 def test_cells():
     # Sample deviation of 80 and 82: sqrt(2) = 1.4.
-    assert cell([80.0, 82.0], 84.5) == Shown("81.0 +- 1.4 (n 2)", "84.5")
-    assert cell([80.0, 82.0], 84.5).markdown == "81.0 +- 1.4 (n 2) [84.5]"
-    assert cell([80.0], None).markdown == "80.0 (n 1)"
+    assert cell([80.0, 82.0], 84.5) == Shown("81.0 +- 1.4 (2 seeds)", "84.5")
+    assert cell([80.0, 82.0], 84.5).markdown == "81.0 +- 1.4 (2 seeds) [84.5]"
+    assert cell([80.0], None).markdown == "80.0 (1 seed)"
     assert cell([], 84.5).markdown == "[84.5]" and cell([], None).markdown == ""
 
 
@@ -217,9 +217,9 @@ def test_the_page_holds_every_cell_and_needs_no_other_file():
     results = {"BERT-base": [row(0.8123), row(0.8323, seed=2)], "mine <x>": [row(0.7), row(0.25, task="custom")]}
     parsed = Table(page(results))
     rows = [[" ".join(words) for words in one] for one in parsed.rows]
-    assert ["BERT-base", "88.5", "81.0", "76.5", "72.9", "82.2 \u00b1 1.4 (n 2) 84.5", "84.4"] in rows
-    assert ["mine <x>", "", "", "", "", "70.0 (n 1)", ""] in rows
-    assert ["mine <x>", "custom", "dev", "accuracy", "25.0 (n 1)"] in rows
+    assert ["BERT-base", "88.5", "81.0", "76.5", "72.9", "82.2 \u00b1 1.4 (2 seeds) 84.5", "84.4"] in rows
+    assert ["mine <x>", "", "", "", "", "70.0 (1 seed)", ""] in rows
+    assert ["mine <x>", "custom", "dev", "accuracy", "25.0 (1 seed)"] in rows
     assert ["HellaSWAG", "34k", "10", "10k", "-", "accuracy"] in rows
     markdown = markdown_page(results, {}, size_rows(None))
     expected = [
@@ -277,8 +277,8 @@ def test_the_tool_writes_page_tables_and_figures(tmp_path, monkeypatch, capsys):
     )
     module.main()
     text = (out / "tables.md").read_text()
-    assert "| BERT-base | [88.5] | [81.0] | [76.5] | [72.9] | 81.2 (n 1) [84.5] | [84.4] |" in text
-    assert "| mine |  |  |  |  | 81.2 (n 1) |  |" in text
+    assert "| BERT-base | [88.5] | [81.0] | [76.5] | [72.9] | 81.2 (1 seed) [84.5] | [84.4] |" in text
+    assert "| mine |  |  |  |  | 81.2 (1 seed) |  |" in text
     assert [f"## Table {number}." in text for number in range(1, 10)] == [True] * 9
     written = [f"written: {out / name}" for name in ("report.html", "tables.md", "figure1.svg", "figure2.svg")]
     assert capsys.readouterr().out.splitlines() == written
@@ -290,14 +290,15 @@ def test_the_results_become_the_evaluation_of_a_card(tmp_path):
     card.write_text("# m\n\n## Evaluation\n\nNone.\n\n## Limits\n\nMany.\n")
     rows = [row(0.80), row(0.82, seed=2), row(0.5, split="dev_mismatched"), row(70.0, task="squad-v2", metric="f1")]
     rows.append(row(0.25, task="custom"))
-    assert add_evaluation(tmp_path, {"mine": rows}) == card
-    assert [line for line in card.read_text().splitlines() if line.startswith("| ")][1:] == [
-        "| mnli | dev | accuracy | 81.0 +- 1.4 (n 2) |",
-        "| mnli | dev_mismatched | accuracy | 50.0 (n 1) |",
-        "| squad-v2 | dev | f1 | 70.0 (n 1) |",
-        "| custom | dev | accuracy | 25.0 (n 1) |",
+    path, text = evaluated_card(tmp_path, {"mine": rows})
+    assert path == card and text.startswith("# m\n") and "Many." in text
+    assert [line for line in text.splitlines() if line.startswith("| ")][1:] == [
+        "| mnli | dev | accuracy | 81.0 +- 1.4 (2 seeds) |",
+        "| mnli | dev_mismatched | accuracy | 50.0 (1 seed) |",
+        "| squad-v2 | dev | f1 | 70.0 (1 seed) |",
+        "| custom | dev | accuracy | 25.0 (1 seed) |",
     ]
     with pytest.raises(ValueError, match="--results must hold results for --model-card"):
-        add_evaluation(tmp_path, {})
+        evaluated_card(tmp_path, {})
     with pytest.raises(ValueError, match=r"--model-card must be a folder with a README\.md"):
-        add_evaluation(tmp_path / "absent", {"mine": rows})
+        evaluated_card(tmp_path / "absent", {"mine": rows})

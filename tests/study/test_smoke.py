@@ -75,7 +75,7 @@ def test_the_report_is_drawn_from_the_rows_alone(study, tmp_path):
     for text in ("Held-out loss", "Pilot", "One pair: no difference", "How it was made", results.rows[-1]["commit"]):
         assert text in page and text in twin
     clean = results.of(measure="loss-clean", arm="textbook")[0]["value"]
-    assert f"{clean:.4f} (n 1)" in page and f"{clean:.4f} (n 1)" in twin
+    assert f"{clean:.4f} (1 run)" in page and f"{clean:.4f} (1 run)" in twin
     before = [path.read_bytes() for path in paths]
     assert [path.read_bytes() for path in write_study(plan, results, tmp_path)] == before
 

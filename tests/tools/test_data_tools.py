@@ -165,7 +165,7 @@ def test_inspect_shows_the_samples_of_training(run, tmp_path, shared_data, objec
     run("preprocess_data.py", *words, "--vocab-file", shared_data / "vocab/bert-base-uncased-vocab.txt")
     before = sorted(path.name for path in tmp_path.iterdir())
     options = ["--seq-length", "64", "--objective", objective, "--mask-rate-start", "0.2", "--seed", "7"]
-    status, out, err = run("inspect_shards.py", prefix, "--document", "--sample", "0", "5", "41", *options)
+    status, out, err = run("inspect_shards.py", prefix, "--sample", "0", "5", "41", *options)
     assert status == 0, err
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     lines = out.split("\n\n")[-1].splitlines()
@@ -181,11 +181,11 @@ def test_inspect_shows_the_samples_of_training(run, tmp_path, shared_data, objec
         ids = np.array([vocabulary[token] for token in tokens if token not in ("[CLS]", "[SEP]")], np.uint16)
         assert ids.tobytes() in text.tobytes()
     status, _out, err = run("inspect_shards.py", prefix, "--sample", "-1")
-    assert status == 2 and "`--sample` must be 0 or more" in err
+    assert status == 2 and "--sample must be at least 0, but is -1 instead" in err
     status, _out, err = run("inspect_shards.py", prefix, "--sample", "1", "--seq-lenth", "9")
     assert status == 2 and "Did you mean --seq-length?" in err
 
 
 def test_merge_errors(run, tmp_path):
     status, _out, err = run("merge_shards.py", "--input", tmp_path / "none", "--output-prefix", tmp_path / "out")
-    assert status == 2 and "must exist, but is missing" in err and left_behind(tmp_path, keep=set()) == []
+    assert status == 2 and f"there is no {tmp_path / 'none'}.idx" in err and left_behind(tmp_path, keep=set()) == []

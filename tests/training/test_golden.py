@@ -22,9 +22,12 @@ def test_the_curve_on_wikipedia_keeps_its_promises():
     assert [row["phase"] for row in rows] == ["standard"] * 150 + ["alum"] * 150
     assert abs(losses[0] - LN_V) < 0.1
     assert mean_of_20(losses, 300) < 7.6
+    standard = [row["lm_loss"] for row in read_rows(GOLDEN.parent, "wikipedia_300_standard.jsonl")]
+    assert len(standard) == 300 and losses[:150] == standard[:150] != losses[150:] != standard[150:]
     for end in range(151, 301):
-        assert mean_of_20(losses, end) < mean_of_20(losses, end - 20) + 0.15
         assert mean_of_20(losses, end) < mean_of_20(losses, 150) + 0.15
+        # Text decides the rest: means rise by up to 0.17 in 20 iterations, in both runs alike.
+        assert abs(mean_of_20(losses, end) - mean_of_20(standard, end)) < 0.03
     assert all(row["skipped"] == 0 and row["alum_kl"] > 0 for row in rows[150:])
 
 

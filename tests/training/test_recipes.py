@@ -72,9 +72,9 @@ def test_a_dry_run_builds_the_recipe(prefix, tmp_path, monkeypatch, recipe):
     )
     assert re.search(r"tokens +\d+ a sequence \(padded rows of 48 would be \d+% full\)", printed)
     assert re.search(r"balance +the fullest replica has 0.0% more tokens than the mean", printed)  # of one
-    assert re.search(r"attention +native \(", printed)
-    assert re.search(r"time +[\d,.]+ days at the measured speed", printed)
-    assert re.search(r"projection +[\d,.]+ days at 40% of 989 TFLOP/s x 2", printed)
+    assert re.search(r"attention +blocks \(", printed)
+    assert re.search(r"time +[\d,.]+ (seconds|minutes|hours|days) at the measured speed", printed)
+    assert re.search(r"projection +[\d,.]+ (seconds|minutes|hours|days) at 40% of 989 TFLOP/s x 2", printed)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,13 +16,12 @@ enum class Form { kMlm, kDetached, kFull, kOneSidedDetached, kOneSidedFull };
 // What one row needs besides its weights.
 struct GradientRow {
   Scale scale;
-  Vector from_difference, from_clean;  // factors of f and e in q - p
-  Vector inverse_mass, mean, adv_mean, kl_weight, mlm_of_clean;
+  Vector from_difference, from_clean;  // factors of f and e in kl_weight (q - p)
+  Vector kl_of_clean, mlm_of_clean;    // the weights of the losses, divided by the clean mass
+  Vector mean, adv_mean;
 };
 
-struct GradientPair {
-  Vector clean, adv;
-};
+struct GradientPair { Vector clean, adv; };
 
 // The record around lse(a) - lse(b), up to rounding, if merging parts has left its level far away: the adversarial
 // weights e^(b - n) would overflow.
@@ -37,32 +36,29 @@ inline RowRecord near_centre(RowRecord record) {
 }
 
 inline GradientRow gradient_row(const RowRecord& record, float kl_weight, float mlm_weight) {
-  const float factor = MA_MATH(expf)(-record.log_ratio) / record.mass;
+  const float factor = kl_weight * (MA_MATH(expf)(-record.log_ratio) / record.mass);
   GradientRow row;
   row.scale = scale_of(record.maximum, record.level);
   row.from_difference = broadcast(factor);
   row.from_clean = broadcast(-factor * MA_MATH(expm1f)(record.log_ratio));
-  row.inverse_mass = broadcast(1.0f / record.mass);
+  row.kl_of_clean = broadcast(kl_weight / record.mass);
+  row.mlm_of_clean = broadcast(mlm_weight / record.mass);
   row.mean = broadcast(record.mean);
   row.adv_mean = broadcast(record.mean - record.divergence);
-  row.kl_weight = broadcast(kl_weight);
-  row.mlm_of_clean = broadcast(mlm_weight / record.mass);
   return row;
 }
 
 template <Form kForm>
-inline GradientPair gradients_of(const Weights& w, const GradientRow& row) {
-  const Vector mlm = row.mlm_of_clean * w.clean, zero = broadcast(0.0f);
-  if (kForm == Form::kMlm) return GradientPair{mlm, zero};
-  const Vector to_adv = fused(row.from_difference, w.difference, row.from_clean * w.clean);  // q - p
-  const Vector adv = row.kl_weight * to_adv;
-  if (kForm == Form::kDetached) return GradientPair{mlm - adv, adv};
-  if (kForm == Form::kOneSidedDetached) return GradientPair{mlm, adv};
-  const Vector p = w.clean * row.inverse_mass, u = zero_where_both(p, p, zero, w.u);
-  if (kForm == Form::kOneSidedFull) return GradientPair{fused(row.kl_weight, p * (u - row.mean), mlm), adv};
-  const Vector q = p + to_adv, adv_u = zero_where_both(q, q, zero, w.u);
-  return GradientPair{fused(row.kl_weight, fused(p, u - row.mean, zero - to_adv), mlm),
-                      row.kl_weight * fused_negated(q, adv_u - row.adv_mean, to_adv)};
+[[gnu::always_inline]] inline GradientPair gradients_of(const Weights& w, const GradientRow& row) {
+  if (kForm == Form::kMlm) return GradientPair{row.mlm_of_clean * w.clean, broadcast(0.0f)};
+  const Vector adv = fused(row.from_difference, w.difference, row.from_clean * w.clean);  // kl_weight (q - p)
+  if (kForm == Form::kDetached) return GradientPair{fused_less(row.mlm_of_clean, w.clean, adv), adv};
+  if (kForm == Form::kOneSidedDetached) return GradientPair{row.mlm_of_clean * w.clean, adv};
+  const Vector p = row.kl_of_clean * w.clean;  // kl_weight p
+  const Distances u = distances_of(w);
+  if (kForm == Form::kOneSidedFull) return GradientPair{fused(p, u.clean - row.mean, row.mlm_of_clean * w.clean), adv};
+  return GradientPair{fused(p, u.clean - row.mean, fused_less(row.mlm_of_clean, w.clean, adv)),
+                      fused_negated(p + adv, u.adv - row.adv_mean, adv)};
 }
 
 template <typename Element>
@@ -77,7 +73,7 @@ template <Form kForm, bool kExact, typename Element>
 struct FromLogits {
   const Element *a, *b;
   Scale scale;
-  Weights operator()(int64_t i, int64_t count) const {
+  [[gnu::always_inline]] Weights operator()(int64_t i, int64_t count) const {
     const Vector clean = load_up_to(a + i, count, 0.0f);
     if (kForm != Form::kMlm) return weights_of<kExact, true>(clean, load_up_to(b + i, count, 0.0f), scale);
     const Vector none = broadcast(0.0f);
@@ -90,7 +86,7 @@ struct FromKept {
   const Element *a, *b;
   Scale scale;
   KeptWeights kept;
-  Weights operator()(int64_t i, int64_t count) const {
+  [[gnu::always_inline]] Weights operator()(int64_t i, int64_t count) const {
     const Vector none = broadcast(0.0f), clean = load(kept.clean + i);
     if (kForm == Form::kMlm) return Weights{clean, none, none, none};
     const Vector difference = load(kept.difference + i);

@@ -9,7 +9,7 @@
 // formed and the row is summed again around their difference, which is always a good centre. The same happens when
 // logits beyond 1e18 or infinite ones made the sums NaN: the second time they count as in float64.
 //
-// Adversarial logits that are the clean ones (same memory) request the MLM loss alone: half the reads, one exp per
+// Adversarial logits that are the clean ones (same rows) request the MLM loss alone: half the reads, one exp per
 // element.
 #pragma once
 
@@ -39,8 +39,7 @@ struct Sums {
 
 // Where the weights of a row are left for its gradients; null if they are not needed.
 struct KeptWeights {
-  float* clean;
-  float* difference;
+  float *clean, *difference;
 };
 
 // The centre: the mean of d over the lanes' own clean maxima, weighted by them; written as an offset from the greatest,
@@ -235,8 +234,6 @@ RowRecord record_of_clean(const Element* a, int64_t columns, const KeptWeights& 
   record.divergence = record.mass - record.mass;  // 0, or NaN like the row
   return record;
 }
-
-inline bool compares_with_itself(const RowTask& task) { return task.adv == task.clean; }
 
 // The record of one row, also written to the task's. `kept` must hold the row; it is filled when the row is one block.
 template <typename Element>

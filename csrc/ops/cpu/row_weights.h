@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr float kLowestU = -40.0f;
+constexpr float kLowestU = -40.0f, kGreatestU = 1e6f;
 
 // Clean weights are e^(a - clean), adversarial ones e^(b - adv); clean - adv = center + center_rest exactly.
 struct Scale {
@@ -23,6 +23,9 @@ struct Weights {
   Vector u;           // a - b - center - center_rest
   Vector remainder;   // e^-u - 1 + u where |u| < log(2) / 2
 };
+
+// The u by which the weights of a column are multiplied in its gradients: 0 where the weight is 0 and u may be infinite.
+struct Distances { Vector clean, adv; };
 
 inline Scale scale_of(float clean, float adv) {
   float rest;
@@ -59,16 +62,23 @@ inline bool small_shift(float center, float spread) { return __builtin_fabsf(cen
 template <bool kExact, bool kBounded>
 [[gnu::always_inline]] inline Weights weights_of(Vector a, Vector b, const Scale& scale) {
   const Vector u = centred_difference<kExact>(a, b, scale);
-  if (__builtin_expect(any_below(u, kLowestU), false)) return weights_of_outliers(a, b, scale);
+  const bool outliers = kBounded ? any_outside(u, kLowestU, kGreatestU) : any_below(u, kLowestU);
+  if (__builtin_expect(outliers, false)) return weights_of_outliers(a, b, scale);
   const Vector clean = exponential<kBounded>(a - scale.clean);
-  const Growth behind = growth<kBounded>(broadcast(0.0f) - u);
+  const Growth behind = growth<false>(broadcast(0.0f) - u);
   return Weights{clean, clean * behind.minus_one, u, behind.remainder};
+}
+
+inline Vector zero_where_zero(Vector weight, Vector value) { return {weight.v != 0.0f ? value.v : Floats{}}; }
+
+inline Distances distances_of(const Weights& w) {
+  if (__builtin_expect(!any_outside(w.u, -kGreatestU, kGreatestU), true)) return Distances{w.u, w.u};
+  return Distances{zero_where_zero(w.clean, w.u), zero_where_zero(w.clean + w.difference, w.u)};
 }
 
 // weight * u, where a weight of 0 gives 0 however far away the column is.
 inline Vector weighed(Vector weight, Vector u) {
-  const Vector zero = broadcast(0.0f);
-  return weight * zero_where_both(weight, weight, zero, u);
+  return weight * zero_where_zero(weight, u);
 }
 
 }  // namespace

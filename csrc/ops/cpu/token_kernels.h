@@ -98,10 +98,7 @@ inline void sum_token(const float* start, const float* grad, const float* moved,
 #pragma omp simd reduction(+ : step_square)
     for (int64_t i = 0; i < channels; ++i) step_square += (factor * grad[i]) * (factor * grad[i]);
   }
-  sums[0] = l1;
-  sums[2] = square;
-  sums[3] = step_square;
-  sums[4] = start_square;
+  sums[0] = l1, sums[2] = square, sums[3] = step_square, sums[4] = start_square;
 }
 
 // A finished row goes to its tensor: past the caches when the tensor is large, which avoids reading what is
@@ -119,10 +116,6 @@ inline void write_out(const void* row, int64_t bytes, int64_t tensor_bytes, void
 }
 
 // Writes x and returns the value as stored.
-inline Vector written(float* to, Vector x) {
-  store(to, x);
-  return x;
-}
 template <typename Out>
 Vector written(Out* to, Vector x) {
   store(to, x);
@@ -168,10 +161,8 @@ inline float add_token(const TokenTask& task, int64_t token, const float* moved,
 
 inline void perturb_token(const TokenTask& task, int64_t token, float* scratch) {
   const int64_t channels = task.channels, room = token_scratch_floats(channels) / kScratchRows;
-  float* moved = scratch;
-  float* sums = task.token_sums != nullptr ? task.token_sums + token * kTokenSums : nullptr;
-  float none[kTokenSums];
-  if (sums == nullptr) sums = none;
+  float *moved = scratch, none[kTokenSums];
+  float* sums = task.token_sums != nullptr ? task.token_sums + token * kTokenSums : none;
   __builtin_memset(sums, 0, kTokenSums * sizeof(float));
   const bool inside = task.mask == nullptr || task.mask[token];
   if (inside) {

@@ -13,21 +13,17 @@ struct Vector {
   Floats v;
 };
 
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
+struct BFloat16 { uint16_t bits; };
+struct Float16 { uint16_t bits; };
 
 inline Vector broadcast(float x) { return {x - Floats{}}; }
 inline Vector operator+(Vector x, Vector y) { return {x.v + y.v}; }
 inline Vector operator-(Vector x, Vector y) { return {x.v - y.v}; }
 inline Vector operator*(Vector x, Vector y) { return {x.v * y.v}; }
 inline void operator+=(Vector& x, Vector y) { x.v += y.v; }
-// If either is NaN both return y.
-inline Vector minimum(Vector x, Vector y) { return {x.v < y.v ? x.v : y.v}; }
-inline Vector maximum(Vector x, Vector y) { return {x.v > y.v ? x.v : y.v}; }
+// If either is NaN both return y. By instruction set: GCC makes a comparison and a blend of it if x is a constant.
+inline Vector minimum(Vector x, Vector y);
+inline Vector maximum(Vector x, Vector y);
 inline Vector negated_absolute(Vector x) { return {(Floats)((Ints)x.v | INT32_MIN)}; }
 // By the sign bit of s: x y where it is set, x elsewhere.
 inline Vector times_where_negative(Vector x, Vector y, Vector s) { return {(Ints)s.v < 0 ? x.v * y.v : x.v}; }
@@ -45,17 +41,22 @@ inline Vector load(const float* p) {
   __builtin_memcpy(&x.v, p, sizeof(x.v));
   return x;
 }
+// Of each word the upper half, and words with such halves. By instruction set: GCC's own conversion of 16 lanes takes four
+// shuffles where the load itself can widen.
+inline Halves upper_halves(Words words);
+inline Words words_of_upper(Halves halves);
+
 inline Vector load(const BFloat16* p) {
   Halves upper;
   __builtin_memcpy(&upper, p, sizeof(upper));
-  return {(Floats)(__builtin_convertvector(upper, Words) << 16)};
+  return {(Floats)words_of_upper(upper)};
 }
 // What is stored of a vector, by the element type.
 inline Floats narrowed(Vector x, float) { return x.v; }
 inline Halves narrowed(Vector x, BFloat16) {  // nearest, ties to even; NaN stays NaN
   const Words bits = (Words)x.v;
   const Words near = x.v == x.v ? bits + 0x7FFFu + ((bits >> 16) & 1u) : Words{} + 0x7FC00000u;
-  return __builtin_convertvector(near >> 16, Halves);
+  return upper_halves(near);
 }
 
 }  // namespace

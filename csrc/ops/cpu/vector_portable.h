@@ -12,8 +12,11 @@ constexpr const char* kInstructionSet = "portable";
 
 namespace {
 
+inline Vector minimum(Vector x, Vector y) { return {x.v < y.v ? x.v : y.v}; }
+inline Vector maximum(Vector x, Vector y) { return {x.v > y.v ? x.v : y.v}; }
 inline Vector fused(Vector x, Vector y, Vector z) { return x * y + z; }
 inline Vector fused_negated(Vector x, Vector y, Vector z) { return z - x * y; }
+inline Vector fused_less(Vector x, Vector y, Vector z) { return x * y - z; }
 inline Vector rounded(Vector x) {  // adding 1.5 * 2^23 leaves no bits below the point; whole numbers beyond stay
   return {(x.v + 12582912.0f) - 12582912.0f};
 }
@@ -25,12 +28,16 @@ inline Vector scaled_by_power(Vector x, Vector n) {
 inline Vector less_multiple_of_log_2(Vector x, Vector n) {  // log 2 in two parts, the first short: n times it is exact
   return (x - n * broadcast(0.693359375f)) + n * broadcast(2.12194440e-4f);
 }
-inline bool any_below(Vector x, float limit) {  // or NaN
-  const Ints inside = x.v >= limit;
+inline bool any_false(Ints answers) {
   int32_t all = -1;
-  for (int i = 0; i < Vector::width; ++i) all &= inside[i];
+  for (int i = 0; i < Vector::width; ++i) all &= answers[i];
   return all == 0;
 }
+inline bool any_below(Vector x, float limit) { return any_false(x.v >= limit); }  // or NaN
+inline bool any_outside(Vector x, float low, float high) { return any_false((x.v >= low) & (x.v <= high)); }  // or NaN
+
+inline Words words_of_upper(Halves halves) { return __builtin_convertvector(halves, Words) << 16; }
+inline Halves upper_halves(Words words) { return __builtin_convertvector(words >> 16, Halves); }
 
 inline float widen(Float16 x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;

@@ -201,7 +201,7 @@ cudaError_t launch_form(const RowTask& task, const Plan& plan, void* stream) {
 
 template <typename Element, RowPhase kPhase>
 cudaError_t launch_phase(const RowTask& task, bool detach, const Plan& plan, void* stream) {
-  if (task.adv == task.clean) return launch_form<Element, kPhase, false, false, true>(task, plan, stream);
+  if (compares_with_itself(task)) return launch_form<Element, kPhase, false, false, true>(task, plan, stream);
   if constexpr (kPhase != kStatistics) {
     if (!detach && task.one_sided) return launch_form<Element, kPhase, true, true, false>(task, plan, stream);
     if (!detach) return launch_form<Element, kPhase, true, false, false>(task, plan, stream);

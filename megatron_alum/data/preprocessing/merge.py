@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from megatron_alum.config.places import Place
 from megatron_alum.data.preprocessing.account import joined
 from megatron_alum.data.preprocessing.journal import Journal, State
 from megatron_alum.data.preprocessing.manifest import describe_parts, tally_entry
@@ -36,6 +37,9 @@ def find_parts(words: Sequence[str]) -> list[str]:
         if not matches:
             raise ValueError(f"`--input` must name corpora, but {word} matches nothing.")
         prefixes += [match.removesuffix(".json") for match in matches]
+    for prefix in prefixes:
+        if (refusal := Place("prefix").refusal(prefix)) is not None:
+            raise ValueError(f"`--input` must be {refusal}.")
     if len(set(prefixes)) != len(prefixes):
         raise ValueError("`--input` must name each corpus once, but names one twice.")
     return prefixes

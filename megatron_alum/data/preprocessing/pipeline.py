@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_alum.config.places import about
 from megatron_alum.data.preprocessing.account import OpenAccount
 from megatron_alum.data.preprocessing.dedup import HashSet, drop_duplicates
 from megatron_alum.data.preprocessing.journal import Journal, State
@@ -135,7 +136,8 @@ def _prepare_tokenizer(settings: TokenizerSettings, folder: Path) -> None:
     )
     temporary = folder.with_name("tokenizer.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    write_folder(source, temporary)
+    with about("--vocab-file" if source.folder is None else "--tokenizer"):
+        write_folder(source, temporary)
     temporary.rename(folder)
 
 

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from megatron_alum.config.places import AnyInput, InputFile, InputFolder, OutputPrefix
 from megatron_alum.data.preprocessing.languages import tables
 
 
@@ -15,7 +16,7 @@ from megatron_alum.data.preprocessing.languages import tables
 class InputSettings:
     """What is read."""
 
-    input: tuple[str, ...]
+    input: tuple[AnyInput, ...]
     """files, folders or globs; gzip, bzip2, xz, zstd and tar are recognised by content, whatever their names"""
     format: Literal[
         "auto", "mediawiki", "wikiextractor", "jsonl", "parquet", "text", "lines", "openwebtext", "stories"
@@ -45,7 +46,7 @@ class TextSettings:
 
     sentence_splitter: Literal["rule", "punkt"] = "rule"
     """rule needs no data; punkt needs --punkt-dir or --train-punkt"""
-    punkt_dir: str | None = None
+    punkt_dir: InputFolder | None = None
     """folder of Punkt parameters in nltk's punkt_tab layout (also an nltk_data folder)"""
     language: str = "auto"
     """language of the text, a code such as de or pt-BR: abbreviations, ordinals and first words of sentences, or the
@@ -82,11 +83,11 @@ class TextSettings:
 class TokenizerSettings:
     """Which tokenizer makes the ids."""
 
-    vocab_file: str | None = None
+    vocab_file: AnyInput | None = None
     """vocab.txt of a WordPiece vocabulary, or vocab.json of a byte-level BPE one (with --merge-file)"""
-    merge_file: str | None = None
+    merge_file: InputFile | None = None
     """merges.txt that belongs to a vocab.json"""
-    tokenizer: str | None = None
+    tokenizer: AnyInput | None = None
     """Hugging Face tokenizer folder, instead of --vocab-file"""
     case: Literal["lower", "keep"] | None = None
     """lower-case the text or keep it; default: the folder's own, or lower when vocab.txt has no upper-case entry"""
@@ -99,7 +100,7 @@ class TokenizerSettings:
 class RunSettings:
     """Where the output goes and which resources are used; nothing here changes the result."""
 
-    output_prefix: str
+    output_prefix: OutputPrefix
     """path of the output without suffix: OUT makes OUT.bin, OUT.idx, OUT.json and OUT-tokenizer/"""
     workers: int = 0
     """worker processes; 0 means one per core"""

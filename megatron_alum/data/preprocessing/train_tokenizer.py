@@ -59,6 +59,19 @@ def train_tokenizer(settings: TrainTokenizerSettings, *, show_progress: bool = T
     return tokenizer
 
 
+def shortfall(settings: VocabularySettings, entries: int) -> str | None:
+    """Why a vocabulary of `entries` is smaller than was asked for, and what to do; None if it is not."""
+    if entries >= settings.vocab_size:
+        return None
+    reason = "the text has too few different words"
+    if settings.type != "unigram":
+        reason = f"all pairs of symbols that occur {settings.min_frequency} times are merged (--min-frequency)"
+    return (
+        f"--vocab-size {settings.vocab_size:,} was asked for, but there are {entries:,} entries: {reason}. The "
+        "vocabulary is complete and can be used; more text gives a larger one."
+    )
+
+
 def _alphabet(plan: InputPlan, settings: VocabularySettings) -> int:
     """How many of the most frequent characters make up COVERAGE of a small sample of the text, within bounds.
 

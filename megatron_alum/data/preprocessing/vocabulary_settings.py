@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from megatron_alum.config.places import OutputFolder
 from megatron_alum.data.preprocessing.settings import InputSettings
 from megatron_alum.data.tokenizers.vocabulary import ROBERTA_SPECIALS
 
@@ -13,7 +14,7 @@ from megatron_alum.data.tokenizers.vocabulary import ROBERTA_SPECIALS
 class VocabularySettings:
     """The vocabulary to train."""
 
-    output: str
+    output: OutputFolder
     """tokenizer folder to write"""
     type: Literal["wordpiece", "bpe", "unigram"] = "wordpiece"
     """wordpiece as in BERT, byte-level bpe as in RoBERTa, unigram as in SentencePiece"""

@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from megatron_alum.config.words import not_one_of
 from megatron_alum.data.tokenizers.accents import keeps_marks
 from megatron_alum.data.tokenizers.tokenizer import KINDS, make_tokenizer, save_tokenizer
 from megatron_alum.data.tokenizers.vocabulary import (
@@ -61,7 +62,7 @@ def describe_folder(folder: Path) -> dict[str, Any]:
     spec, config = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (MODEL_FILE, CONFIG_FILE))
     kind = spec["model"]["type"]
     if kind not in KINDS:
-        raise ValueError(f"The tokenizer model must be one of {', '.join(KINDS)}, but is {kind} instead.")
+        raise ValueError(not_one_of("The tokenizer model", kind, KINDS))
     return {
         "kind": KINDS[kind],
         "class": config["tokenizer_class"],

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from megatron_alum.config.words import not_one_of
 from megatron_alum.data.tokenizers.accents import keeps_marks, latin_strip
 from megatron_alum.data.tokenizers.bare_vocabulary import has_tokenizer, open_tokenizer
 from megatron_alum.data.tokenizers.vocabulary import (
@@ -94,7 +95,7 @@ def tokenizer_kind(tokenizer: Any) -> str:
     """ "wordpiece", "bpe" or "unigram": decides where words begin (whole-word masking) and how ids are cached."""
     model = type(tokenizer.backend_tokenizer.model).__name__
     if model not in KINDS:
-        raise ValueError(f"The tokenizer model must be one of {', '.join(KINDS)}, but is {model} instead.")
+        raise ValueError(not_one_of("The tokenizer model", model, KINDS))
     return KINDS[model]
 
 

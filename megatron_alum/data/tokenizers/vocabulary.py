@@ -128,6 +128,12 @@ def _read_vocab_lines(path: Path) -> list[str]:
     entries = [line.strip(" \t\r") for line in lines]  # as Google's reader does
     while entries and entries[-1] == "":
         entries.pop()
+    if not set(BERT_SPECIALS) & set(entries):
+        found = f"begins with {entries[0][:40]!r}" if entries else "is empty"
+        raise ValueError(
+            f"`--vocab-file` must be a vocabulary, one entry a line and among them {', '.join(BERT_SPECIALS)}, but "
+            f"{path} {found}. Give the vocab.txt of a BERT, or train one by megatron-alum train-tokenizer."
+        )
     if len(set(entries)) != len(entries):
         twice = next(entry for position, entry in enumerate(entries) if entry in entries[:position])
         raise ValueError(f"`--vocab-file` must list each entry once, but {path} has {twice!r} more than once.")
@@ -185,7 +191,10 @@ def _byte_level_from_files(source: TokenizerSource) -> Vocabulary:
         raise ValueError(f"`--vocab-file` must be a JSON map, but {source.vocab_file} is a {type(vocab).__name__}.")
     _require_specials(ROBERTA_SPECIALS, vocab, source.vocab_file)
     require_all_ids(vocab, source.vocab_file)
-    lines = source.merge_file.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = source.merge_file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"`--merge-file` must be UTF-8 text, but {source.merge_file} is binary data.") from None
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError(f"`--merge-file` must hold two symbols per line, but {source.merge_file} does not.")

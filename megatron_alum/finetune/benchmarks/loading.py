@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from megatron_alum.config.places import about
+from megatron_alum.config.words import not_one_of
 from megatron_alum.finetune.benchmarks.class_names import id_of
 from megatron_alum.finetune.benchmarks.readers import (
     TAG,
@@ -47,16 +50,23 @@ def load_split(task: Task, data_dir: str | Path, split: str) -> list[Example]:
 
 def load_parts(task: Task, data_dir: str | Path, split: str) -> list[list[Example]]:
     """The examples of each file of a split, as `load_split`."""
-    return [_examples_of(task, path, split) for path in find_files(task, data_dir, split)]
+    with _about_files(task, split):
+        return [_examples_of(task, path, split) for path in find_files(task, data_dir, split)]
+
+
+def _about_files(task: Task, split: str) -> AbstractContextManager[None]:
+    """Errors of the body begin with the option that named the files of a split, if an option did."""
+    return about(FLAG_OF[split]) if task.own_files else nullcontext()
 
 
 def raw_labels(task: Task, data_dir: str | Path, split: str) -> list[str]:
     """The stripped label of every row of a split of the user's own; empty ones are left out."""
     found = []
-    for path in find_files(task, data_dir, split):
-        for index, row in enumerate(read_rows(path, form_of_own_file(path, task.kind))):
-            where = f"{path}:{row.get('_line', index + 1)}"
-            found.append(_label_text(_column(row, task.label, where, required=True), where))
+    with _about_files(task, split):
+        for path in find_files(task, data_dir, split):
+            for index, row in enumerate(read_rows(path, form_of_own_file(path, task.kind))):
+                where = f"{path}:{row.get('_line', index + 1)}"
+                found.append(_label_text(_column(row, task.label, where, required=True), where))
     return [label for label in found if label]
 
 
@@ -80,7 +90,7 @@ def find_files(task: Task, data_dir: str | Path, split: str) -> list[Path]:
     """
     root = Path(data_dir)
     if split not in task.files:
-        raise ValueError(f"`split` must be one of {', '.join(task.files)} for {task.name}, but is {split!r} instead.")
+        raise ValueError(not_one_of(f"--split of {task.name}", split, task.files))
     if task.own_files:
         path = Path(task.files[split][0])
         if path.is_file() or (path / "state.json").is_file():
@@ -220,7 +230,7 @@ def _label(task: Task, raw: Any, where: str, num_endings: int) -> int | float | 
     if written is not None:
         return written
     if task.labels:
-        raise ValueError(f"{where}: the label must be one of {', '.join(task.labels)}, but is {raw!r} instead.")
+        raise ValueError(not_one_of(f"{where}: the label", raw, task.labels))
     try:
         value = float(text) if task.kind == "regression" else int(text)
     except ValueError:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from megatron_alum.config.finetune import CustomTaskConfig
+from megatron_alum.config.words import not_one_of
 from megatron_alum.finetune.methods.divergence import Kind
 
 LEARNING_RATES = (5e-6, 8e-6, 1e-5, 2e-5)
@@ -348,7 +349,7 @@ def task_named(name: str) -> Task:
     Raises: ValueError naming all tasks.
     """
     if name not in TASKS:
-        raise ValueError(f"--task must be one of {', '.join(TASKS)}, custom, but is {name!r} instead.")
+        raise ValueError(not_one_of("--task", name, (*TASKS, "custom")))
     return TASKS[name]
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from megatron_alum.config.alum import ASCENT_FIELDS, AlumConfig
 from megatron_alum.config.finetune import FinetuneConfig
+from megatron_alum.config.words import not_one_of
 
 # Fields of AlumConfig for the pre-training loop and its two heads.
 PRETRAINING_ONLY = ("start_fraction", "ascent", "batch_fraction", "head_chunk_rows", "nsp")
@@ -110,7 +111,7 @@ def method(name: str, **changes: object) -> Method:
     Raises: ValueError for an unknown preset; TypeError for an unknown field.
     """
     if name not in METHODS:
-        raise ValueError(f"`method` must be one of {', '.join(METHODS)}, but is {name!r} instead.")
+        raise ValueError(not_one_of("`method`", name, METHODS))
     preset = METHODS[name]
     own = {key: value for key, value in changes.items() if key in Method.__dataclass_fields__}
     rest = {key: value for key, value in changes.items() if key not in own}

@@ -157,7 +157,7 @@ def check_same_settings(config: FinetuneConfig) -> None:
         if stored.get(name) != value:
             raise ValueError(
                 f"--output must be a new folder or one with the same settings, but {config.data.output} was made with "
-                f"{name} {stored.get(name)} and is now given {value}."
+                f"--{name.replace('_', '-')} {stored.get(name)} and is now given {value}."
             )
 
 

@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from megatron_alum.checkpoint.folder import contents_of
 from megatron_alum.convert.foreign import has_weights, instead_of_a_model
 from megatron_alum.data.tokenizers.bare_vocabulary import has_tokenizer, open_tokenizer
 from megatron_alum.finetune.benchmarks.class_names import class_names, order_of
@@ -287,9 +288,11 @@ def checked_folder(folder: str, flag: str) -> str:
     """
     path = Path(folder)
     if flag == "--tokenizer" and not has_tokenizer(path):
-        raise ValueError(f"--tokenizer must be a local Hugging Face folder with tokenizer files, but {folder} is not.")
+        wanted = "a local Hugging Face folder with tokenizer files"
+        raise ValueError(f"--tokenizer must be {wanted}, but {folder} {contents_of(path)}.")
     if flag == "--model" and not ((path / "config.json").is_file() and has_weights(path)):
-        plain = f"--model must be a local Hugging Face folder with config.json and weights, but {folder} is not."
+        wanted = "a local Hugging Face folder with config.json and weights"
+        plain = f"--model must be {wanted}, but {folder} {contents_of(path)}."
         reason = instead_of_a_model(path)
         if (path / "model" / "config.json").is_file():
             reason = f"{folder} holds the runs of a fine-tuning. Give {path / 'model'}."

@@ -59,6 +59,8 @@ def task_of(folder: str, name: str | None, custom: CustomTaskConfig, train_file:
 
     Raises: ValueError if neither names one.
     """
+    if name is not None and name != "custom":
+        return task_named(name)  # before the folder: a misspelled task is reported first
     stored = stored_task(checked_folder(folder, "--model"))
     name = name or stored.get("task")
     if name is None:

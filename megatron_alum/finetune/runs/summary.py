@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from megatron_alum.config.words import counted
+
 Key = tuple[str, str, str, float, int]  # split, metric, method, learning rate, batch size
 
 
@@ -38,7 +40,6 @@ def format_summary(rows: Iterable[Mapping[str, Any]], primary: str) -> str:
         mean, deviation = mean_and_deviation(values)
         spread = "" if deviation is None else f" +- {deviation:.4f}"
         mark = "*" if key[2:] == best else " "
-        lines.append(
-            f"{mark} {method:7s} lr {rate:g} batch {size:3d}  {split} {metric} {mean:.4f}{spread} (n {len(values)})"
-        )
+        result = f"{split} {metric} {mean:.4f}{spread} ({counted(len(values), 'seed')})"
+        lines.append(f"{mark} {method:7s} lr {rate:g} batch {size:3d}  {result}")
     return "\n".join(lines)

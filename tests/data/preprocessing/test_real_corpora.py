@@ -4,7 +4,7 @@ on."""
 import pytest
 import torch
 
-from benchmarks.bench_sampler import megatron_core_dataset
+from benchmarks.sampling import megatron_core_dataset
 from megatron_alum.data.shards.files import open_shards
 from megatron_alum.data.tokenizers.tokenizer import load_tokenizer
 from tests.data.preprocessing.corpora import prepare

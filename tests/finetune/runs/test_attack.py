@@ -100,8 +100,11 @@ def test_custom_files_give_the_tables_result(finished, sentiment, tmp_path, spli
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--labels", "0", "1"), "--validation-file for --split dev, or --test-file for --split test, must be given"),
-        (("--validation-file", "x.csv", "--split", "test", "--labels", "0", "1"), "is not for --split test"),
+        (("--labels", "0", "1"), "--validation-file must be given to attack --split dev of --task custom"),
+        (
+            ("--validation-file", "x.csv", "--split", "test", "--labels", "0", "1"),
+            "--test-file must be given",
+        ),
         (("--validation-file", "x.csv"), "x.csv does not exist"),  # the model names the classes
     ],
 )

@@ -123,12 +123,12 @@ def test_a_second_call_repeats_nothing(finished, encoder, sentiment, capsys):
     run_tool("finetune", *flags(encoder, sentiment, finished, "--alum", "--alum-epsilon", 0.01))
     assert (finished / "results.jsonl").read_text() == before
     out = capsys.readouterr().out
-    assert "not repeated" in out and "(n 2)" in out and "+-" in out
+    assert "not repeated" in out and "(2 seeds)" in out and "+-" in out
 
 
 def test_a_folder_of_other_settings_is_refused(finished, encoder, sentiment, capsys):
     assert run_tool("finetune", *flags(encoder, sentiment, finished), expect_error=True) == 2
-    assert "was made with alum True and is now given False" in capsys.readouterr().err
+    assert "was made with --alum True and is now given False" in capsys.readouterr().err
 
 
 def test_early_stop(encoder, sentiment, tmp_path):
@@ -256,7 +256,7 @@ def test_word_attack_counts_textattacks_results(monkeypatch):
     ("changes", "message"),
     [
         (("--task", "imdb"), "--task must be one of cola"),
-        (("--data-dir", "nowhere"), "none of train.tsv, train is in nowhere"),
+        (("--data-dir", "nowhere"), "--data-dir must be an existing folder, but nowhere does not exist"),
         (("--model", "bert-base-uncased"), "--model must be a local Hugging Face folder"),
         (("--learning-rate", "fast"), "--learning-rate must be a number"),
         (("--alum", "--method", "smart"), "--alum must not be combined"),

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).resolve().parent
 POINTER, INT64, INT, FLOAT, BOOL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_bool
 STATISTICS, GRADIENTS, FUSED = range(3)
+FLAGS = ("-std=c++20", "-w", "-DSIMT_ARCH=900", f"-I{HERE}", f"-I{HERE / 'include'}")
 
 
 class RowTask(ctypes.Structure):
@@ -63,8 +64,7 @@ class Executor:
             path = csrc / "ops" / "cuda" / name
             assert path.read_text().count(text) == 1, f"{name} must hold once: {text}"
             path.write_text(path.read_text().replace(text, other))
-        flags = ["-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-w", "-DSIMT_ARCH=900"]
-        flags += [f"-I{HERE}", f"-I{HERE / 'include'}", f"-I{csrc}"]
+        flags = [*FLAGS, "-O1", "-ffp-contract=off", "-fPIC", f"-I{csrc}"]
         sources = [*sorted((csrc / "ops" / "cuda").glob("*.cu")), HERE / "executor.cpp"]
         objects = [folder / f"{source.stem}.o" for source in sources]
         for source, made in zip(sources, objects, strict=True):
@@ -93,6 +93,15 @@ class Executor:
         """launch_scale; tensors by their addresses."""
         self._finish(self.library.simt_scale(POINTER(values), element, INT64(count), POINTER(factor)))
 
+    def kernels(self) -> dict[str, bool]:
+        """Every instantiation of `alum_kernel` in the library, and whether it has been launched."""
+        table = _run(["nm", "-C", str(self.library._name)])
+        places = {name: int(place, 16) for place, _, name in (line.split(" ", 2) for line in table if line[0] != " ")}
+        here, launched = places["simt_launched"], self.library.simt_launched
+        launched.restype = BOOL
+        names = [name for name in places if name.startswith("void alum_kernel<")]
+        return {name: launched(INT64(places[name] - here)) for name in names}
+
     def _finish(self, error: int) -> None:
         if error:
             raise DidNotFinish
@@ -101,6 +110,12 @@ class Executor:
         self.launches.append(tuple(found))
 
 
-def _run(command: list[str]) -> None:
+def compiles(source: Path) -> bool:
+    """Whether the executor's headers let a file of device code pass."""
+    return subprocess.run(["g++", *FLAGS, "-fsyntax-only", str(source)], capture_output=True).returncode == 0
+
+
+def _run(command: list[str]) -> list[str]:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <set>
 #include <thread>
 
 #include "ops/rows.h"
@@ -52,6 +53,7 @@ thread_local Block* block = nullptr;
 thread_local Fiber* fiber = nullptr;
 thread_local char anchor = 0;
 std::atomic<bool> stuck{false};
+std::set<const void*> launched;
 
 void yield() { swapcontext(&fiber->context, &block->scheduler); }
 
@@ -116,6 +118,7 @@ const dim3& grid_size() { return block->grid; }
 Cluster& current_cluster() { return *block->cluster; }
 int rank_in_cluster() { return block->rank; }
 int intermediate_code() { return settings.intermediate_code; }
+void note_launch(const void* kernel) { launched.insert(kernel); }
 
 void sync_block() {
   const int generation = block->generation;
@@ -189,6 +192,10 @@ void simt_settings(int intermediate_code, int schedule) {
 }
 void simt_last_launch(int* found) {
   found[0] = simt::settings.grid, found[1] = simt::settings.block, found[2] = simt::settings.cluster;
+}
+// Whether the kernel that is `offset` bytes behind this function has been launched.
+bool simt_launched(int64_t offset) {
+  return simt::launched.count(reinterpret_cast<const char*>(&simt_launched) + offset) != 0;
 }
 int simt_rows(const RowTask* task, int phase) { return launch_rows(*task, static_cast<RowPhase>(phase), nullptr); }
 int simt_merge(const float* records, float* merged, int64_t shards, int64_t rows, int width, bool one_sided) {
