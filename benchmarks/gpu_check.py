@@ -4,13 +4,14 @@ r"""Everything that needs a GPU, in one command of under eight minutes on a bare
     test        tests/ops with --device cuda
     steps       BERT-base at 512 in bfloat16 on real lengths, beside padded stock megatron-core: samples and tokens
                 per second, share of the peak, memory           -> benchmarks/results/<gpu>-steps.csv
-    training    30 iterations through both phases, saved, killed, resumed, exported     (benchmarks/gpu/real_run.py)
+    training    30 iterations through both phases with the distributed optimizer, saved in the background, killed,
+                resumed, exported                                                   (benchmarks/gpu/real_run.py)
     sync        a training step never waits for the GPU                               (benchmarks/gpu/probes.py)
     graphs      the ops in a CUDA graph
     attention   its backends against each other, with dropout by statistics
     compile     a compiled layer is one graph
     ops         python -m benchmarks.bench_ops --device cuda          -> benchmarks/results/<gpu>-ops.csv
-    shared      two ranks on the one GPU, by samples and by vocabulary, against one     (benchmarks/gpu/shared_gpu.py)
+    shared      two ranks on the one GPU, in four layouts, against one                (benchmarks/gpu/shared_gpu.py)
     sanitize    a few tests under compute-sanitizer's tools, or the reason why not
     promises    each figure that the project promises           -> benchmarks/results/<gpu>.csv
 
@@ -123,7 +124,7 @@ def parts(check: Check, data: str | None) -> list[tuple[str, list[str], int]]:
     probes = [(name, python("-m", "benchmarks.gpu.probes", name), 40) for name in names]
     runs = [*real, "--folder", str(check.folder / "runs"), *TRAINING]
     training = ("training", python("-m", "benchmarks.gpu.real_run", *runs, "--bf16"), 120)
-    shared = ("shared", python("-m", "benchmarks.gpu.shared_gpu", *runs), 90)
+    shared = ("shared", python("-m", "benchmarks.gpu.shared_gpu", *runs), 150)
     ops = python("-m", "benchmarks.bench_ops", *OPS, "--output", str(check.results("-ops")))
     return [
         ("test", python(*TESTS, "-k", "not nvcc"), 150),

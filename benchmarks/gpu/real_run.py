@@ -7,8 +7,9 @@
     resumed    continues from that checkpoint to the end: its losses are those of the straight run
     exported   its last checkpoint as a Hugging Face folder, whose predictions are compared with the run's own
 
-All through the commands of a user. The device is the GPU if there is one; with CUDA_VISIBLE_DEVICES empty the same runs
-on the CPU.
+All through the commands of a user, with what a run on many GPUs uses: the distributed optimizer, overlapped
+communication, saves in the background. The device is the GPU if there is one; with CUDA_VISIBLE_DEVICES empty the same
+runs on the CPU.
 """
 
 import argparse
@@ -30,6 +31,7 @@ OPTIONS = {
     "progress-bar": "false",
     "lr": 1e-3,
 }
+MANY = "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather --async-save".split()
 TOLERANCE = 0.02
 """of a loss: a GPU adds up gradients of the embedding table in a different order each time"""
 START_SECONDS = 120
@@ -83,7 +85,8 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="prefix of preprocessed shards")
     parser.add_argument("--folder", type=Path, required=True, help="new folder for the runs")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=f"of a loss (default: {TOLERANCE})")
-    arguments, options = parser.parse_known_args(words)
+    arguments, more = parser.parse_known_args(words)
+    options = [*MANY, *more]
     straight, hurt = arguments.folder / "straight", arguments.folder / "hurt"
     subprocess.run(command(arguments.data, straight, options), cwd=ROOT, check=True)
     print("straight: done", flush=True)

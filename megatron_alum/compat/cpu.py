@@ -33,7 +33,7 @@ _FALLBACK_WARNINGS = (
     r"Apex is not installed\. Falling back to Torch Norm",
     # Said whenever activations are recomputed selectively; the layers here are not Transformer Engine's.
     r"If you are using transformer_engine as the transformer implementation",
-    # 0.19.2 imports a model that nothing here uses.
+    # 0.19 imports a model that nothing here uses.
     r"MimoModelConfig is experimental",
 )
 # torch 2.13 renamed the two collectives that megatron-core calls under their old names.
@@ -102,7 +102,7 @@ def _same_tensor(self: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tenso
 CALLS = (
     CallRedirect("torch.cuda", "current_device", _cpu_device, "the device of every buffer megatron-core allocates"),
     CallRedirect("torch.cuda", "synchronize", _nothing, "CPU work is already done when a call returns"),
-    CallRedirect("torch.cuda", "current_stream", _no_stream, "0.19.2 asks for it before it looks for CUDA graphs"),
+    CallRedirect("torch.cuda", "current_stream", _no_stream, "0.19 asks for it before it looks for CUDA graphs"),
     CallRedirect("torch.cuda", "manual_seed", _cpu_manual_seed, "the RNG tracker seeds its named states through it"),
     CallRedirect("torch.cuda", "get_rng_state", _cpu_rng_state, "the tracker and checkpoints read generator states"),
     CallRedirect("torch.cuda", "set_rng_state", _set_cpu_rng_state, "resuming restores generator states"),
@@ -196,7 +196,7 @@ def check_version() -> None:
     version = megatron_version()
     if not is_supported(version):
         raise ValueError(
-            f"megatron-core must be {' or '.join(map(str, SUPPORTED))} to run without CUDA, but is {version} "
+            f"megatron-core must be {SUPPORTED[0]} to {SUPPORTED[1]} to run without CUDA, but is {version} "
             f"instead. Install it with `pip install megatron-core=={SUPPORTED[0]}`, or run on a machine with a GPU."
         )
 

@@ -1,17 +1,17 @@
 """Versions of megatron-core that run here, and everything in which they differ for this project.
 
-| | 0.16.1 | 0.19.2 |
-|---|---|---|
-| Python | 3.10 and later | 3.12 and later |
-| MLP in a layer's spec (`mlp_submodule`) | ModuleSpec | MLP.as_mlp_submodule; a ModuleSpec is warned about |
-| layers inside a spec | classes or specs | anything that can be called: only classes suit both |
-| gradients that count for the norm (`gradients_of_norm`) | get_main_grads_for_grad_norm | get_grads_for_grad_norm |
-| how a stored parameter group is found (`training/optimizer.py`) | by decay and kind | by its learning rates, too |
-| option of CUDA graphs (`no_cuda_graphs`) | cuda_graph_scope | cuda_graph_modules |
+| | since | before | since then |
+|---|---|---|---|
+| Python | 0.17 | 3.10 and later | 3.12 and later |
+| MLP in a layer's spec (`mlp_submodule`) | 0.18 | ModuleSpec | MLP.as_mlp_submodule; a ModuleSpec is warned about |
+| layers inside a spec | 0.18 | classes or specs | anything that can be called: only classes suit both |
+| option of CUDA graphs (`no_cuda_graphs`) | 0.18 | cuda_graph_scope | cuda_graph_modules |
+| gradients of the norm (`gradients_of_norm`) | 0.19 | get_main_grads_for_grad_norm | get_grads_for_grad_norm |
+| how a stored parameter group is found (`training/optimizer.py`) | 0.19 | by decay and kind | by learning rates, too |
+| calls and constants for the CPU (`cpu.py`) | 0.19 | as listed there | two more |
 
-The code checks for the package's own names, never its version, so that a new release need not mean a new entry. The
-list of redirects for the CPU (cpu.py) has two more entries for 0.19.2. docs/scale.md lists what was run with which
-version.
+The code checks for the package's own names, never its version, so that a new release need not mean a new entry.
+docs/scale.md lists what was run with which version.
 """
 
 import importlib.metadata
@@ -21,7 +21,7 @@ from typing import Any
 from packaging.version import Version
 
 SUPPORTED = (Version("0.16.1"), Version("0.19.2"))
-"""the pinned version first; those between have not been tried"""
+"""the oldest and the newest; all releases between them have been tried (docs/scale.md)"""
 
 
 def megatron_version() -> Version | None:
@@ -34,7 +34,7 @@ def megatron_version() -> Version | None:
 
 def is_supported(version: Version | None) -> bool:
     """Whether this project runs with it."""
-    return version in SUPPORTED
+    return version is not None and SUPPORTED[0] <= version <= SUPPORTED[1]
 
 
 def mlp_submodule(submodules: Any) -> Any:

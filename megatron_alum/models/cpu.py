@@ -23,9 +23,9 @@ from megatron_alum.models.linear import ColumnLinear, RowLinear
 from megatron_alum.ops import empty_in_large_pages
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """F.linear: input [..., K] @ weight [N, K].T + bias [N] -> [..., N]; all of one dtype."""
-    if input.dtype == torch.float32 and not torch.compiler.is_compiling():  # torch.compile chooses its own kernel
+    if bias is not None and input.dtype == torch.float32 and not torch.compiler.is_compiling():  # which has its kernels
         return _Linear.apply(input, weight, bias)
     return F.linear(input, weight, bias)
 

@@ -54,6 +54,8 @@ class Encoder(TransformerBlock):
         training or not, frozen parameters or not, chosen rows or not, and gradients or not. A version is one graph,
         except where torch.compile cannot trace the attention (on the CPU, and with its dropout under tensor parallelism
         without sequence parallelism): there it ends a graph in each of the functions around the attention, five in all.
+        Under sequence parallelism a compiled layer keeps the gathered inputs of two products, [T, 1, H] each, for its
+        backward pass; an eager one gathers them again.
         """
         from torch._dynamo import config  # takes a second to import
 

@@ -110,7 +110,7 @@ def _fit_to_adam(inner: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
     own = {name: value for name, value in inner.param_groups[0].items() if name not in ("params", "step")}
     for group in groups:
         options = {name: group.get(name, value) for name, value in own.items()}
-        # 0.19.2 tells groups by these, too; a run may go on with another rate, which each iteration sets anyway.
+        # 0.19 tells groups by these, too; a run may go on with another rate, which each iteration sets anyway.
         options |= {name: own[name] for name in ("max_lr", "min_lr") if name in own}
         members = {"params": group["params"]} if "params" in group else {}
         group.clear()

@@ -56,5 +56,5 @@ def test_a_wrong_megatron_core_is_named_and_fails(tmp_path):
     process = _run(PYTHONPATH=str(tmp_path))
     assert "-> pip install megatron-core==0.16.1" in process.stdout
     assert "self-test" in process.stdout
-    assert "failed: ValueError: megatron-core must be 0.16.1 or 0.19.2" in process.stdout
+    assert "failed: ValueError: megatron-core must be 0.16.1 to 0.19.2" in process.stdout
     assert process.returncode == 1

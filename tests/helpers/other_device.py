@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -32,8 +31,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 OTHER_DEVICE = torch.device("cuda", 0)
 _BEHIND = torch.device("lazy", 0)
-_PACKAGES = ("megatron_alum", "megatron/core", "transformers", "accelerate")
-"""whose lines are named as those that wait, the first that is found"""
+_PACKAGES = ("megatron_alum", "megatron.core", "transformers", "accelerate")
+"""whose lines are named as those that wait: the innermost of them, which asked torch"""
 
 
 class Gpu:
@@ -42,7 +41,7 @@ class Gpu:
     def __init__(self) -> None:
         self.generator = torch.Generator()
         self.waits: Counter[str] = Counter()
-        """{"operation at file:line": times}"""
+        """{"operation at module:line": times}"""
         self.excepted: tuple[str, ...] = ()
         """functions within which the host may wait"""
 
@@ -50,13 +49,14 @@ class Gpu:
         """The host waits for the device, or the device's memory, in `operation`."""
         frame, frames = sys._getframe(1), []
         while frame is not None:
-            frames.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+            frames.append((frame.f_globals.get("__name__", ""), frame.f_lineno, frame.f_code.co_name))
             frame = frame.f_back
         if any(function in self.excepted for _, _, function in frames):
             return
-        named = [(file, line) for package in _PACKAGES for file, line, _ in frames if f"/{package}/" in file]
-        file, line = named[0] if named else frames[-1][:2]
-        self.waits[f"{operation} at {'/'.join(Path(file).parts[-2:])}:{line}"] += 1
+        packages = tuple(f"{package}." for package in _PACKAGES)
+        named = [(module, line) for module, line, _ in frames if module.startswith(packages)]
+        module, line = (named or frames[-1:])[0][:2]
+        self.waits[f"{operation} at {module}:{line}"] += 1
 
     def run_seeded(self, function: Callable[[], Any]) -> Any:
         """Call `function`, which draws from torch's CPU generator, with the device's state in it."""

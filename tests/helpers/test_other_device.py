@@ -42,6 +42,24 @@ def test_every_way_to_wait_is_noted(read, named):
         assert any(named in wait for wait in gpu.waits), gpu.waits
 
 
+def _module(name, body, **known):
+    """The function `read` of a module of this name."""
+    known["__name__"] = name
+    exec(body, known)
+    return known["read"]
+
+
+@pytest.mark.parametrize(("inner", "outer"), [("transformers", "megatron_alum"), ("megatron_alum", "transformers")])
+def test_a_wait_is_of_the_innermost_of_our_and_of_known_packages(inner, outer):
+    """Whoever calls whom; a module that merely has such a name within its own is neither."""
+    reads = _module(f"{inner}.models", "def read(x):\n    return x.sum().item()\n")
+    between = _module("my_megatron_alum.part", "def read(x):\n    return reads(x)\n", reads=reads)
+    calls = _module(f"{outer}.trainer", "def read(x):\n    return reads(x)\n", reads=between)
+    with other_device() as gpu:
+        calls(torch.ones(3).to(OTHER_DEVICE, non_blocking=True))
+    assert list(gpu.waits) == [f"_local_scalar_dense at {inner}.models:2"]
+
+
 def test_what_does_not_wait_is_not_noted():
     """Fills, masks, where, lookups and a backward pass with its Python functions."""
     with other_device() as gpu:

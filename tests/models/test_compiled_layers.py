@@ -13,6 +13,11 @@ from tests.helpers.distributed import run_ranks
 # Lengths of the sequences; every number of tokens, of sequences and of masked positions differs from the ones before.
 BATCHES = [(20, 30, 7), (21, 33, 9, 11), (41, 9), (30, 50, 6, 9, 3)]
 ALL, CHOSEN = pytest.param(0.0, False, id="all tokens"), pytest.param(0.1, True, id="dropout, chosen rows")
+SHARED = [
+    pytest.param(0.0, False, True, id="sequence parallelism"),
+    pytest.param(0.1, False, True, id="sequence parallelism, dropout", marks=pytest.mark.slow),
+    pytest.param(0.0, True, False, id="tensor parallelism, chosen rows", marks=pytest.mark.slow),
+]
 LAYERS = 9
 """more than torch.compile's own limit of 8 versions, if each layer needed one"""
 
@@ -39,15 +44,22 @@ def graphs_of_kernel_after(rank, world_size, *arguments):
         return graphs_after(rank, world_size, *arguments, attention="jagged")
 
 
-def graphs_after(rank, world_size, dropout, rows, attention=None):
+def graphs_after(rank, world_size, dropout, rows, sequence_parallel=False, attention=None):
     """[graphs compiled so far] after each of BATCHES in training, after frozen parameters, after validation; then the
-    graph breaks, and the largest difference from the same network without compiler (dropout 0)."""
+    graph breaks, and the largest difference from the same network without compiler (dropout 0), gradients of parameters
+    included. The ranks share each layer."""
     from megatron_alum.alum.ascent import frozen
     from megatron_alum.parallel import initialize, seed_everything
 
-    groups = initialize(tensor_parallel_size=1, timeout_seconds=60)
+    groups = initialize(tensor_parallel_size=world_size, sequence_parallel=sequence_parallel, timeout_seconds=60)
     seed_everything(1, groups)
-    values = {"data_path": ("none",), "dry_run": True, "num_layers": LAYERS, "hidden_size": 16, "seq_length": 64}
+    values = {
+        "data_path": ("none",),
+        "dry_run": True,
+        "num_layers": LAYERS if world_size == 1 else 2,
+        "hidden_size": 16,
+        "seq_length": 64,
+    }
     values |= {"num_attention_heads": 2, "hidden_dropout": dropout, "attention_dropout": dropout}
     config = build_config(RunConfig, [values | {"micro_batch_size": 2, "global_batch_size": 2}])
     plain, compiled = (build_model(config.model, vocab_size=100, groups=groups, attention=attention) for _ in range(2))
@@ -61,8 +73,8 @@ def graphs_after(rank, world_size, dropout, rows, attention=None):
         with torch.set_grad_enabled(with_gradient):
             outputs = [through(model, inputs, rows) for model in (compiled, plain)]
         if with_gradient:
-            gradients = [torch.autograd.grad(output.square().sum(), x)[0] for output, x in outputs]
-            differences.append(float((gradients[0] - gradients[1]).abs().max()))
+            both = [torch.autograd.grad(output.square().sum(), leaves) for output, leaves in outputs]
+            differences.extend(float((ours - plain).abs().max()) for ours, plain in zip(*both, strict=True))
         differences.append(float((outputs[0][0] - outputs[1][0]).detach().abs().max()))
         found.append(counters["stats"]["unique_graphs"])
 
@@ -91,9 +103,10 @@ def inputs_of(lengths):
 
 
 def through(model, inputs, rows):
-    """(output of the layers, x) from an embedding that is the same for all models."""
+    """(output of the layers, [x, their parameters if not frozen]) from an embedding that is the same for all models."""
     x = model.embed(inputs).detach().requires_grad_()
-    return (model.encode_rows(x, inputs).masked if rows else model.encode(x, inputs)), x
+    trained = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
+    return (model.encode_rows(x, inputs).masked if rows else model.encode(x, inputs)), [x, *trained]
 
 
 @pytest.mark.parametrize(("dropout", "rows"), [slow(ALL), CHOSEN])
@@ -103,6 +116,15 @@ def test_a_layer_is_one_graph(dropout, rows):
     each = 2 if rows else 1
     assert breaks == {} and found == [each] * 4 + [2 * each] * 2 + [3 * each] * 2, "another batch has compiled it again"
     assert dropout or difference < 1e-5
+
+
+@pytest.mark.parametrize(("dropout", "rows", "sequence_parallel"), SHARED)
+def test_a_layer_shared_by_two_ranks_is_one_graph(dropout, rows, sequence_parallel):
+    """Its sums and gathers over the group are inside."""
+    for found, breaks, difference in run_ranks(2, graphs_of_kernel_after, dropout, rows, sequence_parallel):
+        each = 2 if rows else 1
+        assert breaks == {} and found == [each] * 4 + [2 * each] * 2 + [3 * each] * 2, (breaks, found)
+        assert dropout or difference < 1e-5
 
 
 @pytest.mark.parametrize(("dropout", "rows"), [ALL, slow(CHOSEN)])

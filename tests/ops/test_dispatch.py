@@ -114,6 +114,18 @@ def test_devices_that_a_build_has_code_for(architectures, capability, runs):
     assert dispatch.runs_on(architectures, capability) == runs
 
 
+def test_each_gpu_of_a_machine_is_asked(monkeypatch):
+    """The first is of a kind that the build has code for, the second is older."""
+    kinds = [(9, 0), (7, 0)]
+    monkeypatch.setattr(dispatch, "load_extension", lambda: None)
+    monkeypatch.setattr(dispatch, "build_info", lambda: {"cuda": "13.0", "architectures": "8.0;9.0"})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: kinds[device.index])
+    dispatch._cached_refusal.cache_clear()
+    first, second = (dispatch._refusal(torch.device("cuda", index), torch.float32) for index in range(2))
+    dispatch._cached_refusal.cache_clear()
+    assert first is None and "was built for 8.0;9.0, not for 7.0" in second
+
+
 @pytest.mark.parametrize(
     ("wish", "sentence"),
     [

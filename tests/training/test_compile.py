@@ -45,13 +45,7 @@ def test_two_iterations(prefix, tmp_path):
         (1, {}),
         (1, {"model_type": "bert", "bf16": True}),
         (1, {"recompute_granularity": "full"}),
-        pytest.param(
-            2,
-            {"tensor_model_parallel_size": 2, "sequence_parallel": True},
-            marks=pytest.mark.xfail(
-                strict=True, reason="the collectives of sequence parallelism divide a layer's graph"
-            ),
-        ),
+        (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
     ],
     ids=["pre-ln", "post-ln-bf16", "recompute-full", "tp2-sp"],
 )
