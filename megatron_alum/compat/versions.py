@@ -21,7 +21,7 @@ from typing import Any
 from packaging.version import Version
 
 SUPPORTED = (Version("0.16.1"), Version("0.19.2"))
-"""the oldest and the newest; all releases between them have been tried (docs/scale.md)"""
+"""the oldest and the newest; how far each release between them has been tried stands in docs/scale.md"""
 
 
 def megatron_version() -> Version | None:
