@@ -4,6 +4,7 @@ Formulas of the three projections: megatron_alum/reference/tokens.py. The step a
 function for every implementation, in float32; the statistics stay on the device, so nothing here waits for the GPU.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -59,6 +60,8 @@ def perturb_embeddings(
         found = f"{mask.dtype} {list(mask.shape)}"
         raise ValueError(f"`mask` must be bool of shape {list(x.shape[:-1])}, but is {found} instead.")
     out_dtype = out_dtype or x.dtype
+    if not out_dtype.is_floating_point:
+        raise ValueError(f"`out_dtype` must be floating point, but is {out_dtype} instead.")
     impl = dispatch.select(impl, x, delta if isinstance(delta, Tensor) else None, grad, out_dtype)
     if impl == "reference":
         step: dict[str, Any] = {"step_size": step_size, "epsilon": epsilon, "projection": projection}
@@ -106,6 +109,8 @@ def _check(
         raise ValueError(f"`x` must be floating point, but is {x.dtype} instead.")
     if not epsilon >= 0:
         raise ValueError(f"`epsilon` must be >= 0, but is {epsilon} instead.")
+    if not math.isfinite(step_size):
+        raise ValueError(f"`step_size` must be finite, but is {step_size} instead.")
     if not isinstance(delta, Tensor):
         tokens = delta.position.numel()
         if x.shape[:-1].numel() != tokens:
@@ -114,3 +119,5 @@ def _check(
         if isinstance(tensor, Tensor) and (tensor.shape != x.shape or tensor.device != x.device):
             found = f"{list(tensor.shape)} on {tensor.device}"
             raise ValueError(f"`{name}` must be {list(x.shape)} on {x.device}, but is {found} instead.")
+        if isinstance(tensor, Tensor) and not tensor.is_floating_point():
+            raise ValueError(f"`{name}` must be floating point, but is {tensor.dtype} instead.")

@@ -4,6 +4,7 @@ not finished, and copies everything it needs from the tree."""
 import csv
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -109,7 +110,7 @@ def test_a_step_that_hangs_is_not_finished_and_no_failure(tmp_path, capsys):
     assert check.run("late", [sys.executable, "-c", "import time; time.sleep(60)"], seconds=1) is None
     assert (check.failed, check.unfinished, check.skipped) == (["bad"], ["late"], [])
     shown = capsys.readouterr().out
-    assert "stopped: it took longer than 1 s" in shown and "=== late: NOT FINISHED in 1 s" in shown
+    assert "stopped: it took longer than 1 s" in shown and re.search(r"=== late: NOT FINISHED in \d+ s", shown)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +254,8 @@ def test_a_failed_build_shows_everything_and_ends_with_its_first_error(tmp_path,
     shown = capsys.readouterr().out
     assert "\nthe beginning\n" in shown and shown.count("kernel.cu(3): error: no") == 2
     end = shown[-budget.SHOWN - 100 :]
-    assert "=== build: FAILED in 0 s\n=== from its first error on:\nFAILED: kernel.o\nkernel.cu(3): error: no\n" in end
+    from_first = "\n=== from its first error on:\nFAILED: kernel.o\nkernel.cu(3): error: no\n"
+    assert re.search(rf"=== build: FAILED in \d+ s{re.escape(from_first)}", end)
     assert check.run("build", [sys.executable, "-c", show], seconds=60) is not None
     assert len(capsys.readouterr().out) < budget.SHOWN + 1000
     assert budget.first_error("1 failed") == ""
