@@ -45,6 +45,7 @@ def sync(device: torch.device, words: list[str] | None = None) -> str:
     """Three ordinary steps of each phase, then one in which waiting is an error."""
     from benchmarks import bench_step
     from benchmarks.batches import one_micro_batch
+    from benchmarks.steps import our_step
     from megatron_alum.parallel import initialize, seed_everything, shutdown
 
     arguments = bench_step.parse_arguments(words or [*STEP, *(["--bf16"] if device.type == "cuda" else [])])
@@ -54,7 +55,7 @@ def sync(device: torch.device, words: list[str] | None = None) -> str:
     try:
         for name in ("standard", "alum K=1", "alum late layer"):
             config = bench_step.configuration(arguments, bench_step.VARIANTS[name])
-            step = bench_step.our_step(arguments, config, groups, one_micro_batch(arguments, config))
+            step = our_step(arguments, config, groups, one_micro_batch(arguments, config))
             for _ in range(3):
                 step()
             with waiting_is_an_error(device):
@@ -71,6 +72,7 @@ def compiled(device: torch.device, words: list[str] | None = None) -> str:
 
     from benchmarks import bench_step
     from benchmarks.batches import one_micro_batch
+    from benchmarks.steps import our_step
     from megatron_alum.parallel import initialize, seed_everything, shutdown
 
     arguments = bench_step.parse_arguments(words or [*STEP, *(["--bf16"] if device.type == "cuda" else [])])
@@ -79,7 +81,7 @@ def compiled(device: torch.device, words: list[str] | None = None) -> str:
     counters.clear()
     try:
         config = bench_step.configuration(arguments, bench_step.Variant({"torch_compile": True}))
-        step = bench_step.our_step(arguments, config, groups, one_micro_batch(arguments, config))
+        step = our_step(arguments, config, groups, one_micro_batch(arguments, config))
         step(), step()
     finally:
         shutdown()

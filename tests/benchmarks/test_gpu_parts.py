@@ -46,7 +46,7 @@ except AssertionError as error:
 """
     done = run_code(code)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "blocks, jagged agree" in done.stdout and "noticed: jagged" in done.stdout
+    assert "native, jagged agree" in done.stdout and "noticed: jagged" in done.stdout
 
 
 SMALL_STEP = "--model-size mini --seq-length 16 --micro-batch-size 2 --vocab-size 200".split()
