@@ -140,5 +140,5 @@ def test_an_export_may_leave_heads_out(kind, missing, tmp_path):
 
 def test_a_class_that_does_not_exist_is_refused(tmp_path):
     import_folder(str(save_hf_model("roberta", tmp_path / "hf")), tmp_path / "run")
-    with pytest.raises(ValueError, match="--architecture must be one of masked-lm, encoder"):
+    with pytest.raises(ValueError, match="--architecture of roberta must be one of masked-lm, encoder"):
         export_folder(read_checkpoint_source(tmp_path / "run"), tmp_path / "out", kind="pretraining")

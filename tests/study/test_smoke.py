@@ -102,7 +102,7 @@ def test_a_killed_study_continues_to_the_same_rows(study, tmp_path):
     process.join()
     assert read_rows(work / "smoke.jsonl") == kept and not (work / "seed1" / "textbook-hf").exists()
     again = run_small(work)
-    assert f"  load: {work / 'seed1' / 'textbook'}\n" in (work / "log.txt").read_text()  # not from the common start
+    assert f"  --load {work / 'seed1' / 'textbook'}\n" in (work / "log.txt").read_text()  # not from the common start
     assert [row["cell"] for row in again.rows] == [row["cell"] for row in straight.rows]
     assert without_clock(again.rows) == without_clock(straight.rows)
     assert len(again.of(measure=SECONDS)) == len(straight.of(measure=SECONDS))

@@ -80,7 +80,7 @@ def test_preprocess_with_every_other_flag(run, tmp_path):
         (["--checkpoint-mb", "-1"], "--checkpoint-mb must be 0"),
         (["--sentence-splitter", "punkt"], "--sentence-splitter punkt must have --punkt-dir FOLDER or --train-punkt"),
         (["--tokenizer", "x"], "`--tokenizer` or `--vocab-file` must be given, and not both"),
-        (["--merge-file", "x"], "`--merge-file` must go with a vocab.json"),
+        (["--merge-file", __file__], "`--merge-file` must go with a vocab.json"),
         (["--wokers", "2"], "--wokers is not an option of this program. Did you mean --workers?"),
     ],
 )

@@ -72,7 +72,7 @@ def test_a_dry_run_builds_the_recipe(prefix, tmp_path, monkeypatch, recipe):
     )
     assert re.search(r"tokens +\d+ a sequence \(padded rows of 48 would be \d+% full\)", printed)
     assert re.search(r"balance +the fullest replica has 0.0% more tokens than the mean", printed)  # of one
-    assert re.search(r"attention +blocks \(", printed)
+    assert re.search(r"attention +native \(", printed)
     assert re.search(r"time +[\d,.]+ (seconds|minutes|hours|days) at the measured speed", printed)
     assert re.search(r"projection +[\d,.]+ (seconds|minutes|hours|days) at 40% of 989 TFLOP/s x 2", printed)
     assert list(tmp_path.iterdir()) == []
@@ -167,5 +167,5 @@ def dry_run_of_an_asynchronous_device(rank, world_size, argv):
 def test_a_dry_run_times_the_device_and_not_its_launches(prefix):
     argv = arguments(prefix, None, dry_run=True, global_batch_size=2, alum_alpha=0)
     (printed,) = run_ranks(1, dry_run_of_an_asynchronous_device, argv)
-    (seconds,) = re.findall(r"([\d.]+) s each here", printed)
+    (seconds,) = re.findall(r"([\d.]+) seconds? each here", printed)
     assert DEVICE_SECONDS <= float(seconds) < 2 * DEVICE_SECONDS, printed

@@ -65,11 +65,11 @@ def test_a_model_that_lacks_its_head_is_refused(encoder, sentiment, tmp_path, ca
 
 
 def test_a_model_with_other_classes_is_refused_before_the_data_are_read(encoder, finished, tmp_path, capsys):  # noqa: F811
-    error = refusal(capsys, finished, tmp_path / "nowhere", tmp_path / "out", task="mnli")
+    error = refusal(capsys, finished, tmp_path, tmp_path / "out", task="mnli")
     assert f"--model must have the 3 classes of mnli, but {finished} has 2." in error
     names = dict(enumerate(("good", "bad", "ugly")))
     turned = with_head(encoder, tmp_path / "model", AutoModelForSequenceClassification, num_labels=3, id2label=names)
-    error = refusal(capsys, turned, tmp_path / "nowhere", tmp_path / "out", task="mnli")
+    error = refusal(capsys, turned, tmp_path, tmp_path / "out", task="mnli")
     assert "must have the classes entailment, neutral, contradiction of mnli" in error and "good, bad, ugly" in error
 
 

@@ -103,7 +103,7 @@ def test_attack_cuts_where_training_did(trained, own, tmp_path):
         (("--predict-file", "nope.csv"), "must be a file, but"),
         (("--predict-file", "nope.csv", "--evaluate-only"), "--evaluate-only must be left out with --predict-file"),
         (("--evaluate-only", "--train-file", "x.csv"), "--train-file must be left out"),
-        (("--evaluate-only", "--task", "mnli", "--data-dir", "x"), "--model must have the 3 classes of mnli"),
+        (("--evaluate-only", "--task", "mnli", "--data-dir", "."), "--model must have the 3 classes of mnli"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_sentence(trained, tmp_path, capsys, more, message):

@@ -115,7 +115,7 @@ def test_the_papers_grid_is_not_continued_from_shorter_runs(encoder, sentiment, 
     command = flags(encoder, sentiment, tmp_path / "out", "--max-train-samples", 16, "--num-train-epochs", 1)
     run_tool("finetune", *command)
     assert run_tool("finetune", *command, "--paper-grid", expect_error=True) == 2
-    assert "was made with num_train_epochs 1.0 and is now given 10" in capsys.readouterr().err
+    assert "was made with --num-train-epochs 1.0 and is now given 10" in capsys.readouterr().err
 
 
 def test_a_seed_given_twice_runs_once(encoder, sentiment, tmp_path):  # noqa: F811
