@@ -110,7 +110,7 @@ def test_templates_in_sentences(code, source, expected):
 def test_a_dump_names_its_wiki(tmp_path):
     """From <mediawiki>, <dbname> and <siteinfo>; with none of them, every language's names are taken."""
     articles = [
-        ("A", "a [[Bild:x.jpg|b]] c {{enS|dog}}."),
+        ("A", "a [[Bild:x.jpg|b]] c {{Taste|dog}}."),
         ("Diskussion:A", "a"),
         ("B", "{{Begriffskl\u00e4rung}}"),
         ("C", "#WEITERLEITUNG [[A]]"),

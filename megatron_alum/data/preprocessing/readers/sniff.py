@@ -137,13 +137,15 @@ def unicode_encoding(head: bytes) -> str | None:
     for mark, name in _BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return name
-    if _ISO_2022.search(head):
+    if b"\x1b" in head and _ISO_2022.search(head):
         return "ISO-2022-KR" if b"\x1b$)C" in head else "ISO-2022-CN" if b"\x1b$)" in head else "ISO-2022-JP"
+    if 0 not in head:
+        return None
     even, odd = head[::2].count(0), head[1::2].count(0)
     if max(even, odd) > 0.3 * len(head) / 2 and min(even, odd) < 0.1 * max(even, odd):
         return "UTF-16LE" if odd > even else "UTF-16BE"
     controls = len(head) - len(head.translate(None, _CONTROLS))
-    if 0 in head and (controls > _MAX_FOREIGN * len(head) or not _is_utf8(head)):
+    if controls > _MAX_FOREIGN * len(head) or not _is_utf8(head):
         return next((name for name in ("UTF-16LE", "UTF-16BE") if _is_text_in(head, name)), None)
     return None
 

@@ -39,7 +39,7 @@ _SINGULAR |= {name + "s": name for name in ("mile", "pound", "acre", "gallon", "
 _POWER = re.compile(r"^(?:e(3|6|9|12)(?=\D)|([kMGT])(?=oilbbl|cuft|USgal|impgal))")
 _POWERS = {"3": "thousand", "6": "million", "9": "billion", "12": "trillion"}
 _POWERS |= {"k": "thousand", "M": "million", "G": "billion", "T": "trillion"}
-_BETWEEN = {"to", "and", "or", "x", "by", "-", "\u2013", "to(-)", "and(-)", "xx", "*"}
+_BETWEEN = {"to", "and", "or", "x", "by", "-", "\u2013", "to(-)", "and(-)", "xx", "*", "+/-", "\u00b1"}
 _WITH_SMALLER_UNIT = {"ft", "lb", "st"}
 _EXPONENT = re.compile(r"[-\u2212]?\d")
 _SMALL_POWERS = {"1": "", "2": "\u00b2", "3": "\u00b3"}
@@ -79,7 +79,8 @@ def convert(given: Arguments) -> str:
             if not smaller_follows:
                 break
     joined = ("-" if adjective and len(words) == 2 else " ").join(words)
-    return re.sub(r" (?:-|\u2013|to\(-\)|and\(-\)) ", "\u2013", joined)
+    joined = re.sub(r" (?:-|\u2013|to\(-\)|and\(-\)) ", "\u2013", joined)
+    return re.sub(r"(\d)\+(\d+/\d)", r"\1 \2", joined.replace(" +/- ", " \u00b1 "))
 
 
 def scientific(given: Arguments) -> str:
