@@ -56,7 +56,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 class WordCache:
     """Encodes sentences without special tokens.
 
-    `tokenizer` is the text of a tokenizer.json as the tokenizers library writes it; `native=False` takes the dictionary.
+    `tokenizer` is a tokenizer.json as the tokenizers library writes it; `native=False` takes the dictionary.
     """
 
     def __init__(self, tokenizer: str, *, max_bytes: int = MAX_TABLE_BYTES, native: bool = True) -> None:
