@@ -157,6 +157,7 @@ WRITERS: dict[str, Writer] = {
     "circa": partial(dates.before, "c."),
     "floruit": partial(dates.before, "fl."),
     "siglo": dates.siglo,
+    "old style": dates.old_style,
     "born died": dates.born_died,
     "height": _height,
     "words": _words,
