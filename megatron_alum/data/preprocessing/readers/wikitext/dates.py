@@ -96,9 +96,9 @@ def siglo(given: Arguments) -> str:
 
 
 def born_died(given: Arguments) -> str:
-    """{{bd|1866\u5e74|11\u670811\u65e5|1936\u5e74|9\u670821\u65e5}} -> both dates in brackets."""
+    """{{bd|1866\u5e74|11\u670811\u65e5|1936\u5e74|9\u670821\u65e5}} -> both dates; {{BD}} has brackets, {{bd}} none."""
     born, died = (given.get(a, "") + given.get(b, "") for a, b in (("1", "2"), ("3", "4")))
-    return f"\uff08{born}\uff0d{died}\uff09" if born else ""
+    return f"{born}\uff0d{died}" if born else ""
 
 
 def before(word: str, given: Arguments) -> str:

@@ -159,6 +159,7 @@ WRITERS: dict[str, Writer] = {
     "siglo": dates.siglo,
     "old style": dates.old_style,
     "born died": dates.born_died,
+    "born died in brackets": lambda given: f"\uff08{dates.born_died(given)}\uff09" if positional(given) else "",
     "height": _height,
     "words": _words,
     "quote": _block,
