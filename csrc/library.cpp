@@ -1,5 +1,5 @@
 // Schemas of the fused ops (torch.ops.megatron_alum.*); the text here is the contract, the code is found by path:
-// ops/{rows,tokens,dropout}.cpp build the tasks, ops/cpu and ops/cuda run them. Autograd, fake kernels and the public
+// ops/{rows,tokens,attention}.cpp build the tasks, ops/cpu and ops/cuda run them. Autograd, fake kernels and the public
 // functions are in Python (megatron_alum/ops). `first_column` and `valid_columns` place a vocabulary shard: see
 // ops/rows.h.
 #include <torch/library.h>
@@ -45,6 +45,12 @@ TORCH_LIBRARY(megatron_alum, m) {
 
   // x with elements dropped with probability threshold / 2^16 and the rest scaled up. CPU only.
   m.def("dropout(Tensor x, Tensor seed, int threshold) -> Tensor");
+  // softmax(q k^T / sqrt(D)) v of each sequence [T, heads, D], its weights dropped so; zeros behind the sequences. The
+  // mask of sequence i and head h is that of dropout with word i * heads + h of splitmix64(seed). CPU only.
+  m.def("attention(Tensor query, Tensor key, Tensor value, int[] lengths, Tensor seed, int threshold) -> Tensor");
+  m.def(
+      "attention_gradients(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor out, int[] lengths, "
+      "Tensor seed, int threshold) -> (Tensor, Tensor, Tensor)");
   // Affects only the time: common/large_pages.h.
   m.def("prefer_large_pages(Tensor(a!) fresh) -> ()", [](at::Tensor fresh) { prefer_large_pages(fresh); });
 }

@@ -150,7 +150,7 @@ def attention(device: torch.device, draws: int = DRAWS) -> str:
     from megatron_alum.models.sequences import PackedSequences
     from megatron_alum.parallel import initialize, seed_everything, shutdown
 
-    names = ["blocks", "jagged"] + (["flash"] if device.type == "cuda" and has_flash() else [])
+    names = ["native", "jagged"] + (["flash"] if device.type == "cuda" and has_flash() else [])
     groups = initialize(tensor_parallel_size=1, timeout_seconds=60)
     seed_everything(1234, groups)
     dtype, probability = torch.bfloat16 if device.type == "cuda" else torch.float32, 0.1

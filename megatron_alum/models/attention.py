@@ -1,6 +1,6 @@
 """Core attention over sequences stored back to back, in place of megatron-core's DotProductAttention.
 
-    blocks   the CPU: sequences of equal length in one product (blocks.py)
+    native   the CPU: our own kernel, one sequence and head after the other (ops/cpu_attention.py)
     jagged   CUDA: torch's scaled_dot_product_attention on nested tensors, which runs its flash or memory-efficient
              kernel for them
     flash    CUDA with the flash-attn package, 16-bit numbers: its kernel for sequences of different lengths
@@ -27,10 +27,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_alum.models.blocks import block_attention
 from megatron_alum.models.sequences import PackedSequences
+from megatron_alum.ops import sequence_attention
 
-AttentionName = Literal["blocks", "jagged", "flash"]
+AttentionName = Literal["native", "jagged", "flash"]
 _WITHIN_SEQUENCES = (AttnMaskType.padding, AttnMaskType.no_mask)
 
 
@@ -44,7 +44,7 @@ class AttentionBackend(NamedTuple):
 def attention_backend(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> AttentionBackend:
     """The fastest backend available on `device` for queries of `dtype`."""
     if device.type == "cpu":
-        return AttentionBackend("blocks", "torch has no kernel for packed sequences on the CPU")
+        return AttentionBackend("native", "torch has no kernel for packed sequences on the CPU")
     function, problem = _flash_attention()
     if function is None:
         return AttentionBackend("jagged", problem)
@@ -121,15 +121,15 @@ class PackedAttention(MegatronModule):
         return _BACKENDS[self.backend](query, key, value, sequences, probability).flatten(1)
 
 
-class BlockAttention(PackedAttention):
-    """PackedAttention into which torch.compile does not look: the lengths of a batch decide what the blocks compute."""
+class NativeAttention(PackedAttention):
+    """PackedAttention into which torch.compile does not look: lengths of a batch would be constants of the graph."""
 
     forward = torch.compiler.disable(PackedAttention.forward)
 
 
 def core_attention(backend: AttentionName) -> Callable[..., PackedAttention]:
     """The entry of a layer's spec."""
-    return partial(BlockAttention if backend == "blocks" else PackedAttention, backend=backend)
+    return partial(NativeAttention if backend == "native" else PackedAttention, backend=backend)
 
 
 def _refuse_unless(holds: bool, name: str, expected: str, value: Any) -> None:
@@ -145,8 +145,8 @@ def _in_own_stream(
         return _BACKENDS[backend](query, key, value, sequences, probability)
 
 
-def _in_blocks(query: Tensor, key: Tensor, value: Tensor, sequences: PackedSequences, probability: float) -> Tensor:
-    return block_attention(query, key, value, sequences.blocks, probability)
+def _native(query: Tensor, key: Tensor, value: Tensor, sequences: PackedSequences, probability: float) -> Tensor:
+    return sequence_attention(query, key, value, sequences.lengths, probability)
 
 
 def _jagged(query: Tensor, key: Tensor, value: Tensor, sequences: PackedSequences, probability: float) -> Tensor:
@@ -175,7 +175,7 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, sequences: PackedSequences
     return context
 
 
-_BACKENDS: dict[AttentionName, Callable[..., Tensor]] = {"blocks": _in_blocks, "jagged": _jagged, "flash": _flash}
+_BACKENDS: dict[AttentionName, Callable[..., Tensor]] = {"native": _native, "jagged": _jagged, "flash": _flash}
 
 
 @functools.cache

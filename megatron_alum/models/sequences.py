@@ -6,13 +6,10 @@ the tail counts as further sequences, none longer than the longest real one.
 """
 
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import accumulate
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
-
-from megatron_alum.models.blocks import Block, cut_into_blocks
 
 
 class PackedSequences(PackedSeqParams):
@@ -46,8 +43,3 @@ class PackedSequences(PackedSeqParams):
     def starts(self) -> list[int]:
         """First token of each real sequence."""
         return [0, *accumulate(self.lengths[:-1])]
-
-    @cached_property
-    def blocks(self) -> tuple[Block, ...]:
-        """The real sequences, grouped by length."""
-        return cut_into_blocks(self.lengths)

@@ -1,13 +1,14 @@
 """Public functions of the fused operators: perturbation step and divergence of logits, each with a pure-torch reference
 in megatron_alum/reference.
 
-Read in this order: rows.py, rows_from_hidden.py, perturbation.py, noise.py, cpu_dropout.py; row_autograd.py serves the
-first two, dispatch.py chooses the implementation; large_pages.py only saves time. Importing this needs neither a GPU
-nor the compiled extension; the kernels are in csrc/ (csrc/README.md).
+Read in this order: rows.py, rows_from_hidden.py, perturbation.py, noise.py, cpu_dropout.py, cpu_attention.py;
+row_autograd.py serves the first two, dispatch.py chooses the implementation; large_pages.py only saves time. Importing
+this needs neither a GPU nor the compiled extension; the kernels are in csrc/ (csrc/README.md).
 """
 
 from megatron_alum.ops import registration  # noqa: F401  (runs when the extension is loaded)
-from megatron_alum.ops.cpu_dropout import attention_with_dropout, draw_seed, dropout, seeded_dropout
+from megatron_alum.ops.cpu_attention import sequence_attention
+from megatron_alum.ops.cpu_dropout import attention_with_dropout, dropout
 from megatron_alum.ops.dispatch import build_info
 from megatron_alum.ops.large_pages import empty_in_large_pages
 from megatron_alum.ops.noise import NoiseKey, gaussian_noise
@@ -27,7 +28,6 @@ __all__ = [
     "ascend_and_project",
     "attention_with_dropout",
     "build_info",
-    "draw_seed",
     "dropout",
     "empty_in_large_pages",
     "gaussian_noise",
@@ -38,7 +38,7 @@ __all__ = [
     "perturbation_statistics",
     "row_losses",
     "row_losses_from_hidden",
-    "seeded_dropout",
+    "sequence_attention",
     "symmetric_kl",
     "weighted_sum",
 ]

@@ -41,9 +41,13 @@ def seeded_dropout(x: Tensor, seed: Tensor, probability: float, *, impl: str = "
     """`dropout` on the CPU with the mask of `seed`, for derivatives written by hand: linear in x, so the derivative of
     a call is the same call. 0 < probability < 1; autograd does not record it.
     """
-    threshold = min(max(1, round(probability * reference.LEVELS)), reference.LEVELS - 1)
     run = reference.dropout if dispatch.select(impl, x) == "reference" else torch.ops.megatron_alum.dropout
-    return run(x, seed, threshold)
+    return run(x, seed, threshold_of(probability))
+
+
+def threshold_of(probability: float) -> int:
+    """The number of 2^16 that comes nearest to a probability, which is neither 0 nor 1."""
+    return min(max(1, round(probability * reference.LEVELS)), reference.LEVELS - 1)
 
 
 def attention_with_dropout(

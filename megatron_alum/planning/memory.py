@@ -162,10 +162,7 @@ def _layer(config: RunConfig, micro: TextSize, bytes_each: int, on_gpu: bool) ->
     around = tp if config.parallel.sequence_parallel else 1
     residual = 4 * h * bytes_each + 2 * h * _keeps_masks(config, on_gpu)  # two LayerNorms, in and out; two masks
     inside = (4 * h + 2 * f) / tp * bytes_each  # q, k, v, context; before and after the GELU
-    weights = 0.0  # of attention: on the CPU those of short sequences are kept (models/blocks.py)
-    if not on_gpu and model.seq_length <= 3 * h // model.num_attention_heads:
-        weights = model.num_attention_heads / tp * micro.squared_lengths * bytes_each
-    return micro.tokens * (residual / around + inside) + weights
+    return micro.tokens * (residual / around + inside)
 
 
 def _head(config: RunConfig, phase: Phase, micro: TextSize, bytes_each: int, rows: int, table: int) -> float:

@@ -12,18 +12,18 @@ _MIX = (30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64)
 
 def dropout(x: Tensor, seed: Tensor, threshold: int) -> Tensor:
     """x with elements dropped with probability threshold / LEVELS and the rest scaled up; seed int64 0-dim."""
-    words = _splitmix64(seed, -(-x.numel() // _FIELDS))
+    words = splitmix64(seed.to(x.device), -(-x.numel() // _FIELDS))
     fields = torch.stack([words >> 16 * field & LEVELS - 1 for field in range(_FIELDS)], dim=1).view(-1)
     keep = (fields[: x.numel()] >= threshold).view(x.shape)
     work = torch.promote_types(x.dtype, torch.float32)
     # In float32, like the kernel.
-    scale = torch.tensor(LEVELS / (LEVELS - threshold), dtype=torch.float32).to(work)
+    scale = torch.tensor(LEVELS / (LEVELS - threshold), dtype=torch.float32, device=x.device).to(work)
     return (x.to(work) * (keep * scale)).to(x.dtype)
 
 
-def _splitmix64(seed: Tensor, count: int) -> Tensor:
+def splitmix64(seed: Tensor, count: int) -> Tensor:
     """The first words of a seed's sequence, int64 [count]; sums and products wrap, shifts are logical."""
-    z = seed + torch.arange(1, count + 1) * _GOLDEN
+    z = seed + torch.arange(1, count + 1, device=seed.device) * _GOLDEN
     for shift, factor in _MIX:
         z = (z ^ _shifted(z, shift)) * factor
     return z ^ _shifted(z, 31)

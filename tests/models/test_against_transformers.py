@@ -21,7 +21,7 @@ def transformers_outputs(hf, batch, embeddings=None):
     return hf(**where, token_type_ids=types, attention_mask=mask, output_hidden_states=True)
 
 
-@pytest.mark.parametrize("attention", ["blocks", "jagged"])
+@pytest.mark.parametrize("attention", ["native", "jagged"])
 @pytest.mark.parametrize("level", ["word", "encoder_input", 1])
 @pytest.mark.parametrize("model_type", ["megatron-bert", "bert", "roberta"])
 def test_hidden_states_and_logits_equal(groups, model_type, level, attention):
@@ -51,7 +51,7 @@ def test_hidden_states_and_logits_equal(groups, model_type, level, attention):
         torch.testing.assert_close(nsp_logits, expected.seq_relationship_logits, atol=LOGITS_ATOL, rtol=0)
 
 
-@pytest.mark.parametrize("attention", ["blocks", "jagged"])
+@pytest.mark.parametrize("attention", ["native", "jagged"])
 @pytest.mark.parametrize("model_type", ["megatron-bert", "bert", "roberta"])
 def test_gradients_in_x_equal(groups, model_type, attention):
     """At the word vectors and at the hidden state of layer 1, for a function of every real token's hidden state."""

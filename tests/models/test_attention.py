@@ -14,7 +14,6 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron_alum.config.model import ModelConfig
 from megatron_alum.models import attention as module
 from megatron_alum.models.attention import PackedAttention, attention_backend
-from megatron_alum.models.blocks import _LARGEST_BLOCK, cut_into_blocks
 from megatron_alum.models.build import transformer_config
 from megatron_alum.models.sequences import PackedSequences
 from tests.helpers.distributed import run_ranks
@@ -23,7 +22,7 @@ from tests.models.tolerances import ATTENTION_ATOL
 HEADS, D = 2, 8
 LENGTHS = (12, 5, 1, 12, 3)
 T = 40  # 33 real tokens and a tail of 7
-BACKENDS = ["blocks", "jagged", "flash"]
+BACKENDS = ["native", "jagged", "flash"]
 
 
 def flash_stand_in(q, k, v, starts_q, starts_k, longest_q, longest_k, dropout_p=0.0, causal=False):
@@ -161,7 +160,7 @@ def test_gradients_under_dropout_are_those_of_the_masked_function(groups, backen
 def test_one_rank_forks_no_generator(groups, training, monkeypatch):
     monkeypatch.setattr(module.tensor_parallel, "get_cuda_rng_tracker", None)
     _, (q, k, v) = qkv()
-    attention = core_attention(groups, "blocks", 0.3).train(training)
+    attention = core_attention(groups, "native", 0.3).train(training)
     state = torch.get_rng_state()
     attention(q, k, v, None, packed_seq_params=packed())
     assert torch.equal(torch.get_rng_state(), state) is not training
@@ -175,7 +174,7 @@ def rank_draws(rank, world_size):
     seed_everything(11, groups)
     _, (q, k, v) = qkv()
     state = torch.get_rng_state()
-    out = core_attention(groups, "blocks", 0.3)(q, k, v, None, packed_seq_params=packed())
+    out = core_attention(groups, "native", 0.3)(q, k, v, None, packed_seq_params=packed())
     return torch.equal(torch.get_rng_state(), state), out.detach()
 
 
@@ -199,7 +198,7 @@ def test_what_it_does_not_honour_is_refused(groups, argument, value):
     _, (q, k, v) = qkv()
     arguments = {"attention_mask": None, "packed_seq_params": packed(), argument: value}
     with pytest.raises(ValueError, match=rf"`{argument}` must be .*, but is .* instead"):
-        core_attention(groups, "blocks")(q, k, v, **arguments)
+        core_attention(groups, "native")(q, k, v, **arguments)
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
@@ -207,7 +206,7 @@ def test_sequences_of_another_batch_are_refused(groups, which):
     _, parts = qkv()
     parts = [part[:-8] if number == which else part for number, part in enumerate(parts)]
     with pytest.raises(ValueError, match=r"`query, key, value` must be of 40 tokens, but are"):
-        core_attention(groups, "blocks")(*parts, None, packed_seq_params=packed())
+        core_attention(groups, "native")(*parts, None, packed_seq_params=packed())
 
 
 @pytest.mark.parametrize(
@@ -216,12 +215,12 @@ def test_sequences_of_another_batch_are_refused(groups, which):
 )
 def test_layers_it_cannot_serve_are_refused(groups, argument, value):
     with pytest.raises(ValueError, match=rf"`{argument}` must be .*, but is .* instead"):
-        core_attention(groups, "blocks", **{argument: value})
+        core_attention(groups, "native", **{argument: value})
 
 
 def test_the_choice_of_a_backend(flash_package):
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert attention_backend(cpu).name == "blocks"
+    assert attention_backend(cpu).name == "native"
     assert attention_backend(gpu).name == "flash" and attention_backend(gpu, torch.float16).name == "flash"
     assert attention_backend(gpu, torch.float32) == ("jagged", "flash-attn has no kernel for torch.float32")
     del flash_package.flash_attn_varlen_func
@@ -231,11 +230,3 @@ def test_the_choice_of_a_backend(flash_package):
     sys.modules["flash_attn"] = None
     module._flash_attention.cache_clear()
     assert attention_backend(gpu) == ("jagged", "flash-attn is not installed")
-
-
-@pytest.mark.parametrize("lengths", [LENGTHS, (512,) * 5, (128,) * 20, (3,), tuple(range(1, 40)), (1,) * 50])
-def test_blocks_hold_every_token_once(lengths):
-    blocks = cut_into_blocks(lengths)
-    tokens = [start + i for block in blocks for start in block.starts for i in range(block.length)]
-    assert sorted(tokens) == list(range(sum(lengths)))
-    assert all(len(block.starts) == 1 or len(block.starts) * block.length**2 <= _LARGEST_BLOCK for block in blocks)

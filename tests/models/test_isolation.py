@@ -13,7 +13,7 @@ from tests.models.tolerances import JAGGED_RTOL
 
 # Two of equal length, which are batched, one of a single token, and a tail of 5 tokens.
 LENGTHS = (16, 9, 16, 1, 7, 12, 2)
-ATTENTIONS = ["blocks", "jagged"]
+ATTENTIONS = ["native", "jagged"]
 TYPES = ["megatron-bert", "bert", "roberta"]
 
 
@@ -39,7 +39,7 @@ def states_and_gradients(model, batch, x=None):
 
 def assert_same(found, expected, attention):
     for a, b in zip(found, expected, strict=True):
-        limit = 0.0 if attention == "blocks" else JAGGED_RTOL * float(b.nan_to_num().abs().max())
+        limit = 0.0 if attention == "native" else JAGGED_RTOL * float(b.nan_to_num().abs().max())
         torch.testing.assert_close(a, b, rtol=0, atol=limit)
 
 
@@ -57,7 +57,7 @@ def test_changing_one_sequence_changes_no_other(groups, model_type, attention):
             if number == changed:
                 assert (found[0] - expected[0]).abs().amax(dim=1).min() > 1e-3
             else:
-                assert_same(found, expected, "blocks")  # the same shapes: bit-equal on both backends
+                assert_same(found, expected, "native")  # the same shapes: bit-equal on both backends
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -86,12 +86,12 @@ def test_what_is_not_finite_stays_in_its_sequence(groups, attention):
 
 @pytest.mark.parametrize("multiple", [1, 8, 64, 200])
 def test_the_length_of_the_tail_changes_nothing(groups, multiple):
-    model = network(groups, "bert", "blocks")
+    model = network(groups, "bert", "native")
     expected = states_and_gradients(model, make_batch("bert", LENGTHS, multiple=1))
     for found, wanted in zip(
         states_and_gradients(model, make_batch("bert", LENGTHS, multiple=multiple)), expected, strict=True
     ):
-        assert_same(found, wanted, "blocks")
+        assert_same(found, wanted, "native")
 
 
 @pytest.mark.parametrize("lengths", [(5, 0, 3), (), (20, 21), (-1, 5)])

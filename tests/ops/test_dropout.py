@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from megatron_alum.ops import attention_with_dropout, dropout
-from megatron_alum.reference.dropout import _splitmix64 as splitmix64
+from megatron_alum.reference.dropout import splitmix64
 from tests.ops.tolerances import ATTENTION
 
 pytestmark = pytest.mark.skipif(
@@ -29,7 +29,7 @@ def test_share_scale_and_gradient(probability, dtype):
     assert torch.equal(x.grad, y.detach())
 
 
-def test_words_are_those_of_splitmix64():
+def test_words_are_those_ofsplitmix64():
     """First words of seed 1234567, as the generator's author publishes them for his C code."""
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
     words = splitmix64(torch.tensor(1234567), 4).tolist()
