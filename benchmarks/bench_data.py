@@ -44,7 +44,7 @@ from megatron_alum.data.tokenizers.folder import write_folder
 from megatron_alum.data.tokenizers.vocabulary import TokenizerSource
 from megatron_alum.report.machine import current_commit, processor_name
 
-TOOL = Path(__file__).with_name("preprocess_data.py")
+TOOL = Path(__file__).resolve().parents[1] / "tools" / "preprocess_data.py"
 STREAM_PAGES = 25
 
 

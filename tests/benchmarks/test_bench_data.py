@@ -2,7 +2,12 @@
 
 import pytest
 
+from benchmarks.bench_data import TOOL
 from tests.helpers.warm import run_script
+
+
+def test_the_tool_that_is_measured_exists():
+    assert TOOL.is_file()
 
 
 @pytest.mark.requires_shared_data

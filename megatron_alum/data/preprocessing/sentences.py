@@ -89,6 +89,8 @@ class RuleSplitter:
         word_start = max(line.rfind(" ", start, end) + 1, start)
         word = line[word_start:end].lstrip(_OPENERS)
         rules, lower = self.rules, word.lower()
+        if len(word) > 1 and word.isascii() and word.isalpha() and lower not in rules.suspects and not word.isupper():
+            return True  # a plain word, which most are: nothing below concerns it
         elided = lower.replace("\u2019", "'").rpartition("'")[2]  # "l'on. Verdi"
         if len(elided) > 1 and elided in rules.suspects:
             lower = elided

@@ -105,9 +105,7 @@ class _Tools(threading.local):
         """Build tokenizer and splitter for `spec` unless they exist."""
         if self.spec == spec:
             return
-        from tokenizers import Tokenizer
-
-        self.words = WordCache(Tokenizer.from_file(spec.tokenizer_file))
+        self.words = WordCache(Path(spec.tokenizer_file).read_text(encoding="utf-8"))
         self.splitters = {}
         self.spec = spec
 

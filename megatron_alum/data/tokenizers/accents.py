@@ -17,6 +17,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from functools import cache
+from itertools import chain
 from typing import Any
 
 LATIN_MARKS = r"(?<=[\p{Latin}\p{Greek}])\p{Mn}+"
@@ -51,8 +52,9 @@ def _marked(text: str) -> list[str]:
 @cache
 def _lost_marks() -> re.Pattern[str]:
     """Characters of composed text that lose a mark to BERT's stripping and are neither Latin nor Greek."""
-    codes = (chr(code) for code in range(0x370, 0xFB50) if not 0xAC00 <= code <= 0xDFFF)
-    lost = [c for c in codes if (bases := _marked(c)) and not any(_BARE.match(base) for base in bases)]
+    # without the ideographs and Hangul, which have no marks and are three quarters of the range
+    codes = chain(range(0x370, 0x3100), range(0xA000, 0xAC00), range(0xFB00, 0xFB50))
+    lost = [c for c in map(chr, codes) if (bases := _marked(c)) and not any(_BARE.match(base) for base in bases)]
     return re.compile(f"[{''.join(lost)}]")
 
 

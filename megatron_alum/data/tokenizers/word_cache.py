@@ -54,17 +54,18 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class WordCache:
-    """Encodes sentences without special tokens by a tokenizers.Tokenizer; `native=False` takes the dictionary."""
+    """Encodes sentences without special tokens.
 
-    def __init__(self, tokenizer: Tokenizer, *, max_bytes: int = MAX_TABLE_BYTES, native: bool = True) -> None:
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+    `tokenizer` is a tokenizer.json as the tokenizers library writes it; `native=False` takes the dictionary.
+    """
+
+    def __init__(self, tokenizer: str, *, max_bytes: int = MAX_TABLE_BYTES, native: bool = True) -> None:
         self.max_bytes = max_bytes
-        self.dtype = token_dtype(tokenizer.get_vocab_size(with_added_tokens=True))
-        self._typecode = "H" if self.dtype.itemsize == 2 else "i"
-        spec = without_special_words(json.loads(tokenizer.to_str()))
+        spec = without_special_words(json.loads(tokenizer)) | {"truncation": None, "padding": None}
         self.tokenizer = Tokenizer.from_str(json.dumps(spec))
         self.tokenizer.encode_special_tokens = True
+        self.dtype = token_dtype(self.tokenizer.get_vocab_size(with_added_tokens=True))
+        self._typecode = "H" if self.dtype.itemsize == 2 else "i"
         self.scheme = word_scheme(spec)
         self.strips_all_marks = any(_strips_marks(step) for step in _steps(spec["normalizer"], "normalizers"))
         prefixed = self.scheme == "prefixed"

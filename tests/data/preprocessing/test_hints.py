@@ -13,12 +13,15 @@ import re
 import shutil
 import subprocess
 import zipfile
+from pathlib import Path
 
 import pytest
 import zstandard
 from charset_normalizer.constant import IANA_SUPPORTED
 
-from megatron_alum.data.preprocessing.readers.sniff import NOT_IN_ICONV, iconv_name
+from megatron_alum.data.preprocessing.readers.base import Unreadable
+from megatron_alum.data.preprocessing.readers.encodings import NOT_IN_ICONV, iconv_name
+from megatron_alum.data.preprocessing.readers.sniff import check_bytes
 from megatron_alum.data.tokenizers.tokenizer import load_tokenizer
 from tests.data.preprocessing.corpora import prepare, sentences_of
 
@@ -123,6 +126,25 @@ def test_iconv_knows_every_encoding_that_is_guessed():
     for name in codecs:
         done = subprocess.run(["iconv", "-f", iconv_name(name), "-t", "UTF-8"], input=b"", capture_output=True)
         assert done.returncode == 0, name
+
+
+LATIN_TEXTS = [
+    line.split("\t")
+    for line in Path(__file__).with_name("latin.tsv").read_text(encoding="utf-8").splitlines()
+    if not line.startswith("#")
+]
+"""language, codecs of Python, sentences"""
+
+
+@pytest.mark.parametrize(("language", "codecs", "text"), LATIN_TEXTS, ids=[row[0] for row in LATIN_TEXTS])
+def test_the_encoding_named_gives_the_text_back(tmp_path, language, codecs, text):
+    """A wrong name would be followed and change letters without a word."""
+    for codec in codecs.split():
+        data = (text + "\n").encode(codec) * 3
+        with pytest.raises(Unreadable) as caught:
+            check_bytes(data, tmp_path / "a.txt")
+        name = re.search(r"iconv -f (\S+)", str(caught.value))[1]
+        assert data.decode(name) == data.decode(codec), (language, codec, name)
 
 
 @pytest.mark.parametrize(("program", "make"), [("7z", ["7z", "a"]), ("lz4", ["lz4"]), ("lzip", ["lzip", "-o"])])

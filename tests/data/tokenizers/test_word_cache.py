@@ -49,7 +49,7 @@ def library_ids(tokenizer, texts):
 
 
 def cache_of(tokenizer, **options):
-    return WordCache(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), **options)
+    return WordCache(tokenizer.backend_tokenizer.to_str(), **options)
 
 
 def ids_of(cache, texts):
@@ -150,7 +150,7 @@ def test_the_library_serves_a_tokenizer_without_scheme(tokenizers):
     from tokenizers import pre_tokenizers
 
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    cache = WordCache(backend)
+    cache = WordCache(backend.to_str())
     assert cache.scheme is None
     assert ids_of(cache, ["The dog, again."]) == [backend.encode("The dog, again.", add_special_tokens=False).ids]
 
@@ -211,7 +211,7 @@ def test_special_tokens_of_other_folders_are_text_too(tokenizer, normal):
     if normal:
         backend.add_tokens(["amsk"])
     before = backend.to_str()
-    cache = WordCache(backend)
+    cache = WordCache(backend.to_str())
     text = "a <mask> m</s>k <s><pad> amsk"
     (ids,) = ids_of(cache, [text])
     assert ids and not set(ids) & {backend.token_to_id(token) for token in SPECIAL if token != "<unk>"}

@@ -16,8 +16,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from megatron_alum.config.extras import require
 from megatron_alum.data.preprocessing.readers.base import Unreadable
+from megatron_alum.data.preprocessing.readers.encodings import probable_encoding
 from megatron_alum.data.preprocessing.readers.streams import COMPRESSED, broken_file, compression_of, stored_compression
 
 SAMPLE_BYTES = 1 << 20
@@ -71,18 +71,6 @@ _TABLE_TO_LINES = (
     "encoding='utf-8-sig'); [print(json.dumps(row)) for row in {rows}]\"{input} > {stem}.jsonl"
 )
 _CONVERT = "Convert it ({from}iconv -f {encoding} -t UTF-8{input} > {stem}.utf8)"
-_OTHER_ICONV_NAMES = {
-    "euc_jis_2004": "EUC-JISX0213",
-    "shift_jis_2004": "SHIFT_JISX0213",
-    "shift_jisx0213": "SHIFT_JISX0213",
-    "latin_1": "LATIN1",
-    "mac_iceland": "MAC-IS",
-    "mac_latin2": "MAC-CENTRALEUROPE",
-    "mac_roman": "MACINTOSH",
-}
-"""Of Python's codecs whose own names iconv does not know."""
-NOT_IN_ICONV = ["cp1006", "cp720", "hz", "kz1048", "mac_greek", "mac_turkish", "ptcp154"]
-"""Codecs of Python, rare ones, that iconv lacks."""
 _DECOMPRESS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 _TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 _COLUMN = re.compile(r"[A-Za-z_]\w*")
@@ -137,13 +125,15 @@ def unicode_encoding(head: bytes) -> str | None:
     for mark, name in _BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return name
-    if _ISO_2022.search(head):
+    if b"\x1b" in head and _ISO_2022.search(head):
         return "ISO-2022-KR" if b"\x1b$)C" in head else "ISO-2022-CN" if b"\x1b$)" in head else "ISO-2022-JP"
+    if 0 not in head:
+        return None
     even, odd = head[::2].count(0), head[1::2].count(0)
     if max(even, odd) > 0.3 * len(head) / 2 and min(even, odd) < 0.1 * max(even, odd):
         return "UTF-16LE" if odd > even else "UTF-16BE"
     controls = len(head) - len(head.translate(None, _CONTROLS))
-    if 0 in head and (controls > _MAX_FOREIGN * len(head) or not _is_utf8(head)):
+    if controls > _MAX_FOREIGN * len(head) or not _is_utf8(head):
         return next((name for name in ("UTF-16LE", "UTF-16BE") if _is_text_in(head, name)), None)
     return None
 
@@ -174,7 +164,7 @@ def _check_utf8(head: bytes, path: Path) -> None:
     is_foreign = stray > max(_MIN_FOREIGN, len(head) * _MAX_FOREIGN)
     is_western = in_words >= 2
     if stray > max(64, len(head) * _MAX_UNDECODABLE) or (stray > whole and (is_foreign or is_western)):
-        name = _probable_encoding(head, text)
+        name = probable_encoding(head, text)
         raise refuse(
             path,
             f"text that is not UTF-8, probably {name}",
@@ -189,24 +179,6 @@ def _is_utf8(head: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _probable_encoding(head: bytes, text: str) -> str:
-    """A name that iconv knows. Western text has isolated non-ASCII letters, too few for statistics."""
-    runs = re.findall("[\udc80-\udcff]+", text)
-    alone = sum(len(run) <= 2 for run in runs)
-    if len("".join(runs)) < 0.2 * len(head) and alone > 0.9 * len(runs):
-        return "WINDOWS-1252 or Latin-1"
-    require("charset_normalizer")
-    from charset_normalizer import from_bytes
-
-    best = from_bytes(head[:20_000], cp_exclusion=NOT_IN_ICONV).best()
-    return iconv_name(best.encoding) if best else "WINDOWS-1252 or another"
-
-
-def iconv_name(codec: str) -> str:
-    """What iconv calls a codec of Python."""
-    return _OTHER_ICONV_NAMES.get(codec) or codec.upper().replace("_", "-")
 
 
 def check_markup(text: str, path: Path) -> None:

@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from megatron_alum.data.preprocessing.readers.wikitext.numbers import Arguments, positional
+from megatron_alum.data.preprocessing.readers.wikitext.numbers import Arguments, is_number, positional
 
 _ROMAN = re.compile(r"[IVXLCDM]+|\d+")
 _ORDINAL = re.compile(r"er|re|e|\u00e8me|nd|nde")
@@ -96,11 +96,26 @@ def siglo(given: Arguments) -> str:
 
 
 def born_died(given: Arguments) -> str:
-    """{{bd|1866\u5e74|11\u670811\u65e5|1936\u5e74|9\u670821\u65e5}} -> both dates in brackets."""
+    """{{bd|1866\u5e74|11\u670811\u65e5|1936\u5e74|9\u670821\u65e5}} -> both dates; {{BD}} has brackets, {{bd}} none."""
     born, died = (given.get(a, "") + given.get(b, "") for a, b in (("1", "2"), ("3", "4")))
-    return f"\uff08{born}\uff0d{died}\uff09" if born else ""
+    return f"{born}\uff0d{died}" if born else ""
 
 
 def before(word: str, given: Arguments) -> str:
     """{{circa|1500|1510}} -> "c. 1500 - c. 1510" with a dash."""
     return " \u2013 ".join(f"{word} {value}" for value in positional(given)) or word
+
+
+def old_style(given: Arguments) -> str:
+    """Dates of both calendars as in Russian, the Julian one first.
+
+    {{OldStyleDate|28|November|1917|15}} -> "15 (28) November 1917": day, month, year, then what differs in the Julian
+    date. {{SS2|7 November|1917|25 October}} -> "25 October (7 November) 1917".
+    """
+    values = [given.get(str(i), "") for i in range(1, 7)]
+    if not values[3]:
+        return f"{values[2]} ({values[0]}) {values[1]}" if is_number(values[1]) else " ".join(filter(None, values))
+    # what both have in common follows the bracket
+    shared = 4 + sum(map(bool, values[4:]))
+    julian, gregorian = " ".join(values[3:shared]), " ".join(filter(None, values[: shared - 3]))
+    return " ".join(filter(None, [julian, f"({gregorian})", *values[shared - 3 : 3]]))

@@ -8,6 +8,18 @@ import re
 from megatron_alum.data.preprocessing.readers.wikitext.numbers import Arguments, is_number, positional, written
 
 _UNITS = {
+    "yd": "yards",
+    "nmi": "nautical miles",
+    "kn": "knots",
+    "st": "stone",
+    "oz": "ounces",
+    "hp": "horsepower",
+    "lbf": "pounds-force",
+    "hand": "hands",
+    "mpgus": "miles per US gallon",
+    "mpgimp": "miles per imperial gallon",
+    "cuft/s": "cubic feet per second",
+    "usgal/min": "US gallons per minute",
     "sqmi": "square miles",
     "sqkm": "km\u00b2",
     "km2": "km\u00b2",
@@ -35,12 +47,17 @@ _UNITS = {
 }
 """Codes of {{convert}}, in lower case, that are not text themselves; others are (km, kg, mph)."""
 _SINGULAR = {"feet": "foot", "inches": "inch"}
-_SINGULAR |= {name + "s": name for name in ("mile", "pound", "acre", "gallon", "barrel", "yard")}
+_SINGULAR |= {
+    name + "s": name for name in ("mile", "pound", "acre", "gallon", "barrel", "yard", "knot", "ounce", "hand")
+}
 _POWER = re.compile(r"^(?:e(3|6|9|12)(?=\D)|([kMGT])(?=oilbbl|cuft|USgal|impgal))")
 _POWERS = {"3": "thousand", "6": "million", "9": "billion", "12": "trillion"}
 _POWERS |= {"k": "thousand", "M": "million", "G": "billion", "T": "trillion"}
-_BETWEEN = {"to", "and", "or", "x", "by", "-", "\u2013", "to(-)", "and(-)", "xx", "*"}
-_WITH_SMALLER_UNIT = {"ft", "lb", "st"}
+_BETWEEN = {"to", "and", "or", "x", "by", "-", "\u2013", "to(-)", "and(-)", "xx", "*", "\u00d7", "+/-", "\u00b1"}
+_RANGE = re.compile(r"^([\d.,]+) ?(to|and|or|by|x|-|\u2013) ?([\d.,]+)$")
+_FRACTION = re.compile(r"[-\u2212]?(?:\d+[-+])?\d+//?\d+")
+_PART = re.compile(r"[-\u2212]?\d+//?\d+")
+_MIXED = re.compile(r"(\d)[-+](\d+/\d)")
 _EXPONENT = re.compile(r"[-\u2212]?\d")
 _SMALL_POWERS = {"1": "", "2": "\u00b2", "3": "\u00b3"}
 
@@ -66,20 +83,35 @@ def convert(given: Arguments) -> str:
     words: list[str] = []
     adjective = given.get("adj", "").startswith("on")
     values = positional(given)
+    values = [*_RANGE.sub(r"\1|\2|\3", values[0]).split("|"), *values[1:]] if values else []
     for i, value in enumerate(values):
-        after_number = bool(words) and is_number(words[-1])
-        if is_number(value) or (after_number and value.lower() in _BETWEEN):
-            words.append(value if value.lower() in _BETWEEN or given.get("comma") else _grouped(value))
+        after_number = bool(words) and _is_amount(words[-1])
+        if _is_amount(value):
+            words.append(value if given.get("comma") else _grouped(value))
+        elif after_number and value.lower() in _BETWEEN:
+            words.append(value.lower())
         elif after_number:
-            smaller_follows = value.lower() in _WITH_SMALLER_UNIT and is_number("".join(values[i + 1 : i + 2]))
-            if len(words) == 1 and not smaller_follows and (adjective or words == ["1"]):
+            another = _is_amount("".join(values[i + 1 : i + 2])) and not _is_amount(
+                "".join(values[i + 2 : i + 3]) or "0"
+            )
+            in_range = len(words) > 1 and words[-2] in _BETWEEN
+            is_one = words[-1] in ("1", "-1") or _PART.fullmatch(words[-1])
+            if not in_range and (adjective or is_one):
                 words.append(_singular(_unit(value)).replace(" ", "-" if adjective else " "))
             else:
                 words.append(value if adjective else _unit(value))
-            if not smaller_follows:
+            if not another:
                 break
-    joined = ("-" if adjective and len(words) == 2 else " ").join(words)
-    return re.sub(r" (?:-|\u2013|to\(-\)|and\(-\)) ", "\u2013", joined)
+    if words[-1:] == ["Mach"]:
+        words.insert(0, words.pop())
+    plain = not any(word in _BETWEEN for word in words)
+    joined = ("-" if adjective and plain else " ").join(words)
+    joined = re.sub(r" (?:-|\u2013|to\(-\)|and\(-\)) ", "\u2013", joined.replace(" \u00d7 ", " x "))
+    return _MIXED.sub(r"\1 \2", joined.replace(" +/- ", " \u00b1 ").replace("//", "/"))
+
+
+def _is_amount(value: str) -> bool:
+    return is_number(value) or _FRACTION.fullmatch(value) is not None
 
 
 def scientific(given: Arguments) -> str:

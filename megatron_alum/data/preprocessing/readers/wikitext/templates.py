@@ -42,7 +42,7 @@ def template_text(content: str, wiki: Wiki, title: str = "") -> str:
         if function.strip() not in _PREFIXES and function.strip() not in wiki.template:
             return _function(function.strip(), head.partition(":")[2].strip(), rest, wiki.language)
         name = name.strip()
-    write = wiki.templates.get(name) or _family(name, wiki)
+    write = wiki.templates.get(head) or wiki.templates.get(name) or _family(name, wiki)
     if write is nothing:
         return HOLE
     if write is not None:

@@ -126,7 +126,7 @@ def _template_rows(
             if name.endswith("*"):
                 families[fold(name[:-1])] = write
             else:
-                exact[fold(name)] = write
+                exact[name if name != name.lower() else fold(name)] = write
     return exact, families, tuple(own_text)
 
 

@@ -115,7 +115,7 @@ def _glossed(given: Arguments) -> str:
     return f"{given['1']} ({inside})" if given.get("1") and inside else given.get("1") or inside
 
 
-_ACCIDENTALS = {"flat": "\u266d", "b": "\u266d", "sharp": "\u266f", "#": "\u266f"}
+_ACCIDENTALS = {"flat": "\u266d", "b": "\u266d", "sharp": "\u266f", "#": "\u266f", "natural": "\u266e", "n": "\u266e"}
 _SEA_LEVELS = {
     "DE-NHN": "\u00fc. NHN",
     "DE-NN": "\u00fc. NN",
@@ -123,6 +123,13 @@ _SEA_LEVELS = {
     "AT": "\u00fc. A.",
     "CH": "\u00fc. M.",
 }
+
+
+def _music(given: Arguments) -> str:
+    """{{music|flat}} -> the sign; {{music|time|3|4}} -> "3/4"."""
+    if given.get("1", "").startswith("time"):
+        return "/".join(positional(given)[1:])
+    return _ACCIDENTALS.get(given.get("1", ""), "")
 
 
 def _height(given: Arguments) -> str:
@@ -150,7 +157,9 @@ WRITERS: dict[str, Writer] = {
     "circa": partial(dates.before, "c."),
     "floruit": partial(dates.before, "fl."),
     "siglo": dates.siglo,
+    "old style": dates.old_style,
     "born died": dates.born_died,
+    "born died in brackets": lambda given: f"\uff08{dates.born_died(given)}\uff09" if positional(given) else "",
     "height": _height,
     "words": _words,
     "quote": _block,
@@ -160,7 +169,7 @@ WRITERS: dict[str, Writer] = {
     "sic": lambda given: "".join(positional(given)) or "[sic]",
     "joined": lambda given: "".join(positional(given)),
     "keys": lambda given: "+".join(filter(None, positional(given))),
-    "music": lambda given: _ACCIDENTALS.get(given.get("1", ""), ""),
+    "music": _music,
     "untitled": lambda given: _QUALIFIER.sub("", given.get("1", "")),
     "or space": lambda given: given.get("1") or " ",
 }
