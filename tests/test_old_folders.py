@@ -85,4 +85,4 @@ def test_another_setting_is_still_refused(old):
     """One that the folder's options lack, given another value than its default."""
     layer = ("--alum-perturb", "layer", "--alum-perturb-layer", 1)
     done = run_script("tools/finetune.py", *FINETUNE, "--seeds", 1, *layer, folder=old)
-    assert done.returncode == 2 and "was made with alum_perturb" in done.stderr
+    assert done.returncode == 2 and "was made with --alum-perturb" in done.stderr

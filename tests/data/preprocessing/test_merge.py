@@ -106,5 +106,7 @@ def test_other_tokenizers_and_damaged_parts_are_refused(shards, tmp_path):
 def test_names_of_parts(tmp_path):
     with pytest.raises(ValueError, match="matches nothing"):
         find_parts([str(tmp_path / "*.json")])
+    for suffix in ("bin", "idx", "json"):
+        (tmp_path / f"a.{suffix}").touch()
     with pytest.raises(ValueError, match="names one twice"):
-        find_parts(["a", "a.json"])
+        find_parts([str(tmp_path / "a"), str(tmp_path / "a.json")])
