@@ -79,13 +79,20 @@ def check_losses(straight: list[dict[str, float]], resumed: list[dict[str, float
     return worst
 
 
-def main(words: list[str] | None = None) -> None:
-    """All four, one after the other; raises at the first failure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments_of(
+    words: list[str] | None, description: str | None, tolerance: float
+) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments of a program that compares runs, and the further options that these take."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="prefix of preprocessed shards")
     parser.add_argument("--folder", type=Path, required=True, help="new folder for the runs")
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=f"of a loss (default: {TOLERANCE})")
-    arguments, more = parser.parse_known_args(words)
+    parser.add_argument("--tolerance", type=float, default=tolerance, help=f"of a loss (default: {tolerance})")
+    return parser.parse_known_args(words)
+
+
+def main(words: list[str] | None = None) -> None:
+    """All four, one after the other; raises at the first failure."""
+    arguments, more = arguments_of(words, __doc__, TOLERANCE)
     options = [*MANY, *more]
     straight, hurt = arguments.folder / "straight", arguments.folder / "hurt"
     subprocess.run(command(arguments.data, straight, options), cwd=ROOT, check=True)

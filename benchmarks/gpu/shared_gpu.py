@@ -13,14 +13,12 @@ dropout, whose masks each rank draws for itself, and with a perturbation that is
 environment without a GPU gives the same on CPUs.
 """
 
-import argparse
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.real_run import ROOT, check_losses, command, rows_of
+from benchmarks.gpu.real_run import ROOT, arguments_of, check_losses, command, rows_of
 
 TENSOR = ["--tensor-model-parallel-size", "2"]
 LAYOUTS = {
@@ -37,11 +35,7 @@ TOLERANCE = 1e-4
 
 def main(words: list[str] | None = None) -> None:
     """All of them; raises at the first loss that differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="prefix of preprocessed shards")
-    parser.add_argument("--folder", type=Path, required=True, help="new folder for the runs")
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=f"of a loss (default: {TOLERANCE})")
-    arguments, options = parser.parse_known_args(words)
+    arguments, options = arguments_of(words, __doc__, TOLERANCE)
     backend = "nccl" if torch.cuda.device_count() > 1 else "gloo"
     joined = ["--distributed-backend", backend, "--distributed-timeout-minutes", "1"]
     alone = arguments.folder / "one rank"

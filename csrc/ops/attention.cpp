@@ -21,7 +21,6 @@
 
 #include "common/checks.h"
 #include "common/large_pages.h"
-#include "ops/cpu/kernels.h"
 #include "ops/dropout.h"
 
 namespace {
@@ -126,9 +125,9 @@ struct Attention {
     at::_softmax_out(weights, weights, -1, false);
   }
 
-  void drop(const Tensor& weights, Tensor dropped, int64_t task) const {
-    DropoutTask dropout = dropout_task(weights, dropped, splitmix64(seed, static_cast<uint64_t>(task)), threshold);
-    cpu_kernels().dropout(dropout, 0, (dropout.elements + kDropoutBlock - 1) / kDropoutBlock);
+  // On the thread of the task: at::parallel_for does not divide work further within itself.
+  void drop(const Tensor& weights, const Tensor& dropped, int64_t task) const {
+    run_dropout_cpu(dropout_task(weights, dropped, splitmix64(seed, static_cast<uint64_t>(task)), threshold));
   }
 };
 
