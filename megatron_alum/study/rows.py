@@ -19,8 +19,6 @@ from megatron_alum.finetune.runs.records import write_at_once
 Row = dict[str, Any]
 SECONDS = "seconds"
 """measure of the last row of a cell"""
-CLOCK = (SECONDS, "step-seconds", "tokens-per-second")
-"""measures that differ between any two studies"""
 
 
 class Results:
@@ -64,8 +62,3 @@ def read_rows(path: Path) -> list[Row]:
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path}:{number} must be a row of a study, but is {line[:60]!r} instead.") from None
     return rows
-
-
-def without_clock(rows: Iterable[Row]) -> list[Row]:
-    """The rows that two studies with the same seeds share."""
-    return [row for row in rows if row["measure"] not in CLOCK]

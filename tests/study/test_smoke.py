@@ -9,9 +9,12 @@ import time
 import pytest
 
 from megatron_alum.study.report import write_study
-from megatron_alum.study.rows import SECONDS, read_rows, without_clock
+from megatron_alum.study.rows import SECONDS, read_rows
 from tests.helpers import warm
 from tests.study.plans import AGAIN, run_small, small_plan
+
+CLOCK = (SECONDS, "step-seconds", "tokens-per-second")
+"""measures that differ between any two studies"""
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +22,11 @@ def study(tmp_path_factory):
     """(plan, results) of the small study, run without a break."""
     work = tmp_path_factory.mktemp("study")
     return small_plan(work), run_small(work)
+
+
+def without_clock(rows):
+    """The rows that two studies with the same seeds share."""
+    return [row for row in rows if row["measure"] not in CLOCK]
 
 
 def values(results, **wanted):
