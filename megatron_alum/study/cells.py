@@ -52,6 +52,7 @@ def cells_of(plan: StudyPlan) -> Iterator[Cell]:
     """All cells in order, except those of the two best arms, which are known only later (`best_cells`)."""
     for number, seed in enumerate(plan.seeds):
         yield Cell("start", seed)
+        drawn = [arm.name for arm in plan.arms if arm.curve]
         for place, arm in enumerate(plan.arms):
             yield Cell("train", seed, arm.name)
             yield Cell("probe", seed, arm.name)
@@ -59,7 +60,7 @@ def cells_of(plan: StudyPlan) -> Iterator[Cell]:
                 for finetune_seed in task.seeds:
                     yield Cell("finetune", seed, arm.name, task.task, PLAIN, finetune_seed)
             if arm.curve:
-                yield from _curve_cells(plan, seed, arm.name)
+                yield from _curve_cells(plan, seed, arm.name, from_start=arm.name == drawn[0])
             if place == 0 and number == 0 and plan.pilot is not None:
                 yield Cell("pilot", seed)
         if any(task.methods for task in plan.downstream):
@@ -68,10 +69,10 @@ def cells_of(plan: StudyPlan) -> Iterator[Cell]:
             yield from _original_cells(plan)
 
 
-def _curve_cells(plan: StudyPlan, seed: int, arm: str) -> Iterator[Cell]:
-    """Fine-tunings of the checkpoints before the last one on the first task."""
+def _curve_cells(plan: StudyPlan, seed: int, arm: str, *, from_start: bool) -> Iterator[Cell]:
+    """Fine-tunings of the checkpoints before the last one on the first task; the common start is that of all arms."""
     task = plan.downstream[0] if plan.downstream else None
-    for point in range(plan.curve_points if task else 0):
+    for point in range(0 if from_start else 1, plan.curve_points if task else 0):
         iteration = plan.start_iters + point * plan.point_iters
         for finetune_seed in task.seeds if task else ():
             assert task is not None

@@ -42,6 +42,11 @@ def run_folder(work: Path, seed: int, name: str) -> Path:
     return work / f"seed{seed}" / name
 
 
+def start_checkpoint(plan: StudyPlan, work: Path, seed: int) -> Path:
+    """The checkpoint that every arm continues from."""
+    return iteration_folder(run_folder(work, seed, "start"), plan.start_iters)
+
+
 def hf_folder(plan: StudyPlan, work: Path, seed: int, arm: str, iteration: int = 0) -> Path:
     """The exported network of an arm at its end, or at an earlier iteration."""
     iteration = iteration or plan.total_iters_of(plan.arm(arm))
@@ -71,7 +76,7 @@ def arm_options(plan: StudyPlan, work: Path, seed: int, arm: Arm, options: Mappi
     start = start_options(plan, work, seed)
     chosen = {
         **{name: start[name] for name in ("data-path", "save-interval", "eval-interval", "progress-bar")},
-        "load": iteration_folder(run_folder(work, seed, "start"), plan.start_iters),
+        "load": start_checkpoint(plan, work, seed),
         "save": run_folder(work, seed, arm.name),
         "keep-last": 0 if arm.curve else 1,
         "alum-alpha": plan.pretraining.get("alum-alpha", 10),
@@ -129,8 +134,7 @@ def train_arm(plan: StudyPlan, work: Path, seed: int, arm: Arm, options: Mapping
         export(iteration_folder(folder, iteration), hf_folder(plan, work, seed, arm.name, iteration))
     if arm.curve:
         begin = plan.start_iters
-        start = iteration_folder(run_folder(work, seed, "start"), begin)
-        export(start, hf_folder(plan, work, seed, arm.name, begin))
+        export(start_checkpoint(plan, work, seed), hf_folder(plan, work, seed, arm.name, begin))
     yield from run_rows(folder, after=plan.start_iters, batch_size=batch_size(plan))
     ascents = options.get("alum-num-ascent-steps", 0 if options.get("alum-alpha") == 0 else 1)
     yield {"measure": "ascent-steps", "value": ascents}

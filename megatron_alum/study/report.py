@@ -194,7 +194,7 @@ def _draw_scores(axes: Axes, plan: StudyPlan, rows: list[Row], metric: str) -> N
     for arm, color in zip(drawn, colors(len(drawn)), strict=True):
         points: dict[int, list[float]] = defaultdict(list)
         for row in rows:
-            if row["arm"] == arm.name and row["measure"] == metric:
+            if row["measure"] == metric and (row["arm"] == arm.name or row["iteration"] == plan.start_iters):
                 points[(row["iteration"] or plan.total_iters_of(arm)) - plan.start_iters].append(100 * row["value"])
         means = [statistics.fmean(points[step]) for step in sorted(points)]
         axes.plot(sorted(points), means, marker="o", label=arm.title or arm.name, color=color)

@@ -1,7 +1,8 @@
 """Runs the cells of a plan that are not done yet, in order, and reports the time that the whole plan takes.
 
 Everything may be killed at any moment: the trainers continue from their checkpoints, and a cell's rows are written
-atomically.
+atomically. Rows alone are enough to go on elsewhere: a network that a cell starts from and that the work folder does not
+hold is trained again, with the same seeds and samples.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from megatron_alum.study.corpora import prepare_texts
 from megatron_alum.study.downstream import best_arms, discard_output, fine_tune
 from megatron_alum.study.pilot import chosen_by_pilot, run_pilot
 from megatron_alum.study.plan import Arm, StudyPlan, resolved
-from megatron_alum.study.pretraining import discard_checkpoints, run_folder, train_arm, train_start
+from megatron_alum.study.pretraining import (
+    discard_checkpoints,
+    hf_folder,
+    run_folder,
+    start_checkpoint,
+    train_arm,
+    train_start,
+)
 from megatron_alum.study.probes import probe
 from megatron_alum.study.rows import SECONDS, Results, Row
 
@@ -55,6 +63,7 @@ class Study:
                 began = time.monotonic()
                 with (self.work / "log.txt").open("a", encoding="utf-8") as log:
                     with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                        self._restore(cell)
                         rows = list(self._rows(cell))
                 seconds = time.monotonic() - began
                 self._keep(cell, [*rows, {"measure": SECONDS, "value": round(seconds, 1)}])
@@ -78,6 +87,17 @@ class Study:
             chosen = first[0]["value"] if first else list(best_arms(plan, self.results, cell.seed))
             return [{"measure": BEST, "value": chosen}]
         return fine_tune(plan, work, cell)
+
+    def _restore(self, cell: Cell) -> None:
+        """Train again what the cell starts from where only its rows are left."""
+        plan, work, seed = self.plan, self.work, cell.seed
+        if cell.kind in ("train", "pilot") and not start_checkpoint(plan, work, seed).is_dir():
+            list(train_start(plan, work, seed))
+        if cell.kind in ("probe", "finetune", "curve") and seed:
+            arm = plan.arm(cell.arm)
+            if not hf_folder(plan, work, seed, arm.name, cell.iteration).is_dir():
+                self._restore(Cell("train", seed, arm.name))
+                list(train_arm(plan, work, seed, arm, self.options_of(arm)))
 
     def options_of(self, arm: Arm) -> dict[str, Any]:
         """An arm's options with what the pilot chose."""

@@ -114,3 +114,15 @@ def test_a_killed_study_continues_to_the_same_rows(study, tmp_path):
     assert [row["cell"] for row in again.rows] == [row["cell"] for row in straight.rows]
     assert without_clock(again.rows) == without_clock(straight.rows)
     assert len(again.of(measure=SECONDS)) == len(straight.of(measure=SECONDS))
+
+
+def test_rows_alone_are_enough_to_go_on_elsewhere(study, tmp_path):
+    """An empty work folder: the networks that the open cells start from are trained again, to the same rows."""
+    _, straight = study
+    kept = [row for row in straight.rows if row["arm" if "arm" in row else "cell"] not in (AGAIN, "bert+")]
+    kept += straight.of(cell=f"train/seed1/{AGAIN}")
+    (tmp_path / "smoke.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    again = run_small(tmp_path)
+    for arm in (AGAIN, "bert+"):
+        assert without_clock(again.of(arm=arm)) == without_clock(straight.of(arm=arm))
+    assert len(again.rows) == len(straight.rows)
