@@ -1,8 +1,8 @@
 """Runs the cells of a plan that are not done yet, in order, and reports the time that the whole plan takes.
 
 Everything may be killed at any moment: the trainers continue from their checkpoints, and a cell's rows are written
-atomically. Rows alone are enough to go on elsewhere: a network that a cell starts from and that the work folder does not
-hold is trained again, with the same seeds and samples.
+atomically. Rows alone are enough to go on elsewhere: a network that a cell starts from is trained again, with the same
+seeds and samples, where the work folder does not hold it.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import time
 
 import torch
 
+from megatron_alum.compat.precision import warn_where_bf16_is_slow
 from megatron_alum.config.cli import format_changes
 from megatron_alum.config.run import RunConfig
 from megatron_alum.config.words import amount, data_size, duration, figure
@@ -45,6 +46,7 @@ def dry_run(config: RunConfig) -> None:
         seconds = {phase: time_iteration(state, plan, phase) for phase in phases}
         if groups.world_rank == 0:
             print(format_changes(config))
+            warn_where_bf16_is_slow(config.precision.bf16)
             print("\n".join(report(state, plan, samples, seconds)), flush=True)
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from megatron_alum.checkpoint.agreement import together
 from megatron_alum.checkpoint.lock import RunLock
 from megatron_alum.checkpoint.save import CheckpointSaver
+from megatron_alum.compat.precision import warn_where_bf16_is_slow
 from megatron_alum.config.cli import format_changes
 from megatron_alum.config.run import RunConfig
 from megatron_alum.data.sampling.loader import BatchLoader, IterationBatches
@@ -97,6 +98,7 @@ class Run:
         self.writers = writers
         if self.is_leader:  # last: whoever is refused should read the refusal, not options
             print(format_changes(config), flush=True)
+            warn_where_bf16_is_slow(config.precision.bf16)
         self.profile = Profile(config.logging, self.saver.root, is_leader=self.is_leader)
         self.warned = False
         self.last_saved = state.iteration if resumed is not None else None

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from megatron_alum.compat.precision import warn_where_bf16_is_slow
 from megatron_alum.config.cli import config_to_dict
 from megatron_alum.config.fields import options_of, plain
 from megatron_alum.config.finetune import FinetuneConfig
@@ -118,8 +119,8 @@ def num_epochs(config: FinetuneConfig) -> float:
 def run_grid(config: FinetuneConfig, prepared: Prepared) -> list[dict[str, Any]]:
     """Run every point that is not done yet; returns all result rows of this grid."""
     output = Path(config.data.output)
-    if is_main_process() and config.training.bf16 and not has_bf16_instructions():
-        print("--bf16: this CPU has no bfloat16 instructions, so bfloat16 is slower here than float32")
+    if is_main_process():
+        warn_where_bf16_is_slow(config.training.bf16)
     check_same_settings(config)
     rows: list[dict[str, Any]] = []
     if is_main_process():
@@ -164,11 +165,6 @@ def check_same_settings(config: FinetuneConfig) -> None:
 def is_main_process() -> bool:
     """Whether this process is the only one or torchrun's first; known before any process group exists."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def has_bf16_instructions() -> bool:
-    """Whether the device has bfloat16 instructions: any GPU that torch sees, a CPU with AVX512-BF16 or AMX."""
-    return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def exit_together() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer
 
+from megatron_alum.compat import precision
 from megatron_alum.config.cli import build_config
 from megatron_alum.config.finetune import FinetuneConfig
 from megatron_alum.finetune.runs import grid
@@ -140,8 +141,8 @@ def test_early_stop(encoder, sentiment, tmp_path):
 
 @pytest.mark.parametrize("grouped", ["true", "false"])
 def test_bf16_on_a_cpu_and_the_dev_set_run_once(encoder, sentiment, tmp_path, grouped, monkeypatch, capsys):
-    """--bf16 needs no GPU, and one line for both runs says so where it is slow; the best checkpoint's own predictions
-    are used, not computed again.
+    """--bf16 needs no GPU, and one line for both runs says where it is slow; the best checkpoint's own predictions are
+    used, not computed again.
     """
 
     predicted = []
@@ -149,9 +150,9 @@ def test_bf16_on_a_cpu_and_the_dev_set_run_once(encoder, sentiment, tmp_path, gr
     monkeypatch.setattr(
         grid, "_outputs", lambda trainer, split: predicted.append(split.name) or original(trainer, split)
     )
-    monkeypatch.setattr(grid, "has_bf16_instructions", lambda: grouped == "true")
+    monkeypatch.setattr(precision, "has_bf16_instructions", lambda: grouped == "true")
     run_tool("finetune", *flags(encoder, sentiment, tmp_path, "--bf16", "--group-by-length", grouped))
-    assert capsys.readouterr().out.count("this CPU has no bfloat16 instructions") == int(grouped == "false")
+    assert capsys.readouterr().err.count("this CPU has no bfloat16 instructions") == int(grouped == "false")
     assert predicted == ["test", "test"] and all(row["value"] > 0.9 for row in rows_of(tmp_path / "results.jsonl"))
 
 
@@ -370,14 +371,6 @@ def test_a_new_row_of_the_table_is_a_new_task(encoder, sentiment, tmp_path, monk
     assert all(row["value"] > 0.9 and row["task"] == "films" for row in rows)
     predicted = (tmp_path / "out" / "runs" / "lr0.005-bs16-seed1" / "late.tsv").read_text()
     assert predicted.splitlines()[0] == "index\tprediction" and "fresh" in predicted
-
-
-@pytest.mark.skipif(torch.cuda.is_available() or sys.platform != "linux", reason="the processor's own word is Linux's")
-def test_bf16_instructions_are_those_that_the_system_reports():
-    from megatron_alum.finetune.runs.grid import has_bf16_instructions
-
-    reported = set(Path("/proc/cpuinfo").read_text().split())
-    assert has_bf16_instructions() == bool({"avx512_bf16", "amx_tile"} & reported)
 
 
 @pytest.mark.parametrize(
