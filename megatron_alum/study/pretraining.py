@@ -111,11 +111,18 @@ def arguments(options: Mapping[str, Any]) -> list[str]:
 
 
 def run_to_end(options: Mapping[str, Any]) -> Path:
-    """Train, from the newest checkpoint of the run's own folder if it has one; returns the folder."""
+    """Train, from the newest checkpoint of the run's own folder if it has one; returns the folder.
+
+    Raises: ValueError for a run that a signal ended early: its trainer saves and returns as at its end.
+    """
     folder = Path(options["save"])
     if list_iterations(folder):
         options = {**options, "load": folder}
-    train(parse_config(RunConfig, arguments(options), infer=options_of_start))
+    config = parse_config(RunConfig, arguments(options), infer=options_of_start)
+    train(config)
+    end, newest = config.last_iteration, max(list_iterations(folder))
+    if newest < end:
+        raise ValueError(f"{folder} was asked to stop at iteration {newest} of {end}. The same command goes on.")
     return folder
 
 

@@ -127,3 +127,16 @@ def test_a_plan_that_cannot_be_is_refused_with_a_sentence(change, said, tmp_path
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     with pytest.raises(ValueError, match=said):
         read_plan(path, places={})
+
+
+def test_what_all_arms_share_is_measured_once(tmp_path):
+    """The common start is the first point of every curve: fine-tuned from the first arm alone, once per seed."""
+    plan = shipped("cpu", tmp_path)
+    curves = [cell for cell in cells_of(plan) if cell.kind == "curve"]
+    starts = [cell for cell in curves if cell.iteration == plan.start_iters]
+    assert [(cell.seed, cell.arm, cell.finetune_seed) for cell in starts] == [
+        (seed, STANDARD, finetuning) for seed in (1, 2) for finetuning in (1, 2, 3)
+    ]
+    drawn = [arm for arm in plan.arms if arm.curve]
+    later = (plan.curve_points - 1) * len(drawn) * len(plan.seeds) * len(plan.downstream[0].seeds)
+    assert len(drawn) == 2 and len(curves) == len(starts) + later and len({cell.name for cell in curves}) == len(curves)

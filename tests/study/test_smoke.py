@@ -5,11 +5,14 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 
+from megatron_alum.study import pretraining
 from megatron_alum.study.report import write_study
 from megatron_alum.study.rows import SECONDS, read_rows
+from megatron_alum.training.loop import train
 from tests.helpers import warm
 from tests.study.plans import AGAIN, run_small, small_plan
 
@@ -117,12 +120,31 @@ def test_a_killed_study_continues_to_the_same_rows(study, tmp_path):
 
 
 def test_rows_alone_are_enough_to_go_on_elsewhere(study, tmp_path):
-    """An empty work folder: the networks that the open cells start from are trained again, to the same rows."""
+    """No network is left, only rows and texts (a vocabulary trained again may number its entries differently): those
+    that the open cells start from are trained again, to the same rows.
+    """
     _, straight = study
-    kept = [row for row in straight.rows if row["arm" if "arm" in row else "cell"] not in (AGAIN, "bert+")]
+    work = tmp_path / "work"
+    shutil.copytree(straight.path.parent, work, ignore=shutil.ignore_patterns("seed1", "pilot", "finetune"))
+    kept = [row for row in straight.rows if row.get("arm") not in (AGAIN, "bert+")]
     kept += straight.of(cell=f"train/seed1/{AGAIN}")
-    (tmp_path / "smoke.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
-    again = run_small(tmp_path)
+    (work / "smoke.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    again = run_small(work)
     for arm in (AGAIN, "bert+"):
         assert without_clock(again.of(arm=arm)) == without_clock(straight.of(arm=arm))
     assert len(again.rows) == len(straight.rows)
+
+
+def test_a_study_that_is_asked_to_stop_keeps_no_shortened_cell(study, tmp_path, monkeypatch):
+    """SIGTERM makes a trainer save and return early, as it does here after 4 steps: its cell is not done."""
+    _, straight = study
+    work = tmp_path / "work"
+    shutil.copytree(straight.path.parent, work, ignore=shutil.ignore_patterns("seed1", "pilot", "finetune"))
+    (work / "smoke.jsonl").unlink()
+    shorter = {"exit_interval": 4}
+    monkeypatch.setattr(
+        pretraining, "train", lambda config: train(replace(config, training=replace(config.training, **shorter)))
+    )
+    with pytest.raises(ValueError, match=f"asked to stop at iteration 4 of {small_plan(work).start_iters}. The same"):
+        run_small(work)
+    assert not (work / "smoke.jsonl").exists()
