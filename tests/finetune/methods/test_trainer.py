@@ -330,11 +330,16 @@ def test_resume_equals_an_uninterrupted_run(tmp_path, name):
 
 
 def test_freelb_without_movement_equals_plain_training(tmp_path):
-    """K = 2 passes at delta = 0 with one set of dropout masks: the mean of equal gradients is the gradient."""
+    """K = 2 passes at delta = 0 with one set of dropout masks: the mean of equal gradients is the gradient.
+
+    Gradient descent, since Adam's steps and clipped gradients do not change with the gradients' scale.
+    """
+    descent = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
     still = dataclasses.replace(METHODS["freelb"].freelb, num_steps=2, step_size=0.0, init_magnitude=0.0)
-    _, freelb = train(tmp_path, "classification", method=dataclasses.replace(METHODS["freelb"], freelb=still))
+    plan = dataclasses.replace(METHODS["freelb"], freelb=still)
+    _, freelb = train(tmp_path, "classification", method=plan, arguments_changes=descent)
     with fast_dropout():
-        _, plain = train(tmp_path, "classification", method="none")
+        _, plain = train(tmp_path, "classification", method="none", arguments_changes=descent)
     for name in plain:
         torch.testing.assert_close(freelb[name], plain[name], rtol=1e-5, atol=1e-6)
 
