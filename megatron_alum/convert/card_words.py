@@ -74,12 +74,12 @@ def recipe_sentences(run: Mapping[str, Any], iteration: int | None) -> Iterator[
     if first is not None and last is not None:
         rose = f"rose from {100 * first:g} % to {100 * last:g} %" if first != last else f"was {100 * first:g} %"
         yield f"The share of masked tokens {rose}."
-    yield from _adversarial(run, iters)
+    yield from _adversarial(run)
     if run.get("init_from"):
         yield f"It started from the weights of {PurePath(str(run['init_from'])).name}."
 
 
-def _adversarial(run: Mapping[str, Any], iters: int | None) -> Iterator[str]:
+def _adversarial(run: Mapping[str, Any]) -> Iterator[str]:
     start, alpha, steps = (run.get(f"alum_{name}") for name in ("start_fraction", "alpha", "num_ascent_steps"))
     if start is None or alpha is None:
         return

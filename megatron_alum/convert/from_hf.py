@@ -47,13 +47,13 @@ PROBE = "Word \u00c9t\u00e9"
 _PART_TITLES = {"pooler": "the pooler", "mlm": "the MLM head", "nsp": "the NSP head"}
 
 
-def model_config_from_hf(hf_dir: str | Path, *, seq_length: int | None = None) -> ModelConfig:
-    """The ModelConfig of a Hugging Face folder or hub name; `seq_length` None means the longest it supports.
+def model_config_from_hf(hf_dir: str | Path) -> ModelConfig:
+    """The ModelConfig of a Hugging Face folder or hub name, for the longest sequences it supports.
 
     Raises: ValueError naming the field of config.json that megatron-core would compute differently.
     """
     folder = resolve_model_folder(str(hf_dir))
-    return model_config_from_dict(read_hf_config(folder), str(folder / "config.json"), seq_length=seq_length)
+    return model_config_from_dict(read_hf_config(folder), str(folder / "config.json"))
 
 
 def model_flags_from_hf(hf_dir: str | Path) -> dict[str, Any]:

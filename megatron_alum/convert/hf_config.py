@@ -109,10 +109,8 @@ def config_sizes(config: Mapping[str, Any], source: str) -> Sizes:
     )
 
 
-def model_config_from_dict(
-    config: Mapping[str, Any], source: str, *, seq_length: int | None = None, divisible_by: int = 128
-) -> ModelConfig:
-    """The ModelConfig of a config.json; `seq_length` None means the longest sequence its position table allows.
+def model_config_from_dict(config: Mapping[str, Any], source: str) -> ModelConfig:
+    """The ModelConfig of a config.json, for sequences as long as its position table allows.
 
     Raises: ValueError naming the field that is not a number or that megatron-core would compute differently.
     """
@@ -134,10 +132,9 @@ def model_config_from_dict(
     given = {ours: _number(config[theirs], theirs, source) for ours, theirs in _FIELDS.items() if theirs in config}
     return ModelConfig(
         model_type=architecture.model_type,
-        seq_length=positions if seq_length is None else seq_length,
+        seq_length=positions,
         max_position_embeddings=positions,
         first_position=first,
-        make_vocab_size_divisible_by=divisible_by,
         **{"layernorm_epsilon": _default_epsilon(architecture), **given},
     )
 

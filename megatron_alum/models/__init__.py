@@ -4,14 +4,13 @@ from megatron_alum.compat import silence_fallback_warnings
 
 silence_fallback_warnings()  # before the first import of megatron-core
 
-from megatron_alum.models.attention import AttentionBackend, attention_backend  # noqa: E402
+from megatron_alum.models.attention import attention_backend  # noqa: E402
 from megatron_alum.models.bert import EncodedRows, Level, SplitBert  # noqa: E402
 from megatron_alum.models.build import build_model, padded_vocab_size  # noqa: E402
 from megatron_alum.models.heads import HeadOutputs  # noqa: E402
 from megatron_alum.models.inputs import ModelInputs  # noqa: E402
 
 __all__ = [
-    "AttentionBackend",
     "EncodedRows",
     "HeadOutputs",
     "Level",

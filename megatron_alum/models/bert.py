@@ -70,7 +70,6 @@ class SplitBert(BertModel):
         self.parts = parts
         self.real_vocab_size = vocab_size
         self.vocab_size = padded_vocab_size
-        self.max_sequence_length = model_config.max_position_embeddings
         self.pre_process, self.post_process = groups.is_first_stage, groups.is_last_stage
         self.share_embeddings_and_output_weights = True
         self.add_binary_head = model_config.has_nsp_head

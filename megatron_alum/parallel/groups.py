@@ -35,12 +35,11 @@ _STAGE_SEED_STEP = 1_009  # likewise between pipeline stages
 class ProcessGroups:
     """The process groups of this rank, with its place in them.
 
-    `world` holds all ranks, `tp` those that share each layer, `pp` those that hold the successive pipeline stages, `dp`
-    those that hold the same part of the model.
+    `world` holds all ranks, `tp` those that share each layer, `dp` those that hold the same part of the model.
+    megatron-core's pipeline schedules know the ranks of the other stages themselves.
     """
 
     tp: dist.ProcessGroup
-    pp: dist.ProcessGroup
     dp: dist.ProcessGroup
     world: dist.ProcessGroup
     tp_rank: int
@@ -123,7 +122,6 @@ def initialize(
     assert dist.group.WORLD is not None
     return ProcessGroups(
         tp=parallel_state.get_tensor_model_parallel_group(),
-        pp=parallel_state.get_pipeline_model_parallel_group(),
         dp=parallel_state.get_data_parallel_group(),
         world=dist.group.WORLD,
         tp_rank=parallel_state.get_tensor_model_parallel_rank(),

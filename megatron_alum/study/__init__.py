@@ -10,6 +10,6 @@ pilot.py         the radius
 probes.py        held-out loss: clean, under random noise, under attack, on other text
 downstream.py    fine-tuning of the arms' encoders, and attacks on the results
 run.py           all cells that are not done yet
-statistics.py    mean, deviation, paired differences, intervals, and the conclusion that they allow
+statistics.py    paired differences, intervals, and the conclusion that they allow
 report.py        tables and curves from the rows
 """

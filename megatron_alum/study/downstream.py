@@ -47,7 +47,7 @@ def fine_tune(plan: StudyPlan, work: Path, cell: Cell) -> Iterator[Row]:
         if row["split"] == "dev":
             yield {"measure": row["metric"], "value": row["value"], "examples": row["n"]}
     if config.training.save_model:
-        yield from _attacks(config, task, output / "model", cell.finetune_seed)
+        yield from _attacks(task, output / "model", cell.finetune_seed)
 
 
 def discard_output(work: Path, cell: Cell) -> None:
@@ -71,8 +71,8 @@ def finetune_config(plan: StudyPlan, work: Path, cell: Cell, task: Downstream, o
     return config_from_dict(FinetuneConfig, flags)
 
 
-def best_arms(plan: StudyPlan, results: Results, seed: int, count: int = 2) -> tuple[str, ...]:
-    """The arms whose mean score over tasks and fine-tuning seeds is best after a seed of pre-training."""
+def best_arms(plan: StudyPlan, results: Results, seed: int) -> tuple[str, ...]:
+    """The two arms whose mean score over tasks and fine-tuning seeds is best after a seed of pre-training."""
     means = {}
     for arm in plan.arms:
         tasks = []
@@ -83,7 +83,7 @@ def best_arms(plan: StudyPlan, results: Results, seed: int, count: int = 2) -> t
                 tasks.append(statistics.fmean(scores))
         if tasks:
             means[arm.name] = statistics.fmean(tasks)
-    return tuple(sorted(means, key=lambda name: means[name], reverse=True)[:count])
+    return tuple(sorted(means, key=lambda name: means[name], reverse=True)[:2])
 
 
 def first_metric(rows: Sequence[Row]) -> list[float]:
@@ -92,7 +92,7 @@ def first_metric(rows: Sequence[Row]) -> list[float]:
     return [row["value"] for row in rows if row["measure"] == named]
 
 
-def _attacks(config: FinetuneConfig, task: Downstream, model: Path, seed: int) -> Iterator[Row]:
+def _attacks(task: Downstream, model: Path, seed: int) -> Iterator[Row]:
     """PGD of growing radius and edits of growing number on the same examples."""
     given = {
         name: value

@@ -1,5 +1,4 @@
-"""What can be concluded from the seeds: mean, deviation and number, paired differences with an interval, and a
-sentence.
+"""What can be concluded from the seeds: paired differences with an interval, and a sentence.
 
 A pair is one arm and the one it is compared with at the same seed (of pre-training, and of fine-tuning where there is
 one). The interval of the mean difference is the wider one, on each side, of the percentile bootstrap (Efron 1979) and
@@ -28,8 +27,6 @@ class Difference:
 
     mean: float
     """of the pairs; the compared arm minus the baseline"""
-    deviation: float | None
-    """sample standard deviation; None for one pair"""
     n: int
     """pairs"""
     low: float
@@ -49,20 +46,20 @@ def paired(values: Mapping[Hashable, float], baseline: Mapping[Hashable, float])
 
 
 def difference(differences: Sequence[float]) -> Difference:
-    """Mean, deviation, number and interval. Raises: ValueError without a pair."""
+    """Mean, number and interval. Raises: ValueError without a pair."""
     if not differences:
         raise ValueError("`differences` must have at least one pair, but have none.")
     mean, n = statistics.fmean(differences), len(differences)
     if n == 1:
-        return Difference(mean, None, 1, -math.inf, math.inf)
+        return Difference(mean, 1, -math.inf, math.inf)
     boot, student = bootstrap_interval(differences), student_interval(differences)
     low, high = min(boot[0], student[0]), max(boot[1], student[1])
-    return Difference(mean, statistics.stdev(differences), n, low, high)
+    return Difference(mean, n, low, high)
 
 
-def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
     """Percentile interval of the mean at LEVEL; the same numbers give the same interval."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     require("scipy")
     from scipy import stats
 

@@ -1,4 +1,4 @@
-"""The table of slow tests: a real session with two of them, then with one again."""
+"""The table of slow tests: a real session with two of them, then with one again; the rows of the kept one."""
 
 import csv
 from pathlib import Path
@@ -9,6 +9,7 @@ from tests.helpers.results_table import COLUMNS, merge
 from tests.helpers.warm import start
 
 pytest_plugins = ["pytester"]
+ROOT = Path(__file__).parents[2]
 
 TESTS = """
 import pytest
@@ -36,7 +37,7 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
     """Sessions in a process of their own find this package."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
 def outcomes(pytester):
@@ -88,3 +89,22 @@ def test_two_workers_share_the_file(pytester):
     for worker in workers:
         worker.join()
     assert outcomes(pytester) == dict.fromkeys(sorted(names), "passed")
+
+
+class Collected:
+    """A pytest plugin that keeps the names of the tests of a session."""
+
+    def pytest_collection_finish(self, session):
+        self.names = {item.nodeid for item in session.items}
+
+
+def test_every_row_of_the_kept_table_names_a_slow_test():
+    """Renamed tests, other parameters and moved files leave rows behind, which no run replaces."""
+    with (ROOT / "tests" / "slow_results.csv").open(newline="", encoding="utf-8") as stream:
+        rows = {row["test"] for row in csv.DictReader(stream)}
+    files = {ROOT / row.split("::")[0] for row in rows}
+    assert sorted(file for file in files if not file.is_file()) == []
+    collected = Collected()
+    words = ["--collect-only", "-q", "-s", "-p", "no:cacheprovider", "-m", "slow", f"--rootdir={ROOT}"]
+    assert pytest.main([*words, *map(str, files)], plugins=[collected]) == pytest.ExitCode.OK
+    assert sorted(rows - collected.names) == []

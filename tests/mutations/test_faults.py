@@ -36,19 +36,43 @@ def test_every_package_has_a_fault():
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault["name"])
 def test_a_fault_is_noticed(fault, tmp_path):
-    for folder in COPIED:
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in FILES:
-        shutil.copy(ROOT / name, tmp_path / name)
+    copy_project(tmp_path)
     path = tmp_path / fault["file"]
     path.write_text(path.read_text(encoding="utf-8").replace(fault["before"], fault["after"]), encoding="utf-8")
     if path.suffix == ".cpp":
         build = run(tmp_path, "setup.py", "build_ext", "--inplace")
         assert build.returncode == 0, build.stderr[-3000:]
-    chosen = ["-k", fault["only"]] if "only" in fault else []
-    done = run(tmp_path, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", fault["test"], *chosen)
+    done = run_tests(tmp_path, "-x", fault["test"], *chosen(fault))
     assert done.returncode == FAILED, done.stdout[-3000:] + done.stderr[-3000:]
     assert "failed" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_without_a_fault_a_copy_passes(tmp_path):
+    """Otherwise a failure would not be the fault's."""
+    copy_project(tmp_path)
+    whole = sorted({fault["test"] for fault in FAULTS if not chosen(fault)})
+    for words in (whole, *([fault["test"], *chosen(fault)] for fault in FAULTS if chosen(fault))):
+        done = run_tests(tmp_path, *words)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def copy_project(folder):
+    """What the tests of FAULTS need, with the extensions as they are built here."""
+    for name in COPIED:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy(ROOT / name, folder / name)
+
+
+def chosen(fault):
+    """pytest's words that leave only some parameters of the fault's test."""
+    return ["-k", fault["only"]] if "only" in fault else []
+
+
+def run_tests(folder, *words):
+    """pytest in the copy."""
+    return run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words)
 
 
 def run(folder, *words):

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from megatron.core import tensor_parallel
+from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import param_and_grad_buffer
 
 from megatron_alum.config.training import ParallelConfig
@@ -173,8 +173,7 @@ def test_shutdown_without_a_start_does_nothing():
 
 def _stages(rank, world_size):
     groups = initialize(tensor_parallel_size=2, pipeline_parallel_size=2)
-    members = [None] * torch.distributed.get_world_size(groups.pp)
-    torch.distributed.all_gather_object(members, rank, group=groups.pp)
+    members = torch.distributed.get_process_group_ranks(parallel_state.get_pipeline_model_parallel_group())
     seed_everything(7, groups)
     place = (groups.pp_rank, groups.pp_size, groups.dp_size, groups.is_first_stage, groups.is_last_stage)
     return members, place, groups.ranks_per_model, torch.rand(2).tolist()

@@ -64,13 +64,13 @@ def test_swapping_the_arms_turns_the_difference_around(values):
 
 def test_one_pair_is_not_a_difference_and_none_is_an_error():
     found = difference([7.0])
-    assert (found.mean, found.deviation, found.n, found.is_one) == (7.0, None, 1, False)
+    assert (found.mean, found.n, found.is_one) == (7.0, 1, False)
     with pytest.raises(ValueError, match="at least one pair"):
         difference([])
 
 
 def made(mean, half, n=3):
-    return Difference(mean, 1.0, n, mean - half, mean + half)
+    return Difference(mean, n, mean - half, mean + half)
 
 
 # {arm: difference}, lower is better -> the sentence
@@ -85,7 +85,7 @@ SENTENCES = [
         "Better than base: b (by 0.2 nats, n 2); worse than base: c (by 3 nats, n 3); "
         "no difference from base in the other 1 of 3.",
     ),
-    ({"a": Difference(9.0, None, 1, -math.inf, math.inf)}, True, "One pair: no difference from base can be told"),
+    ({"a": Difference(9.0, 1, -math.inf, math.inf)}, True, "One pair: no difference from base can be told"),
     ({}, True, "Nothing to compare with base yet."),
 ]
 

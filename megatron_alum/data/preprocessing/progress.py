@@ -10,10 +10,9 @@ from tqdm import tqdm
 class Progress:
     """A tqdm bar over input bytes as stored; silent when `show` is false."""
 
-    def __init__(self, total_bytes: int, *, show: bool, done_bytes: int = 0, what: str = "preprocess") -> None:
+    def __init__(self, total_bytes: int, *, show: bool, what: str = "preprocess") -> None:
         self._bar = tqdm(
             total=total_bytes,
-            initial=done_bytes,
             desc=what,
             unit="B",
             unit_scale=True,

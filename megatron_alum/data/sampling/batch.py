@@ -85,13 +85,9 @@ class PretrainingBatch:
         return sum(self.masked_counts)
 
     @property
-    def num_adversarial_tokens(self) -> int:
-        """Real tokens of the sequences that take the adversarial branch."""
-        return sum(self.lengths[: self.num_adversarial])
-
-    @property
     def num_adversarial_masked(self) -> int:
-        """Masked positions of those sequences; they come first among `masked_positions`."""
+        """Masked positions of the sequences that take the adversarial branch; they come first among
+        `masked_positions`."""
         return sum(self.masked_counts[: self.num_adversarial])
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PretrainingBatch:
@@ -111,37 +107,27 @@ class PretrainingBatch:
 
     def leading(self, num_sequences: int, multiple: int) -> PretrainingBatch:
         """The first `num_sequences` sequences as a separate batch, with T a multiple of `multiple`."""
-        return self._cut(0, num_sequences, multiple)
-
-    def trailing(self, num_sequences: int, multiple: int) -> PretrainingBatch:
-        """The sequences beyond the first `num_sequences` as a separate batch, with T a multiple of `multiple`."""
-        return self._cut(num_sequences, self.num_sequences, multiple)
-
-    def _cut(self, first: int, last: int, multiple: int) -> PretrainingBatch:
-        """The sequences [first, last); sample indices and the order stay."""
-        assert 0 <= first <= last <= self.num_sequences
-        begin, num_tokens = sum(self.lengths[:first]), sum(self.lengths[first:last])
-        masked_begin, num_masked = sum(self.masked_counts[:first]), sum(self.masked_counts[first:last])
-        real, masked = slice(begin, begin + num_tokens), slice(masked_begin, masked_begin + num_masked)
+        assert 0 <= num_sequences <= self.num_sequences
+        num_tokens, num_masked = sum(self.lengths[:num_sequences]), sum(self.masked_counts[:num_sequences])
         tail = rounded_up(num_tokens, multiple) - num_tokens
-        if last - first == self.num_sequences and num_tokens + tail == len(self.tokens):
+        if num_sequences == self.num_sequences and num_tokens + tail == len(self.tokens):
             return self
 
         def ended(values: Tensor, filler: int) -> Tensor:
-            return torch.nn.functional.pad(values[real], (0, tail), value=filler)
+            return torch.nn.functional.pad(values[:num_tokens], (0, tail), value=filler)
 
         return PretrainingBatch(
             tokens=ended(self.tokens, self.pad_token),
             token_types=ended(self.token_types, 0),
             position=ended(self.position, 0),
-            sequence=ended(self.sequence - first, last - first),
-            cu_seqlens=self.cu_seqlens[first : last + 1] - begin,
-            masked_positions=self.masked_positions[masked] - begin,
-            masked_labels=self.masked_labels[masked],
-            nsp_labels=self.nsp_labels[first:last],
-            sample_index=self.sample_index[first:last],
-            lengths=self.lengths[first:last],
-            masked_counts=self.masked_counts[first:last],
+            sequence=ended(self.sequence, num_sequences),
+            cu_seqlens=self.cu_seqlens[: num_sequences + 1],
+            masked_positions=self.masked_positions[:num_masked],
+            masked_labels=self.masked_labels[:num_masked],
+            nsp_labels=self.nsp_labels[:num_sequences],
+            sample_index=self.sample_index[:num_sequences],
+            lengths=self.lengths[:num_sequences],
+            masked_counts=self.masked_counts[:num_sequences],
             pad_token=self.pad_token,
-            num_adversarial=min(max(self.num_adversarial - first, 0), last - first),
+            num_adversarial=min(self.num_adversarial, num_sequences),
         )

@@ -59,11 +59,11 @@ def _about_files(task: Task, split: str) -> AbstractContextManager[None]:
     return about(FLAG_OF[split]) if task.own_files else nullcontext()
 
 
-def raw_labels(task: Task, data_dir: str | Path, split: str) -> list[str]:
-    """The stripped label of every row of a split of the user's own; empty ones are left out."""
+def raw_labels(task: Task, data_dir: str | Path) -> list[str]:
+    """The stripped label of every training row of a task of the user's own; empty ones are left out."""
     found = []
-    with _about_files(task, split):
-        for path in find_files(task, data_dir, split):
+    with _about_files(task, "train"):
+        for path in find_files(task, data_dir, "train"):
             for index, row in enumerate(read_rows(path, form_of_own_file(path, task.kind))):
                 where = f"{path}:{row.get('_line', index + 1)}"
                 found.append(_label_text(_column(row, task.label, where, required=True), where))

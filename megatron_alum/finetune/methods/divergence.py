@@ -24,7 +24,6 @@ from megatron_alum import ops
 from megatron_alum.alum import RowDivergence, Samples
 
 Kind = Literal["classification", "regression", "spans", "choice", "tags"]
-KINDS: tuple[Kind, ...] = ("classification", "regression", "spans", "choice", "tags")
 PAD_LOGIT = -1e4  # exp underflows to 0 beside any real logit, and the difference of two stays finite
 IGNORED_LABEL = -100
 SEVERAL_LABELS = (

@@ -105,7 +105,7 @@ def find_task(data: FinetuneDataConfig) -> Task:
     task = custom_task(data.custom, data.train_file)
     if data.custom.labels or data.custom.kind not in (None, "classification"):
         return task
-    kind, names = found_labels(raw_labels(task, data.data_dir, "train"), data.custom.kind)
+    kind, names = found_labels(raw_labels(task, data.data_dir), data.custom.kind)
     if is_main_process():
         said = f"the classes {', '.join(names)}" if names else "a score: a regression"
         print(f"{data.train_file}: {data.custom.label_column} holds {said} (--labels and --kind say otherwise)")

@@ -53,7 +53,7 @@ def stored_task(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} must be as megatron-alum finetune writes it, but is not: {error!r}.") from None
 
 
-def task_of(folder: str, name: str | None, custom: CustomTaskConfig, train_file: str | None = None) -> Task:
+def task_of(folder: str, name: str | None, custom: CustomTaskConfig) -> Task:
     """The task `name`, or that of the folder; for a task of the user's own, what the flags leave open is taken from
     the folder: from its record, or for a folder from elsewhere from its head.
 
@@ -68,11 +68,11 @@ def task_of(folder: str, name: str | None, custom: CustomTaskConfig, train_file:
     if name != "custom":
         return task_named(name)
     if stored.get("task") == "custom":
-        return custom_task(with_stored(custom, stored), train_file)
+        return custom_task(with_stored(custom, stored))
     kind, labels = head_of(folder)
     kind = custom.kind or kind
     labels = custom.labels or (labels if kind == "classification" else ())
-    return custom_task(replace(custom, kind=kind, labels=labels), train_file)
+    return custom_task(replace(custom, kind=kind, labels=labels))
 
 
 def with_stored(custom: CustomTaskConfig, stored: Mapping[str, Any]) -> CustomTaskConfig:

@@ -4,11 +4,13 @@ The step is compared with one written out here from BERT's own modules and torch
 Trainer: loss, perturbation and every parameter's gradient, in float64 without dropout.
 """
 
+from typing import get_args
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from megatron_alum.finetune.methods.divergence import KINDS
+from megatron_alum.finetune.methods.divergence import Kind
 from megatron_alum.finetune.methods.embeddings import perturbable
 from megatron_alum.finetune.methods.presets import METHODS, method
 from megatron_alum.finetune.methods.trainer import AlumTrainer
@@ -110,7 +112,7 @@ def deltas(kind, rows, reduction="sample", **changes):
     return torch.where(perturbable(inputs).unsqueeze(-1), moved, 0.0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", get_args(Kind))
 def test_the_ascent_of_an_example_is_the_same_whatever_else_is_in_the_batch(kind):
     whole, few = deltas(kind, slice(0, 8)), deltas(kind, slice(0, 2))
     assert few.abs().max() > 1e-4
@@ -123,7 +125,7 @@ def test_reduction_over_the_batch_is_noticed():
     torch.testing.assert_close(few, 4 * whole[:2], rtol=1e-7, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", get_args(Kind))
 def test_no_ascent_step_trains_every_kind_and_logs_no_ascent(tmp_path, kind):
     trainer, _ = train(tmp_path, kind, method=method("alum", num_ascent_steps=0, noise_std=0.1))
     rows = [row for row in trainer.state.log_history if "loss" in row]
