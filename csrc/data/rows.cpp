@@ -27,8 +27,7 @@ int64_t target_length(const WalkSettings& walk, int64_t document) {
 
 // Takes single tokens off the longer side (B when equal) until both fit, from front or back by a fair coin. The number
 // each side loses follows from the lengths, so the coins are counted instead of tossed in turn.
-Row truncated(const Pair& pair, const WalkSettings& walk, int64_t document, uint32_t ordinal) {
-  Pair p = pair;
+Row truncated(Pair p, const WalkSettings& walk, int64_t document, uint32_t ordinal) {
   const int64_t excess = p.a_length + p.b_length - walk.max_tokens;
   if (excess > 0) {
     WordStream<1> cuts(walk.seed, domain_word(Stream::kTruncation, 0, walk.dataset, walk.epoch),
