@@ -90,7 +90,8 @@ std::vector<std::vector<Row>> walk_parts(const Sentences& sentences, const WalkS
   const auto work = [&] {
     for (int part; (part = next++) < num_parts;) {
       const int64_t begin = sentences.first + part * kPartDocuments;
-      append_pairs(sentences, walk, begin, std::min(begin + kPartDocuments, sentences.last), parts[part]);
+      const int64_t end = std::min(begin + kPartDocuments, sentences.last);
+      for (int64_t document = begin; document < end; ++document) append_pairs(sentences, walk, document, parts[part]);
     }
   };
   std::vector<std::thread> helpers;

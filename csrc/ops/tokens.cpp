@@ -15,17 +15,6 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-TokenTask task_of(at::IntArrayRef sizes, double step_size, double epsilon, int64_t projection) {
-  TORCH_CHECK_VALUE(!sizes.empty(), "the perturbation must have a dimension of channels, but has none.");
-  TORCH_CHECK_VALUE(kClamp <= projection && projection <= kNormalizedGradient,
-                    "`projection` must be 0, 1 or 2, but is ", projection, " instead.");
-  TokenTask task{};
-  task.channels = sizes.back();
-  task.tokens = c10::multiply_integers(sizes.slice(0, sizes.size() - 1));
-  task.step = {static_cast<float>(step_size), static_cast<float>(epsilon), static_cast<int>(projection)};
-  return task;
-}
-
 std::tuple<Tensor, Tensor, Tensor> perturb(const OptionalTensor& x_any, const OptionalTensor& delta_any,
                                            const OptionalTensor& sample_index, const OptionalTensor& position, double std,
                                            int64_t seed, int64_t iteration, int64_t num_channels,
@@ -40,7 +29,13 @@ std::tuple<Tensor, Tensor, Tensor> perturb(const OptionalTensor& x_any, const Op
   Tensor moved = x_any.has_value()       ? fresh(x_any->sizes(), options)
                  : delta_any.has_value() ? fresh(delta_any->sizes(), options)
                                          : fresh({sample_index->size(0), num_channels}, options);
-  TokenTask task = task_of(moved.sizes(), step_size, epsilon, projection);
+  TORCH_CHECK_VALUE(moved.dim() > 0, "the perturbation must have a dimension of channels, but has none.");
+  TORCH_CHECK_VALUE(kClamp <= projection && projection <= kNormalizedGradient,
+                    "`projection` must be 0, 1 or 2, but is ", projection, " instead.");
+  TokenTask task{};
+  task.channels = moved.size(-1);
+  task.tokens = c10::multiply_integers(moved.sizes().slice(0, moved.dim() - 1));
+  task.step = {static_cast<float>(step_size), static_cast<float>(epsilon), static_cast<int>(projection)};
   // The tensor as the kernels read it; kept alive until they are queued.
   const auto given = [&](const OptionalTensor& tensor, const char* name, const void** pointer, int* element) {
     if (!tensor.has_value()) return Tensor();

@@ -236,8 +236,9 @@ RowRecord record_of_clean(const Element* a, int64_t columns, const KeptWeights& 
 }
 
 // The record of one row, also written to the task's. `kept` must hold the row; it is filled when the row is one block.
+// Not inlined: beside the caller's variables the loops would have too few registers.
 template <typename Element>
-RowRecord record_of_row(const RowTask& task, int64_t row, const KeptWeights& kept) {
+[[gnu::noinline]] RowRecord record_of_row(const RowTask& task, int64_t row, const KeptWeights& kept) {
   const RowPointers<Element> at = row_pointers<Element>(task, row);
   const bool last = row + 1 >= task.rows;
   const int64_t ahead_a = last ? 0 : task.clean_stride, ahead_b = last ? 0 : task.adv_stride;

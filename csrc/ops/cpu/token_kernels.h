@@ -142,14 +142,19 @@ float add_row(const Element* x, const float* moved, int64_t channels, Out* sum) 
 }
 
 // `add_row` of a token, written to x_adv. A row of scratch.
+template <typename Element, typename Out>
+float add_token(const TokenTask& task, int64_t token, const float* moved, float* scratch) {
+  const int64_t channels = task.channels, bytes = channels * static_cast<int64_t>(sizeof(Out));
+  Out* sum = reinterpret_cast<Out*>(scratch);
+  const float total = add_row(static_cast<const Element*>(task.x) + token * channels, moved, channels, sum);
+  write_out(sum, bytes, bytes * task.tokens, static_cast<Out*>(task.x_adv) + token * channels);
+  return total;
+}
+
 inline float add_token(const TokenTask& task, int64_t token, const float* moved, float* scratch) {
   return by_element(task.x_element, [&](auto x) {
     return by_element(task.out_element, [&](auto out) {
-      const int64_t channels = task.channels, bytes = channels * static_cast<int64_t>(sizeof(out));
-      auto* sum = reinterpret_cast<decltype(out)*>(scratch);
-      const float total = add_row(static_cast<const decltype(x)*>(task.x) + token * channels, moved, channels, sum);
-      write_out(sum, bytes, bytes * task.tokens, static_cast<decltype(out)*>(task.x_adv) + token * channels);
-      return total;
+      return add_token<decltype(x), decltype(out)>(task, token, moved, scratch);
     });
   });
 }
