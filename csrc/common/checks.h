@@ -42,11 +42,16 @@ inline void check_like(const at::Tensor& tensor, const at::Tensor& model, const 
                     " instead.");
 }
 
-// One number per row or token: dtype, length and device.
-inline void check_vector(const at::Tensor& tensor, at::ScalarType type, int64_t length, const at::Device& device,
-                         const char* name) {
-  TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.size(0) == length && tensor.scalar_type() == type &&
-                        tensor.device() == device,
-                    "`", name, "` must be ", type, " [", length, "] on ", device, ", but is ", tensor.scalar_type(), " ",
+// Numbers of a type, dense, with these sizes, on this device, as the kernels read them from `*pointer`, which the
+// result keeps alive.
+template <typename Number>
+at::Tensor dense(const at::Tensor& tensor, at::IntArrayRef sizes, const at::Device& device, const char* name,
+                 const Number** pointer) {
+  constexpr at::ScalarType type = c10::CppTypeToScalarType<Number>::value;
+  TORCH_CHECK_VALUE(tensor.sizes() == sizes && tensor.scalar_type() == type && tensor.device() == device, "`", name,
+                    "` must be ", type, " ", sizes, " on ", device, ", but is ", tensor.scalar_type(), " ",
                     tensor.sizes(), " on ", tensor.device(), " instead.");
+  at::Tensor read = tensor.contiguous();
+  *pointer = read.const_data_ptr<Number>();
+  return read;
 }

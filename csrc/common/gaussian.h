@@ -53,7 +53,3 @@ MA_FUNCTION PhiloxBlock noise_counter(const NoiseToken& token, uint32_t block) {
   return PhiloxBlock{
       {block, token.position, static_cast<uint32_t>(token.sample), static_cast<uint32_t>(token.sample >> 32)}};
 }
-
-MA_FUNCTION PhiloxBlock noise_words(const NoiseToken& token, uint32_t block) {
-  return philox(noise_counter(token, block), token.key);
-}

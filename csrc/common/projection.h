@@ -10,19 +10,13 @@ struct AscentStep {
   int projection;
 };
 
-// The gradient as the step uses it. `gradient_norm` is max |g| over the token's channels.
-MA_FUNCTION float scaled_gradient(float gradient, float gradient_norm, int projection) {
-  return projection == kNormalizedGradient && gradient_norm > 0.0f ? MA_DIV(gradient, gradient_norm) : gradient;
-}
-
-// The factor of the gradient in the step: eta, or eta / max |g|.
-MA_FUNCTION float gradient_factor(float gradient_norm, const AscentStep& step) {
-  const bool normalized = step.projection == kNormalizedGradient && gradient_norm > 0.0f;
-  return normalized ? MA_DIV(step.step_size, gradient_norm) : step.step_size;
+// The gradient, or the step size, as the step uses it. `gradient_norm` is max |g| over the token's channels.
+MA_FUNCTION float scaled(float value, float gradient_norm, const AscentStep& step) {
+  return step.projection == kNormalizedGradient && gradient_norm > 0.0f ? MA_DIV(value, gradient_norm) : value;
 }
 
 MA_FUNCTION float stepped(float delta, float gradient, float gradient_norm, const AscentStep& step) {
-  return MA_ADD(delta, MA_MUL(step.step_size, scaled_gradient(gradient, gradient_norm, step.projection)));
+  return MA_ADD(delta, MA_MUL(step.step_size, scaled(gradient, gradient_norm, step)));
 }
 
 // `stepped_norm` is max |stepped| over the token's channels, read by kNormalize only.

@@ -18,18 +18,13 @@ struct RowRecord {
 
 MA_FUNCTION RowRecord empty_record() { return RowRecord{-MA_INFINITY, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f}; }
 
-// a - b rounded, and what rounding has lost (Knuth's TwoSum).
+// a - b rounded, and what rounding has lost (Knuth's TwoSum). An infinite difference, which has no rounding error,
+// stays infinite.
 MA_FUNCTION float two_difference(float a, float b, float* rest) {
   const float difference = MA_ADD(a, -b);
   const float back = MA_ADD(difference, -a);
-  *rest = MA_ADD(MA_ADD(a, -MA_ADD(difference, -back)), -MA_ADD(b, back));
-  return difference;
-}
-
-// The same; an infinite difference, which has no rounding error, stays infinite.
-MA_FUNCTION float finite_two_difference(float a, float b, float* rest) {
-  const float difference = two_difference(a, b, rest);
-  *rest = MA_MATH(fmaxf)(*rest, -3.4028234e38f);  // not a number: the other argument
+  const float lost = MA_ADD(MA_ADD(a, -MA_ADD(difference, -back)), -MA_ADD(b, back));
+  *rest = MA_MATH(fmaxf)(lost, -3.4028234e38f);  // not a number: the other argument
   return difference;
 }
 
@@ -53,7 +48,7 @@ struct PartShare {
 
 MA_FUNCTION PartShare share_of(const RowRecord& part, float top, float level, float center, float rest, float log_total) {
   float own_rest;
-  const float own_center = finite_two_difference(part.maximum, part.level, &own_rest);
+  const float own_center = two_difference(part.maximum, part.level, &own_rest);
   const float log_mass = MA_MATH(logf)(part.mass) - log_total;
   PartShare share;
   share.log_clean = (part.maximum - top) + log_mass;
@@ -86,7 +81,7 @@ MA_FUNCTION RowRecord merge(const RowRecord& x, const RowRecord& y, bool one_sid
   const bool level_of_x = adv_x > adv_y + 20.0f || (x_leads && !(adv_y > adv_x + 20.0f));
   const float top = x_leads ? x.maximum : y.maximum, level = level_of_x ? x.level : y.level;
   float rest;
-  const float center = finite_two_difference(top, level, &rest);
+  const float center = two_difference(top, level, &rest);
   const float total =
       x.mass * MA_MATH(expf)(x.maximum - top) + y.mass * MA_MATH(expf)(y.maximum - top);
   const float log_total = MA_MATH(logf)(total);

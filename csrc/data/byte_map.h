@@ -1,6 +1,6 @@
 // A hash table from byte strings to numbers: the memory behind the words and the vocabulary of word_table.h.
 // Keys are stored one after another in one block; a slot holds the hash, so a key is compared about once per look-up.
-// Open addressing, at most half full. Single keys are never removed, only all at once.
+// Open addressing, at most half full. Keys are never removed.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ class ByteMap {
  public:
   static constexpr uint32_t kAbsent = UINT32_MAX;
 
-  ByteMap() { clear(); }
+  ByteMap() : slots_(kFirstSlots) {}
 
   // The value of `key`, or kAbsent.
   uint32_t find(std::string_view key) const {
@@ -39,12 +39,6 @@ class ByteMap {
   size_t size() const { return num_keys_; }
   size_t num_bytes() const { return slots_.size() * sizeof(Slot) + keys_.size(); }
 
-  void clear() {
-    std::vector<Slot>(kFirstSlots).swap(slots_);
-    std::string().swap(keys_);
-    num_keys_ = 0;
-  }
-
  private:
   static constexpr uint32_t kEmpty = UINT32_MAX;
   static constexpr size_t kFirstSlots = 1024;
@@ -58,19 +52,15 @@ class ByteMap {
   // Eight bytes per step, multiplied and folded; the high half of a product depends on every bit before it.
   static uint32_t hash(std::string_view key) {
     constexpr uint64_t kFactor = 0x9E3779B97F4A7C15u;  // 2^64 / golden ratio
-    uint64_t state = key.size() * kFactor;
-    const char* bytes = key.data();
-    size_t left = key.size();
-    for (; left >= 8; left -= 8, bytes += 8) {
-      uint64_t word;
-      std::memcpy(&word, bytes, 8);
+    uint64_t state = key.size() * kFactor, word;
+    size_t i = 0;
+    for (; i + 8 <= key.size(); i += 8) {
+      std::memcpy(&word, key.data() + i, 8);
       state = (state ^ word) * kFactor;
       state ^= state >> 32;
     }
-    uint64_t word = 0;
-    for (size_t i = 0; i < left; ++i) word |= static_cast<uint64_t>(static_cast<uint8_t>(bytes[i])) << (8 * i);
-    state = (state ^ word) * kFactor;
-    return static_cast<uint32_t>(state >> 32);
+    for (word = 0; i < key.size(); ++i) word = word << 8 | static_cast<uint8_t>(key[i]);
+    return static_cast<uint32_t>((state ^ word) * kFactor >> 32);
   }
 
   // Slot of `key`, or the empty one where it would go.
@@ -96,7 +86,7 @@ class ByteMap {
 
   std::vector<Slot> slots_;
   std::string keys_;
-  size_t num_keys_;
+  size_t num_keys_ = 0;
 };
 
 }  // namespace megatron_alum::data

@@ -92,14 +92,11 @@ inline int64_t replacement(int64_t token, uint32_t word, const MaskSettings& set
 
 }  // namespace
 
-double MaskSettings::rate(int64_t sample_index) const {
-  const int64_t steps = static_cast<int64_t>(rates.size());
-  return rates[std::min(sample_index * steps / train_samples, steps - 1)];
-}
-
 int num_to_mask(int64_t length, int64_t num_candidates, int64_t sample_index, const MaskSettings& settings) {
+  const int64_t steps = static_cast<int64_t>(settings.rates.size());
+  const double rate = settings.rates[std::min(sample_index * steps / settings.train_samples, steps - 1)];
   // nearbyint rounds halves to even, as Python's round does.
-  const int64_t wanted = static_cast<int64_t>(std::nearbyint(length * settings.rate(sample_index)));
+  const int64_t wanted = static_cast<int64_t>(std::nearbyint(length * rate));
   return static_cast<int>(std::min(std::max<int64_t>(1, wanted), num_candidates));
 }
 

@@ -21,8 +21,6 @@ struct MaskSettings {
   uint64_t seed;
   uint32_t split;
   uint32_t masked_below, kept_below;       // word -> mask token | unchanged | random token
-
-  double rate(int64_t sample_index) const;
 };
 
 struct Vocabulary {

@@ -45,28 +45,29 @@ T* output(py::array_t<T, py::array::c_style>& array, py::ssize_t size, const cha
   return array.mutable_data();
 }
 
-Objective objective_of(const std::string& name) {
-  if (name == "nsp") return Objective::kNextSentence;
-  if (name == "sop") return Objective::kSentenceOrder;
-  if (name == "none") return Objective::kNone;
-  throw std::invalid_argument("objective must be nsp, sop or none, but is " + name + " instead.");
+// The value of an enum that has three, by its place among their names.
+template <typename Enum>
+Enum by_name(const char* setting, const char* const (&names)[3], const std::string& name) {
+  const auto found = std::find(std::begin(names), std::end(names), name);
+  if (found != std::end(names)) return static_cast<Enum>(found - names);
+  throw std::invalid_argument(std::string(setting) + " must be " + names[0] + ", " + names[1] + " or " + names[2] +
+                              ", but is " + name + " instead.");
 }
 
-Masking masking_of(const std::string& name) {
-  if (name == "token") return Masking::kToken;
-  if (name == "whole_word") return Masking::kWholeWord;
-  if (name == "ngram") return Masking::kNgram;
-  throw std::invalid_argument("masking must be token, whole_word or ngram, but is " + name + " instead.");
+Objective objective_of(const std::string& name) {
+  return by_name<Objective>("objective", {"nsp", "sop", "none"}, name);
 }
+
+using Integers = py::array_t<int64_t, py::array::c_style>;
 
 // Sentences together with the arrays they point into.
 struct SentenceTable {
   py::array lengths, offsets;
-  py::array_t<int64_t, py::array::c_style> bounds;
+  Integers bounds;
   Sentences view;
 
-  SentenceTable(py::array lengths_in, py::array offsets_in, py::array_t<int64_t, py::array::c_style> bounds_in,
-                int64_t first, int64_t last, int token_bytes)
+  SentenceTable(py::array lengths_in, py::array offsets_in, Integers bounds_in, int64_t first, int64_t last,
+                int token_bytes)
       : lengths(std::move(lengths_in)), offsets(std::move(offsets_in)), bounds(std::move(bounds_in)) {
     if (first < 0 || last < first || last >= bounds.size() || (token_bytes != 2 && token_bytes != 4)) {
       throw std::invalid_argument("the documents must lie in the shard and its tokens have 2 or 4 bytes.");
@@ -89,7 +90,8 @@ std::vector<std::vector<Row>> walk_parts(const Sentences& sentences, const WalkS
   const auto work = [&] {
     for (int part; (part = next++) < num_parts;) {
       const int64_t begin = sentences.first + part * kPartDocuments;
-      append_pairs(sentences, walk, begin, std::min(begin + kPartDocuments, sentences.last), parts[part]);
+      const int64_t end = std::min(begin + kPartDocuments, sentences.last);
+      for (int64_t document = begin; document < end; ++document) append_pairs(sentences, walk, document, parts[part]);
     }
   };
   std::vector<std::thread> helpers;
@@ -124,9 +126,7 @@ py::array_t<uint8_t> walk_epoch(const SentenceTable& table, const std::string& o
   return rows;
 }
 
-using Integers = py::array_t<int64_t, py::array::c_style>;
-
-// A Sampler together with the arrays it points into.
+// A Sampler whose arrays are Python's; the bindings below keep them alive as long as it.
 class BoundSampler {
  public:
   BoundSampler(const std::string& objective, int seq_length, MaskSettings mask, Vocabulary vocabulary,
@@ -138,15 +138,12 @@ class BoundSampler {
   void add_shard(const py::array& tokens, const SentenceTable& table) {
     const int token_bytes = 1 << table.view.token_shift;
     sampler_.add_shard({bytes_of(tokens, token_bytes, "tokens"), tokens.size(), table.view, {}});
-    alive_.append(tokens);
-    alive_.append(py::make_tuple(table.lengths, table.offsets, table.bounds));
   }
 
   void add_epoch(int shard, const py::array& rows, int64_t first_sample, uint64_t seed, uint32_t domain) {
     const uint8_t* data = bytes_of(rows, sizeof(Row), "rows");
     const Permutation order(rows.size(), seed, domain);
     sampler_.add_epoch(shard, {reinterpret_cast<const Row*>(data), first_sample, first_sample + rows.size(), order});
-    alive_.append(rows);
   }
 
   int shard_to_extend(const Integers& samples) const {
@@ -191,7 +188,6 @@ class BoundSampler {
  private:
   int seq_length_;
   Sampler sampler_;
-  py::list alive_;
 };
 
 }  // namespace
@@ -203,26 +199,22 @@ PYBIND11_MODULE(_data, m) {
   bind_word_table(m);
 
   py::class_<SentenceTable>(m, "SentenceTable")
-      .def(py::init<py::array, py::array, py::array_t<int64_t, py::array::c_style>, int64_t, int64_t, int>(),
-           py::kw_only(), py::arg("lengths"), py::arg("offsets"), py::arg("bounds"), py::arg("first"), py::arg("last"),
-           py::arg("token_bytes"));
+      .def(py::init<py::array, py::array, Integers, int64_t, int64_t, int>(), py::kw_only(), py::arg("lengths"),
+           py::arg("offsets"), py::arg("bounds"), py::arg("first"), py::arg("last"), py::arg("token_bytes"));
 
   py::class_<MaskSettings>(m, "MaskSettings")
       .def(py::init([](const std::string& masking, std::vector<uint64_t> ngram_thresholds, std::vector<double> rates,
                        int64_t train_samples, uint64_t seed, uint32_t split, uint32_t masked_below,
                        uint32_t kept_below) {
-             return MaskSettings{masking_of(masking), std::move(ngram_thresholds), std::move(rates), train_samples,
-                                 seed, split, masked_below, kept_below};
+             return MaskSettings{by_name<Masking>("masking", {"token", "whole_word", "ngram"}, masking),
+                                 std::move(ngram_thresholds), std::move(rates), train_samples, seed, split,
+                                 masked_below, kept_below};
            }),
            py::kw_only(), py::arg("masking"), py::arg("ngram_thresholds"), py::arg("rates"), py::arg("train_samples"),
            py::arg("seed"), py::arg("split"), py::arg("masked_below"), py::arg("kept_below"));
 
   py::class_<Vocabulary>(m, "Vocabulary")
-      .def(py::init([](int64_t cls, int64_t sep, int64_t mask, int64_t pad, int pair_separators, int64_t second_type,
-                       std::vector<int32_t> regular, std::vector<uint8_t> word_start) {
-             return Vocabulary{cls, sep, mask, pad, pair_separators, second_type, std::move(regular),
-                               std::move(word_start)};
-           }),
+      .def(py::init<int64_t, int64_t, int64_t, int64_t, int, int64_t, std::vector<int32_t>, std::vector<uint8_t>>(),
            py::kw_only(), py::arg("cls"), py::arg("sep"), py::arg("mask"), py::arg("pad"), py::arg("pair_separators"),
            py::arg("second_type"), py::arg("regular"), py::arg("word_start"));
 
@@ -234,9 +226,10 @@ PYBIND11_MODULE(_data, m) {
                     std::vector<int64_t>>(),
            py::kw_only(), py::arg("objective"), py::arg("seq_length"), py::arg("mask"), py::arg("vocabulary"),
            py::arg("blend_shard"), py::arg("blend_rank"), py::arg("blend_counts"))
-      .def("add_shard", &BoundSampler::add_shard, py::arg("tokens"), py::arg("sentences"))
+      .def("add_shard", &BoundSampler::add_shard, py::arg("tokens"), py::arg("sentences"), py::keep_alive<1, 2>(),
+           py::keep_alive<1, 3>())
       .def("add_epoch", &BoundSampler::add_epoch, py::arg("shard"), py::arg("rows"), py::kw_only(),
-           py::arg("first_sample"), py::arg("seed"), py::arg("domain"))
+           py::arg("first_sample"), py::arg("seed"), py::arg("domain"), py::keep_alive<1, 3>())
       .def("shard_to_extend", &BoundSampler::shard_to_extend, py::arg("samples"))
       .def("measure", &BoundSampler::measure, py::arg("samples"))
       .def("fill", &BoundSampler::fill, py::arg("samples"), py::kw_only(), py::arg("multiple"),

@@ -27,8 +27,7 @@ int64_t target_length(const WalkSettings& walk, int64_t document) {
 
 // Takes single tokens off the longer side (B when equal) until both fit, from front or back by a fair coin. The number
 // each side loses follows from the lengths, so the coins are counted instead of tossed in turn.
-Row truncated(const Pair& pair, const WalkSettings& walk, int64_t document, uint32_t ordinal) {
-  Pair p = pair;
+Row truncated(Pair p, const WalkSettings& walk, int64_t document, uint32_t ordinal) {
   const int64_t excess = p.a_length + p.b_length - walk.max_tokens;
   if (excess > 0) {
     WordStream<1> cuts(walk.seed, domain_word(Stream::kTruncation, 0, walk.dataset, walk.epoch),
@@ -93,7 +92,9 @@ int64_t sentence_order_pair(const Sentences& s, PairWords& words, int64_t begin,
   return stop;
 }
 
-void append_document(const Sentences& s, const WalkSettings& walk, int64_t document, std::vector<Row>& rows) {
+}  // namespace
+
+void append_pairs(const Sentences& s, const WalkSettings& walk, int64_t document, std::vector<Row>& rows) {
   const int64_t target = target_length(walk, document), end = s.bounds[document + 1];
   const uint32_t domain = domain_word(Stream::kPair, 0, walk.dataset, walk.epoch);
   uint32_t ordinal = 0;
@@ -107,13 +108,6 @@ void append_document(const Sentences& s, const WalkSettings& walk, int64_t docum
                 : sentence_order_pair(s, words, begin, stop, pair);
     if (pair.label != kNoPair) rows.push_back(truncated(pair, walk, document, ordinal));
   }
-}
-
-}  // namespace
-
-void append_pairs(const Sentences& sentences, const WalkSettings& walk, int64_t begin, int64_t end,
-                  std::vector<Row>& rows) {
-  for (int64_t document = begin; document < end; ++document) append_document(sentences, walk, document, rows);
 }
 
 void append_full_sentences(const Sentences& s, int64_t max_tokens, std::vector<Row>& rows) {

@@ -50,9 +50,8 @@ struct WalkSettings {
   uint32_t dataset, epoch;
 };
 
-// Rows of one pass over the documents [begin, end) for a sentence-pair objective, appended to `rows`.
-void append_pairs(const Sentences& sentences, const WalkSettings& walk, int64_t begin, int64_t end,
-                  std::vector<Row>& rows);
+// Rows of one document for a sentence-pair objective, appended to `rows`.
+void append_pairs(const Sentences& sentences, const WalkSettings& walk, int64_t document, std::vector<Row>& rows);
 
 // Rows of full sentences over all documents of the split, appended to `rows`.
 void append_full_sentences(const Sentences& sentences, int64_t max_tokens, std::vector<Row>& rows);

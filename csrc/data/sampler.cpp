@@ -76,7 +76,7 @@ Sampler::Place Sampler::locate(int64_t sample_index) const {
 
 // Tokens of a sample. Full sentences keep the number of document ends inside in b_length: one separator each.
 int64_t Sampler::length_of(const Row& row) const {
-  const int special = settings_.objective == Objective::kNone ? 2 : 2 + settings_.vocabulary.pair_separators;
+  const int special = paired() ? 2 + settings_.vocabulary.pair_separators : 2;
   return int64_t{row.a_length} + row.b_length + special;
 }
 
@@ -84,12 +84,11 @@ int64_t Sampler::length_of(const Row& row) const {
 // sample. Checked by differences, since a sum with a damaged start may overflow.
 bool Sampler::row_is_sound(const Place& place) const {
   const Row& row = *place.row;
-  const bool paired = settings_.objective != Objective::kNone;
   const Sentences& s = place.shard->sentences;
   const bool fits = length_of(row) <= settings_.seq_length && row.a_length > 0;
   const bool a_inside = row.a_start >= 0 && row.a_start <= place.shard->num_tokens - row.a_length;
   if (!fits || !a_inside) return false;
-  if (paired) {
+  if (paired()) {
     return row.b_length > 0 && row.b_start >= 0 && row.b_start <= place.shard->num_tokens - row.b_length &&
            row.label <= 1;
   }
@@ -114,7 +113,7 @@ int Sampler::write_text(const Place& place, int64_t* tokens, std::vector<TextRan
     for (int i = 0; i < separators; ++i) tokens[end++] = v.sep;
   };
   texts.clear();
-  if (settings_.objective != Objective::kNone) {
+  if (paired()) {
     append(row.a_start, row.a_length, v.pair_separators);
     append(row.b_start, row.b_length, 1);
     return end;
@@ -136,7 +135,6 @@ void Sampler::locate_group(const int64_t* sample_indices, int num_samples, bool 
     places[i] = locate(sample_indices[i]);
     __builtin_prefetch(places[i].row);
   }
-  const bool paired = settings_.objective != Objective::kNone;
   for (int i = 0; i < num_samples; ++i) {
     const Place& place = places[i];
     if (!row_is_sound(place)) {
@@ -145,7 +143,7 @@ void Sampler::locate_group(const int64_t* sample_indices, int num_samples, bool 
     }
     if (!reads_text) continue;
     prefetch_text(*place.shard, place.row->a_start, place.row->a_length);
-    if (paired) prefetch_text(*place.shard, place.row->b_start, place.row->b_length);
+    if (paired()) prefetch_text(*place.shard, place.row->b_start, place.row->b_length);
   }
 }
 
@@ -154,7 +152,6 @@ BatchExtent Sampler::fill(const int64_t* sample_indices, int num_samples, int64_
   const std::shared_lock<std::shared_mutex> lock(epochs_mutex_);
   thread_local Scratch scratch;
   const Vocabulary& v = settings_.vocabulary;
-  const bool paired = settings_.objective != Objective::kNone;
   int64_t end = 0, num_masked = 0;
   Place places[kGroup];
   for (int b = 0; b < num_samples; ++b) {
@@ -162,13 +159,13 @@ BatchExtent Sampler::fill(const int64_t* sample_indices, int num_samples, int64_
     const Place& place = places[b % kGroup];
     int64_t* types = out.token_types + end;
     const int length = write_text(place, out.tokens + end, scratch.texts);
-    const int second = paired ? scratch.texts[1].begin : length;
+    const int second = paired() ? scratch.texts[1].begin : length;
     std::fill(types, types + second, 0);
     std::fill(types + second, types + length, v.second_type);
     std::iota(out.position + end, out.position + end + length, int64_t{0});
     std::fill(out.sequence + end, out.sequence + end + length, b);
     out.cu_seqlens[b] = static_cast<int32_t>(end);
-    out.nsp_labels[b] = paired ? place.row->label : kIgnoredLabel;
+    out.nsp_labels[b] = paired() ? place.row->label : kIgnoredLabel;
     const MaskedOut masked{end, out.masked_positions + num_masked, out.masked_labels + num_masked};
     out.masked_counts[b] = mask_sample(out.tokens + end, length, scratch.texts, sample_indices[b], settings_.mask, v,
                                        scratch.mask, masked);
@@ -184,28 +181,26 @@ BatchExtent Sampler::fill(const int64_t* sample_indices, int num_samples, int64_
   return {num_tokens, num_masked};
 }
 
-// How many tokens of a sample are masked.
-int Sampler::masked_count(const Place& place, int64_t sample_index, Scratch& scratch) const {
-  const Row& row = *place.row;
-  if (settings_.mask.masking == Masking::kToken) {
-    const int64_t candidates = settings_.objective == Objective::kNone ? row.a_length : row.a_length + row.b_length;
-    return num_to_mask(length_of(row), candidates, sample_index, settings_.mask);
-  }
-  for (auto* buffer : {&scratch.tokens, &scratch.positions, &scratch.labels}) buffer->resize(settings_.seq_length);
-  const int length = write_text(place, scratch.tokens.data(), scratch.texts);
-  return mask_sample(scratch.tokens.data(), length, scratch.texts, sample_index, settings_.mask, settings_.vocabulary,
-                     scratch.mask, {0, scratch.positions.data(), scratch.labels.data()});
-}
-
 void Sampler::measure(const int64_t* sample_indices, int num_samples, int64_t* lengths, int64_t* masked_counts) const {
   const std::shared_lock<std::shared_mutex> lock(epochs_mutex_);
   thread_local Scratch scratch;
+  for (auto* buffer : {&scratch.tokens, &scratch.positions, &scratch.labels}) buffer->resize(settings_.seq_length);
   const bool reads_text = settings_.mask.masking != Masking::kToken;
   Place places[kGroup];
   for (int i = 0; i < num_samples; ++i) {
     if (i % kGroup == 0) locate_group(sample_indices + i, std::min(kGroup, num_samples - i), reads_text, places);
-    lengths[i] = length_of(*places[i % kGroup].row);
-    masked_counts[i] = masked_count(places[i % kGroup], sample_indices[i], scratch);
+    const Place& place = places[i % kGroup];
+    const Row& row = *place.row;
+    lengths[i] = length_of(row);
+    if (reads_text) {
+      const int length = write_text(place, scratch.tokens.data(), scratch.texts);
+      masked_counts[i] = mask_sample(scratch.tokens.data(), length, scratch.texts, sample_indices[i], settings_.mask,
+                                     settings_.vocabulary, scratch.mask,
+                                     {0, scratch.positions.data(), scratch.labels.data()});
+    } else {
+      const int64_t candidates = paired() ? row.a_length + row.b_length : row.a_length;
+      masked_counts[i] = num_to_mask(lengths[i], candidates, sample_indices[i], settings_.mask);
+    }
   }
 }
 

@@ -88,13 +88,13 @@ class Sampler {
     std::vector<int64_t> tokens, positions, labels;  // [S] of a sample that is measured
   };
 
+  bool paired() const { return settings_.objective != Objective::kNone; }
   int64_t index_in_shard(int64_t sample_index, int* shard) const;
   Place locate(int64_t sample_index) const;
   bool row_is_sound(const Place& place) const;
   int64_t length_of(const Row& row) const;
   void locate_group(const int64_t* sample_indices, int num_samples, bool reads_text, Place* places) const;
   int write_text(const Place& place, int64_t* tokens, std::vector<TextRange>& texts) const;
-  int masked_count(const Place& place, int64_t sample_index, Scratch& scratch) const;
 
   SamplerSettings settings_;
   std::vector<Shard> shards_;

@@ -13,8 +13,6 @@ namespace py = pybind11;
 
 namespace megatron_alum::data {
 
-void bind_word_table(py::module_& m);
-
 namespace {
 
 // The UTF-8 form that Python keeps with the string; it lives as long as `text`.
@@ -26,9 +24,9 @@ std::string_view utf8_of(py::handle text) {
 }
 
 // A word table that packs ids as uint16 or int32.
-class PackingTable {
+class PackingTable : public WordTable {
  public:
-  PackingTable(bool prefixed, int token_bytes) : table_(prefixed), token_bytes_(token_bytes) {
+  PackingTable(bool prefixed, int token_bytes) : WordTable(prefixed), token_bytes_(token_bytes) {
     if (token_bytes != 2 && token_bytes != 4) throw std::invalid_argument("token_bytes must be 2 or 4.");
   }
 
@@ -40,7 +38,7 @@ class PackingTable {
       // "##s" also stands for itself, but no run of letters and digits begins with the prefix
       wordpiece.add_entry(std::string_view(entry).substr(inner ? prefix.size() : 0), id, inner);
     }
-    table_.use_wordpiece(std::move(wordpiece));
+    WordTable::use_wordpiece(std::move(wordpiece));
   }
 
   // (packed ids of each sentence, None where a word is missing or spaces are irregular; the missing words, each once)
@@ -51,7 +49,7 @@ class PackingTable {
     for (size_t i = 0; i < sentences.size(); ++i) {
       ids.clear();
       const py::handle sentence = PyList_GET_ITEM(sentences.ptr(), i);
-      const bool whole = table_.append(utf8_of(sentence), ids, missing);
+      const bool whole = append(utf8_of(sentence), ids, missing);
       packed[i] = whole ? py::object(pack(ids)) : py::object(py::none());
     }
     ByteMap seen;
@@ -65,12 +63,8 @@ class PackingTable {
 
   void learn(const py::list& words, const std::vector<std::vector<uint32_t>>& ids) {
     if (words.size() != ids.size()) throw std::invalid_argument("each word must have its ids.");
-    for (size_t i = 0; i < ids.size(); ++i) table_.learn(utf8_of(words[i]), ids[i]);
+    for (size_t i = 0; i < ids.size(); ++i) WordTable::learn(utf8_of(words[i]), ids[i]);
   }
-
-  size_t size() const { return table_.size(); }
-  size_t num_bytes() const { return table_.num_bytes(); }
-  void clear() { table_.clear(); }
 
  private:
   py::bytes pack(const std::vector<uint32_t>& ids) const {
@@ -79,7 +73,6 @@ class PackingTable {
     return py::bytes(reinterpret_cast<const char*>(narrow.data()), 2 * narrow.size());
   }
 
-  WordTable table_;
   int token_bytes_;
 };
 

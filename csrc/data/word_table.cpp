@@ -83,9 +83,9 @@ void WordTable::learn(std::string_view word, const std::vector<uint32_t>& ids) {
 }
 
 void WordTable::clear() {
-  words_.clear();
-  std::vector<uint32_t>().swap(ids_);
-  std::vector<uint32_t>().swap(ends_);
+  words_ = ByteMap();
+  ids_ = std::vector<uint32_t>();
+  ends_ = std::vector<uint32_t>();
 }
 
 }  // namespace megatron_alum::data

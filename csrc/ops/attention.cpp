@@ -37,7 +37,7 @@ uint64_t seed_of(const Tensor& seed, int64_t threshold) {
   return static_cast<uint64_t>(seed.item<int64_t>());
 }
 
-DropoutTask dropout_task(const Tensor& x, const Tensor& out, uint64_t seed, int64_t threshold) {
+void drop(const Tensor& x, const Tensor& out, uint64_t seed, int64_t threshold) {
   DropoutTask task{};
   task.x = x.const_data_ptr();
   task.out = out.mutable_data_ptr();
@@ -46,34 +46,23 @@ DropoutTask dropout_task(const Tensor& x, const Tensor& out, uint64_t seed, int6
   task.threshold = static_cast<uint32_t>(threshold);
   task.scale = static_cast<float>(static_cast<double>(kDropoutLevels) / static_cast<double>(kDropoutLevels - threshold));
   task.element = element_of(x, "x");
-  return task;
+  run_dropout_cpu(task);
 }
 
 Tensor dropout(const Tensor& x_any, const Tensor& seed, int64_t threshold) {
-  const uint64_t drawn = seed_of(seed, threshold);
-  const Tensor x = x_any.contiguous();
-  const Tensor out = prefer_large_pages(at::empty(x.sizes(), x.options()));
-  run_dropout_cpu(dropout_task(x, out, drawn, threshold));
+  const Tensor x = x_any.contiguous(), out = prefer_large_pages(at::empty(x.sizes(), x.options()));
+  drop(x, out, seed_of(seed, threshold), threshold);
   return out;
 }
-
-// The scores, weights and dropped weights of one task, in memory of its thread.
-struct Scratch {
-  Tensor memory;
-  Tensor square(int64_t place, int64_t length) const {
-    return memory.as_strided({length, length}, {length, 1}, place * memory.size(1));
-  }
-};
 
 struct Attention {
   Tensor query, key, value;  // [T, heads, D]
   IntArrayRef lengths;
   uint64_t seed;
-  int64_t threshold;  // of 2^16: the probability of dropping
   double scale;
 
   Attention(const Tensor& q, const Tensor& k, const Tensor& v, IntArrayRef lengths, const Tensor& seed, int64_t threshold)
-      : query(q), key(k), value(v), lengths(lengths), threshold(threshold) {
+      : query(q), key(k), value(v), lengths(lengths) {
     TORCH_CHECK_VALUE(q.dim() == 3, "`query` must be [T, heads, D], but is ", q.sizes(), " instead.");
     check_like(k, q, "key");
     check_like(v, q, "value");
@@ -93,7 +82,9 @@ struct Attention {
     return fresh;
   }
 
-  // Calls work(task's number, rows, scratch) for each sequence and head; rows(tensor) is its part [L, D] of a tensor.
+  // Calls work(seed of the mask, rows, square) for each sequence and head: rows(tensor) is its part [L, D] of a tensor,
+  // square(i) the i-th of so many [L, L] in memory of its thread, for scores and weights. What work calls stays on its
+  // thread: at::parallel_for does not divide work further within itself.
   template <typename Work>
   void each(int64_t squares, const Work& work) const {
     const int64_t heads = query.size(1), count = static_cast<int64_t>(lengths.size());
@@ -106,14 +97,17 @@ struct Attention {
     std::atomic<int64_t> next{0};
     at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
       const at::AutoDispatchBelowADInplaceOrView guard;
-      const Scratch scratch{at::empty({squares, longest * longest}, query.options())};
+      const Tensor scratch = at::empty({squares, longest * longest}, query.options());
       for (int64_t task; (task = next++) < count * heads;) {
         const int64_t sequence = order[task / heads], head = task % heads, length = lengths[sequence];
         const auto rows = [&](const Tensor& x) {  // one operation instead of narrow and select: tasks are small
           const int64_t first = x.storage_offset() + starts[sequence] * x.stride(0) + head * x.stride(1);
           return x.as_strided({length, x.size(2)}, {x.stride(0), x.stride(2)}, first);
         };
-        work(sequence * heads + head, length, rows, scratch);
+        const auto square = [&](int64_t i) {
+          return scratch.as_strided({length, length}, {length, 1}, i * scratch.size(1));
+        };
+        work(splitmix64(seed, static_cast<uint64_t>(sequence * heads + head)), rows, square);
       }
     });
   }
@@ -124,21 +118,16 @@ struct Attention {
     at::addmm_out(weights, weights, rows(query), rows(key).t(), 0.0, scale);
     at::_softmax_out(weights, weights, -1, false);
   }
-
-  // On the thread of the task: at::parallel_for does not divide work further within itself.
-  void drop(const Tensor& weights, const Tensor& dropped, int64_t task) const {
-    run_dropout_cpu(dropout_task(weights, dropped, splitmix64(seed, static_cast<uint64_t>(task)), threshold));
-  }
 };
 
 Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, IntArrayRef lengths, const Tensor& seed,
                  int64_t threshold) {
   const Attention call(query, key, value, lengths, seed, threshold);
   const Tensor out = call.empty();
-  call.each(1, [&](int64_t task, int64_t length, const auto& rows, const Scratch& scratch) {
-    Tensor weights = scratch.square(0, length), to = rows(out);
+  call.each(1, [&](uint64_t mask, const auto& rows, const auto& square) {
+    Tensor weights = square(0), to = rows(out);
     call.weigh(weights, rows);
-    if (threshold > 0) call.drop(weights, weights, task);
+    if (threshold > 0) drop(weights, weights, mask, threshold);
     at::mm_out(to, weights, rows(value));
   });
   return out;
@@ -152,11 +141,11 @@ std::tuple<Tensor, Tensor, Tensor> attention_gradients(const Tensor& gradient, c
   check_like(out, query, "out");
   const Tensor to_query = call.empty(), to_key = call.empty(), to_value = call.empty();
   const Tensor sums = (gradient * out).sum(-1, true);
-  call.each(3, [&](int64_t task, int64_t length, const auto& rows, const Scratch& scratch) {
-    Tensor weights = scratch.square(0, length), dropped = weights, scores = scratch.square(1, length);
+  call.each(3, [&](uint64_t mask, const auto& rows, const auto& square) {
+    Tensor weights = square(0), dropped = weights, scores = square(1);
     Tensor to_q = rows(to_query), to_k = rows(to_key), to_v = rows(to_value);
     call.weigh(weights, rows);
-    if (threshold > 0) call.drop(weights, dropped = scratch.square(2, length), task);
+    if (threshold > 0) drop(weights, dropped = square(2), mask, threshold);
     at::mm_out(to_v, dropped.t(), rows(gradient));
     at::mm_out(scores, rows(gradient), rows(value).t());
     scores.mul_(dropped).addcmul_(weights, rows(sums), -1.0);

@@ -49,50 +49,36 @@ struct Rows {
     task.record_width = kRecordFloats + (labels_any.has_value() ? 1 : 0);
     task.one_sided = shard.one_sided;
     task.detach_targets = shard.detach_targets;
-    if (!labels_any.has_value()) return;
-    check_vector(*labels_any, at::kLong, task.rows, clean.device(), "labels");
-    labels = labels_any->contiguous();
-    task.labels = labels.const_data_ptr<int64_t>();
+    if (labels_any.has_value()) labels = dense(*labels_any, {task.rows}, clean.device(), "labels", &task.labels);
   }
 
-  void weigh(const OptionalTensor& mlm, const Tensor& kl) {
-    check_vector(kl, at::kFloat, task.rows, clean.device(), "kl_weight");
-    kl_weight = kl.contiguous();
-    task.kl_weight = kl_weight.const_data_ptr<float>();
-    if (!mlm.has_value() || task.labels == nullptr) return;
-    check_vector(*mlm, at::kFloat, task.rows, clean.device(), "mlm_weight");
-    mlm_weight = mlm->contiguous();
-    task.mlm_weight = mlm_weight.const_data_ptr<float>();
-  }
-
-  // Records to be written; returns them.
-  Tensor new_records() {
+  // The records that this phase writes.
+  Tensor new_records(RowPhase phase) {
     records = at::empty({task.rows, task.record_width}, clean.options().dtype(at::kFloat));
     task.records = records.mutable_data_ptr<float>();
+    run(phase);
     return records;
   }
 
-  // Given records, which are final, or new ones; returns the phase that is left to get the gradients.
-  RowPhase records_of(const OptionalTensor& given) {
-    if (!given.has_value()) return new_records(), kFused;
-    TORCH_CHECK_VALUE(given->dim() == 2 && given->size(0) == task.rows && given->size(1) == task.record_width &&
-                          given->scalar_type() == at::kFloat && given->is_contiguous() && given->device() == clean.device(),
-                      "`records` must be contiguous float32 [", task.rows, ", ", task.record_width, "] on ", clean.device(),
-                      ", but is ", given->scalar_type(), " ", given->sizes(), " on ", given->device(), " instead.");
-    task.records = const_cast<float*>(given->const_data_ptr<float>());
-    return kGradients;
-  }
-
-  // Leaves the gradients in two tensors, an empty one if not wanted; returns the new records or an empty tensor.
-  Tensor gradients(const OptionalTensor& given, const Tensor& to_clean, const Tensor& to_adv) {
-    const RowPhase phase = records_of(given);
+  // Leaves the gradients in two tensors, an empty one if not wanted, by given records, which are final, or by new ones,
+  // which it returns (else an empty tensor).
+  Tensor gradients(const OptionalTensor& given, const OptionalTensor& mlm, const Tensor& kl, const Tensor& to_clean,
+                   const Tensor& to_adv) {
+    kl_weight = dense(kl, {task.rows}, clean.device(), "kl_weight", &task.kl_weight);
+    if (mlm.has_value() && task.labels != nullptr) {
+      mlm_weight = dense(*mlm, {task.rows}, clean.device(), "mlm_weight", &task.mlm_weight);
+    }
     const auto place = [](const Tensor& grad, void** pointer, int64_t* stride) {
       if (grad.dim() == 2) *pointer = grad.mutable_data_ptr(), *stride = grad.stride(0);
     };
     place(to_clean, &task.clean_grad, &task.clean_grad_stride);
     place(to_adv, &task.adv_grad, &task.adv_grad_stride);
-    if (phase == kFused || to_clean.dim() == 2 || to_adv.dim() == 2) run(phase);
-    return phase == kFused ? records : at::empty({0}, clean.options().dtype(at::kFloat));
+    if (!given.has_value()) return new_records(kFused);
+    const float* known;  // only read in this phase
+    records = dense(*given, {task.rows, task.record_width}, clean.device(), "records", &known);
+    task.records = const_cast<float*>(known);
+    if (to_clean.dim() == 2 || to_adv.dim() == 2) run(kGradients);
+    return at::empty({0}, clean.options().dtype(at::kFloat));
   }
 
   void run(RowPhase phase) const {
@@ -103,10 +89,7 @@ struct Rows {
 
 Tensor row_statistics(const Tensor& clean, const OptionalTensor& adv, const OptionalTensor& labels, int64_t first_column,
                       int64_t valid_columns, bool one_sided) {
-  Rows rows(clean, adv, labels, {first_column, valid_columns, one_sided, true});
-  const Tensor records = rows.new_records();
-  rows.run(kStatistics);
-  return records;
+  return Rows(clean, adv, labels, {first_column, valid_columns, one_sided, true}).new_records(kStatistics);
 }
 
 std::tuple<Tensor, Tensor, Tensor> row_gradients(const Tensor& clean, const OptionalTensor& adv,
@@ -115,13 +98,12 @@ std::tuple<Tensor, Tensor, Tensor> row_gradients(const Tensor& clean, const Opti
                                                  int64_t first_column, int64_t valid_columns, bool one_sided,
                                                  bool detach_targets, bool need_clean, bool need_adv) {
   Rows rows(clean, adv, labels, {first_column, valid_columns, one_sided, detach_targets});
-  rows.weigh(mlm_weight, kl_weight);
   const auto fresh = [&](bool wanted) {
     const auto options = rows.clean.options();
     return wanted ? prefer_large_pages(at::empty(rows.clean.sizes(), options)) : at::empty({0}, options);
   };
   const Tensor to_clean = fresh(need_clean), to_adv = fresh(need_adv && adv.has_value());
-  return {rows.gradients(records, to_clean, to_adv), to_clean, to_adv};
+  return {rows.gradients(records, mlm_weight, kl_weight, to_clean, to_adv), to_clean, to_adv};
 }
 
 Tensor row_gradients_(const Tensor& clean, const OptionalTensor& adv, const OptionalTensor& records,
@@ -129,13 +111,13 @@ Tensor row_gradients_(const Tensor& clean, const OptionalTensor& adv, const Opti
                       int64_t first_column, int64_t valid_columns, bool one_sided, bool detach_targets, bool need_clean,
                       bool need_adv) {
   Rows rows(clean, adv, labels, {first_column, valid_columns, one_sided, detach_targets});
-  rows.weigh(mlm_weight, kl_weight);
   need_adv = need_adv && adv.has_value();
   TORCH_CHECK_VALUE(!(need_clean && need_adv) || clean.const_data_ptr() != adv->const_data_ptr() || clean.numel() == 0,
                     "logits to be overwritten must be two tensors, but are one.");
   TORCH_CHECK_VALUE((!need_clean || clean.is_contiguous()) && (!need_adv || adv->is_contiguous()),
                     "logits to be overwritten must be contiguous.");
-  return rows.gradients(records, need_clean ? clean : at::empty({0}), need_adv ? *adv : at::empty({0}));
+  const Tensor none = at::empty({0});
+  return rows.gradients(records, mlm_weight, kl_weight, need_clean ? clean : none, need_adv ? *adv : none);
 }
 
 Tensor merge_statistics(const Tensor& records, bool one_sided) {

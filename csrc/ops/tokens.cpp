@@ -15,28 +15,6 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-TokenTask task_of(at::IntArrayRef sizes, double step_size, double epsilon, int64_t projection) {
-  TORCH_CHECK_VALUE(!sizes.empty(), "the perturbation must have a dimension of channels, but has none.");
-  TORCH_CHECK_VALUE(kClamp <= projection && projection <= kNormalizedGradient,
-                    "`projection` must be 0, 1 or 2, but is ", projection, " instead.");
-  TokenTask task{};
-  task.channels = sizes.back();
-  task.tokens = c10::multiply_integers(sizes.slice(0, sizes.size() - 1));
-  task.step = {static_cast<float>(step_size), static_cast<float>(epsilon), static_cast<int>(projection)};
-  return task;
-}
-
-void add_noise(TokenTask& task, const Tensor& sample_index, const Tensor& position, double std, int64_t seed,
-               int64_t iteration, const at::Device& device) {
-  check_vector(sample_index, at::kLong, task.tokens, device, "sample_index");
-  check_vector(position, at::kLong, task.tokens, device, "position");
-  task.sample_index = sample_index.const_data_ptr<int64_t>();
-  task.position = position.const_data_ptr<int64_t>();
-  task.seed = static_cast<uint32_t>(seed);
-  task.iteration = static_cast<uint32_t>(iteration);
-  task.noise_std = static_cast<float>(std);
-}
-
 std::tuple<Tensor, Tensor, Tensor> perturb(const OptionalTensor& x_any, const OptionalTensor& delta_any,
                                            const OptionalTensor& sample_index, const OptionalTensor& position, double std,
                                            int64_t seed, int64_t iteration, int64_t num_channels,
@@ -51,7 +29,13 @@ std::tuple<Tensor, Tensor, Tensor> perturb(const OptionalTensor& x_any, const Op
   Tensor moved = x_any.has_value()       ? fresh(x_any->sizes(), options)
                  : delta_any.has_value() ? fresh(delta_any->sizes(), options)
                                          : fresh({sample_index->size(0), num_channels}, options);
-  TokenTask task = task_of(moved.sizes(), step_size, epsilon, projection);
+  TORCH_CHECK_VALUE(moved.dim() > 0, "the perturbation must have a dimension of channels, but has none.");
+  TORCH_CHECK_VALUE(kClamp <= projection && projection <= kNormalizedGradient,
+                    "`projection` must be 0, 1 or 2, but is ", projection, " instead.");
+  TokenTask task{};
+  task.channels = moved.size(-1);
+  task.tokens = c10::multiply_integers(moved.sizes().slice(0, moved.dim() - 1));
+  task.step = {static_cast<float>(step_size), static_cast<float>(epsilon), static_cast<int>(projection)};
   // The tensor as the kernels read it; kept alive until they are queued.
   const auto given = [&](const OptionalTensor& tensor, const char* name, const void** pointer, int* element) {
     if (!tensor.has_value()) return Tensor();
@@ -66,14 +50,13 @@ std::tuple<Tensor, Tensor, Tensor> perturb(const OptionalTensor& x_any, const Op
   const Tensor grad = given(grad_any, "grad", &task.grad, &task.grad_element);
   Tensor samples, positions, mask;
   if (!delta_any.has_value()) {
-    samples = sample_index->contiguous(), positions = position->contiguous();
-    add_noise(task, samples, positions, std, seed, iteration, moved.device());
+    samples = dense(*sample_index, {task.tokens}, moved.device(), "sample_index", &task.sample_index);
+    positions = dense(*position, {task.tokens}, moved.device(), "position", &task.position);
+    task.seed = static_cast<uint32_t>(seed);
+    task.iteration = static_cast<uint32_t>(iteration);
+    task.noise_std = static_cast<float>(std);
   }
-  if (mask_any.has_value()) {
-    mask = mask_any->contiguous().view(-1);
-    check_vector(mask, at::kBool, task.tokens, moved.device(), "mask");
-    task.mask = mask.const_data_ptr<bool>();
-  }
+  if (mask_any.has_value()) mask = dense(mask_any->flatten(), {task.tokens}, moved.device(), "mask", &task.mask);
   task.delta_out = moved.mutable_data_ptr<float>();
   Tensor x_adv = at::empty({0}, options.dtype(out_dtype)), token_sums = at::zeros({0, kTokenSums}, options);
   if (x_any.has_value()) {

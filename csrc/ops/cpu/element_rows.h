@@ -6,10 +6,8 @@
 
 namespace {
 
-inline int64_t element_size(int element) { return element == kFloat32 ? 4 : 2; }
-
 inline const void* element_at(const void* base, int element, int64_t index) {
-  return static_cast<const char*>(base) + index * element_size(element);
+  return static_cast<const char*>(base) + index * (element == kFloat32 ? 4 : 2);
 }
 
 template <typename From, typename To>

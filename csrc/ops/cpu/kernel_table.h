@@ -8,13 +8,10 @@
 
 namespace {
 
-// Calls the instance for the task's element type.
-#define MA_BY_ELEMENT(function)                                                                                     \
-  [](const RowTask& task, int64_t begin, int64_t end, float* scratch) {                                             \
-    by_element(task.element, [&](auto number) { function<decltype(number)>(task, begin, end, scratch); });          \
-  }
+void any_rows(const RowTask& task, RowPhase phase, int64_t begin, int64_t end, float* scratch) {
+  by_element(task.element, [&](auto number) { rows_of<decltype(number)>(task, phase, begin, end, scratch); });
+}
 
-const CpuKernels kTable{kInstructionSet, MA_BY_ELEMENT(row_statistics_of), MA_BY_ELEMENT(row_gradients_of),
-                        MA_BY_ELEMENT(row_fused_of), perturb_tokens, drop_blocks};
+const CpuKernels kTable{kInstructionSet, any_rows, perturb_tokens, drop_blocks};
 
 }  // namespace

@@ -9,11 +9,8 @@
 
 struct CpuKernels {
   const char* name;
-  // `scratch` belongs to the caller's thread; only row_fused uses it; may be null.
-  void (*row_statistics)(const RowTask& task, int64_t begin, int64_t end, float* scratch);
-  void (*row_gradients)(const RowTask& task, int64_t begin, int64_t end, float* scratch);
-  // Both, and the losses' gradients, while a row is in the cache: the record is final, so one shard only.
-  void (*row_fused)(const RowTask& task, int64_t begin, int64_t end, float* scratch);
+  // `scratch` belongs to the caller's thread; only kFused uses it, to keep a row's weights; may be null.
+  void (*rows)(const RowTask& task, RowPhase phase, int64_t begin, int64_t end, float* scratch);
   void (*perturb)(const TokenTask& task, int64_t begin, int64_t end, float* scratch);
   void (*dropout)(const DropoutTask& task, int64_t begin, int64_t end);  // blocks of kDropoutBlock elements
 };

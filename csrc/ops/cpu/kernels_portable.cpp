@@ -1,4 +1,4 @@
-// The CPU kernels for the instruction set "portable". Only compiler intrinsics and headers of this project: see common/portability.h.
+// The CPU kernels for the instruction set "portable", that of the rest of the program: it may include other headers.
 
 #include "ops/cpu/vector_portable.h"
 

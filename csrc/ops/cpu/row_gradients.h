@@ -186,21 +186,14 @@ void gradient_of_row(const RowTask& task, int64_t index, const RowRecord& merged
 }
 
 template <typename Element>
-void row_gradients_of(const RowTask& task, int64_t begin, int64_t end, float*) {
-  for (int64_t row = begin; row < end; ++row) {
-    RowRecord record;
-    __builtin_memcpy(&record, task.records + row * task.record_width, sizeof(record));
-    gradient_of_row<Element>(task, row, record, KeptWeights{nullptr, nullptr});
-  }
-  finish_streaming();
-}
-
-template <typename Element>
-void row_fused_of(const RowTask& task, int64_t begin, int64_t end, float* scratch) {
+void rows_of(const RowTask& task, RowPhase phase, int64_t begin, int64_t end, float* scratch) {
   const bool keeps = scratch != nullptr;
   const KeptWeights kept{scratch, keeps ? scratch + row_scratch_floats(task.valid_columns) / 2 : nullptr};
   for (int64_t row = begin; row < end; ++row) {
-    gradient_of_row<Element>(task, row, record_of_row<Element>(task, row, kept), kept);
+    RowRecord record;
+    if (phase == kGradients) __builtin_memcpy(&record, task.records + row * task.record_width, sizeof(record));
+    else record = record_of_row<Element>(task, row, kept);
+    if (phase != kStatistics) gradient_of_row<Element>(task, row, record, kept);
   }
   finish_streaming();
 }

@@ -4,7 +4,7 @@
 // A row of clean and of adversarial logits stays in the second-level cache (2 x 122 KB in float32 at V = 30592) while it is
 //   surveyed   maximum of the clean logits and d near it: the scale m and the centre c, hence the level n = m - c
 //   summed     four sums, one exp and one expm1 per element -> the record; meanwhile the next row is prefetched. The gradients
-//              of the same call (row_fused) reuse these weights instead of computing them again.
+//              of the same call (kFused) reuse these weights instead of computing them again.
 // The centre of the survey serves almost always; where it lies far from the bulk of the row, both log-sum-exps are
 // formed and the row is summed again around their difference, which is always a good centre. The same happens when
 // logits beyond 1e18 or infinite ones made the sums NaN: the second time they count as in float64.
@@ -236,8 +236,9 @@ RowRecord record_of_clean(const Element* a, int64_t columns, const KeptWeights& 
 }
 
 // The record of one row, also written to the task's. `kept` must hold the row; it is filled when the row is one block.
+// Not inlined: beside the caller's variables the loops would have too few registers.
 template <typename Element>
-RowRecord record_of_row(const RowTask& task, int64_t row, const KeptWeights& kept) {
+[[gnu::noinline]] RowRecord record_of_row(const RowTask& task, int64_t row, const KeptWeights& kept) {
   const RowPointers<Element> at = row_pointers<Element>(task, row);
   const bool last = row + 1 >= task.rows;
   const int64_t ahead_a = last ? 0 : task.clean_stride, ahead_b = last ? 0 : task.adv_stride;
@@ -257,11 +258,6 @@ RowRecord record_of_row(const RowTask& task, int64_t row, const KeptWeights& kep
     out[kRecordFloats] = column >= 0 ? sum_of(load_some(at.clean + column, 1, 0.0f)) : 0.0f;
   }
   return record;
-}
-
-template <typename Element>
-void row_statistics_of(const RowTask& task, int64_t begin, int64_t end, float*) {
-  for (int64_t row = begin; row < end; ++row) record_of_row<Element>(task, row, KeptWeights{nullptr, nullptr});
 }
 
 }  // namespace

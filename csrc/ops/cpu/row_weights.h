@@ -29,7 +29,7 @@ struct Distances { Vector clean, adv; };
 
 inline Scale scale_of(float clean, float adv) {
   float rest;
-  const float center = finite_two_difference(clean, adv, &rest);
+  const float center = two_difference(clean, adv, &rest);
   return Scale{broadcast(clean), broadcast(adv), broadcast(center), broadcast(rest)};
 }
 

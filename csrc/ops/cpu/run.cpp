@@ -58,12 +58,8 @@ const CpuKernels& cpu_kernels() {
 }
 
 void run_rows_cpu(const RowTask& task, RowPhase phase) {
-  const CpuKernels& kernels = cpu_kernels();
-  const auto function = phase == kStatistics  ? kernels.row_statistics
-                        : phase == kGradients ? kernels.row_gradients
-                                              : kernels.row_fused;
   spread(task.rows, task.columns, phase == kFused ? row_scratch_floats(task.valid_columns) : 0,
-         [&](int64_t begin, int64_t end, float* scratch) { function(task, begin, end, scratch); });
+         [&](int64_t begin, int64_t end, float* scratch) { cpu_kernels().rows(task, phase, begin, end, scratch); });
 }
 
 void run_tokens_cpu(const TokenTask& task) {

@@ -178,7 +178,8 @@ inline void perturb_token(const TokenTask& task, int64_t token, float* scratch) 
     const bool finite = norm < __builtin_inff();
     if (grad == nullptr) __builtin_memcpy(moved, start, static_cast<size_t>(channels) * sizeof(float));
     if (task.token_sums != nullptr) {
-      sum_token(start, finite ? grad : nullptr, moved, channels, gradient_factor(norm, task.step), sums);
+      const float factor = scaled(task.step.step_size, norm, task.step);
+      sum_token(start, finite ? grad : nullptr, moved, channels, factor, sums);
     }
     sums[5] = finite ? 0.0f : 1.0f;
   } else {

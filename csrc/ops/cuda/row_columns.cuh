@@ -26,7 +26,7 @@ struct RowScale {
 
 MA_DEVICE RowScale row_scale(float clean, float adv, float log_ratio, float exponent) {
   RowScale scale{clean, adv, log_ratio, exponent, 0.0f, 0.0f};
-  scale.center = finite_two_difference(clean, adv, &scale.center_rest);
+  scale.center = two_difference(clean, adv, &scale.center_rest);
   return scale;
 }
 
@@ -79,7 +79,7 @@ MA_DEVICE Column column_of(float a, float b, const RowScale& scale) {
   const float greater = adv_exponent > clean_exponent ? adv_exponent : clean_exponent;
   const float larger = power_of_2(fmaf(greater, kLog2E, scale.exponent));
   float rest;
-  const float difference = finite_two_difference(a, b, &rest);
+  const float difference = two_difference(a, b, &rest);
   const float h = ((difference - scale.center) + (rest - scale.center_rest)) + scale.log_ratio;
   const float moved = larger == 0.0f ? 0.0f : larger * decay_minus_one(fabsf(h));
   column.clean = h < 0.0f ? larger + moved : larger;

@@ -181,22 +181,17 @@ Plan plan_of(const RowTask& task, RowPhase phase, bool has_clusters) {
   return Plan{1, kBlock, false};
 }
 
-template <typename Role>
-cudaError_t launch_rows_of(const RowTask& task, const Plan& plan, RowPhase phase, void* stream) {
-  return launch_role<Role>(task, plan.parts, task.rows * plan.parts, phase == kGradients ? 1 : plan.parts, stream);
-}
-
 template <typename Element, RowPhase kPhase, bool kPair, bool kOneSided, bool kDetach>
 cudaError_t launch_form(const RowTask& task, const Plan& plan, void* stream) {
-  if (!plan.held) {
-    return launch_rows_of<RowRole<Element, kPhase, kPair, kOneSided, kDetach, kBlock, false>>(task, plan, kPhase, stream);
-  }
+  const auto launch = [&](auto threads, auto held) {
+    using Role = RowRole<Element, kPhase, kPair, kOneSided, kDetach, decltype(threads)::value, decltype(held)::value>;
+    return launch_role<Role>(task, plan.parts, task.rows * plan.parts, kPhase == kGradients ? 1 : plan.parts, stream);
+  };
+  if (!plan.held) return launch(std::integral_constant<int, kBlock>{}, std::false_type{});
   if constexpr (kPhase != kGradients) {
-    if (plan.threads == kLargeBlock) {
-      return launch_rows_of<RowRole<Element, kPhase, kPair, kOneSided, kDetach, kLargeBlock, true>>(task, plan, kPhase, stream);
-    }
+    if (plan.threads == kLargeBlock) return launch(std::integral_constant<int, kLargeBlock>{}, std::true_type{});
   }
-  return launch_rows_of<RowRole<Element, kPhase, kPair, kOneSided, kDetach, kBlock, true>>(task, plan, kPhase, stream);
+  return launch(std::integral_constant<int, kBlock>{}, std::true_type{});
 }
 
 template <typename Element, RowPhase kPhase>

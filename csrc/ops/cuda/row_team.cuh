@@ -167,8 +167,8 @@ MA_DEVICE void add_partial(const Partial& part, float clean_top, float adv_top, 
   const float to_clean = part.clean_top - clean_top, to_adv = part.adv_top - adv_top;
   const float of_clean = expf(to_clean), of_adv = expf(to_adv);  // -infinity: 0
   float rest, own_rest;
-  const float own = finite_two_difference(part.clean_top, part.adv_top, &own_rest);
-  const float all = finite_two_difference(clean_top, adv_top, &rest);
+  const float own = two_difference(part.clean_top, part.adv_top, &own_rest);
+  const float all = two_difference(clean_top, adv_top, &rest);
   const float shift = (own - all) + (own_rest - rest);
   const float moved = shift < 0.0f ? -of_adv * expm1f(shift) : of_clean * expm1f(-shift);  // of_adv - of_clean
   const float clean = part.mass == 0.0f ? 0.0f : of_clean * part.mass;  // of no mass, it may be infinitely far away

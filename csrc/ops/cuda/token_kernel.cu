@@ -72,7 +72,8 @@ MA_DEVICE Quad write_quad(void* base, int element, int64_t offset, const Quad& q
 // delta before the step: read, or generated.
 MA_DEVICE Quad start_quad(const TokenTask& task, int64_t token, int64_t channel, int count) {
   if (task.delta != nullptr) return read_quad(task.delta, task.delta_element, token * task.channels + channel, count);
-  const PhiloxBlock words = noise_words(noise_token(task, token), static_cast<uint32_t>(channel / 4));
+  const NoiseToken noise = noise_token(task, token);
+  const PhiloxBlock words = philox(noise_counter(noise, static_cast<uint32_t>(channel / 4)), noise.key);
   Quad quad;
   for (int i = 0; i < 4; ++i) quad.value[i] = MA_MUL(gaussian_of_word(words.word[i]), task.noise_std);
   return quad;
@@ -117,7 +118,7 @@ MA_DEVICE void move_token(const TokenTask& task, int64_t token, int lane) {
   const bool inside = task.mask == nullptr || task.mask[token];
   const bool ascends = inside && task.grad != nullptr;
   const TokenNorms norms = ascends ? measure_token(task, token, lane) : TokenNorms{0.0f, 0.0f, true};
-  const float factor = gradient_factor(norms.gradient, task.step);
+  const float factor = scaled(task.step.step_size, norms.gradient, task.step);
   float sums[kTokenSums] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, norms.finite ? 0.0f : 1.0f};
   for (int64_t channel = 4 * lane; channel < task.channels; channel += 4 * 32) {
     const int count = task.channels - channel < 4 ? static_cast<int>(task.channels - channel) : 4;
