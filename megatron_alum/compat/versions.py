@@ -8,6 +8,7 @@
 | option of CUDA graphs (`no_cuda_graphs`) | 0.18 | cuda_graph_scope | cuda_graph_modules |
 | gradients of the norm (`gradients_of_norm`) | 0.19 | get_main_grads_for_grad_norm | get_grads_for_grad_norm |
 | how a stored parameter group is found (`training/optimizer.py`) | 0.19 | by decay and kind | by learning rates, too |
+| arguments in Megatron-LM's checkpoints (`convert/common_state.py`) | 0.19 | common.pt | an entry among the tensors |
 | calls and constants for the CPU (`cpu.py`) | 0.19 | as listed there | two more |
 
 The code checks for the package's own names, never its version, so that a new release need not mean a new entry.

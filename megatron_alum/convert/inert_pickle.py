@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import argparse
 import collections
+import io
 import pickle
 import types
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,19 +89,45 @@ def load_inert(path: Path) -> dict[str, Any]:
 
     Raises: ValueError when the file is damaged, names foreign code, or holds no dictionary.
     """
-    module = types.SimpleNamespace(
-        Unpickler=_Unpickler, load=lambda file, **options: _Unpickler(file, **options).load(), __name__="inert"
-    )
-    try:
+    with _refusing(f"{path} must be a checkpoint's file"):
         is_archive = zipfile.is_zipfile(path)
         if not is_archive and not _begins_as_before_2020(path):
             raise ValueError("it is not a complete torch.save file")
-        loaded = torch.load(path, map_location="cpu", mmap=is_archive, weights_only=False, pickle_module=module)
-        if not isinstance(loaded, dict):
-            raise ValueError(f"it holds a {type(loaded).__name__} instead of a dictionary")
+        return _dictionary(_loaded(path, mmap=is_archive))
+
+
+def load_inert_entry(stored: bytes, name: str) -> dict[str, Any]:
+    """The dictionary that megatron-core has stored among the tensors: the one item of a list, as of torch.save.
+
+    Raises: ValueError, which begins with `name`, as `load_inert`.
+    """
+    with _refusing(f"{name} must be an entry of a checkpoint"):
+        if not zipfile.is_zipfile(io.BytesIO(stored)):
+            raise ValueError("it is not a complete torch.save archive")
+        items = _loaded(io.BytesIO(stored), mmap=False)
+        return _dictionary(items[0] if isinstance(items, list) and len(items) == 1 else items)
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Any error of the body as one sentence that begins with `what`."""
+    try:
+        yield
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError, TypeError, AttributeError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} must be a checkpoint's file, but cannot be read: {reason}.") from None
+        raise ValueError(f"{what}, but cannot be read: {reason}.") from None
+
+
+def _loaded(source: Path | io.BytesIO, *, mmap: bool) -> Any:
+    module = types.SimpleNamespace(
+        Unpickler=_Unpickler, load=lambda file, **options: _Unpickler(file, **options).load(), __name__="inert"
+    )
+    return torch.load(source, map_location="cpu", mmap=mmap, weights_only=False, pickle_module=module)
+
+
+def _dictionary(loaded: Any) -> dict[str, Any]:
+    if not isinstance(loaded, dict):
+        raise ValueError(f"it holds a {type(loaded).__name__} instead of a dictionary")
     return loaded
 
 

@@ -1,6 +1,6 @@
 """Checkpoints of stock Megatron-LM BERT, to be exported by to-hf.
 
-Two formats: torch_dist (`--ckpt-format torch_dist`, common.pt and .metadata) and torch (rank_files.py: one file
+Two formats: torch_dist (`--ckpt-format torch_dist`, .metadata and common_state.py) and torch (rank_files.py: one file
 per tensor-parallel rank and pipeline stage); three key layouts: the local spec's, Transformer Engine's, which folds
 LayerNorms into the next linear, and that from before megatron-core (legacy.py). The network's sizes come from
 the arguments stored with the weights, or from the tensors if none are stored; both are checked (stock_arguments.py).
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from megatron_alum.config.places import about
-from megatron_alum.convert.inert_pickle import load_inert
+from megatron_alum.convert.common_state import read_common_state
 from megatron_alum.convert.keys import ARCHITECTURES
 from megatron_alum.convert.megatron_folder import (
     WORD_TABLE,
@@ -65,7 +65,7 @@ def read_stock_source(
 
     grid = rank_grid(folder)
     contents = load_rank_files(grid)
-    common = contents[0][0] if contents else load_inert(folder / "common.pt")
+    common = contents[0][0] if contents else read_common_state(folder)
     args = stored_arguments(common, folder)
     stored: StoredTensors
     if contents:

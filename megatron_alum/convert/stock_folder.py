@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_alum.checkpoint.folder import COMPLETE_FILE, CONFIG_FILE, LATEST_FILE
+from megatron_alum.convert.common_state import may_have_common_state
 from megatron_alum.convert.rank_files import rank_grid
 
 
@@ -13,7 +14,7 @@ def find_stock_checkpoint(load: str | Path) -> Path | None:
     given = Path(load)
     for folder in (given, *_latest(given)):
         ours = any((folder / name).is_file() for name in (COMPLETE_FILE, CONFIG_FILE))
-        if ((folder / "common.pt").is_file() and not ours) or rank_grid(folder):
+        if (may_have_common_state(folder) and not ours) or rank_grid(folder):
             return folder
     return None
 

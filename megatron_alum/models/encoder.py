@@ -54,6 +54,10 @@ class Encoder(TransformerBlock):
         training or not, frozen parameters or not, chosen rows or not, and gradients or not. A version is one graph,
         except where torch.compile cannot trace the attention (on the CPU, and with its dropout under tensor parallelism
         without sequence parallelism): there it ends a graph in each of the functions around the attention, five in all.
+        In the latter case a layer draws from two streams: the attention's dropout from the rank's own, that of the
+        hidden values, which every rank of the group must drop alike, from the one they share. The change between them
+        replaces the generator's state, which no graph can hold. Sequence parallelism needs the rank's own stream alone,
+        which `forward` selects before the first layer.
         Under sequence parallelism a compiled layer keeps the gathered inputs of two products, [T, 1, H] each, for its
         backward pass; an eager one gathers them again.
         """

@@ -113,18 +113,33 @@ def stages_of(state, pipeline):
     ]
 
 
+INSIDE = "torch_dist, arguments among the tensors"
+
+
+def save_torch_dist(model, beside, folder, *, inside=False):
+    """As the megatron-core installed does; `inside` as it does from 0.19 on, whichever is installed."""
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing import ShardedObject
+
+    rank = torch.distributed.get_rank()
+    entry = {"common_state": ShardedObject("common_state", beside, (1,), (0,), replica_id=rank)} if inside else {}
+    dist_checkpointing.save({"model": model, **beside, **entry}, folder)
+    if inside and rank == 0:
+        (Path(folder) / "common.pt").unlink(missing_ok=True)
+
+
 def save_stock(rank, world_size, tp, folder, file_format, te_keys, pipeline=None):
     """Save on this layout; returns the stock network's (MLM logits of real tokens, NSP logits)."""
-    from megatron.core import dist_checkpointing
     from megatron.core.transformer.enums import AttnBackend
 
     model = stock_model(tp)
     args = argparse.Namespace(**ARGS, attention_backend=AttnBackend.auto)
-    if file_format == "torch_dist":
+    if file_format in ("torch_dist", INSIDE):
         if rank == 0:
             os.makedirs(folder)
         torch.distributed.barrier()
-        dist_checkpointing.save({"model": model.sharded_state_dict(), "args": args, "iteration": 100}, folder)
+        beside = {"args": args, "iteration": 100}
+        save_torch_dist(model.sharded_state_dict(), beside, folder, inside=file_format == INSIDE)
     else:
         state = with_te_keys(model.state_dict()) if te_keys else model.state_dict()
         stages = [{"model": state}] if pipeline is None else stages_of(state, pipeline)
@@ -146,6 +161,7 @@ VIRTUAL = [[[0], [2]], [[1], [3]]]
 # megatron-core's local spec maps its LayerNorm names to Transformer Engine's when it saves.
 LAYOUTS = {
     "torch_dist, two ranks": ("torch_dist", False, 2, None),
+    f"{INSIDE}, two ranks": (INSIDE, False, 2, None),
     "torch, local keys": ("torch", False, 1, None),
     "torch, local keys, two ranks": ("torch", False, 2, None),
     "torch, Transformer Engine keys": ("torch", True, 1, None),

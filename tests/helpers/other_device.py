@@ -268,6 +268,10 @@ class _Stream:
 
     wait_event = wait_stream
 
+    def is_capturing(self):
+        """No graph is recorded."""
+        return False
+
     def synchronize(self):
         _gpu.wait("Stream.synchronize")
 
@@ -328,6 +332,8 @@ def other_device() -> Iterator[Gpu]:
             stack.enter_context(mock.patch.object(torch.cuda, name, replacement))
             if hasattr(torch.cuda.random, name):
                 stack.enter_context(mock.patch.object(torch.cuda.random, name, replacement))
+        # A CUDA build of torch would ask the driver.
+        stack.enter_context(mock.patch.object(torch.accelerator, "current_stream", _always(_ONE_STREAM)))
         for owner in (torch.autograd, torch.autograd.graph):
             stack.enter_context(mock.patch.object(owner, "_engine_run_backward", _engine_run_backward))
         stack.enter_context(mock.patch.object(torch, "Generator", _Generator))

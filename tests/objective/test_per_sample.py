@@ -49,12 +49,15 @@ OTHERS = (5, 1, 0, 7, 2, 6, 3)
 """sample 1 among others"""
 ONE_ROW_TOLERANCE = 1e-6
 """absolute, of deltas of the order of 1: a product of one row (the pooler of one sequence) sums in another order"""
+FEW_ROWS_TOLERANCE = 2e-5
+"""absolute, of deltas up to 17: on some processors a product of 9 rows instead of 121 sums in another order, too"""
 
 
 @pytest.mark.parametrize("options", [{}, {"ascent": "label", "alpha": 10.0}], ids=["virtual", "label"])
 @pytest.mark.parametrize("model_type", models.CLASSES)
 def test_a_sample_ascends_alone(model_type, options):
-    """Bit for bit, whatever else is in the micro-batch and however large the global batch is."""
+    """Bit for bit, whatever else is in the micro-batch and however large the global batch is; with nothing else, up to
+    the order of the sums."""
     options = {"step_size": 30.0, "epsilon": 100.0, "nsp": False, **options}
     everyone = tuple(range(len(LENGTHS)))
     whole = run_ranks(1, deltas, model_type, options, everyone, 1)[0]
@@ -64,7 +67,7 @@ def test_a_sample_ascends_alone(model_type, options):
     others = run_ranks(1, deltas, model_type, options, OTHERS, 1)[0]
     assert torch.equal(others[1], whole[1]), "the neighbours change an ascent"
     (alone,) = run_ranks(1, deltas, model_type, options, (1,), 1)[0].values()
-    assert torch.equal(alone, whole[1]), "a sample alone climbs elsewhere"
+    torch.testing.assert_close(alone, whole[1], rtol=0, atol=FEW_ROWS_TOLERANCE)
     assert (alone.abs() > 0.2).any(), "the ascent must move delta for this to say anything"
 
 

@@ -1,11 +1,16 @@
 """Limits and addresses that a job of many processes needs."""
 
+import json
 import resource
+import socket
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
 
+from megatron_alum.parallel import groups
 from megatron_alum.parallel.network import Node, check_addresses, raise_file_limit
 
 
@@ -74,3 +79,40 @@ def test_other_addresses_are_accepted():
 def test_the_interface_replaces_the_address(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
     assert Node.here().address == "" and Node.here().host
+
+
+@pytest.fixture
+def job_of_two_nodes(monkeypatch):
+    """This process is the first of two nodes' jobs, on a host that resolves to 127.0.1.1; the second is reachable."""
+    store = dist.HashStore()
+    store.set("node_1", json.dumps(asdict(Node("node1", "another machine", "10.0.0.2"))))
+    for name, value in {"MASTER_ADDR": "node0", "GROUP_WORLD_SIZE": "2", "GROUP_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setattr(dist, "rendezvous", lambda *_arguments, **_options: iter([(store, 0, 2)]))
+    monkeypatch.setattr(socket, "gethostname", lambda: "node0")
+    monkeypatch.setattr(socket, "gethostbyname", lambda _host: "127.0.1.1")
+    joined = []
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_options: joined.append(backend))
+    return joined
+
+
+def test_a_host_that_resolves_to_itself_ends_the_job_before_gloo_waits(job_of_two_nodes):
+    with pytest.raises(ValueError, match=r"node0 resolves to 127\.0\.1\.1 there\. Set GLOO_SOCKET_IFNAME on all nodes"):
+        groups._join("gloo", 2, timedelta(seconds=5))
+    assert job_of_two_nodes == []
+
+
+def test_such_a_host_joins_by_the_interface_that_is_set(job_of_two_nodes, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
+    groups._join("gloo", 2, timedelta(seconds=5))
+    assert job_of_two_nodes == ["gloo"]
+
+
+def test_a_host_without_an_address_is_left_to_gloo(job_of_two_nodes, monkeypatch):
+    def unknown(_host):
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(socket, "gethostbyname", unknown)
+    groups._join("gloo", 2, timedelta(seconds=5))
+    assert job_of_two_nodes == ["gloo"]

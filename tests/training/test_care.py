@@ -1,9 +1,10 @@
 """What a long run needs: replicas that agree, traces, simultaneous garbage collection, bfloat16 gradients."""
 
+import gc
 import gzip
 import json
 import time
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -61,6 +62,40 @@ def test_replicas_that_agree_do_not_end_the_run(prefix, tmp_path):
     """With the distributed optimizer, whose ranks send each other the weights, and manual garbage collection."""
     rows = launch(2, prefix, tmp_path / "run", **CHECK, use_distributed_optimizer=True, manual_gc_interval=2)
     assert len(rows) == 4
+
+
+def train_watching_the_collector(rank, world_size, argv, failing):
+    """Of a run whose step number `failing` fails: its error; (automatic collection is on, collections by hand so far)
+    as each step begins; whether automatic collection is on after the run."""
+    from megatron_alum.training import loop
+
+    seen, step, spy = [], loop.train_step, Mock(wraps=gc)
+
+    def watched(*args, **options):
+        seen.append((gc.isenabled(), spy.collect.call_count))
+        if len(seen) == failing:
+            raise ValueError("a step that fails")
+        return step(*args, **options)
+
+    try:
+        with patch.object(loop, "gc", spy), patch.object(loop, "train_step", watched):
+            return train_quietly(rank, world_size, argv), seen, gc.isenabled()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("interval", "failing", "collections"),
+    [(2, None, [0, 0, 1, 1, 2]), (2, 4, [0, 0, 1, 1]), (0, None, [0] * 5)],
+    ids=["every second iteration", "until a step fails", "left to Python"],
+)
+def test_garbage_is_collected_at_the_interval_alone(prefix, tmp_path, interval, failing, collections):
+    """Python collects by itself again after the run, whichever way it ended."""
+    argv = arguments(prefix, tmp_path / "run", manual_gc_interval=interval, train_iters=5, num_layers=1)
+    ((error, seen, afterwards),) = run_ranks(1, train_watching_the_collector, argv, failing)
+    assert str(error) == ("a step that fails" if failing else "None")
+    assert seen == [(interval == 0, number) for number in collections]
+    assert afterwards
 
 
 def test_a_trace_holds_the_iterations_asked_for(prefix, tmp_path):

@@ -137,6 +137,57 @@ def submit(folder, argv, **environment):
     )
 
 
+STAND_INS = {
+    "torchrun": "#!/bin/sh\nenv -0 >environment\n",
+    "srun": '#!/bin/sh\nexec "$@"\n',
+    "scontrol": "#!/bin/sh\necho node1\n",
+}
+FLIGHT_RECORDER = {"TORCH_NCCL_DUMP_ON_TIMEOUT": "1", "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000"}
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+BETWEEN_NODES = ["launch_many_nodes.sh", "launch_slurm.sh"]
+
+
+def environment_of_workers(folder, launcher, **given):
+    """FLIGHT_RECORDER and INTERFACES in the environment of the torchrun that `launcher` starts if a user sets `given`:
+    the values that have arrived."""
+    for name, text in STAND_INS.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    watched = (*FLIGHT_RECORDER, *INTERFACES)
+    inherited = {name: value for name, value in os.environ.items() if name not in (*watched, "IFACE")}
+    job = {"GPUS": "1", "HEAD": "node1", "NODES": "2", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2"}
+    job |= {"SLURM_JOB_NODELIST": "node[1-2]", "PATH": os.pathsep.join([str(folder), os.environ["PATH"]])}
+    command = ["bash", str(EXAMPLES / launcher), "--save", "run"]
+    subprocess.run(command, cwd=folder, env={**inherited, **job, **given}, check=True)
+    pairs = (entry.partition("=") for entry in (folder / "environment").read_text().split("\0"))
+    return {name: value for name, _, value in pairs if name in watched}
+
+
+@pytest.mark.parametrize("launcher", ["launch_one_node.sh", *BETWEEN_NODES])
+def test_launchers_turn_nccls_flight_recorder_on(launcher, tmp_path):
+    """A user's own values win. Without IFACE no interface is set, not even to an empty name."""
+    assert environment_of_workers(tmp_path, launcher) == FLIGHT_RECORDER
+    own = {"TORCH_NCCL_DUMP_ON_TIMEOUT": "0", "TORCH_NCCL_TRACE_BUFFER_SIZE": "50", "GLOO_SOCKET_IFNAME": "eth7"}
+    assert environment_of_workers(tmp_path, launcher, **own) == own
+
+
+@pytest.mark.parametrize("launcher", BETWEEN_NODES)
+def test_launchers_hand_the_interface_on(launcher, tmp_path):
+    """To gloo and NCCL, of which each may have its own."""
+    found = environment_of_workers(tmp_path, launcher, IFACE="ib0")
+    assert found == FLIGHT_RECORDER | dict.fromkeys(INTERFACES, "ib0")
+    for name in INTERFACES:
+        found = environment_of_workers(tmp_path, launcher, IFACE="ib0", **{name: "eth7"})
+        assert found == FLIGHT_RECORDER | dict.fromkeys(INTERFACES, "ib0") | {name: "eth7"}
+
+
+def test_torch_knows_the_flight_recorders_variables():
+    """By the headers of the torch installed: a name that it has dropped would be set in vain."""
+    headers = Path(torch.__file__).parent / "include" / "torch" / "csrc" / "distributed" / "c10d"
+    text = "".join(path.read_text() for path in headers.glob("*.hpp"))
+    assert [name for name in FLIGHT_RECORDER if f'"{name}"' not in text] == []
+
+
 DEVICE_SECONDS = 1.0
 """seconds that a step's kernels take after it has returned; a step of the small network takes a fraction of that"""
 
