@@ -79,8 +79,10 @@ def select(impl: str, tensor: Tensor, *more: Tensor | torch.dtype | None) -> str
     if impl == "reference":
         return impl
     device = tensor.device.type
-    dtypes = [tensor.dtype, *(x.dtype if isinstance(x, Tensor) else x for x in more if x is not None)]
-    reason = next((why for dtype in dtypes if (why := _refusal(tensor.device, dtype)) is not None), None)
+    reason = _refusal(tensor.device, tensor.dtype)
+    for other in more:
+        if reason is None and other is not None:
+            reason = _refusal(tensor.device, other.dtype if isinstance(other, Tensor) else other)
     if impl != "auto" and device != impl:
         reason = f"the tensors are on {device}"
     if reason is None:

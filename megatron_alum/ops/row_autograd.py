@@ -71,9 +71,14 @@ def _check_labels(labels: Tensor, rows: int, valid: int) -> None:
     if labels.dtype != torch.int64 or labels.shape != (rows,):
         found = f"{labels.dtype} {list(labels.shape)}"
         raise ValueError(f"`labels` must be int64 of shape [{rows}], but is {found} instead.")
-    if labels.device.type == "cpu":
-        known = (labels >= 0) & (labels < valid) | (labels == reference.IGNORED_LABEL)
-        torch._assert_async(known.all(), f"`labels` must be {reference.IGNORED_LABEL} or below {valid}, but are not.")
+    if labels.device.type != "cpu" or rows == 0:
+        return
+    if not torch.compiler.is_compiling():
+        least, most = labels.aminmax()  # a third of the time of the comparisons below
+        if 0 <= least and most < valid:
+            return
+    known = (labels >= 0) & (labels < valid) | (labels == reference.IGNORED_LABEL)
+    torch._assert_async(known.all(), f"`labels` must be {reference.IGNORED_LABEL} or below {valid}, but are not.")
 
 
 def has_one_shard(group: dist.ProcessGroup | None) -> bool:
@@ -94,8 +99,10 @@ def row_losses(
     detached = None if adv is None else adv.detach()
     records = local_statistics(clean.detach(), detached, labels, options, impl)
     records = merge_over_group(records, options, group, impl)
-    if impl == "reference":
-        return (*_ReferenceLosses.apply(clean, adv, records, labels, options, overwrite), records)
+    if not torch.is_grad_enabled() or not (clean.requires_grad or (adv is not None and adv.requires_grad)):
+        return (*reference.row_losses(records, labels), records)  # nothing to differentiate: no operator in between
+    if impl == "reference" or not torch.compiler.is_compiling():  # the operator costs more than the kernel of few rows
+        return (*_Losses.apply(clean, adv, records, labels, options, overwrite, impl), records)
     return (*torch.ops.megatron_alum.row_losses(clean, adv, records, labels, *options, overwrite), records)
 
 
@@ -207,12 +214,11 @@ class GradientCall(NamedTuple):
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    """Shared by the reference's autograd.Function and the registered operator; inputs as in
-    `_ReferenceLosses.forward`."""
+    """Shared by the autograd.Function and the operator of torch.compile; inputs as in `_Losses.forward`, where the
+    operator has the four options one by one and no `impl`."""
     clean, adv, records, labels, *rest = inputs
-    options, overwrite = (rest[0], rest[1]) if len(rest) == 2 else (RowOptions(*rest[:4]), rest[4])
     ctx.save_for_backward(clean, adv, records, labels)
-    ctx.call = GradientCall(options, overwrite, "reference" if len(rest) == 2 else "kernel")
+    ctx.call = GradientCall(*rest) if len(rest) == 3 else GradientCall(RowOptions(*rest[:4]), rest[4], "kernel")
 
 
 def backward(ctx: Any, mlm_grad: Tensor | None, kl_grad: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -269,22 +275,29 @@ class _Final(torch.autograd.Function):
         refuse_double_backward()
 
 
-class _ReferenceLosses(torch.autograd.Function):
-    """Losses from merged records; the logits are inputs so that their gradients start here."""
+class _Losses(torch.autograd.Function):
+    """Losses from merged records; the logits are inputs so that their gradients start here. `forward` takes the context
+    itself: with a separate `setup_context` torch binds the signature at every call, which costs more than few rows do.
+    """
 
     @staticmethod
     def forward(
-        clean: Tensor, adv: Tensor | None, records: Tensor, labels: Tensor | None, options: RowOptions, overwrite: bool
+        ctx: Any,
+        clean: Tensor,
+        adv: Tensor | None,
+        records: Tensor,
+        labels: Tensor | None,
+        options: RowOptions,
+        overwrite: bool,
+        impl: str,
     ) -> tuple[Tensor, Tensor]:
-        return reference.row_losses(records, labels)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        setup_context(ctx, inputs, output)
+        losses = reference.row_losses(records, labels)
+        setup_context(ctx, (clean, adv, records, labels, options, overwrite, impl), losses)
+        return losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (*backward(ctx, *grads), None, None, None, None)
+        return (*backward(ctx, *grads), *[None] * 5)
 
 
 class _ReferenceGradients(torch.autograd.Function):
