@@ -50,9 +50,9 @@ class Cell:
 
 def cells_of(plan: StudyPlan) -> Iterator[Cell]:
     """All cells in order, except those of the two best arms, which are known only later (`best_cells`)."""
+    first_drawn = next((arm.name for arm in plan.arms if arm.curve), None)
     for number, seed in enumerate(plan.seeds):
         yield Cell("start", seed)
-        drawn = [arm.name for arm in plan.arms if arm.curve]
         for place, arm in enumerate(plan.arms):
             yield Cell("train", seed, arm.name)
             yield Cell("probe", seed, arm.name)
@@ -60,7 +60,7 @@ def cells_of(plan: StudyPlan) -> Iterator[Cell]:
                 for finetune_seed in task.seeds:
                     yield Cell("finetune", seed, arm.name, task.task, PLAIN, finetune_seed)
             if arm.curve:
-                yield from _curve_cells(plan, seed, arm.name, from_start=arm.name == drawn[0])
+                yield from _curve_cells(plan, seed, arm.name, from_start=arm.name == first_drawn)
             if place == 0 and number == 0 and plan.pilot is not None:
                 yield Cell("pilot", seed)
         if any(task.methods for task in plan.downstream):

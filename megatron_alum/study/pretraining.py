@@ -140,8 +140,7 @@ def train_arm(plan: StudyPlan, work: Path, seed: int, arm: Arm, options: Mapping
     for iteration in (*points, end):
         export(iteration_folder(folder, iteration), hf_folder(plan, work, seed, arm.name, iteration))
     if arm.curve:
-        begin = plan.start_iters
-        export(start_checkpoint(plan, work, seed), hf_folder(plan, work, seed, arm.name, begin))
+        export(start_checkpoint(plan, work, seed), hf_folder(plan, work, seed, arm.name, plan.start_iters))
     yield from run_rows(folder, after=plan.start_iters, batch_size=batch_size(plan))
     ascents = options.get("alum-num-ascent-steps", 0 if options.get("alum-alpha") == 0 else 1)
     yield {"measure": "ascent-steps", "value": ascents}
