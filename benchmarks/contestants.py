@@ -1,6 +1,7 @@
 """What bench_ops.py compares: each op in the forms that a table lists, and how one of them is measured."""
 
 import os
+import random
 import sys
 import tempfile
 import time
@@ -31,7 +32,10 @@ class Prepared:
 
 
 def measure(contestants: dict[str, Run], *, device: torch.device, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each contestant, sorted; one call each per round, after a warm-up; those that fail are left out."""
+    """Seconds of each contestant, sorted; one call each per round, after a warm-up; those that fail are left out.
+
+    Every round has its own order: after a contestant that frees much memory, pages come faster.
+    """
     seconds: dict[str, list[float]] = {}
     for name, run in contestants.items():
         try:
@@ -40,9 +44,10 @@ def measure(contestants: dict[str, Run], *, device: torch.device, repeats: int) 
             print(f"  {name}: left out, {type(error).__name__}: {str(error).strip().splitlines()[0][:100]}")
         else:
             seconds[name] = []
+    orders = random.Random(0)
     for _ in range(repeats):
-        for name, measured in seconds.items():
-            measured.append(once(contestants[name], device))
+        for name in orders.sample(list(seconds), len(seconds)):
+            seconds[name].append(once(contestants[name], device))
     return {name: sorted(values) for name, values in seconds.items()}
 
 

@@ -27,7 +27,7 @@ PLACES = st.lists(st.integers(0, V - 1), min_size=1, max_size=V - 1, unique=True
 
 
 @pytest.mark.parametrize(*pairs(dtype=DTYPES, one_way=[False, True], detach=[True, False]), ids=str)
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(sizes=st.tuples(MAGNITUDES, MAGNITUDES), places=PLACES, sides=st.sampled_from(["clean", "adv", "both"]))
 def test_as_in_float64(device, impl, dtype, one_way, detach, sizes, places, sides):
     generator = torch.Generator().manual_seed(len(places))
@@ -77,7 +77,7 @@ def test_up_to_the_largest_float32(device, impl, dtype, one_way, side, size):
 
 
 @pytest.mark.parametrize("one_way", [False, True])
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     sizes=st.tuples(MAGNITUDES, MAGNITUDES),
     places=PLACES | st.sampled_from([list(range(n)) for n in (V // 3, V // 2, 2 * V // 3)]),

@@ -45,7 +45,7 @@ def texts_of(items):
 def test_no_record_is_lost_wherever_the_chunks_fall(tmp_path, monkeypatch, name):
     path = tmp_path / "in"
 
-    @settings(max_examples=60, deadline=None, derandomize=True)
+    @settings(max_examples=60, derandomize=True)
     @given(TEXTS, st.integers(1, 80), st.integers(1, 50))
     def check(texts, chunk_bytes, read_bytes):
         monkeypatch.setattr(records, "CHUNK_BYTES", chunk_bytes)
@@ -58,7 +58,7 @@ def test_no_record_is_lost_wherever_the_chunks_fall(tmp_path, monkeypatch, name)
 
 
 @pytest.mark.parametrize("reader", [JsonLinesReader(), BlankLineReader(), LinesReader(), WikiextractorReader()])
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(data=st.lists(st.sampled_from([b"a", b"\n", b"\n\n", b" ", b"<doc ", b"</doc>", b"{}"])).map(b"".join))
 def test_blocks_joined_are_the_bytes(reader, data):
     with pytest.MonkeyPatch.context() as patch:

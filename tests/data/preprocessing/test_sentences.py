@@ -122,7 +122,7 @@ PARTS = [
 ]
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400, derandomize=True)
 @given(st.lists(st.one_of(st.sampled_from(PARTS), st.characters()), max_size=30).map("".join))
 def test_no_character_is_lost_and_offsets_ascend(line):
     spans = RuleSplitter().spans(line)
@@ -152,7 +152,7 @@ def test_cleaning_rules(text, lines):
     assert clean_lines(text) == lines
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(st.text(st.characters(), max_size=60))
 def test_cleaned_lines_are_clean_and_stay_so(text):
     lines = clean_lines(text)

@@ -174,7 +174,7 @@ def one_space(text):
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_texts_in_any_number_of_shards(tmp_path, small, kind, container):
-    @settings(max_examples=5, deadline=None, derandomize=True)
+    @settings(max_examples=5, derandomize=True)
     @given(
         st.lists(st.text("abc xyz\u00fc\u732b", min_size=1, max_size=90).map(one_space).filter(len), max_size=9),
         st.integers(1, 7),
@@ -215,7 +215,7 @@ def test_an_overlong_record_loses_no_other(tmp_path, small, monkeypatch, kind, c
     monkeypatch.setattr(mediawiki, "_HEAD_BYTES", 40)
     path = tmp_path / "in"
 
-    @settings(max_examples=25, deadline=None, derandomize=True)
+    @settings(max_examples=25, derandomize=True)
     @given(st.lists(st.integers(1, 120) | st.integers(280, 900), min_size=1, max_size=7), st.integers(0, 10**6))
     def check(sizes, seed):
         texts = [filler(random.Random(seed + i), size) for i, size in enumerate(sizes)]

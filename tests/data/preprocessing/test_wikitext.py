@@ -126,7 +126,7 @@ def unprotected(source):
     return "<nowiki" not in source and "&" not in source and "{{!}}" not in source
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.lists(st.sampled_from(PIECES), max_size=30), st.sampled_from(WIKIS))
 def test_no_markup_is_left(pieces, wiki):
     source = "".join(pieces)
@@ -137,7 +137,7 @@ def test_no_markup_is_left(pieces, wiki):
     assert all(line.strip() for line in text.split("\n")) or not text
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(alphabet="{}[]|<>!'=-\n ab;:/&#_*", max_size=60), st.sampled_from(WIKIS))
 def test_no_markup_is_left_of_any_signs(source, wiki):
     text = clean_wikitext(source, wiki)
@@ -145,7 +145,7 @@ def test_no_markup_is_left_of_any_signs(source, wiki):
         assert not [mark for mark in FORBIDDEN if mark in text.lower()]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(alphabet="{}[]|<>!'=-ab;:/&#_*\t\xa0 ", max_size=40))
 def test_nowiki_keeps_every_character(inside):
     """Except for runs of white space, which HTML shows as one space."""

@@ -76,7 +76,7 @@ TEXT = st.text(st.one_of(st.sampled_from(ALPHABET), st.characters(exclude_catego
 def test_any_text_gets_the_librarys_ids(tokenizers, name, native):
     cache = cache_of(tokenizers[name], native=native)
 
-    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=100, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(st.lists(TEXT, max_size=4))
     def check(texts):
         assert ids_of(cache, texts) == library_ids(tokenizers[name], texts)
