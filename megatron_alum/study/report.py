@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_alum.config.words import duration
+from megatron_alum.config.words import counted, duration
 from megatron_alum.report.figures import colors, svg_figure
 from megatron_alum.report.pages import Figure, Page, Section, Table, write_page
 from megatron_alum.study.cells import PLAIN
@@ -16,6 +16,7 @@ from megatron_alum.study.launch import flags
 from megatron_alum.study.pilot import chosen_by_pilot
 from megatron_alum.study.plan import ORIGINAL, STANDARD, Downstream, StudyPlan, resolved
 from megatron_alum.study.rows import SECONDS, Results, Row
+from megatron_alum.study.statistics import LEVEL
 from megatron_alum.study.tables import Column, compared
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ INTRODUCTION = (
 )
 
 
+DIFFERENCES = ": differences from "
+"""between the title of a table of values and the baseline, in the title of its table of differences"""
+
+
 def write_study(plan: StudyPlan, results: Results, folder: Path) -> list[Path]:
     """Writes SCALE.html, SCALE.md and the figures; returns their paths. Raises: ValueError without rows."""
     if not results.rows:
@@ -40,17 +45,33 @@ def write_study(plan: StudyPlan, results: Results, folder: Path) -> list[Path]:
 
 def study_page(plan: StudyPlan, results: Results) -> Page:
     """The whole report."""
-    sections = [
-        arms_section(plan, results),
-        *pilot_sections(plan, results),
+    comparisons = [
         *held_out_sections(plan, results),
         *downstream_sections(plan, results),
         *original_sections(plan, results),
         *best_sections(plan, results),
+    ]
+    sections = [
+        *summary_sections(comparisons),
+        arms_section(plan, results),
+        *pilot_sections(plan, results),
+        *comparisons,
         *cost_sections(plan, results),
         made_section(plan, results),
     ]
     return Page(f"Adversarial pre-training, compared (scale {plan.scale})", (plan.question, INTRODUCTION), (*sections,))
+
+
+def summary_sections(comparisons: list[Section]) -> Iterator[Section]:
+    """The sentences below the tables of differences, and how many of the stars chance alone would give."""
+    tables = [section for section in comparisons if DIFFERENCES in section.title and section.table is not None]
+    rows = tuple((section.title.split(DIFFERENCES)[0], said) for section in tables for said in section.after)
+    cells = [cell for section in tables if section.table for row in section.table.rows for cell in row[1:]]
+    intervals, stars = (sum(mark in cell for cell in cells) for mark in ("[", "*"))
+    chance = round((1 - LEVEL) * intervals)
+    note = f"{stars} of {intervals} intervals exclude 0; if nothing made a difference, about {chance} of so many would."
+    if rows:
+        yield Section("What came out", (note,) if intervals else (), Table(("compared", "what the rows show"), rows))
 
 
 def titles(plan: StudyPlan) -> dict[str, str]:
@@ -123,7 +144,7 @@ def held_out_sections(plan: StudyPlan, results: Results) -> Iterator[Section]:
         f"word embeddings, under PGD of {plan.probes.steps} steps in the same ball; and clean on text of another kind."
     )
     yield Section("Held-out loss", (note,), values)
-    yield Section("Held-out loss, differences from standard", ("Below 0 is better.",), moved, after=said)
+    yield Section(f"Held-out loss{DIFFERENCES}{STANDARD}", ("Below 0 is better.",), moved, after=said)
     drawn = [row for row in results.of(measure="held-out-loss") if row["cell"].startswith(("train/", "start/"))]
     if any(row["cell"].startswith("train/") for row in drawn):
         svg = svg_figure(f"{plan.scale}-steps", lambda axes: _draw_losses(axes, plan, drawn), height=5.6)
@@ -207,13 +228,16 @@ def _compared_sections(
 ) -> Iterator[Section]:
     columns = task_columns(task, _first_metric(rows))
     values, moved, said = compared(rows, columns, lines, line=lambda row: str(row[line]), baseline=baseline, first=line)
-    seeds = len({row["seed"] for row in rows})
-    scope = (
-        f"Pairs share a seed of fine-tuning and the encoder of one of {seeds} seeds of pre-training: the intervals are "
-        "about fine-tuning again, and say little about repeating the pre-training."
-    )
+    attacked = f" ({task.attacked} of them under attack)" if task.radii or task.edits else ""
+    scope = f"All pairs share the test examples{attacked}."
+    if baseline == STANDARD:
+        seeds = counted(len({row["seed"] for row in rows}), "encoder")
+        scope += (
+            f" They come from {seeds} of every arm, one for each seed of pre-training, each fine-tuned several times: "
+            "the intervals are about fine-tuning again, and say little about repeating the pre-training."
+        )
     yield Section(title, (note,), values)
-    yield Section(f"{title}: differences from {lines[baseline]}", (scope,), moved, after=said)
+    yield Section(f"{title}{DIFFERENCES}{lines[baseline]}", (scope,), moved, after=said)
 
 
 def original_sections(plan: StudyPlan, results: Results) -> Iterator[Section]:
