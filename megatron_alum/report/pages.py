@@ -27,6 +27,11 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     """a row's first cell names it"""
 
+    @property
+    def is_prose(self) -> list[bool]:
+        """Which columns hold sentences and are set from the left."""
+        return [max(map(len, column), default=0) > 50 for column in zip(*self.rows, strict=True)]
+
 
 @dataclass(frozen=True)
 class Figure:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_alum.config.words import counted, duration
+from megatron_alum.finetune.runs.summary import mean_and_deviation
 from megatron_alum.report.figures import colors, svg_figure
 from megatron_alum.report.pages import Figure, Page, Section, Table, write_page
 from megatron_alum.study.cells import PLAIN
@@ -153,16 +154,16 @@ def held_out_sections(plan: StudyPlan, results: Results) -> Iterator[Section]:
 
 
 def _draw_losses(axes: Axes, plan: StudyPlan, rows: list[Row]) -> None:
-    names = titles(plan)
-    for (name, title), color in zip(names.items(), colors(len(names)), strict=True):
+    palette = colors(len(plan.arms))
+    for number, (arm, color) in enumerate(zip(plan.arms, palette, strict=True)):
         points: dict[int, list[float]] = defaultdict(list)
         for row in rows:
-            if row.get("arm") == name:
+            if row.get("arm") == arm.name:
                 points[row["iteration"] - plan.start_iters].append(row["value"])
         if points:
-            style = "-" if list(names).index(name) < len(set(colors(len(names)))) else "--"
+            style = "-" if number < len(set(palette)) else "--"
             means = [statistics.fmean(points[step]) for step in sorted(points)]
-            axes.plot(sorted(points), means, style, marker=".", label=title, color=color)
+            axes.plot(sorted(points), means, style, marker=".", label=arm.title or arm.name, color=color)
     axes.set_xlabel("steps after the common start")
     axes.set_ylabel("masked-word loss (nats)")
 
@@ -204,8 +205,8 @@ def downstream_sections(plan: StudyPlan, results: Results) -> Iterator[Section]:
         last = [row for row in results.of(task=task.task, method=PLAIN, iteration=0) if row["arm"] != ORIGINAL]
         svg = svg_figure(f"{plan.scale}-curve", lambda axes: _draw_scores(axes, plan, [*curve, *last], metric))
         caption = (
-            f"{task.task} after standard fine-tuning from checkpoints on the way, mean over the seeds (the paper's "
-            "Figure 1 at this scale)."
+            f"{task.task} after standard fine-tuning from checkpoints on the way, mean and deviation over the seeds "
+            "(the paper's Figure 1 at this scale)."
         )
         yield Section("Score against steps", figure=Figure(f"{plan.scale}-curve", svg, caption))
 
@@ -217,8 +218,11 @@ def _draw_scores(axes: Axes, plan: StudyPlan, rows: list[Row], metric: str) -> N
         for row in rows:
             if row["measure"] == metric and (row["arm"] == arm.name or row["iteration"] == plan.start_iters):
                 points[(row["iteration"] or plan.total_iters_of(arm)) - plan.start_iters].append(100 * row["value"])
-        means = [statistics.fmean(points[step]) for step in sorted(points)]
-        axes.plot(sorted(points), means, marker="o", label=arm.title or arm.name, color=color)
+        spread = [mean_and_deviation(points[step]) for step in sorted(points)]
+        means, deviations = zip(*((mean, deviation or 0.0) for mean, deviation in spread), strict=True)
+        axes.errorbar(
+            sorted(points), means, deviations, marker="o", capsize=3, label=arm.title or arm.name, color=color
+        )
     axes.set_xlabel("steps after the common start")
     axes.set_ylabel(f"{metric} (%)")
 
