@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_alum.study.plan import ORIGINAL, Downstream, StudyPlan
+from megatron_alum.study.rows import Results
 
 Kind = Literal["start", "pilot", "train", "probe", "finetune", "curve", "best"]
 PLAIN = "none"
@@ -46,6 +47,19 @@ class Cell:
         if self.iteration:
             parts.append(f"iter{self.iteration}")
         return "/".join(part for part in parts if part)
+
+
+BEST = "best-arms"
+"""measure of the row that names the arms of adversarial fine-tuning"""
+
+
+def all_cells(plan: StudyPlan, results: Results) -> Iterator[Cell]:
+    """All cells that are known so far; more follow when the best arms are chosen."""
+    for cell in cells_of(plan):
+        yield cell
+        if cell.kind == "best" and results.has(cell.name):
+            (row,) = results.of(cell=cell.name, measure=BEST)
+            yield from best_cells(plan, cell.seed, tuple(row["value"]))
 
 
 def cells_of(plan: StudyPlan) -> Iterator[Cell]:

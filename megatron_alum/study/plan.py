@@ -20,6 +20,8 @@ T = TypeVar("T")
 Options = Mapping[str, Any]
 EQUAL_COST = 8 / 3
 """operations of a step with one ascent (8 F) over those of a standard step (3 F): docs/choosing.md"""
+DEFAULT_ALPHA = 10
+"""of arms that name none, as in the paper"""
 STANDARD = "standard"
 """name of the arm that the others are compared with"""
 ORIGINAL = "original"
@@ -36,7 +38,7 @@ class Arm:
     """flags that differ from the plan's pre-training options"""
     title: str = ""
     """in tables; the name if empty"""
-    equal_time: bool = False
+    equal_cost: bool = False
     """as many steps as cost the same as those of an arm with one ascent (BERT+), with the same initial rate"""
     curve: bool = False
     """fine-tuned from intermediate checkpoints, too (Figure 1 of the paper)"""
@@ -120,6 +122,8 @@ class StudyPlan:
     """in the order in which they run; the first one is standard"""
     probes: Probes
     """of every arm"""
+    contrasts: tuple[tuple[str, str], ...] = ()
+    """pairs of an arm and its control, compared besides all arms with standard"""
     pilot: Pilot | None = None
     """None: the arms name their radii"""
     downstream: tuple[Downstream, ...] = ()
@@ -136,6 +140,9 @@ class StudyPlan:
             raise ValueError(f"`arms` must begin with {STANDARD}, but begin with {names[0] if names else 'none'}.")
         if ORIGINAL in names or len(set(names)) < len(names):
             raise ValueError(f"`arms` must have different names, none of them {ORIGINAL}, but are {', '.join(names)}.")
+        unknown = [name for pair in self.contrasts for name in pair if name not in names]
+        if unknown or any(len(pair) != 2 for pair in self.contrasts):
+            raise ValueError(f"`contrasts` must be pairs of arms, but are {[list(pair) for pair in self.contrasts]}.")
         if self.pilot is not None and self.pilot.arm not in names:
             raise ValueError(f"`pilot` must name one of the arms, but names {self.pilot.arm}.")
         if self.pilot is None and any(_names_pilot(value) for arm in self.arms for value in arm.options.values()):
@@ -168,7 +175,7 @@ class StudyPlan:
 
     def total_iters_of(self, arm: Arm) -> int:
         """The same of one arm."""
-        return self.start_iters + (round(self.arm_iters * EQUAL_COST) if arm.equal_time else self.arm_iters)
+        return self.start_iters + (round(self.arm_iters * EQUAL_COST) if arm.equal_cost else self.arm_iters)
 
     def arm(self, name: str) -> Arm:
         """By name."""
@@ -194,6 +201,7 @@ def read_plan(path: str | Path, *, places: Mapping[str, str]) -> StudyPlan:
     for name, cls in (("probes", Probes), ("pilot", Pilot)):
         if content.get(name) is not None:
             content[name] = _built(cls, content[name], f"{where}{name}")
+    content["contrasts"] = [tuple(pair) for pair in content.get("contrasts") or ()]
     content["downstream"] = [_built(Downstream, one, f"{where}downstream") for one in content.get("downstream") or ()]
     return _built(StudyPlan, content, str(path))
 

@@ -27,7 +27,7 @@ from megatron_alum.convert.commands import to_hf
 from megatron_alum.objective.schedule import learning_rate
 from megatron_alum.ops import build_info
 from megatron_alum.study.corpora import training_prefix
-from megatron_alum.study.plan import Arm, StudyPlan
+from megatron_alum.study.plan import DEFAULT_ALPHA, Arm, StudyPlan
 from megatron_alum.study.rows import Row
 from megatron_alum.training.loop import train
 from megatron_alum.training.metrics import METRICS_FILE, PERFORMANCE_FILE, VALIDATION_FILE
@@ -79,10 +79,10 @@ def arm_options(plan: StudyPlan, work: Path, seed: int, arm: Arm, options: Mappi
         "load": start_checkpoint(plan, work, seed),
         "save": run_folder(work, seed, arm.name),
         "keep-last": 0 if arm.curve else 1,
-        "alum-alpha": plan.pretraining.get("alum-alpha", 10),
+        "alum-alpha": plan.pretraining.get("alum-alpha", DEFAULT_ALPHA),
         **options,
     }
-    if arm.equal_time:
+    if arm.equal_cost:
         total = plan.total_iters_of(arm)
         chosen |= {"train-iters": total, "override-schedule": True, "lr": rate_of_longer(plan, work, seed, total)}
     return chosen

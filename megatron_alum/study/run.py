@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from megatron_alum.report.machine import current_commit, processor_name
-from megatron_alum.study.cells import Cell, best_cells, cells_of
+from megatron_alum.study.cells import BEST, Cell, all_cells
 from megatron_alum.study.corpora import prepare_texts
 from megatron_alum.study.downstream import best_arms, discard_output, fine_tune
 from megatron_alum.study.pilot import chosen_by_pilot, run_pilot
@@ -33,9 +33,6 @@ from megatron_alum.study.pretraining import (
 from megatron_alum.study.probes import probe
 from megatron_alum.study.rows import SECONDS, Results, Row
 
-BEST = "best-arms"
-"""measure of the row that names the arms of adversarial fine-tuning"""
-
 
 class Study:
     """A plan, the folder of its work and its results."""
@@ -44,21 +41,13 @@ class Study:
         self.plan, self.work, self.results = plan, work, results
         self.place = place()
 
-    def cells(self) -> Iterator[Cell]:
-        """All cells that are known so far; more follow when the best arms are chosen."""
-        for cell in cells_of(self.plan):
-            yield cell
-            if cell.kind == "best" and self.results.has(cell.name):
-                (row,) = self.results.of(cell=cell.name, measure=BEST)
-                yield from best_cells(self.plan, cell.seed, tuple(row["value"]))
-
     def run(self) -> None:
         """Run all cells that are not done, printing a line for each; the trainers' output goes to log.txt in the work
         folder."""
         self.work.mkdir(parents=True, exist_ok=True)
         transformers.utils.logging.set_verbosity_error()  # heads that are new or unused are meant to be
         prepare_texts(self.plan, self.work)
-        for cell in self.cells():
+        for cell in all_cells(self.plan, self.results):
             if not self.results.has(cell.name):
                 began = time.monotonic()
                 with (self.work / "log.txt").open("a", encoding="utf-8") as log:

@@ -3,7 +3,7 @@
 A pair is one arm and the one it is compared with at the same seed (of pre-training, and of fine-tuning where there is
 one). The interval of the mean difference is the wider one, on each side, of the percentile bootstrap (Efron 1979) and
 Student's t: with few pairs the bootstrap alone is far too narrow: with two pairs it excludes 0 in half of all cases
-without a difference. One pair has no interval. A difference whose interval contains 0, or is missing, counts as none.
+without a difference. One pair has no interval. Where the interval contains 0, or is missing, no difference is shown.
 """
 
 from __future__ import annotations
@@ -79,25 +79,29 @@ def student_interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - float(half), mean + float(half)
 
 
-def sentence(found: Mapping[str, Difference], *, baseline: str, lower_is_better: bool, unit: str = "") -> str:
+def sentence(
+    found: Mapping[str, Difference], *, baseline: str, lower_is_better: bool, unit: str = "", digits: int = 3
+) -> str:
     """A sentence on what a table of differences from `baseline` shows, and what it does not.
 
-    `found` are the arms' differences in the order of the table.
+    `found` are the arms' differences in the order of the table, shown with `digits` after the point.
     """
     if not found:
         return f"Nothing to compare with {baseline} yet."
-    least = min(one.n for one in found.values())
-    if least == 1:
-        return f"One pair: no difference from {baseline} can be told from chance."
+    single = [name for name, one in found.items() if one.n == 1]
+    if len(single) == len(found):
+        return f"One pair each: no difference from {baseline} can be told from chance."
     better = {name: one for name, one in found.items() if one.is_one and (one.mean < 0) == lower_is_better}
     worse = {name: one for name, one in found.items() if one.is_one and (one.mean < 0) != lower_is_better}
     parts = []
     for word, group in (("better", better), ("worse", worse)):
         if group:
-            listed = ", ".join(f"{name} (by {abs(one.mean):.3g}{unit}, n {one.n})" for name, one in group.items())
-            parts.append(f"{word} than {baseline}: {listed}")
-    rest = len(found) - len(better) - len(worse)
+            listed = (f"{name} (by {abs(one.mean):.{digits}f}{unit}, n {one.n})" for name, one in group.items())
+            parts.append(f"{word} than {baseline}: {', '.join(listed)}")
+    rest = len(found) - len(better) - len(worse) - len(single)
     if rest:
-        parts.append(f"no difference from {baseline} in {'the other ' if parts else ''}{rest} of {len(found)}")
+        parts.append(f"no difference from {baseline} shown in {'the other ' if parts else ''}{rest} of {len(found)}")
+    if single:
+        parts.append(f"one pair only: {', '.join(single)}")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."

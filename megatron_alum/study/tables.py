@@ -34,6 +34,8 @@ class Column:
 Values = dict[str, dict[Hashable, float]]
 """{line of a table: {pair: value}}"""
 Line = Callable[[Row], str]
+Found = Sequence[tuple[Column, Mapping[str, Difference]]]
+"""of each column, {line: its difference}"""
 
 
 def pair_of(row: Row) -> Hashable:
@@ -50,44 +52,49 @@ def values_of(rows: Iterable[Row], column: Column, line: Line) -> Values:
     return found
 
 
-def differences(values: Values, baseline: str) -> dict[str, Difference]:
-    """Of every other line from `baseline`, at the pairs that both have."""
-    reference = values.get(baseline, {})
-    found = {name: paired(own, reference) for name, own in values.items() if name != baseline}
-    return {name: difference(pairs) for name, pairs in found.items() if pairs}
+def differences(values: Values, pairs: Iterable[tuple[str, str, str]]) -> dict[str, Difference]:
+    """{name: difference} of (name, line, line that it is compared with), at the pairs that both have."""
+    found = {name: paired(values.get(one, {}), values.get(other, {})) for name, one, other in pairs}
+    return {name: difference(both) for name, both in found.items() if both}
 
 
-def compared(
-    rows: Sequence[Row], columns: Sequence[Column], lines: Mapping[str, str], *, line: Line, baseline: str, first: str
-) -> tuple[Table, Table, tuple[str, ...]]:
-    """(values, differences from `baseline`, sentences, each for one column or several) of `lines` {name: title};
-    `first` heads the names.
-    """
+def values_table(
+    rows: Sequence[Row], columns: Sequence[Column], lines: Mapping[str, str], line: Line, first: str
+) -> Table:
+    """Mean, deviation and number of `lines` {name: title}; `first` heads the titles."""
     by_column = [(column, values_of(rows, column, line)) for column in columns]
     present = [name for name in lines if any(name in values for _, values in by_column)]
-    headings = (first, *(column.heading for column in columns))
-    values = Table(
-        headings,
+    return Table(
+        (first, *(column.heading for column in columns)),
         tuple((lines[name], *(_mean(found.get(name, {}), column) for column, found in by_column)) for name in present),
     )
-    deltas = [(column, _in_order(differences(found, baseline), present)) for column, found in by_column]
-    moved = Table(
-        headings,
+
+
+def differences_table(found: Found, lines: Mapping[str, str], first: str) -> Table:
+    """Mean, interval and number of the differences of `lines` {name: title}."""
+    return Table(
+        (first, *(column.heading for column, _ in found)),
         tuple(
-            (lines[name], *(_interval(found.get(name), column) for column, found in deltas))
-            for name in present
-            if name != baseline
+            (title, *(_interval(differences.get(name), column) for column, differences in found))
+            for name, title in lines.items()
+            if any(name in differences for _, differences in found)
         ),
     )
+
+
+def sentences(found: Found, baseline: str) -> list[tuple[str, str]]:
+    """(measures, what their columns show), columns of which the same can be said together."""
     said: dict[str, list[str]] = {}
-    for column, found in deltas:
-        text = sentence(found, baseline=baseline, lower_is_better=column.lower_is_better, unit=column.unit)
+    for column, differences in found:
+        text = sentence(
+            differences,
+            baseline=baseline,
+            lower_is_better=column.lower_is_better,
+            unit=column.unit,
+            digits=column.digits,
+        )
         said.setdefault(text, []).append(column.heading)
-    return values, moved, tuple(f"{'; '.join(headings)}: {text}" for text, headings in said.items())
-
-
-def _in_order(found: Mapping[str, Difference], names: Sequence[str]) -> dict[str, Difference]:
-    return {name: found[name] for name in names if name in found}
+    return [(", ".join(headings), text) for text, headings in said.items()]
 
 
 def _mean(values: Mapping[Hashable, float], column: Column) -> str:
@@ -104,7 +111,7 @@ def _interval(found: Difference | None, column: Column) -> str:
     if found is None:
         return ""
     if found.n == 1:
-        return f"{found.mean:+.{column.digits}f} (1 run)"
-    bold = "*" if found.is_one else ""
+        return f"{found.mean:+.{column.digits}f} (1 pair)"
+    star = "*" if found.is_one else ""
     low, high = (f"{end:+.{column.digits}f}" for end in (found.low, found.high))
-    return f"{found.mean:+.{column.digits}f}{bold} [{low}, {high}] ({counted(found.n, 'run')})"
+    return f"{found.mean:+.{column.digits}f}{star} [{low}, {high}] ({counted(found.n, 'pair')})"

@@ -22,7 +22,8 @@ def small_plan(work: Path) -> StudyPlan:
     plan = shipped("smoke", work)
     standard, textbook, longer = (plan.arm(name) for name in ("standard", "textbook", "bert+"))
     again = Arm(AGAIN, textbook.options)
-    return replace(plan, seeds=(1,), arms=(replace(standard, curve=False), textbook, again, longer))
+    arms = (replace(standard, curve=False), textbook, again, longer)
+    return replace(plan, seeds=(1,), arms=arms, contrasts=((AGAIN, "textbook"),))
 
 
 def run_small(work: Path) -> Results:

@@ -36,7 +36,7 @@ def run_of(plan, tmp_path, arm=None):
 def test_arms_differ_in_the_adversarial_branch_alone(scale, tmp_path):
     """Equal samples, masks, rates and phases: all else in the configuration is one and the same, BERT+ apart."""
     plan = shipped(scale, tmp_path)
-    runs = {arm.name: config_to_dict(run_of(plan, tmp_path, arm)) for arm in plan.arms if not arm.equal_time}
+    runs = {arm.name: config_to_dict(run_of(plan, tmp_path, arm)) for arm in plan.arms if not arm.equal_cost}
     for name, run in runs.items():
         differing = {key for key, value in run.items() if value != runs[STANDARD][key]} - BELONG_TO_A_PLACE
         assert all(key.startswith("alum_") for key in differing), (name, differing)
@@ -56,10 +56,10 @@ def test_an_arm_begins_its_phase_where_the_start_ends(scale, tmp_path):
 
 
 @pytest.mark.parametrize("scale", ["smoke", "gpu", "paper"])
-def test_equal_time_costs_what_an_ascent_costs_and_begins_at_the_same_rate(scale, tmp_path):
+def test_the_longer_run_costs_what_an_ascent_costs_and_begins_at_the_same_rate(scale, tmp_path):
     """8 F a step of one ascent against 3 F a standard one."""
     plan = shipped(scale, tmp_path)
-    (longer,) = (arm for arm in plan.arms if arm.equal_time)
+    (longer,) = (arm for arm in plan.arms if arm.equal_cost)
     steps = plan.total_iters_of(longer) - plan.start_iters
     assert abs(3 * steps - 8 * plan.arm_iters) <= 1.5
     first = plan.start_iters + 1
@@ -109,6 +109,8 @@ REFUSALS = [
     ({"arms": {"paper": {"options": {}}}}, "must begin with standard"),
     ({"arms": {"standard": {"options": {}}, "original": {"options": {}}}}, "none of them original"),
     ({"arms": {"standard": {"optons": {}}}}, "does not know optons"),
+    ({"contrasts": [["textbook", "nobody"]]}, "must be pairs of arms"),
+    ({"contrasts": [["textbook"]]}, "must be pairs of arms, but are"),
     ({"pilot": {"arm": "nobody", "radii": [0.1]}}, "must name one of the arms"),
     ({"pilot": None}, "must be given where an arm's option names it"),
     ({"start-iters": 7}, "must be a multiple"),

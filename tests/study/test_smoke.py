@@ -56,7 +56,7 @@ def test_all_arms_begin_with_the_same_weights_samples_masks_and_dropout(study):
     assert len(set(losses.values())) == 1
 
 
-def test_equal_time_runs_its_steps_and_metrics_say_which_path_ran(study):
+def test_the_longer_run_takes_its_steps_and_metrics_say_which_path_ran(study):
     _, results = study
     steps = {row["arm"]: row["value"] for row in results.of(measure="iterations") if "arm" in row}
     assert steps == {"standard": 10, "textbook": 10, AGAIN: 10, "bert+": 27}
@@ -83,7 +83,7 @@ def test_the_report_is_drawn_from_the_rows_alone(study, tmp_path):
     paths = write_study(plan, results, tmp_path)
     assert {path.name for path in paths} == {"smoke.html", "smoke.md", "smoke-steps.svg", "smoke-curve.svg"}
     page, twin = (next(path for path in paths if path.suffix == end).read_text() for end in (".html", ".md"))
-    for text in ("Held-out loss", "Pilot", "One pair: no difference", "How it was made", results.rows[-1]["commit"]):
+    for text in ("Held-out loss", "Pilot", "One pair each: no difference", "How it was made", results.rows[-1]["commit"]):
         assert text in page and text in twin
     clean = results.of(measure="loss-clean", arm="textbook")[0]["value"]
     assert f"{clean:.4f} (1 run)" in page and f"{clean:.4f} (1 run)" in twin

@@ -73,24 +73,27 @@ def made(mean, half, n=3):
     return Difference(mean, n, mean - half, mean + half)
 
 
+SINGLE = Difference(9.0, 1, -math.inf, math.inf)
 # {arm: difference}, lower is better -> the sentence
 SENTENCES = [
-    ({"a": made(-0.5, 0.1)}, True, "Better than base: a (by 0.5 nats, n 3)."),
-    ({"a": made(-0.5, 0.1)}, False, "Worse than base: a (by 0.5 nats, n 3)."),
-    ({"a": made(0.5, 0.1)}, True, "Worse than base: a (by 0.5 nats, n 3)."),
-    ({"a": made(0.5, 0.6), "b": made(-0.2, 0.3)}, True, "No difference from base in 2 of 2."),
+    ({"a": made(-0.5, 0.1)}, True, "Better than base: a (by 0.50 nats, n 3)."),
+    ({"a": made(-0.5, 0.1)}, False, "Worse than base: a (by 0.50 nats, n 3)."),
+    ({"a": made(0.5, 0.1)}, True, "Worse than base: a (by 0.50 nats, n 3)."),
+    ({"a": made(0.5, 0.6), "b": made(-0.2, 0.3)}, True, "No difference from base shown in 2 of 2."),
     (
         {"a": made(0.5, 0.6), "b": made(-0.2, 0.1, 2), "c": made(3.0, 1.0)},
         True,
-        "Better than base: b (by 0.2 nats, n 2); worse than base: c (by 3 nats, n 3); "
-        "no difference from base in the other 1 of 3.",
+        "Better than base: b (by 0.20 nats, n 2); worse than base: c (by 3.00 nats, n 3); "
+        "no difference from base shown in the other 1 of 3.",
     ),
-    ({"a": Difference(9.0, 1, -math.inf, math.inf)}, True, "One pair: no difference from base can be told"),
+    ({"a": SINGLE}, True, "One pair each: no difference from base can be told from chance."),
+    ({"a": SINGLE, "b": made(0.5, 0.6)}, True, "No difference from base shown in 1 of 2; one pair only: a."),
+    ({"a": SINGLE, "b": made(0.5, 0.1)}, True, "Worse than base: b (by 0.50 nats, n 3); one pair only: a."),
     ({}, True, "Nothing to compare with base yet."),
 ]
 
 
 @pytest.mark.parametrize("found, lower_is_better, expected", SENTENCES)
 def test_a_sentence_says_what_the_intervals_allow(found, lower_is_better, expected):
-    said = sentence(found, baseline="base", lower_is_better=lower_is_better, unit=" nats")
-    assert said.startswith(expected)
+    said = sentence(found, baseline="base", lower_is_better=lower_is_better, unit=" nats", digits=2)
+    assert said == expected
