@@ -52,11 +52,11 @@ class Study:
                 began = time.monotonic()
                 with (self.work / "log.txt").open("a", encoding="utf-8") as log:
                     with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                        self._restore(cell)
+                        differing = self._restore(cell)
                         rows = list(self._rows(cell))
                 seconds = time.monotonic() - began
                 self._keep(cell, [*rows, {"measure": SECONDS, "value": round(seconds, 1)}])
-                print(f"{time.strftime('%H:%M:%S')} {cell.name}: {seconds:.0f} s", flush=True)
+                print("\n".join([*differing, f"{time.strftime('%H:%M:%S')} {cell.name}: {seconds:.0f} s"]), flush=True)
             self._tidy(cell)
 
     def _rows(self, cell: Cell) -> Iterable[Row]:
@@ -77,16 +77,31 @@ class Study:
             return [{"measure": BEST, "value": chosen}]
         return fine_tune(plan, work, cell)
 
-    def _restore(self, cell: Cell) -> None:
-        """Train again what the cell starts from where only its rows are left."""
-        plan, work, seed = self.plan, self.work, cell.seed
+    def _restore(self, cell: Cell) -> list[str]:
+        """Train again what the cell starts from where only its rows are left; a sentence for each network that came out
+        otherwise, as it does on another kind of processor.
+        """
+        plan, work, seed, said = self.plan, self.work, cell.seed, []
         if cell.kind in ("train", "pilot") and not start_checkpoint(plan, work, seed).is_dir():
-            list(train_start(plan, work, seed))
+            said += self._compared(f"start/seed{seed}", train_start(plan, work, seed))
         if cell.kind in ("probe", "finetune", "curve") and seed:
             arm = plan.arm(cell.arm)
             if not hf_folder(plan, work, seed, arm.name, cell.iteration).is_dir():
-                self._restore(Cell("train", seed, arm.name))
-                list(train_arm(plan, work, seed, arm, self.options_of(arm)))
+                before = Cell("train", seed, arm.name)
+                said += self._restore(before)
+                said += self._compared(before.name, train_arm(plan, work, seed, arm, self.options_of(arm)))
+        return said
+
+    def _compared(self, cell: str, again: Iterable[Row]) -> list[str]:
+        """What to say where the losses of a network that was trained again are not those of its rows."""
+        now = [row["value"] for row in again if row["measure"] == "held-out-loss"]
+        kept = [row["value"] for row in self.results.of(cell=cell, measure="held-out-loss")]
+        if now == kept:
+            return []
+        return [
+            f"{cell} was trained again; its held-out loss is {now[-1]:.6f}, but was {kept[-1]:.6f}. Delete the rows "
+            "that depend on it to measure them on one network."
+        ]
 
     def options_of(self, arm: Arm) -> dict[str, Any]:
         """An arm's options with what the pilot chose."""

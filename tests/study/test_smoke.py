@@ -83,7 +83,13 @@ def test_the_report_is_drawn_from_the_rows_alone(study, tmp_path):
     paths = write_study(plan, results, tmp_path)
     assert {path.name for path in paths} == {"smoke.html", "smoke.md", "smoke-steps.svg", "smoke-curve.svg"}
     page, twin = (next(path for path in paths if path.suffix == end).read_text() for end in (".html", ".md"))
-    for text in ("Held-out loss", "Pilot", "One pair each: no difference", "How it was made", results.rows[-1]["commit"]):
+    for text in (
+        "Held-out loss",
+        "Pilot",
+        "One pair each: no difference",
+        "How it was made",
+        results.rows[-1]["commit"],
+    ):
         assert text in page and text in twin
     clean = results.of(measure="loss-clean", arm="textbook")[0]["value"]
     assert f"{clean:.4f} (1 run)" in page and f"{clean:.4f} (1 run)" in twin
@@ -119,20 +125,26 @@ def test_a_killed_study_continues_to_the_same_rows(study, tmp_path):
     assert len(again.of(measure=SECONDS)) == len(straight.of(measure=SECONDS))
 
 
-def test_rows_alone_are_enough_to_go_on_elsewhere(study, tmp_path):
+def test_rows_alone_are_enough_to_go_on_elsewhere(study, tmp_path, capsys):
     """No network is left, only rows and texts (a vocabulary trained again may number its entries differently): those
-    that the open cells start from are trained again, to the same rows.
+    that the open cells start from are trained again, to the same rows. Where the rows are of another processor, here
+    standard's start, the study says so.
     """
     _, straight = study
     work = tmp_path / "work"
     shutil.copytree(straight.path.parent, work, ignore=shutil.ignore_patterns("seed1", "pilot", "finetune"))
     kept = [row for row in straight.rows if row.get("arm") not in (AGAIN, "bert+")]
     kept += straight.of(cell=f"train/seed1/{AGAIN}")
+    *_, moved = (row for row in kept if row["cell"] == "start/seed1" and row["measure"] == "held-out-loss")
+    kept[kept.index(moved)] = {**moved, "value": moved["value"] + 0.125}
     (work / "smoke.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     again = run_small(work)
     for arm in (AGAIN, "bert+"):
         assert without_clock(again.of(arm=arm)) == without_clock(straight.of(arm=arm))
     assert len(again.rows) == len(straight.rows)
+    said = [line for line in capsys.readouterr().out.splitlines() if "trained again" in line]
+    losses = f"is {moved['value']:.6f}, but was {moved['value'] + 0.125:.6f}."
+    assert len(said) == 1 and said[0].startswith(f"start/seed1 was trained again; its held-out loss {losses}")
 
 
 def test_a_study_that_is_asked_to_stop_keeps_no_shortened_cell(study, tmp_path, monkeypatch):
