@@ -5,7 +5,7 @@ Order of operations as in csrc/common/projection.h; float32 throughout (float64 
 
     clamp                 clamp(delta + eta g, -epsilon, epsilon)                     (the paper)
     normalize             (delta + eta g) / (max_h |delta + eta g| + 1e-6)            (the authors' released code)
-    normalized_gradient   clamp(delta + eta g / max_h |g|, -epsilon, epsilon)         (VAT, SMART, FreeLB)
+    normalized_gradient   clamp(delta + eta g / max_h |g|, -epsilon, epsilon)         (VAT, SMART)
 
 A token whose g holds a NaN or an infinity keeps its delta, and is counted.
 """
