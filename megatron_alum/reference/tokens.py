@@ -99,8 +99,8 @@ class PerturbationStatistics(NamedTuple):
     """sum |cast(x + delta') - cast(x)| / sum |delta'|: 1 when the model's dtype sees all of it, 0 when none; NaN for
     0/0."""
     ascent_ratio: Tensor
-    """||step|| / ||delta|| in the Euclidean norm, delta as it was before the step, the step before projection; 0 without
-    a gradient."""
+    """||step|| / ||delta|| in the Euclidean norm, the step before projection and delta before the step; 0 without a
+    gradient."""
     nonfinite_tokens: Tensor
     """Tokens whose gradient held a NaN or an infinity; they kept their delta."""
     delta_norm: Tensor
