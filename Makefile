@@ -55,7 +55,7 @@ bench: $(STAMP)
 	$(PY) -m benchmarks.bench_step --rounds 3 --output benchmarks/results/step_cpu.csv
 	test ! -d "$(DATA)" || $(MAKE) bench-text
 	$(PY) -m benchmarks.bench_finetune --output benchmarks/results/finetune_cpu.csv
-	$(PY) -m benchmarks.bench_sampler --csv benchmarks/results/sampler.csv
+	$(PY) -m benchmarks.bench_sampler --output benchmarks/results/sampler.csv
 	test ! -d "$(DATA)" || $(PY) -m benchmarks.bench_data --corpus $(DATA)/wiki/extracted --dump $(DATA)/wiki/dump/enwiki-latest-*.bz2 \
 		--vocab-file $(DATA)/vocab/bert-base-uncased-vocab.txt --punkt-dir $(DATA)/punkt/nltk_data --output benchmarks/results/data.csv
 	! $(PY) -c "import wikiextractor" 2> /dev/null || test ! -d "$(DATA)" || \

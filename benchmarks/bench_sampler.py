@@ -1,6 +1,6 @@
 """Samples per second of the C++ sampler, of its Python reference and of megatron-core's own BERT dataset, in one run.
 
-    python -m benchmarks.bench_sampler [--data-path PREFIX] [--seq-length 512] [--batch-size 64] [--csv FILE]
+    python -m benchmarks.bench_sampler [--data-path PREFIX] [--seq-length 512] [--batch-size 64] [--output FILE]
 
 All read the same shard with the page cache warm; without --data-path a synthetic shard of Wikipedia's proportions is
 made. Ours writes whole batches into preallocated buffers, index reads included, masking 15 % of single tokens with NSP;
@@ -70,8 +70,8 @@ def main() -> None:
         results = list(_measure_all(prefix, args, folder))
     for line in _table(results):
         print(line)
-    if args.csv:
-        _write_csv(Path(args.csv), results)
+    if args.output:
+        _write_csv(Path(args.output), results)
 
 
 def _arguments() -> argparse.Namespace:
@@ -85,7 +85,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64, help="samples per call")
     parser.add_argument("--seconds", type=float, default=2.0, help="time spent on each case")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="thread counts of the C++ sampler")
-    parser.add_argument("--csv", help="file to write the results to")
+    parser.add_argument("--output", help="CSV file to write the results to")
     return parser.parse_args()
 
 

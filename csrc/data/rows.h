@@ -9,7 +9,7 @@
 
 namespace megatron_alum::data {
 
-// One sample; the layout of `ROW` in objective.py. Starts count tokens from the beginning of the .bin file.
+// One sample; the layout of `ROW` in pairs.py. Starts count tokens from the beginning of the .bin file.
 struct Row {
   int64_t a_start;
   int64_t b_start;

@@ -1,8 +1,8 @@
-"""The paper: adversarial regularisation on embeddings, for any model with an embed / encode split. Torch only.
+"""The paper: adversarial regularisation on embeddings, for any model with an embed / encode split.
 
 Reading order: `ascent.py` (Algorithm 1 as a function), `divergence.py` (what is compared), `dropout.py` (independent or
-shared masks), `regularizer.py` (the entry point for any model). Nothing here depends on Megatron, Hugging Face or the
-fused ops; callers pass them in.
+shared masks), `regularizer.py` (the entry point for any model). Nothing but torch, `config` and the torch
+`reference` is imported; callers pass in Megatron, Hugging Face models and the fused ops.
 """
 
 from megatron_alum.alum.ascent import Agree, Ascent, InnerLoss, Perturb, Start, ascend, frozen

@@ -2,7 +2,7 @@
 
     megatron-alum attack --model out/none/model out/alum/model --task sst2 --data-dir glue --output out/attack
 
-Writes OUTPUT/attack.jsonl (clean and robust accuracy side by side) and OUTPUT/attack.png (accuracy against radius).
+Writes OUTPUT/attack.jsonl (one row per model and radius) and OUTPUT/attack.png (accuracy against radius).
 """
 
 from __future__ import annotations

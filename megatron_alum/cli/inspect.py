@@ -1,9 +1,9 @@
 """Look into a corpus written by `megatron-alum preprocess`: counts, statistics, documents as text, training samples,
 checksums.
 
-    megatron-alum inspect data/wiki --document 0 17 --sample 0 1 2 --verify
+    megatron-alum inspect data/wikipedia --document 0 17 --sample 0 1 2 --verify
 
-The first word is the corpus: the path without .bin. Samples are those that training draws with the same flags
+CORPUS is the path without .bin. Samples are those that training draws with the same flags
 (--seq-length, --objective, --seed, ...): all pre-training options that determine a sample are accepted. Exits with an
 error when the parts do not belong together, or with --verify when a checksum differs.
 """
@@ -69,12 +69,8 @@ class InspectConfig:
 
 def main() -> None:
     """Parse the command line and print what was asked for."""
-    words = sys.argv[1:]
-    if words and not words[0].startswith("-"):
-        words.insert(0, "--data-path")
-    config = parse_config(InspectConfig, words, description=__doc__ or "")
-    check_places(config)
-    (prefix,) = config.samples.data.data_path
+    config = _parsed(sys.argv[1:])
+    prefix = config.samples.data.data_path[0]
     from megatron_alum.data.shards.files import CHECKED_FILES, open_shards, require_whole_manifest, shard_paths
     from megatron_alum.data.shards.statistics import describe
     from megatron_alum.data.tokenizers.tokenizer import load_tokenizer
@@ -94,6 +90,25 @@ def main() -> None:
         _show_document(shards, tokenizer, number)
     if config.sample:
         _show_samples(config.samples, config.sample)
+
+
+def _parsed(words: list[str]) -> InspectConfig:
+    """The configuration. Raises: ValueError unless it names exactly one corpus, which exists."""
+    if words and not words[0].startswith("-"):
+        words = ["--data-path", *words]
+    config = parse_config(
+        InspectConfig,
+        words,
+        description=__doc__ or "",
+        usage="CORPUS [options]",
+        helps={"data_path": "the corpus, if it is not the first word"},
+        without=("prefetch_batches",),  # training alone prepares batches ahead
+    )
+    corpora = config.samples.data.data_path
+    if len(corpora) != 1:
+        raise ValueError(f"The corpus must be one prefix, but is {' '.join(corpora)} instead. Inspect one at a time.")
+    check_places(config)
+    return config
 
 
 def _readable(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Merge corpora that `megatron-alum preprocess` wrote with the same tokenizer into one corpus.
 
-    megatron-alum merge --input 'data/part-*.json' --output-prefix data/wiki
+    megatron-alum merge --input 'data/part-*.json' --output-prefix data/wikipedia
 
 Checksums of the parts are compared first. Shards of one input (--num-shards) must all be given, in order.
 """

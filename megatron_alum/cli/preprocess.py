@@ -1,10 +1,10 @@
 """Turn raw text (Wikipedia dumps, extracted Wikipedia, JSON lines, parquet, plain text) into indexed shards for
 training.
 
-    megatron-alum preprocess --input wiki/ --output-prefix data/wiki --vocab-file vocab.txt --workers 8
+    megatron-alum preprocess --input wiki/ --output-prefix data/wikipedia --vocab-file vocab.txt --workers 8
 
-writes data/wiki.bin, .idx (Megatron's layout: one sequence per sentence, one document per article), .json (counts,
-checksums, settings, what was skipped) and data/wiki-tokenizer/. An interrupted run continues with --resume. The
+writes data/wikipedia.bin, .idx (Megatron's layout: one sequence per sentence, one document per article), .json (counts,
+checksums, settings, what was skipped) and data/wikipedia-tokenizer/. An interrupted run continues with --resume. The
 summary on stderr says what was read, kept and skipped, and shows two of the resulting documents.
 """
 

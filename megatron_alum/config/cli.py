@@ -95,17 +95,23 @@ def parse_config(
     argv: Sequence[str] | None = None,
     *,
     description: str = "",
+    usage: str = "[options]",
+    helps: Mapping[str, str] | None = None,
+    without: Sequence[str] = (),
     defaults: Mapping[str, Any] | None = None,
     infer: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> T:
     """The configuration described by `argv` (default: the process's arguments) and the YAML file that it names.
 
-    `defaults` {name: value} replace those of the dataclasses. `infer` turns the given options {name: value} into
-    defaults for others (those of a run to continue, or the sizes of a model to start from).
+    `usage` follows the program's name in --help, and `helps` {name: text} replace the help of options. Those named in
+    `without` have no effect in this program: it does not know them, and they keep their defaults.
+    `defaults` {name: value} replace those of the dataclasses, in --help too. `infer` turns the given options
+    {name: value} into defaults for others (those of a run to continue, or the sizes of a model to start from).
     Raises: ValueError naming the flag for unknown names, wrong types, missing values and failed checks.
     """
-    options = {option.name: option for option in options_of(cls)}
-    parser = _build_parser(cls, options, description)
+    options = {option.name: option for option in options_of(cls) if option.name not in without}
+    texts = {name: _help(option, defaults or {}) for name, option in options.items()} | dict(helps or {})
+    parser = _build_parser(options, texts, description=description, usage=usage)
     given = vars(parser.parse_args(argv))
     from_file = read_yaml(given.pop("config"), options)
     from_flags = {name: _convert(options[name], value) for name, value in given.items()}
@@ -195,8 +201,20 @@ def _checked_layer(values: Mapping[str, Any], options: Mapping[str, Option], sou
     return layer
 
 
-def _build_parser(cls: type, options: Mapping[str, Option], description: str) -> Parser:
-    parser = Parser(description=description, usage="%(prog)s [options]", argument_default=argparse.SUPPRESS)
+def _help(option: Option, defaults: Mapping[str, Any]) -> str:
+    """The help of an option whose default may be one of `defaults`.
+
+    A default in place of a value that must otherwise be given is not shown: it stands for something that is not used.
+    """
+    if option.name not in defaults:
+        return option.help
+    if option.default is dataclasses.MISSING:
+        return option.doc
+    return dataclasses.replace(option, default=defaults[option.name]).help
+
+
+def _build_parser(options: Mapping[str, Option], texts: Mapping[str, str], *, description: str, usage: str) -> Parser:
+    parser = Parser(description=description, usage=f"%(prog)s {usage}", argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", default=None, metavar="FILE", help="YAML file of `flag-name: value` lines")
     groups: dict[type, argparse._ArgumentGroup] = {}
     for option in options.values():
@@ -208,7 +226,7 @@ def _build_parser(cls: type, options: Mapping[str, Option], description: str) ->
             extra["action"] = _Once
         if option.is_bool:
             extra = {"nargs": "?", "const": "true"}
-        text = option.help.replace("%", "%%")
+        text = texts[option.name].replace("%", "%%")
         groups[option.owner].add_argument(option.flag, dest=option.name, metavar=option.metavar, help=text, **extra)
     return parser
 

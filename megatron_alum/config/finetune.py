@@ -143,7 +143,8 @@ class FinetuneTrainingConfig:
     per_device_train_batch_size: tuple[Count, ...] = (32,)
     """batch sizes to try"""
     paper_grid: bool = False
-    """the paper's search: learning rates 5e-6 8e-6 1e-5 2e-5, batches 16 32 64, 10 epochs"""
+    """the paper's search: learning rates 5e-6 8e-6 1e-5 2e-5, batches 16 32 64, 10 epochs; the paper's optimizer
+    is --optim radam"""
     num_train_epochs: Positive = 3.0
     """passes over the training set"""
     max_steps: Count | None = None

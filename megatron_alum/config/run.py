@@ -38,9 +38,9 @@ class CheckpointConfig:
     keep_last: CountOrZero = 3
     """newest checkpoints to keep; 0 keeps all. The newest valid one is never deleted"""
     async_save: bool = False
-    """write checkpoints from a background process; at most one is in flight, a second waits for it"""
+    """write checkpoints from a background thread; at most one is in flight, a second waits for it"""
     init_from: AnyInput | None = None
-    """Hugging Face folder whose weights start a fresh run (continual pre-training)"""
+    """Hugging Face folder, imported checkpoint or run whose weights start a fresh run (continual pre-training)"""
 
     def __post_init__(self) -> None:
         """Refuse negative intervals."""
@@ -98,8 +98,8 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     dry_run: bool = False
-    """build everything, run 2 steps, print batch arithmetic, FLOPs, memory and time at the measured speed; save
-    nothing"""
+    """build everything, run two steps of each phase, print batch arithmetic, FLOPs, memory and time at the measured
+    speed; save nothing"""
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot run on any number of processes."""

@@ -107,8 +107,8 @@ class ParallelConfig:
     tensor_model_parallel_size: Count = 1
     """processes that share every layer's matrices (heads, feed-forward columns, vocabulary rows)"""
     pipeline_model_parallel_size: Count = 1
-    """stages of consecutive layers, one after another in time (1F1B); only for runs without an adversarial phase,
-    because its inner pass needs the embedding and the logits in one process"""
+    """stages of consecutive layers, one after another in time (1F1B); only for runs without an adversarial phase or
+    that --exit-interval stops before it, because its inner pass needs the embedding and the logits in one process"""
     sequence_parallel: bool = False
     """split LayerNorm, dropout and the residual over tokens inside a tensor-parallel group; saves activation memory"""
     use_distributed_optimizer: bool = False
@@ -194,8 +194,8 @@ class ComputeConfig:
     """Memory and cost of a step"""
 
     recompute_granularity: Literal["none", "selective", "full"] = "none"
-    """activations recomputed in the backward pass: none, selective (the attention core), full (every layer); dropout
-    masks are replayed, so the losses do not change"""
+    """activations recomputed in the backward pass: none, selective (the attention core, which saves nothing here: its
+    weights are never kept), full (every layer); dropout masks are replayed, so the losses do not change"""
     torch_compile: bool = False
     """compile the encoder layers with torch.compile"""
     manual_gc_interval: CountOrZero = 0

@@ -2,8 +2,9 @@
 in megatron_alum/reference.
 
 Read in this order: rows.py, rows_from_hidden.py, perturbation.py, noise.py, cpu_dropout.py, cpu_attention.py;
-row_autograd.py serves the first two, dispatch.py chooses the implementation; large_pages.py only saves time. Importing
-this needs neither a GPU nor the compiled extension; the kernels are in csrc/ (csrc/README.md).
+row_autograd.py serves the first two, dispatch.py chooses the implementation, registration.py gives torch shapes and
+derivatives; large_pages.py saves time, allocator.py time or memory. Importing this needs neither a GPU nor the compiled
+extension; the kernels are in csrc/ (csrc/README.md).
 """
 
 from megatron_alum.ops import registration  # noqa: F401  (runs when the extension is loaded)

@@ -5,7 +5,7 @@ Order of operations as in csrc/common/projection.h; float32 throughout (float64 
 
     clamp                 clamp(delta + eta g, -epsilon, epsilon)                     (the paper)
     normalize             (delta + eta g) / (max_h |delta + eta g| + 1e-6)            (the authors' released code)
-    normalized_gradient   clamp(delta + eta g / max_h |g|, -epsilon, epsilon)         (VAT, SMART, FreeLB)
+    normalized_gradient   clamp(delta + eta g / max_h |g|, -epsilon, epsilon)         (VAT, SMART)
 
 A token whose g holds a NaN or an infinity keeps its delta, and is counted.
 """
@@ -99,7 +99,8 @@ class PerturbationStatistics(NamedTuple):
     """sum |cast(x + delta') - cast(x)| / sum |delta'|: 1 when the model's dtype sees all of it, 0 when none; NaN for
     0/0."""
     ascent_ratio: Tensor
-    """||step|| / ||delta|| in the Euclidean norm, before projection; 0 without a gradient."""
+    """||step|| / ||delta|| in the Euclidean norm, the step before projection and delta before the step; 0 without a
+    gradient."""
     nonfinite_tokens: Tensor
     """Tokens whose gradient held a NaN or an infinity; they kept their delta."""
     delta_norm: Tensor

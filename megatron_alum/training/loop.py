@@ -243,7 +243,7 @@ class Run:
         )
 
     def _warn_about_rounding(self, effective: float | None) -> None:
-        """Say once that the sum x + delta loses most of delta."""
+        """Say, at most once between two checkpoints, that the sum x + delta loses most of delta."""
         if self.warned or effective is None or effective >= 0.5:
             return
         self.warned = True

@@ -6,7 +6,7 @@ from tests.helpers.warm import run_script
 
 
 def run_bench(path, *options):
-    done = run_script("benchmarks/bench_sampler.py", "--csv", path, *options)
+    done = run_script("benchmarks/bench_sampler.py", "--output", path, *options)
     assert done.returncode == 0, done.stderr
     with path.open() as stream:
         return list(csv.DictReader(stream)), done.stdout

@@ -123,6 +123,21 @@ def test_every_command_has_help_under_its_own_name(answered):
     assert set(console.COMMANDS) < set(answered[0])
 
 
+def test_inspect_takes_one_corpus_as_its_first_word(answered, monkeypatch, capsys):
+    text = " ".join(answered[0]["inspect"].split())
+    assert text.startswith("usage: megatron-alum inspect CORPUS [options]")
+    assert "(required)" not in text and "--prefetch-batches" not in text  # which training alone uses
+    for words in (("a", "b"), ("--data-path", "a", "b", "--verify")):
+        status, _out, err = alum(monkeypatch, capsys, "inspect", *words)
+        assert status == 2
+        assert err == "error: The corpus must be one prefix, but is a b instead. Inspect one at a time.\n"
+
+
+def test_estimate_requires_only_what_it_needs(answered):
+    assert re.findall(r"\(required\)", answered[0]["estimate"]) == ["(required)"]  # --vocab-size
+    assert "entries of the tokenizer (required)" in " ".join(answered[0]["estimate"].split())
+
+
 def test_headings_of_help_are_not_sentences(answered):
     """argparse puts a colon after a section's title: "What is read.:" is what a docstring's full stop would give."""
     headings = {line for text in answered[0].values() for line in text.splitlines() if re.match(r"\S.*:$", line)}

@@ -147,6 +147,34 @@ def test_help_keeps_an_example_and_fills_paragraphs(capsys, monkeypatch):
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 50
 
 
+def help_of(capsys, **options):
+    with pytest.raises(SystemExit):
+        parse_config(Car, ["--help"], **options)
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_shows_the_defaults_of_the_program(capsys):
+    """A value that the program fills in is not required, and is not shown either: it stands for an unused one."""
+    text = help_of(capsys, defaults={"plates": ("unused",), "doors": 3})
+    assert "one or more number plates" in text and "(required)" not in text and "unused" not in text
+    assert "number of doors (default: 3)" in text
+
+
+def test_a_program_has_its_own_usage_and_help_of_options(capsys):
+    text = help_of(capsys, usage="PLATE [options]", helps={"plates": "the plate, 100 % of it"})
+    assert text.startswith("usage:") and " PLATE [options] " in text
+    assert "the plate, 100 % of it" in text and "number plates" not in text
+
+
+def test_an_option_without_effect_is_not_known_and_keeps_its_default(capsys, tmp_path):
+    assert "--doors" not in help_of(capsys, without=("doors",))
+    assert parse_config(Car, ["--plates", "A1"], without=("doors",)).body.doors == 5
+    (tmp_path / "car.yaml").write_text("doors: 3")
+    for words in (["--doors", "3"], ["--config", str(tmp_path / "car.yaml")]):
+        with pytest.raises(ValueError, match="doors is not an option of this program"):
+            parse_config(Car, ["--plates", "A1", *words], without=("doors",))
+
+
 def test_a_configuration_survives_json(tmp_path):
     car = Car(("A", "B"), Engine(3.5, True), Body(height_m=1.5))
     flat = config_to_dict(car)

@@ -23,7 +23,7 @@ class Epoch:
     """The samples of one pass."""
 
     rows: Rows
-    """structured array of `objective.ROW`, in document order"""
+    """structured array of `pairs.ROW`, in document order"""
     order: Permutation
     """sample of the epoch -> row"""
     first_sample: int

@@ -1,6 +1,6 @@
 """The rows of an epoch on disk: built once, mapped by every rank, independent of batch size, ranks and mask rate.
 
-    CACHE/NAME-<digest>.npy     structured array of `objective.ROW` in document order
+    CACHE/NAME-<digest>.npy     structured array of `pairs.ROW` in document order
     CACHE/NAME-<digest>.json    the SHA-256 of that file, and, for people, the contents of the digest
 
 The digest covers everything that determines the rows: the sentence table of the shard, the split's documents,

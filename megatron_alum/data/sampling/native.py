@@ -52,11 +52,11 @@ def choose_sampler(wish: str) -> str:
 
 @cache
 def _warn_once() -> None:
-    logger.warning("Samples are drawn by the Python reference, about 50 times slower: %s.", _reason)
+    logger.warning("Samples are drawn by the Python reference, hundreds of times slower: %s.", _reason)
 
 
 def walk_epoch(sentences: Sentences, walk: WalkSettings, *, num_threads: int = 1) -> np.ndarray:
-    """All rows of one epoch, as `objective.walk_epoch` gives them."""
+    """All rows of one epoch, as `pairs.walk_epoch` gives them."""
     options = asdict(walk)
     options["short_threshold"] = threshold(options.pop("short_seq_prob"))
     return _data.walk_epoch(_table(sentences), **options, num_threads=num_threads).view(ROW)
