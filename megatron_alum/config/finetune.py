@@ -128,7 +128,7 @@ class FinetuneDataConfig:
 class FinetuneTrainingConfig:
     """Training"""
 
-    method: Literal["none", "alum", "smart", "freelb", "r-drop"] = "none"
+    method: Literal["none", "alum", "alum-normalized", "smart", "freelb", "r-drop"] = "none"
     """how the label loss is regularised"""
     alum: bool = False
     """short for --method alum"""

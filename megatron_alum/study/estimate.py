@@ -22,7 +22,7 @@ from megatron_alum.training.state import build_state
 
 OVERHEAD = 15.0
 """seconds that a cell takes besides its steps: building the network, saving, exporting"""
-PASSES = {"none": 3.0, "r-drop": 6.0, "alum": 8.0, "smart": 8.0, "freelb": 9.0}
+PASSES = {"none": 3.0, "r-drop": 6.0, "alum": 8.0, "alum-normalized": 8.0, "smart": 8.0, "freelb": 9.0}
 """forward passes that a step of fine-tuning costs, by method"""
 FINETUNE_SHARE = 0.2
 """of a pre-training step's cost for as many sequences of full length, as measured on SST-2 and NCBI-disease: no

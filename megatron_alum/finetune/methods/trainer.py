@@ -54,7 +54,7 @@ HALF_PRECISION_GRADIENT_SCALE = 2.0**12
 class AlumTrainer(Trainer):
     """A Trainer whose training loss is l(f(x), y) + alpha * l(f(x), f(x + delta)).
 
-    `method` is a preset's name (none, alum, smart, freelb, r-drop) or a `Method`; `kind` is found from the model's head
+    `method` is a preset's name (a key of METHODS) or a `Method`; `kind` is found from the model's head
     unless given. Training logs contain alum_kl (without alpha), effective_perturbation, ascent_ratio, nonfinite and,
     where there is an ascent step, inner_kl_start, inner_kl_last and kl_gain. Any method other than none trains
     float32 weights: a 16-bit model is converted in place, with a warning.

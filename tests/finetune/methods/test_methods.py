@@ -2,9 +2,12 @@
 
 import functools
 import tempfile
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.finetune import FinetuneConfig
@@ -63,6 +66,17 @@ def test_the_target_of_the_bregman_term_can_be_attached(tmp_path):
 @pytest.mark.parametrize("name", METHODS)
 def test_without_flags_a_method_is_its_preset(name):
     assert method_of(parsed("--method", name)) == METHODS[name]
+
+
+def test_alum_normalized_is_what_the_study_measured():
+    study = Path(__file__).parents[3] / "examples" / "study" / "cpu.yaml"
+    (measured,) = (
+        task["original-methods"]["textbook-0.02"]
+        for task in yaml.safe_load(study.read_text())["downstream"]
+        if "original-methods" in task
+    )
+    flags = [word for name, value in measured.items() for word in (f"--{name}", value)]
+    assert replace(method_of(parsed(*flags)), name="alum-normalized") == METHODS["alum-normalized"]
 
 
 @pytest.mark.parametrize(

@@ -376,7 +376,7 @@ def test_freelb_at_the_encoder_input_is_refused():
 
 
 def test_unknown_method_is_named():
-    with pytest.raises(ValueError, match="none, alum, smart, freelb, r-drop"):
+    with pytest.raises(ValueError, match="none, alum, alum-normalized, smart, freelb, r-drop"):
         method("vat")
 
 
