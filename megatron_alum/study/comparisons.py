@@ -169,7 +169,10 @@ def measured_on(task: Downstream, rows: list[Row]) -> str:
     if task.edits:
         said.append("n edits: right on the same examples unchanged and in four copies with n random edits of letters.")
     if task.radii or task.edits:
-        said.append("An example that is wrong without an attack counts as wrong.")
+        said.append(
+            "An example that is wrong without an attack counts as wrong, and a classifier that always gives the same "
+            "answer withstands every attack: read the accuracy first."
+        )
     return " ".join(one for one in said if one)
 
 
