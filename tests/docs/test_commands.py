@@ -99,7 +99,7 @@ def check(command):
     elif arguments:
         unknown = set(ONE_FLAG.findall(" ".join(arguments))) - flags_in_help(program)
         assert not unknown, f"{program} has no {unknown}"
-    missing = [word for word in arguments if word.startswith("examples/") and not (ROOT / word).is_file()]
+    missing = [word for word in arguments if word.startswith("examples/") and not (ROOT / word).exists()]
     assert not missing, f"{missing} is not there"
 
 
