@@ -15,14 +15,13 @@ from megatron_alum.report.pages import Section
 from megatron_alum.study.cells import PLAIN
 from megatron_alum.study.launch import flags
 from megatron_alum.study.plan import ORIGINAL, STANDARD, Downstream, StudyPlan
-from megatron_alum.study.rows import Results, Row
+from megatron_alum.study.rows import Results, Row, first_metric
 from megatron_alum.study.tables import (
     Column,
     Found,
     differences,
     differences_table,
     sentences,
-    values_of,
     values_table,
 )
 
@@ -94,15 +93,20 @@ def _compared(
     sentences; `notes` stand before the values and before the differences.
     """
     pairs = [(one, one, baseline[0]) for one in lines if one != baseline[0]]
-    found = [(c, differences(values_of(rows, c, lambda row: str(row[line])), pairs)) for c in columns]
-    said = tuple(f"{measures}: {text}" for measures, text in sentences(found, baseline[1]))
+    found = differences(rows, columns, line, pairs)
     sections = (
-        Section(name, (notes[0],), values_table(rows, columns, lines, lambda row: str(row[line]), line)),
-        Section(
-            f"{name}: differences from {baseline[1]}", (notes[1],), differences_table(found, lines, line), after=said
-        ),
+        Section(name, (notes[0],), values_table(rows, columns, lines, line)),
+        _differences_section(f"{name}: differences from {baseline[1]}", notes[1], found, lines, line, baseline[1]),
     )
     return Comparison(name, kind, found, baseline[1], sections)
+
+
+def _differences_section(
+    title: str, note: str, found: Found, lines: dict[str, str], first: str, baseline: str
+) -> Section:
+    """The differences of `lines` {name: title}, whose heading is `first`, and what they show."""
+    said = tuple(f"{measures}: {text}" for measures, text in sentences(found, baseline))
+    return Section(title, (note,), differences_table(found, lines, first), after=said)
 
 
 def probe_columns(plan: StudyPlan) -> list[Column]:
@@ -148,11 +152,6 @@ def task_columns(task: Downstream, metric: str) -> list[Column]:
         Column(f"{edits} edits (%)", {"measure": "accuracy-edits", "edits": edits}, **percent) for edits in task.edits
     ]
     return columns
-
-
-def first_metric(rows: list[Row]) -> str:
-    """The measure that a task's rows name first."""
-    return str(rows[0]["measure"])
 
 
 def measured_on(task: Downstream, rows: list[Row]) -> str:
@@ -214,11 +213,11 @@ def with_controls(plan: StudyPlan, results: Results) -> Iterator[Comparison]:
         note = f"{HIGHER} {FINETUNED_AGAIN}"
         tables.append((f"{task.task} against the controls", "fine-tuning", note, rows, columns))
     for name, kind, note, rows, columns in tables:
-        found = [(c, differences(values_of(rows, c, lambda row: str(row["arm"])), pairs)) for c in columns]
+        found = differences(rows, columns, "arm", pairs)
         if any(one for _, one in found):
-            said = tuple(f"{measures}: {text}" for measures, text in sentences(found, "the control"))
-            table = differences_table(found, {name: name for name, *_ in pairs}, "arm - control")
-            yield Comparison(name, kind, found, "the control", (Section(name, (note,), table, after=said),))
+            names = {name: name for name, *_ in pairs}
+            section = _differences_section(name, note, found, names, "arm - control", "the control")
+            yield Comparison(name, kind, found, "the control", (section,))
 
 
 def methods_from_original(plan: StudyPlan, results: Results) -> Iterator[Comparison]:

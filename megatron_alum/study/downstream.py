@@ -31,7 +31,7 @@ from megatron_alum.finetune.runs.prepare import prepare
 from megatron_alum.study.cells import PLAIN, Cell, task_of
 from megatron_alum.study.plan import ORIGINAL, Downstream, StudyPlan
 from megatron_alum.study.pretraining import hf_folder
-from megatron_alum.study.rows import Results, Row
+from megatron_alum.study.rows import Results, Row, first_metric
 
 VERSIONS = 4
 """edited versions of an example"""
@@ -78,18 +78,12 @@ def best_arms(plan: StudyPlan, results: Results, seed: int) -> tuple[str, ...]:
         tasks = []
         for task in plan.downstream:
             rows = results.of(seed=seed, arm=arm.name, task=task.task, method=PLAIN, iteration=0)
-            scores = first_metric(rows)
-            if scores:
-                tasks.append(statistics.fmean(scores))
+            if rows:
+                metric = first_metric(rows)
+                tasks.append(statistics.fmean(row["value"] for row in rows if row["measure"] == metric))
         if tasks:
             means[arm.name] = statistics.fmean(tasks)
     return tuple(sorted(means, key=lambda name: means[name], reverse=True)[:2])
-
-
-def first_metric(rows: Sequence[Row]) -> list[float]:
-    """The values of the metric that a task's rows name first."""
-    named = rows[0]["measure"] if rows else ""
-    return [row["value"] for row in rows if row["measure"] == named]
 
 
 def _attacks(task: Downstream, model: Path, seed: int) -> Iterator[Row]:

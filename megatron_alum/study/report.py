@@ -13,12 +13,12 @@ from megatron_alum.finetune.runs.summary import mean_and_deviation
 from megatron_alum.report.figures import colors, svg_figure
 from megatron_alum.report.pages import Figure, Page, Section, Table, write_page
 from megatron_alum.study.cells import PLAIN, all_cells
-from megatron_alum.study.comparisons import Comparison, all_comparisons, first_metric, titles
+from megatron_alum.study.comparisons import Comparison, all_comparisons, titles
 from megatron_alum.study.estimate import passes_of
 from megatron_alum.study.launch import flags
 from megatron_alum.study.pilot import chosen_by_pilot
 from megatron_alum.study.plan import DEFAULT_ALPHA, ORIGINAL, STANDARD, StudyPlan, resolved
-from megatron_alum.study.rows import SECONDS, Results, Row
+from megatron_alum.study.rows import SECONDS, Results, Row, first_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

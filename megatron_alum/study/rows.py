@@ -10,7 +10,7 @@ The file is replaced atomically, so after a kill a cell is either complete or ab
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,11 @@ class Results:
     def of(self, **wanted: Any) -> list[Row]:
         """The rows that have all of these values."""
         return [row for row in self.rows if all(row.get(name) == value for name, value in wanted.items())]
+
+
+def first_metric(rows: Sequence[Row]) -> str:
+    """The measure that a task's rows name first."""
+    return str(rows[0]["measure"])
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,6 @@ class Column:
 
 Values = dict[str, dict[Hashable, float]]
 """{line of a table: {pair: value}}"""
-Line = Callable[[Row], str]
 Found = Sequence[tuple[Column, Mapping[str, Difference]]]
 """of each column, {line: its difference}"""
 
@@ -43,29 +42,33 @@ def pair_of(row: Row) -> Hashable:
     return row.get("seed"), row.get("finetune_seed")
 
 
-def values_of(rows: Iterable[Row], column: Column, line: Line) -> Values:
-    """The values of a column by line and pair."""
+def values_of(rows: Iterable[Row], column: Column, line: str) -> Values:
+    """The values of a column by the field `line` of the rows and by pair."""
     found: Values = {}
     for row in rows:
         if all(row.get(name) == value for name, value in column.wanted.items()):
-            found.setdefault(line(row), {})[pair_of(row)] = column.scale * float(row["value"])
+            found.setdefault(str(row[line]), {})[pair_of(row)] = column.scale * float(row["value"])
     return found
 
 
-def differences(values: Values, pairs: Iterable[tuple[str, str, str]]) -> dict[str, Difference]:
-    """{name: difference} of (name, line, line that it is compared with), at the pairs that both have."""
-    found = {name: paired(values.get(one, {}), values.get(other, {})) for name, one, other in pairs}
-    return {name: difference(both) for name, both in found.items() if both}
+def differences(
+    rows: Sequence[Row], columns: Iterable[Column], line: str, pairs: Sequence[tuple[str, str, str]]
+) -> Found:
+    """Of each column {name: difference} of (name, line, line that it is compared with), at the pairs that both have."""
+    found = []
+    for column in columns:
+        values = values_of(rows, column, line)
+        both = {name: paired(values.get(one, {}), values.get(other, {})) for name, one, other in pairs}
+        found.append((column, {name: difference(values) for name, values in both.items() if values}))
+    return found
 
 
-def values_table(
-    rows: Sequence[Row], columns: Sequence[Column], lines: Mapping[str, str], line: Line, first: str
-) -> Table:
-    """Mean, deviation and number of `lines` {name: title}; `first` heads the titles."""
+def values_table(rows: Sequence[Row], columns: Sequence[Column], lines: Mapping[str, str], line: str) -> Table:
+    """Mean, deviation and number of `lines` {value of the field `line`: title}."""
     by_column = [(column, values_of(rows, column, line)) for column in columns]
     present = [name for name in lines if any(name in values for _, values in by_column)]
     return Table(
-        (first, *(column.heading for column in columns)),
+        (line, *(column.heading for column in columns)),
         tuple((lines[name], *(_mean(found.get(name, {}), column) for column, found in by_column)) for name in present),
     )
 
