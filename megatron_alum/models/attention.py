@@ -6,8 +6,8 @@
     flash    CUDA with the flash-attn package, 16-bit numbers: its kernel for sequences of different lengths
 
 All three drop attention weights; torch's own function for packed sequences (torch.nn.attention.varlen) and
-flex_attention do not, so BERT cannot be trained with them. Dropout draws from the stream of this tensor-parallel rank
-if heads are split over several, so that each rank draws its own masks, and activation recomputation can replay it.
+flex_attention do not, so BERT cannot be trained with them. Dropout draws from the device's default generator; the
+encoder sees to it that ranks which share the heads have streams of their own.
 """
 
 import functools
@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from megatron.core import tensor_parallel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
@@ -81,8 +80,6 @@ class PackedAttention(MegatronModule):
         _refuse_unless(config.window_size is None, "window_size", "None", config.window_size)
         self.backend: AttentionName = backend
         self.probability: float = config.attention_dropout
-        # Under sequence parallelism the encoder has already forked the tracker.
-        self.forks = config.tensor_model_parallel_size > 1 and not config.sequence_parallel
 
     def forward(
         self,
@@ -116,8 +113,6 @@ class PackedAttention(MegatronModule):
                 f"{tuple(key.shape)}, {tuple(value.shape)} instead."
             )
         probability = self.probability if self.training else 0.0
-        if probability > 0.0 and self.forks:
-            return _in_own_stream(self.backend, query, key, value, sequences, probability).flatten(1)
         return _BACKENDS[self.backend](query, key, value, sequences, probability).flatten(1)
 
 
@@ -135,14 +130,6 @@ def core_attention(backend: AttentionName) -> Callable[..., PackedAttention]:
 def _refuse_unless(holds: bool, name: str, expected: str, value: Any) -> None:
     if not holds:
         raise ValueError(f"`{name}` must be {expected}, but is {value} instead.")
-
-
-@torch.compiler.disable  # it swaps the generator's state
-def _in_own_stream(
-    backend: AttentionName, query: Tensor, key: Tensor, value: Tensor, sequences: PackedSequences, probability: float
-) -> Tensor:
-    with tensor_parallel.get_cuda_rng_tracker().fork():
-        return _BACKENDS[backend](query, key, value, sequences, probability)
 
 
 def _native(query: Tensor, key: Tensor, value: Tensor, sequences: PackedSequences, probability: float) -> Tensor:

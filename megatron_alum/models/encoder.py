@@ -7,11 +7,14 @@ Parameters, their names and sharded checkpoints are TransformerBlock's; so is wh
 
 import contextlib
 
+import torch
 from megatron.core import tensor_parallel
 from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
 
+from megatron_alum.models.layers import HiddenDropout
 from megatron_alum.models.sequences import PackedSequences
+from megatron_alum.ops import draw_dropout
 
 _COMPILED_VERSIONS = 64
 """torch.compile gives up on a function after 8 by default; sizes of 1 and dtypes multiply the combinations"""
@@ -39,8 +42,7 @@ class Encoder(TransformerBlock):
         hidden = hidden if self.pre_process else self.input_tensor
         assert hidden is not None and 0 <= begin < end <= num_layers and (rows is None or end == num_layers)
         # Under sequence parallelism every dropout of the layers is on this rank's tokens.
-        forks = self.config.sequence_parallel and self.training
-        with tensor_parallel.get_cuda_rng_tracker().fork() if forks else contextlib.nullcontext():
+        with _own_stream() if self.config.sequence_parallel and self.training else contextlib.nullcontext():
             for index in range(begin, end):
                 hidden = self._run(index, hidden, sequences, rows if index == num_layers - 1 else None)
         if end == num_layers and self.final_layernorm is not None:
@@ -52,12 +54,8 @@ class Encoder(TransformerBlock):
 
         All layers share the compiled code, for any number of tokens and rows: one version for each combination of
         training or not, frozen parameters or not, chosen rows or not, and gradients or not. A version is one graph,
-        except where torch.compile cannot trace the attention (on the CPU, and with its dropout under tensor parallelism
-        without sequence parallelism): there it ends a graph in each of the functions around the attention, five in all.
-        In the latter case a layer draws from two streams: the attention's dropout from the rank's own, that of the
-        hidden values, which every rank of the group must drop alike, from the one they share. The change between them
-        replaces the generator's state, which no graph can hold. Sequence parallelism needs the rank's own stream alone,
-        which `forward` selects before the first layer.
+        except on the CPU, whose attention torch.compile cannot trace: it ends a graph in each of the functions around
+        the attention, four in all.
         Under sequence parallelism a compiled layer keeps the gathered inputs of two products, [T, 1, H] each, for its
         backward pass; an eager one gathers them again.
         """
@@ -71,10 +69,36 @@ class Encoder(TransformerBlock):
         """One layer, with recomputation if configured."""
 
         def layer(hidden: Tensor) -> Tensor:
-            output: Tensor = self.layers[index](hidden, packed_seq_params=sequences, rows=rows)[0]
+            two_streams = self._has_two_streams()
+            drawn = self._draw(hidden, rows) if two_streams else HiddenDropout()
+            with _own_stream() if two_streams else contextlib.nullcontext():
+                output: Tensor = self.layers[index](hidden, sequences=sequences, rows=rows, drawn=drawn)
             return output
 
         if self.config.recompute_granularity == "full" and self.training:
             output: Tensor = tensor_parallel.checkpoint(layer, False, hidden)
             return output
         return layer(hidden)
+
+    def _has_two_streams(self) -> bool:
+        """Whether a layer drops weights of this rank's own heads, but hidden values alike on all ranks of the group.
+
+        No compiled graph can change the generator's state in between, so the hidden values' masks are drawn before it.
+        """
+        config = self.config
+        shares_heads = config.tensor_model_parallel_size > 1 and not config.sequence_parallel
+        return shares_heads and self.training and config.attention_dropout > 0.0
+
+    def _draw(self, hidden: Tensor, rows: Tensor | None) -> HiddenDropout:
+        """From the stream that the group shares, what drops the hidden values of a layer with input [T, 1, H]."""
+        probability = self.config.hidden_dropout
+        if probability == 0.0:
+            return HiddenDropout()
+        of_rows = hidden.shape if rows is None else torch.Size((rows.numel(), *hidden.shape[1:]))
+        return HiddenDropout(*(draw_dropout(shape, probability, hidden.device) for shape in (hidden.shape, of_rows)))
+
+
+def _own_stream() -> contextlib.AbstractContextManager[None]:
+    """The random stream of this tensor-parallel rank, in place of the one that its group shares."""
+    fork: contextlib.AbstractContextManager[None] = tensor_parallel.get_cuda_rng_tracker().fork()
+    return fork

@@ -1,7 +1,7 @@
 """Transformer layers: the pre-LayerNorm one of Megatron's BERT and the post-LayerNorm one of Google's BERT and RoBERTa.
 
-Both are megatron-core's TransformerLayer with parts replaced through its layer spec: LayerNorm that allows sequence
-parallelism, attention within packed sequences, and a bias-dropout-add whose residual may be float32. The
+Parameters, their names and sharded checkpoints are those of megatron-core's TransformerLayer; its parts are chosen
+through its layer spec: LayerNorm that allows sequence parallelism, attention within packed sequences. The
 post-LayerNorm layer leaves megatron-core's two norm slots empty and normalises after each sum:
     pre-LN   h = x + attention(LN(x));   y = h + MLP(LN(h));   one more LN after the last layer
     post-LN  h = LN(x + attention(x));   y = LN(h + MLP(h))
@@ -9,11 +9,9 @@ After the last attention positions no longer interact, so the last MLP only need
 called with `rows` returns only these.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -27,6 +25,7 @@ from megatron_alum.compat.versions import mlp_submodule
 from megatron_alum.models.attention import core_attention
 from megatron_alum.models.normalization import LayerNorm
 from megatron_alum.models.parts import Parts
+from megatron_alum.models.sequences import PackedSequences
 from megatron_alum.ops import dropout
 
 # Distributed checkpoints of Megatron's BERT name the norms after the linear layer that follows (Transformer Engine
@@ -36,34 +35,37 @@ _STOCK_CHECKPOINT_KEYS = {
     "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
 }
 
-BiasDropoutAdd = Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]
 
+class HiddenDropout(NamedTuple):
+    """What decides the two dropouts of hidden values in a layer (`ops.draw_dropout`)."""
 
-def get_bias_dropout_add(training: bool, _fused: bool) -> BiasDropoutAdd:
-    """residual + dropout(x + bias), summed in the wider dtype and returned in the dtype of x."""
-
-    def bias_dropout_add(x_with_bias: tuple[Tensor, Tensor | None], residual: Tensor, probability: float) -> Tensor:
-        x, bias = x_with_bias
-        branch = x if bias is None else x + bias
-        return (residual + dropout(branch, probability, training=training)).to(x.dtype)
-
-    return bias_dropout_add
+    attention: Tensor | None = None
+    """of the attention's output; None: drawn by the layer"""
+    mlp: Tensor | None = None
+    """of the MLP's output, of `rows` if there are any"""
 
 
 class PreLayerNormTransformerLayer(TransformerLayer):
-    """TransformerLayer, on chosen rows if given."""
+    """LayerNorm before the attention and before the MLP."""
 
     def forward(
-        self, hidden_states: Tensor, *, packed_seq_params: PackedSeqParams, rows: Tensor | None = None
-    ) -> tuple[Tensor, None]:
-        """hidden_states [T(/tp), 1, H] -> the same shape, or [R, 1, H] for `rows` (int64 [R]); None in place of
-        megatron-core's context.
-        """
-        summed, _ = self._forward_attention(hidden_states, packed_seq_params=packed_seq_params)
-        return self._forward_mlp(_chosen(summed, rows)), None
+        self, hidden: Tensor, *, sequences: PackedSequences, rows: Tensor | None, drawn: HiddenDropout
+    ) -> Tensor:
+        """hidden [T(/tp), 1, H] -> the same shape, or [R, 1, H] for `rows` (int64 [R])."""
+        normalized = self.input_layernorm(hidden)
+        attended = self.self_attention(normalized, attention_mask=None, packed_seq_params=sequences)
+        summed = _chosen(self._add(attended, hidden, drawn.attention), rows)
+        return self._add(self.mlp(self.pre_mlp_layernorm(summed)), summed, drawn.mlp)
+
+    def _add(self, branch: tuple[Tensor, Tensor | None], residual: Tensor, drawn: Tensor | None) -> Tensor:
+        """residual + dropout(output + bias), summed in the wider dtype and returned in that of the output."""
+        output, bias = branch
+        biased = output if bias is None else output + bias
+        kept = dropout(biased, self.hidden_dropout, training=self.training, drawn=drawn)
+        return (residual + kept).to(output.dtype)
 
 
-class PostLayerNormTransformerLayer(TransformerLayer):
+class PostLayerNormTransformerLayer(PreLayerNormTransformerLayer):
     """LayerNorm after each residual sum: parameters `attention_layernorm` and `mlp_layernorm` besides
     TransformerLayer's.
     """
@@ -76,11 +78,13 @@ class PostLayerNormTransformerLayer(TransformerLayer):
         self.mlp_layernorm = LayerNorm(config, config.hidden_size, config.layernorm_epsilon)
 
     def forward(
-        self, hidden_states: Tensor, *, packed_seq_params: PackedSeqParams, rows: Tensor | None = None
-    ) -> tuple[Tensor, None]:
+        self, hidden: Tensor, *, sequences: PackedSequences, rows: Tensor | None, drawn: HiddenDropout
+    ) -> Tensor:
         """As the pre-LayerNorm layer's."""
-        summed, _ = self._forward_attention(hidden_states, packed_seq_params=packed_seq_params)
-        return self.mlp_layernorm(self._forward_mlp(self.attention_layernorm(_chosen(summed, rows)))), None
+        attended = self.self_attention(hidden, attention_mask=None, packed_seq_params=sequences)
+        summed = self.attention_layernorm(_chosen(self._add(attended, hidden, drawn.attention), rows))
+        normalized: Tensor = self.mlp_layernorm(self._add(self.mlp(summed), summed, drawn.mlp))
+        return normalized
 
 
 def _chosen(hidden: Tensor, rows: Tensor | None) -> Tensor:
@@ -103,10 +107,8 @@ def layer_spec(*, post_layernorm: bool, parts: Parts) -> ModuleSpec:
         self_attention=ModuleSpec(
             module=SelfAttention, params={"attn_mask_type": AttnMaskType.padding}, submodules=attention
         ),
-        self_attn_bda=get_bias_dropout_add,
         pre_mlp_layernorm=norm,
         mlp=mlp_submodule(MLPSubmodules(linear_fc1=parts.column, linear_fc2=parts.row)),
-        mlp_bda=get_bias_dropout_add,
         sharded_state_dict_keys_map={} if post_layernorm else _STOCK_CHECKPOINT_KEYS,
     )
     return ModuleSpec(

@@ -9,7 +9,7 @@ extension; the kernels are in csrc/ (csrc/README.md).
 
 from megatron_alum.ops import registration  # noqa: F401  (runs when the extension is loaded)
 from megatron_alum.ops.cpu_attention import sequence_attention
-from megatron_alum.ops.cpu_dropout import attention_with_dropout, dropout
+from megatron_alum.ops.cpu_dropout import attention_with_dropout, draw_dropout, dropout
 from megatron_alum.ops.dispatch import build_info
 from megatron_alum.ops.large_pages import empty_in_large_pages
 from megatron_alum.ops.noise import NoiseKey, gaussian_noise
@@ -29,6 +29,7 @@ __all__ = [
     "ascend_and_project",
     "attention_with_dropout",
     "build_info",
+    "draw_dropout",
     "dropout",
     "empty_in_large_pages",
     "gaussian_noise",

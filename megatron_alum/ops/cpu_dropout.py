@@ -21,15 +21,35 @@ from megatron_alum.ops import dispatch
 from megatron_alum.reference import dropout as reference
 
 
-def dropout(x: Tensor, probability: float, *, training: bool = True, impl: str = "auto") -> Tensor:
-    """`x` with each element zeroed with `probability` and the rest scaled up; the same tensor when not training."""
+def dropout(
+    x: Tensor, probability: float, *, training: bool = True, drawn: Tensor | None = None, impl: str = "auto"
+) -> Tensor:
+    """`x` with each element zeroed with `probability` and the rest scaled up; the same tensor when not training.
+
+    `drawn` decides which elements; by default the generator does, now. See `draw_dropout`.
+    """
     if not 0.0 <= probability <= 1.0:
         raise ValueError(f"`probability` must be in [0, 1], but is {probability} instead.")
     if not training or probability == 0.0:
         return x
-    if x.device.type != "cpu" or probability == 1.0:
+    if probability == 1.0 or (drawn is None and x.device.type != "cpu"):
         return F.dropout(x, probability)
-    return _Dropout.apply(x, draw_seed(), probability, impl)
+    drawn = draw_seed() if drawn is None else drawn
+    if drawn.dtype == torch.bool:
+        # x * mask * scale in one kernel, with derivatives: linear in x, it is the derivative of dropout
+        return torch.ops.aten.native_dropout_backward(x, drawn, 1.0 / (1.0 - probability))
+    return _Dropout.apply(x, drawn, probability, impl)
+
+
+def draw_dropout(shape: torch.Size, probability: float, device: torch.device) -> Tensor:
+    """What `dropout(x, probability, drawn=...)` of an x of this shape needs, from the device's default generator: a
+    seed (0-dim int64) on the CPU, elsewhere a mask (bool, True = kept).
+
+    For a dropout inside a compiled graph whose generator is not to be the one of the graph's other draws.
+    """
+    if device.type == "cpu":
+        return draw_seed()
+    return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1.0 - probability)
 
 
 def draw_seed() -> Tensor:

@@ -16,7 +16,6 @@ from megatron_alum.models import attention as module
 from megatron_alum.models.attention import PackedAttention, attention_backend
 from megatron_alum.models.build import transformer_config
 from megatron_alum.models.sequences import PackedSequences
-from tests.helpers.distributed import run_ranks
 from tests.models.tolerances import ATTENTION_ATOL
 
 HEADS, D = 2, 8
@@ -154,34 +153,6 @@ def test_gradients_under_dropout_are_those_of_the_masked_function(groups, backen
         with torch.no_grad():
             difference = (function(mixed + 1e-6 * direction) - function(mixed - 1e-6 * direction)) / 2e-6
         assert difference.item() == pytest.approx((gradient * direction).sum().item(), rel=1e-6)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_one_rank_forks_no_generator(groups, training, monkeypatch):
-    monkeypatch.setattr(module.tensor_parallel, "get_cuda_rng_tracker", None)
-    _, (q, k, v) = qkv()
-    attention = core_attention(groups, "native", 0.3).train(training)
-    state = torch.get_rng_state()
-    attention(q, k, v, None, packed_seq_params=packed())
-    assert torch.equal(torch.get_rng_state(), state) is not training
-
-
-def rank_draws(rank, world_size):
-    """(whether the default generator is unchanged, output) of a rank that shares heads with another."""
-    from megatron_alum.parallel import initialize, seed_everything
-
-    groups = initialize(tensor_parallel_size=world_size)
-    seed_everything(11, groups)
-    _, (q, k, v) = qkv()
-    state = torch.get_rng_state()
-    out = core_attention(groups, "native", 0.3)(q, k, v, None, packed_seq_params=packed())
-    return torch.equal(torch.get_rng_state(), state), out.detach()
-
-
-def test_ranks_that_share_heads_draw_their_own_masks():
-    (stood_still, first), (second_stood_still, second) = run_ranks(2, rank_draws)
-    assert stood_still and second_stood_still
-    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize(

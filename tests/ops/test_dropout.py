@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from megatron_alum.ops import attention_with_dropout, dropout
+from megatron_alum.ops import attention_with_dropout, draw_dropout, dropout
 from megatron_alum.reference.dropout import splitmix64
+from tests.helpers.other_device import OTHER_DEVICE, other_device
 from tests.ops.tolerances import ATTENTION
 
 pytestmark = pytest.mark.skipif(
@@ -69,6 +70,42 @@ def test_neighbours_are_independent(lag):
     torch.manual_seed(4)
     zero = (dropout(torch.ones(400_000), 0.5) == 0).double() * 2 - 1
     assert abs((zero[lag:] * zero[:-lag]).mean().item()) < 4 / 400_000**0.5
+
+
+def test_what_was_drawn_before_is_what_would_have_been_drawn():
+    x, state = torch.randn(50, 7, generator=torch.Generator().manual_seed(1)), torch.get_rng_state()
+    expected, after = dropout(x, 0.4), torch.get_rng_state()
+    torch.set_rng_state(state)
+    drawn = draw_dropout(x.shape, 0.4, x.device)
+    assert torch.equal(torch.get_rng_state(), after)
+    assert torch.equal(dropout(x, 0.4, drawn=drawn), expected)
+    assert torch.equal(torch.get_rng_state(), after), "it has drawn again"
+    assert dropout(x, 0.4, drawn=drawn, training=False) is x and dropout(x, 0.0, drawn=drawn) is x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_mask_drops_where_it_says(dtype):
+    """Values by hand; the gradient is the mask again, and so is the gradient's."""
+    mask = torch.tensor([True, False, True, True])
+    x = torch.tensor([1.0, 2.0, -3.0, 0.0], dtype=dtype, requires_grad=True)
+    y = dropout(x, 0.75, drawn=mask)
+    assert y.tolist() == [4.0, 0.0, -12.0, 0.0] and y.dtype == dtype
+    (gradient,) = torch.autograd.grad((y * y).sum(), x, create_graph=True)
+    assert gradient.tolist() == [32.0, 0.0, -96.0, 0.0]
+    (second,) = torch.autograd.grad(gradient.sum(), x)
+    assert second.tolist() == [32.0, 0.0, 32.0, 32.0]
+
+
+def test_a_device_draws_masks_of_its_own():
+    with other_device():
+        mask = draw_dropout(torch.Size((1000, 999)), 0.1, OTHER_DEVICE)
+        assert mask.device == OTHER_DEVICE and mask.dtype == torch.bool and mask.shape == (1000, 999)
+        x = torch.ones(1000, 999, device=OTHER_DEVICE)
+        y = dropout(x, 0.1, drawn=mask).cpu()
+        kept = mask.cpu().double()
+    deviation = (0.1 * 0.9 / kept.numel()) ** 0.5
+    assert abs(kept.mean().item() - 0.9) < 4 * deviation
+    assert torch.equal(y.double() * 0.9 > 0.5, kept.bool())
 
 
 def test_same_generator_state_gives_the_same_mask():
