@@ -40,7 +40,6 @@ _FALLBACK_WARNINGS = (
 _RENAMED_COLLECTIVES = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
 # What torch says about the distributed optimizer's shards, which are views of a buffer.
 _SHARDS = r"The \.grad attribute of a Tensor that is not a leaf Tensor is being accessed"
-_RNG_WARNING = "CPU RNG state changed within GPU RNG context"
 
 _CPU_LITERALS: dict[Any, Any] = {
     "cuda": "cpu",
@@ -48,6 +47,23 @@ _CPU_LITERALS: dict[Any, Any] = {
     "torch.cuda.HalfTensor": "torch.HalfTensor",
     "torch.cuda.BFloat16Tensor": "torch.BFloat16Tensor",
 }
+
+
+class _Drop(logging.Filter):
+    """Drops what a logger says with this beginning."""
+
+    def __init__(self, beginning: str) -> None:
+        super().__init__()
+        self.beginning = beginning
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(self.beginning)
+
+
+# What the tracker says when the CPU generator changes: here it is the device generator.
+_RNG_WARNING = _Drop("CPU RNG state changed within GPU RNG context")
+# What torch's CUDA build says where there is a compiler for CUDA, but no GPU, when megatron-core imports its tools.
+_COMPILER_WITHOUT_GPU = _Drop("No CUDA runtime is found")
 
 
 @dataclass(frozen=True)
@@ -171,24 +187,18 @@ CONSTANTS = (
 )
 
 
-class _DropRngWarning(logging.Filter):
-    """Drops the tracker's warning that the CPU generator changed: here it is the device generator."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.getMessage() != _RNG_WARNING
-
-
 _enabled = False
 
 
 def silence_fallback_warnings() -> None:
     """Silences megatron-core's warnings about apex and Transformer Engine, which nothing here needs, about the old
-    names of two collectives and about its optimizer's views, and no others.
+    names of two collectives, about its optimizer's views and about a compiler for CUDA without a GPU, and no others.
     """
     for message in _FALLBACK_WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=UserWarning)
     warnings.filterwarnings("ignore", message=_RENAMED_COLLECTIVES, category=FutureWarning)
     warnings.filterwarnings("ignore", message=_SHARDS, category=UserWarning, module=r"megatron\.core\.optimizer\.")
+    logging.getLogger("torch.utils.cpp_extension").addFilter(_COMPILER_WITHOUT_GPU)
 
 
 def check_version() -> None:
@@ -220,7 +230,7 @@ def enable_cpu() -> bool:
         module = importlib.import_module(constant.module)
         for name in (*constant.functions, *(name for name in constant.later if _has(module, name))):
             _replace_literals(_function(module, name), f"{constant.module}.{name}")
-    logging.getLogger("megatron.core.tensor_parallel.random").addFilter(_DropRngWarning())
+    logging.getLogger("megatron.core.tensor_parallel.random").addFilter(_RNG_WARNING)
     _enabled = True
     return True
 

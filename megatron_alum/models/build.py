@@ -81,7 +81,6 @@ def transformer_config(
         layernorm_epsilon=model_config.layernorm_epsilon,
         activation_func=F.gelu,  # exact
         bias_activation_fusion=False,  # megatron-core's fused GELU is the tanh form
-        bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
         tensor_model_parallel_size=groups.tp_size,

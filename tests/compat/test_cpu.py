@@ -2,6 +2,7 @@
 on a CPU.
 """
 
+import logging
 import subprocess
 import sys
 
@@ -91,3 +92,14 @@ def test_a_checkpoint_is_saved_and_loaded_at_another_tensor_parallel_size(tmp_pa
     torch.testing.assert_close(saved[0], saved[1], atol=0, rtol=0)
     (loaded,) = run_ranks(1, load, str(folder))
     torch.testing.assert_close(loaded, saved[0], atol=LOGITS_ATOL, rtol=0)
+
+
+def test_torch_says_nothing_about_a_compiler_for_cuda_without_a_gpu():
+    """Its CUDA build does where nvcc is found, as on a cluster's login node; another message of that module is shown."""
+    cpu.silence_fallback_warnings()
+    logger = logging.getLogger("torch.utils.cpp_extension")
+
+    def is_shown(text):
+        return bool(logger.filter(logger.makeRecord(logger.name, logging.WARNING, __file__, 1, text, ("/cuda",), None)))
+
+    assert not is_shown("No CUDA runtime is found, using CUDA_HOME='%s'") and is_shown("no compiler in %s")
