@@ -55,7 +55,7 @@ class Encoder(TransformerBlock):
         All layers share the compiled code, for any number of tokens and rows: one version for each combination of
         training or not, frozen parameters or not, chosen rows or not, and gradients or not. A version is one graph,
         except on the CPU, whose attention torch.compile cannot trace: it ends a graph in each of the functions around
-        the attention, four in all.
+        the attention, four in all. Selective recomputation divides the layer around the attention, too.
         Under sequence parallelism a compiled layer keeps the gathered inputs of two products, [T, 1, H] each, for its
         backward pass; an eager one gathers them again.
         """
@@ -69,9 +69,8 @@ class Encoder(TransformerBlock):
         """One layer, with recomputation if configured."""
 
         def layer(hidden: Tensor) -> Tensor:
-            two_streams = self._has_two_streams()
-            drawn = self._draw(hidden, rows) if two_streams else HiddenDropout()
-            with _own_stream() if two_streams else contextlib.nullcontext():
+            drawn, stream = self._dropout(hidden, rows)
+            with stream:
                 output: Tensor = self.layers[index](hidden, sequences=sequences, rows=rows, drawn=drawn)
             return output
 
@@ -80,22 +79,24 @@ class Encoder(TransformerBlock):
             return output
         return layer(hidden)
 
-    def _has_two_streams(self) -> bool:
-        """Whether a layer drops weights of this rank's own heads, but hidden values alike on all ranks of the group.
+    def _dropout(
+        self, hidden: Tensor, rows: Tensor | None
+    ) -> tuple[HiddenDropout, contextlib.AbstractContextManager[None]]:
+        """What drops the hidden values of a layer with input [T, 1, H], and the random stream of its other draws.
 
-        No compiled graph can change the generator's state in between, so the hidden values' masks are drawn before it.
+        Where a rank has some of the heads but all of the tokens, it drops weights of its own heads, and hidden values
+        as every rank of the group does. No compiled graph can change the generator's state between the two, so the
+        latter are drawn here, before it, from the stream that the group shares.
         """
         config = self.config
-        shares_heads = config.tensor_model_parallel_size > 1 and not config.sequence_parallel
-        return shares_heads and self.training and config.attention_dropout > 0.0
-
-    def _draw(self, hidden: Tensor, rows: Tensor | None) -> HiddenDropout:
-        """From the stream that the group shares, what drops the hidden values of a layer with input [T, 1, H]."""
-        probability = self.config.hidden_dropout
-        if probability == 0.0:
-            return HiddenDropout()
+        splits_heads_alone = config.tensor_model_parallel_size > 1 and not config.sequence_parallel
+        if not (splits_heads_alone and self.training and config.attention_dropout > 0.0):
+            return HiddenDropout(), contextlib.nullcontext()
+        if config.hidden_dropout == 0.0:
+            return HiddenDropout(), _own_stream()
         of_rows = hidden.shape if rows is None else torch.Size((rows.numel(), *hidden.shape[1:]))
-        return HiddenDropout(*(draw_dropout(shape, probability, hidden.device) for shape in (hidden.shape, of_rows)))
+        drawn = (draw_dropout(shape, config.hidden_dropout, hidden.device) for shape in (hidden.shape, of_rows))
+        return HiddenDropout(*drawn), _own_stream()
 
 
 def _own_stream() -> contextlib.AbstractContextManager[None]:

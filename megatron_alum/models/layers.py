@@ -37,15 +37,26 @@ _STOCK_CHECKPOINT_KEYS = {
 
 
 class HiddenDropout(NamedTuple):
-    """What decides the two dropouts of hidden values in a layer (`ops.draw_dropout`)."""
+    """What decides the two dropouts of hidden values in a layer (`ops.draw_dropout`); None: the layer draws it."""
 
     attention: Tensor | None = None
-    """of the attention's output; None: drawn by the layer"""
+    """of the attention's output"""
     mlp: Tensor | None = None
     """of the MLP's output, of `rows` if there are any"""
 
 
-class PreLayerNormTransformerLayer(TransformerLayer):
+class _Layer(TransformerLayer):
+    """What both layers do around their LayerNorms."""
+
+    def _add(self, branch: tuple[Tensor, Tensor | None], residual: Tensor, drawn: Tensor | None) -> Tensor:
+        """residual + dropout(output + bias), summed in the wider dtype and returned in that of the output."""
+        output, bias = branch
+        biased = output if bias is None else output + bias
+        kept = dropout(biased, self.config.hidden_dropout, training=self.training, drawn=drawn)
+        return (residual + kept).to(output.dtype)
+
+
+class PreLayerNormTransformerLayer(_Layer):
     """LayerNorm before the attention and before the MLP."""
 
     def forward(
@@ -57,15 +68,8 @@ class PreLayerNormTransformerLayer(TransformerLayer):
         summed = _chosen(self._add(attended, hidden, drawn.attention), rows)
         return self._add(self.mlp(self.pre_mlp_layernorm(summed)), summed, drawn.mlp)
 
-    def _add(self, branch: tuple[Tensor, Tensor | None], residual: Tensor, drawn: Tensor | None) -> Tensor:
-        """residual + dropout(output + bias), summed in the wider dtype and returned in that of the output."""
-        output, bias = branch
-        biased = output if bias is None else output + bias
-        kept = dropout(biased, self.hidden_dropout, training=self.training, drawn=drawn)
-        return (residual + kept).to(output.dtype)
 
-
-class PostLayerNormTransformerLayer(PreLayerNormTransformerLayer):
+class PostLayerNormTransformerLayer(_Layer):
     """LayerNorm after each residual sum: parameters `attention_layernorm` and `mlp_layernorm` besides
     TransformerLayer's.
     """

@@ -1,10 +1,10 @@
-"""Dropout that does not dominate a step on the CPU, and attention with it.
+"""Dropout that does not dominate a step on the CPU, attention with it, and dropout whose mask is drawn beforehand.
 
 torch's CPU dropout draws one Bernoulli variable per element, one after the other: about 8 ns forward, a seventh of a
 small BERT's step. Here one draw from torch's default generator seeds a mask that is a function of the element's
 position (csrc/ops/dropout.h): 0.3 ns, on all threads, and nothing is kept for backward but the seed. The dropping
 probability is a multiple of 2^-16, and the scale matches the probability actually used. Other devices use torch's own
-kernels.
+kernels, and a mask where it is drawn beforehand.
 
 megatron-core's RNG tracker and activation recomputation swap the default generator's state and so determine these masks
 just as they do torch's own.
@@ -34,11 +34,7 @@ def dropout(
         return x
     if probability == 1.0 or (drawn is None and x.device.type != "cpu"):
         return F.dropout(x, probability)
-    drawn = draw_seed() if drawn is None else drawn
-    if drawn.dtype == torch.bool:
-        # x * mask * scale in one kernel, with derivatives: linear in x, it is the derivative of dropout
-        return torch.ops.aten.native_dropout_backward(x, drawn, 1.0 / (1.0 - probability))
-    return _Dropout.apply(x, drawn, probability, impl)
+    return _Dropout.apply(x, draw_seed() if drawn is None else drawn, probability, impl)
 
 
 def draw_dropout(shape: torch.Size, probability: float, device: torch.device) -> Tensor:
@@ -47,14 +43,17 @@ def draw_dropout(shape: torch.Size, probability: float, device: torch.device) ->
 
     For a dropout inside a compiled graph whose generator is not to be the one of the graph's other draws.
     """
-    if device.type == "cpu":
-        return draw_seed()
-    return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1.0 - probability)
+    return draw_seed() if device.type == "cpu" else draw_mask(shape, probability, device)
 
 
 def draw_seed() -> Tensor:
     """0-dim int64 on the CPU, one draw from torch's default generator: what decides a mask of `seeded_dropout`."""
     return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)
+
+
+def draw_mask(shape: torch.Size, probability: float, device: torch.device) -> Tensor:
+    """bool of this shape, False with `probability`."""
+    return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1.0 - probability)
 
 
 def seeded_dropout(x: Tensor, seed: Tensor, probability: float, *, impl: str = "auto") -> Tensor:
@@ -89,16 +88,19 @@ def attention_with_dropout(
 
 
 class _Dropout(torch.autograd.Function):
-    """Linear, so it is its own derivative. (A derivative registered with the operator would cost more than the operator
-    itself.)"""
+    """By a seed or a mask. Linear, so it is its own derivative. (A derivative registered with the operator would cost
+    more than the operator itself.)"""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, seed: Tensor, probability: float, impl: str) -> Tensor:
-        ctx.save_for_backward(seed)
+    def forward(ctx: Any, x: Tensor, drawn: Tensor, probability: float, impl: str) -> Tensor:
+        ctx.save_for_backward(drawn)
         ctx.how = probability, impl
-        return seeded_dropout(x, seed, probability, impl=impl)
+        if drawn.dtype == torch.bool:
+            # x * mask * scale in one kernel, the scale in float32. torch's own derivative of it rounds the scale.
+            return torch.ops.aten.native_dropout_backward(x, drawn, 1.0 / (1.0 - probability))
+        return seeded_dropout(x, drawn, probability, impl=impl)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (seed,) = ctx.saved_tensors
-        return _Dropout.apply(grads[0], seed, *ctx.how), None, None, None
+        (drawn,) = ctx.saved_tensors
+        return _Dropout.apply(grads[0], drawn, *ctx.how), None, None, None

@@ -95,7 +95,7 @@ def test_a_checkpoint_is_saved_and_loaded_at_another_tensor_parallel_size(tmp_pa
 
 
 def test_torch_says_nothing_about_a_compiler_for_cuda_without_a_gpu():
-    """Its CUDA build does where nvcc is found, as on a cluster's login node; another message of that module is shown."""
+    """Its CUDA build does where it finds nvcc, as on a cluster's login node; that module's other messages are shown."""
     cpu.silence_fallback_warnings()
     logger = logging.getLogger("torch.utils.cpp_extension")
 

@@ -8,8 +8,8 @@ import torch
 from megatron_alum.config.cli import build_config
 from megatron_alum.config.run import RunConfig
 from megatron_alum.models import ModelInputs, build_model
+from megatron_alum.ops.cpu_dropout import draw_mask
 from tests.helpers.distributed import run_ranks
-from tests.models.test_dropout_streams import draw_mask
 
 # Lengths of the sequences; every number of tokens, of sequences and of masked positions differs from the ones before.
 BATCHES = [(20, 30, 7), (21, 33, 9, 11), (41, 9), (30, 50, 6, 9, 3)]

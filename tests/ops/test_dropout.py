@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from megatron_alum.ops import attention_with_dropout, draw_dropout, dropout
 from megatron_alum.reference.dropout import splitmix64
 from tests.helpers.other_device import OTHER_DEVICE, other_device
-from tests.ops.tolerances import ATTENTION
+from tests.ops.tolerances import ATTENTION, SCALE_RTOL
 
 pytestmark = pytest.mark.skipif(
     "config.getoption('--device') != 'cpu'", reason="other devices take torch's own dropout kernel"
@@ -94,6 +94,19 @@ def test_a_mask_drops_where_it_says(dtype):
     assert gradient.tolist() == [32.0, 0.0, -96.0, 0.0]
     (second,) = torch.autograd.grad(gradient.sum(), x)
     assert second.tolist() == [32.0, 0.0, 32.0, 32.0]
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.3, 0.4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_mask_scales_without_bias_in_both_directions(dtype, probability):
+    """Each value is rounded once; a scale rounded to 16 bits would shift all of them by up to 0.2 %."""
+    generator = torch.Generator().manual_seed(6)
+    x, direction = (torch.rand(2**20, generator=generator, dtype=torch.float64).add(1).to(dtype) for _ in range(2))
+    y = dropout(x.requires_grad_(), probability, drawn=torch.ones(x.shape, dtype=torch.bool))
+    (gradient,) = torch.autograd.grad(y, x, direction)
+    for found, of in ((y, x), (gradient, direction)):
+        ratio = (found.double() / of.double()).mean().item() * (1 - probability)
+        assert abs(ratio - 1) < SCALE_RTOL, ratio
 
 
 def test_a_device_draws_masks_of_its_own():
