@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_alum.compat.precision import has_bf16_instructions
 from megatron_alum.config.cli import parse_config
 from megatron_alum.config.run import RunConfig
 from megatron_alum.planning.flops import TextSize
@@ -34,8 +35,7 @@ def measure(prefix, options):
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.planning.measure_memory", *argv]
     root = Path(__file__).parents[2]
-    # A processor without bf16 products takes twenty times as long for the case of bf16.
-    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=1800)
+    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 
@@ -44,6 +44,8 @@ def measure(prefix, options):
     "case", [pytest.param(case, marks=[] if case == "float32" else pytest.mark.slow) for case in CASES]
 )
 def test_the_estimate_is_near_the_measured_peak(prefix, case):
+    if "bf16" in CASES[case] and not has_bf16_instructions():
+        pytest.skip("a processor without bfloat16 instructions takes over nine minutes; one with them, 15 seconds")
     for phase, (measured, estimated) in measure(prefix, CASES[case]).items():
         assert abs(estimated - measured) < TOLERANCE * measured, (phase, estimated / measured)
 
