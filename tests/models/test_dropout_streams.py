@@ -4,6 +4,7 @@ dropped from a stream of its own, hidden values that both ranks hold from the on
 
 import gc
 import weakref
+from functools import partial
 from typing import NamedTuple
 from unittest import mock
 
@@ -14,8 +15,6 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron_alum.ops.cpu_dropout import draw_mask
 from tests.helpers.distributed import run_ranks
 from tests.models.batches import VOCAB_SIZE, make_batch, small_config
-
-FORMS = pytest.mark.parametrize("as_on_a_gpu", [False, True], ids=["seeds", "masks"])
 
 
 class Dropped(NamedTuple):
@@ -64,19 +63,14 @@ def dropped(rank, world_size, model_type="megatron-bert", rows=False, as_on_a_gp
 
 def streams():
     """States of (the stream that the ranks share, the rank's own)."""
-    (own,) = (state for name, state in get_cuda_rng_tracker().get_states().items() if name == "model-parallel-rng")
-    return torch.get_rng_state(), own
-
-
-def dropped_with(rank, world_size, options):
-    return dropped(rank, world_size, **options)
+    return torch.get_rng_state(), get_cuda_rng_tracker().get_states()["model-parallel-rng"]
 
 
 def dropped_by(world_size, **options):
-    return run_ranks(world_size, dropped_with, options)
+    return run_ranks(world_size, partial(dropped, **options))
 
 
-@FORMS
+@pytest.mark.parametrize("as_on_a_gpu", [False, True], ids=["seeds", "masks"])
 @pytest.mark.parametrize("rows", [False, True], ids=["all tokens", "chosen rows"])
 @pytest.mark.parametrize("model_type", ["megatron-bert", "bert"])
 def test_ranks_drop_weights_of_their_own_and_hidden_values_alike(model_type, rows, as_on_a_gpu):
